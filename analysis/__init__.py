@@ -1,0 +1,1 @@
+"""Fit learning-rate laws with intervals, recommend a rate, report. Imports no torch."""

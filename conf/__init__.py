@@ -1,0 +1,1 @@
+"""Hydra configuration, composed as pkg://hyperp.conf."""

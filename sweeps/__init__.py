@@ -1,0 +1,1 @@
+"""Run many trainings: plan a grid, run it, account for every run."""
