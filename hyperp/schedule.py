@@ -1,0 +1,72 @@
+"""Learning-rate schedules as a pure function of the step.
+
+Sphere optimizers need no warm-up and decay linearly to a tenth (arXiv 2603.28743); AdamW baselines usually
+warm up over the first steps and follow a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+ScheduleShape = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The multiplier of every group's peak learning rate.
+
+    With w = warmup_steps and n = total_steps, step s counted from 0:
+
+        s < w   (s + 1) / (w + 1), so the first step is never wasted on a rate of zero
+        s >= w  final + (1 - final) * decay((s - w) / (n - w))
+
+    where decay(p) falls from 1 to 0: 1 - p (linear) or (1 + cos(pi p)) / 2 (cosine). `constant` stays at 1
+    and ignores `final`. The value `final` would be reached at step n, one after the last.
+
+    Args:
+        shape: linear, cosine or constant.
+        warmup_steps: steps of linear warm-up; 0 starts at the peak.
+        final: fraction of the peak at the end of the decay, in [0, 1].
+
+    Raises:
+        ValueError: an unknown shape, a negative or fractional warm-up, or a final outside [0, 1].
+    """
+
+    shape: ScheduleShape = "linear"
+    warmup_steps: int = 0
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.shape not in get_args(ScheduleShape):
+            allowed = ", ".join(get_args(ScheduleShape))
+            raise ValueError(f"schedule shape must be one of {allowed}, got {self.shape!r}")
+        if isinstance(self.warmup_steps, bool) or not isinstance(self.warmup_steps, int):
+            raise ValueError(f"warmup_steps must be an integer of at least 0, got {self.warmup_steps!r}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be an integer of at least 0, got {self.warmup_steps}")
+        if not 0.0 <= self.final <= 1.0:  # false for nan too
+            raise ValueError(f"final must be a fraction of the peak in [0, 1], got {self.final}")
+
+    def check(self, total_steps: int) -> None:
+        """Raise ValueError unless a run of `total_steps` reaches the peak."""
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        if self.warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_steps must be below the {total_steps} steps of the run, got {self.warmup_steps}"
+            )
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Multiplier in [0, 1] for optimizer step `step` in 0 ... total_steps - 1; the peak is exactly 1."""
+        self.check(total_steps)
+        if not 0 <= step < total_steps:
+            raise ValueError(f"step must be in 0 ... {total_steps - 1}, got {step}")
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / (total_steps - self.warmup_steps)
+        if self.shape == "constant":
+            return 1.0
+        decay = 1.0 - progress if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.final + (1.0 - self.final) * decay
