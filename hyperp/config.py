@@ -1,0 +1,251 @@
+"""The configuration of one run: typed for Hydra, validated as a whole, hashed to the run's id.
+
+`Config` is what the library reads. Hydra composes the same fields from `conf/` through `schema()`, so that an
+unknown key or a wrong type is refused before anything runs.
+"""
+
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hyperp.flops import Shape
+from hyperp.parametrization import Parametrization
+from hyperp.scale import Scale
+from hyperp.schedule import Schedule
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the decoder beside width and depth. `query_heads` defaults to width / head_size."""
+
+    context: int = 128
+    head_size: int = 16
+    query_heads: int | None = None
+    kv_heads: int = 1
+    mlp_ratio: int = 4
+    qk_norm: bool = True
+    gated_attention: bool = False
+    rope_base: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """`algorithms` maps a role to its algorithm, `options` an algorithm to its options; clip 0 is no clipping."""
+
+    name: str = "muonh"
+    algorithms: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip) and self.clip >= 0):
+            raise ValueError(f"optim.clip must be finite and at least 0, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`source` is stdlib, text (bytes of `files`) or tokens (the prepared file `path`)."""
+
+    source: str = "stdlib"
+    files: list[str] = field(default_factory=list)
+    path: str | None = None
+    held_out_tokens: int = 65_536
+
+    def __post_init__(self) -> None:
+        if self.source not in ("stdlib", "text", "tokens"):
+            raise ValueError(f"data.source must be stdlib, text or tokens, got {self.source!r}")
+        if self.source == "text" and not self.files:
+            raise ValueError("data.files must name at least one file, folder or pattern when data.source is text")
+        if self.source == "tokens" and not self.path:
+            raise ValueError("data.path must name a prepared .bin file when data.source is tokens")
+        if self.held_out_tokens < 1:
+            raise ValueError(f"data.held_out_tokens must be at least 1, got {self.held_out_tokens}")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
+
+    `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0 takes
+    the whole batch at once; `log_every`, `eval_every` and `checkpoint_every` count steps, 0 is only at the end
+    (evaluation) or never (checkpoint).
+    """
+
+    root: str = "runs/single"
+    device: str = "auto"
+    threads: int = 0
+    compile: bool = False
+    micro_batch_tokens: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("runtime.root must name a folder, got ''")
+        for name in ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
+        if self.log_every < 1:
+            raise ValueError(f"runtime.log_every must be at least 1, got {self.log_every}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, resolved. Raises ValueError, naming the field, for values that cannot be run together."""
+
+    scale: Scale
+    base_lr: float
+    seed: int = 0
+    precision: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parametrization: Parametrization = field(default_factory=Parametrization)
+    schedule: Schedule = field(default_factory=Schedule)
+    data: DataConfig = field(default_factory=DataConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base_lr) and self.base_lr > 0):
+            raise ValueError(f"base_lr must be finite and positive, got {self.base_lr}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in 0 ... 2^32 - 1, got {self.seed}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name, tokens in (
+            ("scale.batch_tokens", self.scale.batch_tokens),
+            ("runtime.micro_batch_tokens", self.runtime.micro_batch_tokens),
+        ):
+            if tokens % self.model.context:
+                raise ValueError(f"{name} must be a multiple of model.context={self.model.context}, got {tokens}")
+        if self.runtime.micro_batch_tokens and self.scale.batch_tokens % self.runtime.micro_batch_tokens:
+            raise ValueError(
+                f"runtime.micro_batch_tokens must divide scale.batch_tokens={self.scale.batch_tokens}, "
+                f"got {self.runtime.micro_batch_tokens}"
+            )
+        self.schedule.check(self.scale.steps)
+        if self.scale.sparsity > 1 or self.scale.granularity > 1:
+            raise ValueError(
+                "scale.granularity and scale.sparsity must be 1 (this version trains dense models), "
+                f"got {self.scale.granularity} and {self.scale.sparsity}"
+            )
+
+    def shape(self, vocab: int) -> Shape:
+        """Sizes of the decoder for a vocabulary of `vocab` ids."""
+        m = self.model
+        if m.query_heads is None and self.scale.width % m.head_size:
+            raise ValueError(
+                f"scale.width must be a multiple of model.head_size={m.head_size}, got {self.scale.width}"
+            )
+        return Shape(
+            vocab=vocab,
+            context=m.context,
+            head_size=m.head_size,
+            query_heads=m.query_heads or self.scale.width // m.head_size,
+            kv_heads=m.kv_heads,
+            mlp_ratio=m.mlp_ratio,
+            qk_norm=m.qk_norm,
+            gated_attention=m.gated_attention,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes this run what it is, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "runtime"}
+
+    def run_id(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of `identity()` as canonical JSON."""
+        text = json.dumps(self.identity(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _hydra_type(hint: Any) -> Any:
+    """The nearest type that OmegaConf 2.3 knows: a dataclass becomes its mirror, a Literal its base type."""
+    if is_dataclass(hint):
+        return _mirror(typing.cast(type, hint))
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_hydra_type(part) for part in get_args(hint))]  # noqa: UP007
+    return hint
+
+
+@cache
+def _mirror(cls: type) -> type:
+    """A mutable twin of a frozen dataclass, which OmegaConf would otherwise make read-only."""
+    hints = get_type_hints(cls)
+    columns = []
+    for f in fields(cls):
+        kind = _hydra_type(hints[f.name])
+        if is_dataclass(kind):
+            columns.append((f.name, kind, field(default_factory=kind)))
+        elif f.default_factory is not MISSING:
+            columns.append((f.name, kind, field(default_factory=f.default_factory)))
+        else:
+            columns.append((f.name, kind, field(default="???" if f.default is MISSING else f.default)))
+    return make_dataclass(cls.__name__, columns)
+
+
+@cache
+def register_schema() -> None:
+    """Give Hydra the typed schema under the name `schema`; `sweep` and `launcher` belong to the orchestrator."""
+    plans = [(name, dict[str, Any], field(default_factory=dict)) for name in ("sweep", "launcher")]
+    ConfigStore.instance().store("schema", make_dataclass("Schema", plans, bases=(_mirror(Config),)))
+
+
+def resolve(cfg: DictConfig) -> Config:
+    """Turn what Hydra composed into a `Config`. Raises ValueError in one line, naming the field."""
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(one_line(error)) from None
+    assert isinstance(values, dict)
+    return from_dict({str(key): value for key, value in values.items() if key not in ("sweep", "launcher")})
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A `Config` from plain values, as `dataclasses.asdict` made them. Raises ValueError, naming the field."""
+    hints = get_type_hints(Config)
+    parts = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{key} is not a field of the configuration; allowed are {', '.join(hints)}")
+        try:
+            parts[key] = hints[key](**value) if is_dataclass(hints[key]) else value
+        except TypeError as error:
+            raise ValueError(f"{key}: {error}") from None
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(key) else f"{key}.{text}") from None
+    return Config(**parts)
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose `conf/train.yaml` with override words. Raises ValueError in one line for bad words."""
+    register_schema()
+    try:
+        with initialize_config_module("hyperp.conf", version_base="1.3"):
+            return hydra_compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_line(error)) from None
+
+
+def one_line(error: BaseException) -> str:
+    """The lines of an error that say what is wrong, joined, without Hydra's advice and OmegaConf's type notes."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    keep = [line for line in lines if line and not line.startswith(("reference_type=", "object_type="))]
+    return " ".join(keep) or type(error).__name__

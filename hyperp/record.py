@@ -1,0 +1,93 @@
+"""What one run leaves behind: `record.json`, written once, atomically, when the run has ended."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+METRIC = "held-out loss, nats per token"
+ENDED = ("finished", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One ended run. `loss` is nats per token on the held-out set and is a number only if it finished.
+
+    `lr` is the peak rate of the hidden matrices after every factor, `base_lr` the rate before them, `factors`
+    the factors of every role; `config` is the whole resolved configuration, of which `run_id` is the hash.
+    """
+
+    run_id: str
+    status: str
+    optimizer: str
+    parametrization: str
+    schedule: str
+    data: str
+    scale: dict[str, int]
+    seed: int
+    lr: float
+    base_lr: float
+    config: dict[str, Any]
+    factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    reason: str | None = None
+    metric: str = METRIC
+    loss: float | None = None
+    bits_per_byte: float | None = None
+    train_loss: float | None = None
+    steps: int = 0
+    parameters: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    resumed: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in ENDED:
+            raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
+        if (self.loss is not None) != (self.status == "finished"):
+            raise ValueError(f"loss must be a number exactly when status is finished, got {self.loss}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write to a temporary name in the same folder, flush to disk, rename: a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save(record: Record, run_dir: Path) -> None:
+    """Write `run_dir`/record.json."""
+    write_json(run_dir / "record.json", asdict(record))
+
+
+def load(run_dir: Path) -> Record | None:
+    """The record of a run folder, or None if the run has not ended.
+
+    Raises ValueError, naming the file, if it is not a record of this schema.
+    """
+    path = run_dir / "record.json"
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a record: {error}") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else value
+        raise ValueError(f"{path}: schema must be {SCHEMA}, got {found!r}")
+    known = {f.name for f in fields(Record)}
+    try:
+        return Record(**{key: item for key, item in value.items() if key in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None

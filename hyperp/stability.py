@@ -1,0 +1,46 @@
+"""When a run has diverged: decided from the training loss and the gradient norm of every step."""
+
+import math
+
+import torch
+from torch import Tensor
+
+PATIENCE = 10  # steps in a row whose gradient is not finite
+WINDOW = 32  # steps over which the loss is averaged
+
+
+class DivergenceMonitor:
+    """Watches every step on the device and is read on the host whenever the caller likes.
+
+    A run has diverged when a training loss is not finite, when the gradient is not finite for PATIENCE steps in
+    a row, or when the loss, averaged over about WINDOW steps, exceeds twice that of a uniform guess, from which
+    no run at a usable rate has to recover. The worst value is kept, so that the verdict does not depend on how
+    often it is read.
+
+    Args:
+        vocab: number of ids; a uniform guess loses log(vocab) nats per token.
+        device: where losses and gradient norms live.
+    """
+
+    def __init__(self, vocab: int, device: torch.device):
+        self.uniform = math.log(vocab)
+        # mean loss (it starts at a uniform guess), worst mean, bad gradients in a row, most of them in a row
+        self.state = torch.tensor([self.uniform, 0.0, 0.0, 0.0], dtype=torch.float64, device=device)
+
+    def update(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        """Take in one step; both are scalars on the device."""
+        mean, worst, bad, most = self.state.unbind()
+        mean = mean + (loss.detach().double() - mean) / WINDOW
+        bad = (bad + 1) * ~torch.isfinite(gradient_norm)
+        self.state = torch.stack((mean, torch.maximum(worst, mean), bad, torch.maximum(most, bad)))
+
+    def reason(self, step: int) -> str | None:
+        """Why the run has diverged by `step`, or None."""
+        _, worst, _, most = self.state.tolist()
+        if not math.isfinite(worst):
+            return f"training loss not finite by step {step}"
+        if worst > 2 * self.uniform:
+            return f"training loss {worst:.4g} by step {step}, above twice a uniform guess of {self.uniform:.4g}"
+        if most >= PATIENCE:
+            return f"gradient not finite for {most:.0f} steps in a row by step {step}"
+        return None

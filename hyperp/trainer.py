@@ -1,0 +1,124 @@
+"""What one training run holds in memory: data, model, optimizer, and one step of the loop.
+
+Shape suffixes: B sequences, T positions, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperp.config import Config
+from hyperp.data import Batches, Corpus, load_corpus
+from hyperp.model.transformer import Transformer
+from hyperp.optim import build
+from hyperp.roles import roles_of
+from hyperp.stability import DivergenceMonitor
+
+EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the CUDA device if there is one. Raises ValueError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"runtime.device must be auto or a device of this machine, got {name!r} ({error})") from None
+    return device
+
+
+class Trainer:
+    """All that one run holds in memory: data, model, optimizer. Building one writes nothing.
+
+    Raises ValueError, naming the field, for a configuration that cannot be run here.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus | None = None):
+        self.config, self.device = config, resolve_device(config.runtime.device)
+        if config.runtime.threads:
+            torch.set_num_threads(config.runtime.threads)
+        self.corpus = corpus or load_corpus(config.data.source, config.data.files, config.data.path)
+        context, scale = config.model.context, config.scale
+        self.batches = Batches(self.corpus, context, scale.batch_tokens // context, config.seed)
+        self.held_out = self.batches.held_out(config.data.held_out_tokens)
+        self.shape = config.shape(self.corpus.vocab_size)
+        rule = config.parametrization
+        self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
+        self.model.to(self.device)
+        roles = sorted(set(roles_of(self.model).values()))
+        self.rates = {role: rule.effective_lr(role, scale, config.base_lr) for role in roles}
+        self.optimizer = build(
+            self.model,
+            config.optim.name,
+            lr={role: rate.lr for role, rate in self.rates.items()},
+            algorithms=config.optim.algorithms,
+            options=config.optim.options,
+        )
+        self.optimizer.project_()
+        self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
+        self.step, self.seconds, self.resumed = 0, 0.0, 0
+        wanted = config.precision
+        bf16 = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+        if config.runtime.compile:
+            self.model.compile()
+
+    def loss(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Mean cross entropy, nats per token."""
+        with self.autocast:
+            logits_BTV = self.model(x_BT.to(self.device, non_blocking=True))
+        return F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.to(self.device, non_blocking=True).flatten())
+
+    def train_step(self) -> Tensor:
+        """One optimizer step. Returns the training loss, a scalar on the device."""
+        config = self.config
+        x_BT, y_BT = self.batches.batch(self.step)
+        size = (config.runtime.micro_batch_tokens or config.scale.batch_tokens) // config.model.context
+        parts = len(x_BT) // size
+        total = torch.zeros((), device=self.device)
+        for x, y in zip(x_BT.split(size), y_BT.split(size), strict=True):
+            loss = self.loss(x, y)
+            (loss / parts).backward()
+            total += loss.detach() / parts
+        limit = config.optim.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        factor = config.schedule.factor(self.step, config.scale.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.monitor.update(total, norm)
+        self.step += 1
+        return total
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss on the held-out windows, nats per token; the same windows for every run on this corpus."""
+        x_BT, y_BT = self.held_out
+        size = max(1, EVALUATION_TOKENS // self.config.model.context)
+        losses = [self.loss(x, y) * len(x) for x, y in zip(x_BT.split(size), y_BT.split(size), strict=True)]
+        return float(torch.stack(losses).double().sum()) / len(x_BT)
+
+    def state(self) -> dict[str, Any]:
+        """What a later process needs to go on with the same bits."""
+        return {
+            "run_id": self.config.run_id(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "resumed": self.resumed,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        assert state["run_id"] == self.config.run_id()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.monitor.state = state["monitor"].to(self.device)
+        self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"] + 1
