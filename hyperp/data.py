@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -69,17 +69,28 @@ class TokensSidecar(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-def load_corpus(source: str, files: Sequence[str] = (), path: str | Path | None = None) -> Corpus:
-    """The corpus of a data configuration: `files` is for text, `path` for tokens."""
-    if source == "stdlib":
+class DataOptions(Protocol):
+    """What `load_corpus` reads of a configuration: `files` is for text, `path` for tokens."""
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def files(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def path(self) -> str | Path | None: ...  # noqa: D102
+
+
+def load_corpus(data: DataOptions) -> Corpus:
+    """The corpus of a data configuration."""
+    if data.source == "stdlib":
         return stdlib_corpus()
-    if source == "text":
-        return text_corpus(files)
-    if source == "tokens":
-        if path is None:
+    if data.source == "text":
+        return text_corpus(data.files)
+    if data.source == "tokens":
+        if data.path is None:
             raise ValueError("data.path must be the .bin file of data.source=tokens, got nothing")
-        return tokens_corpus(Path(path))
-    raise ValueError(f"data.source must be one of stdlib, text, tokens, got {source!r}")
+        return tokens_corpus(Path(data.path).expanduser())
+    raise ValueError(f"data.source must be one of stdlib, text, tokens, got {data.source!r}")
 
 
 def stdlib_corpus() -> Corpus:

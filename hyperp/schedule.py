@@ -41,7 +41,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in get_args(ScheduleShape):
             allowed = ", ".join(get_args(ScheduleShape))
-            raise ValueError(f"schedule shape must be one of {allowed}, got {self.shape!r}")
+            raise ValueError(f"shape must be one of {allowed}, got {self.shape!r}")
         if isinstance(self.warmup_steps, bool) or not isinstance(self.warmup_steps, int):
             raise ValueError(f"warmup_steps must be an integer of at least 0, got {self.warmup_steps!r}")
         if self.warmup_steps < 0:

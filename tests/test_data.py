@@ -3,6 +3,8 @@ import json
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,13 @@ from hyperp.data import (
 torch.set_num_threads(1)
 
 CONTEXT = 16
+
+
+@dataclass
+class Options:
+    source: str
+    files: list[str] = field(default_factory=list)
+    path: Path | None = None
 
 
 def corpus_of(train: int, held_out: int = 1000) -> Corpus:
@@ -186,7 +195,7 @@ def test_stdlib_is_real_text_with_a_held_out_part():
 
 
 def test_stdlib_is_the_same_in_another_process():
-    check = "from hyperp.data import load_corpus; print(load_corpus('stdlib').digest)"
+    check = "from hyperp.data import stdlib_corpus; print(stdlib_corpus().digest)"
     found = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == stdlib_corpus().digest
 
@@ -270,7 +279,7 @@ def test_empty_files_are_too_small(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_tokens_are_mapped_and_their_end_is_held_out(tmp_path, dtype):
     ids = np.random.default_rng(0).integers(0, 1000, 6400).astype(dtype)
-    corpus = load_corpus("tokens", path=write_tokens(tmp_path / "ids.bin", ids))
+    corpus = load_corpus(Options("tokens", path=write_tokens(tmp_path / "ids.bin", ids)))
     assert isinstance(corpus.train, np.memmap)
     assert np.array_equal(np.concatenate([corpus.train, corpus.held_out]), ids)
     assert len(corpus.held_out) == 200
@@ -307,11 +316,11 @@ def test_a_bad_sidecar_is_named(tmp_path, changes, text):
 
 def test_missing_files_and_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"got no file .*none.bin"):
-        load_corpus("tokens", path=tmp_path / "none.bin")
+        load_corpus(Options("tokens", path=tmp_path / "none.bin"))
     (tmp_path / "alone.bin").write_bytes(b"12")
     with pytest.raises(ValueError, match=r"got no file .*alone.bin.json"):
-        load_corpus("tokens", path=tmp_path / "alone.bin")
+        load_corpus(Options("tokens", path=tmp_path / "alone.bin"))
     with pytest.raises(ValueError, match=r"data.path must be the .bin file"):
-        load_corpus("tokens")
+        load_corpus(Options("tokens"))
     with pytest.raises(ValueError, match=r"data.source must be one of stdlib, text, tokens, got 'web'"):
-        load_corpus("web")
+        load_corpus(Options("web"))

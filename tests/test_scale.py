@@ -44,6 +44,6 @@ def test_a_scale_is_a_row():
 
 
 def test_the_arithmetic_modules_import_neither_torch_nor_pandas():
-    modules = "hyperp.scale, hyperp.schedule"
+    modules = "hyperp.scale, hyperp.flops, hyperp.parametrization, hyperp.schedule"
     check = f"import sys, {modules}; assert not {{'torch', 'pandas', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -57,7 +57,7 @@ def test_a_warm_up_that_outlasts_the_run_is_refused(warmup):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"shape": "step"}, "schedule shape must be one of linear, cosine, constant, got 'step'"),
+        ({"shape": "step"}, "^shape must be one of linear, cosine, constant, got 'step'"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0, got -1"),
         ({"warmup_steps": 1.5}, "warmup_steps must be an integer of at least 0, got 1.5"),
         ({"final": 1.1}, r"final must be a fraction of the peak in \[0, 1\], got 1.1"),

@@ -1,0 +1,229 @@
+"""How learning rates, initialisation and multipliers follow the size of a run: four rules, as tables.
+
+Every learning rate is
+
+    lr = base_lr (B/B0)^batch (d/d0)^depth (T/T0)^token (w/w0)^width
+
+with the batch, depth, training tokens and width of the run over those of a reference, where base_lr was
+tuned. The rules differ in the exponents of `TABLES` alone, each a field of `Parametrization` that can be set
+by itself; an exponent of 0 gives a factor of exactly 1.
+
+hyperp
+    arXiv 2603.28743, for sphere optimizers. sqrt(B), 1/sqrt(d), T^-0.32 and no width factor; residual
+    branches times 1/sqrt(2 d). Its code (microsoft/ArchScale, pretrain.py) applies one global rate to every
+    role; its Table 1 has T on hidden matrices only, and 1/sqrt(d) alone on embeddings and unembedding.
+    `token_exponent_on` chooses.
+mup++
+    arXiv 2507.06607, for AdamW, as ArchScale runs it (pretrain.py: setup and get_param_groups;
+    lit_gpt/model.py: GPT and Block). sqrt(B) and 1/sqrt(d) on every role; 1/w on hidden matrices, while
+    embeddings, unembedding and vectors keep the global rate; logits times w0/w; residual branches times
+    1/sqrt(2 d). In that code width is proportional to depth, so it writes d0/d for what is w0/w here. It also
+    sets the weight decay of embeddings, unembedding and vectors to zero: an option of the optimizer, not of a
+    rate.
+mup
+    arXiv 2203.03466, Table 8, for Adam. 1/w on hidden matrices, logits times w0/w, the rest constant; the
+    initial std of the unembedding must not depend on width. No rule for depth, batch or tokens.
+standard
+    Every factor is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from hyperp.scale import Scale, positive_int
+
+if TYPE_CHECKING:
+    from hyperp.roles import Role
+
+RuleName = Literal["hyperp", "mup++", "mup", "standard"]
+ExponentOn = Literal["all", "hidden"]
+
+MATRIX_ROLES = ("hidden", "router", "expert")
+OTHER_ROLES = ("embedding", "unembedding", "vector")
+FACTORS = ("batch", "depth", "tokens", "width")
+INVERSE_ROOT_WIDTH = "1/sqrt(width)"
+
+# The depth-8 model of arXiv 2603.28743, for every rule; the initialisation is that of its code.
+REFERENCE: dict[str, Any] = {
+    "reference_width": 1024,
+    "reference_depth": 8,
+    "reference_tokens": 10_400_000_000,
+    "reference_batch_tokens": 2**21,
+    "token_exponent_on": "all",
+    "init_hidden_gain": 1 / math.sqrt(3),
+    "init_hidden_exponent": -0.5,
+    "init_embedding_std": 1e-4,
+    "init_unembedding_std": 0.02,
+}
+
+EXPONENTS = (
+    "batch_exponent",
+    "depth_exponent",
+    "token_exponent",
+    "width_exponent",
+    "residual_exponent",
+    "logit_exponent",
+)
+
+TABLES: dict[RuleName, dict[str, Any]] = {
+    #                                    batch depth  token  width residual logit
+    "hyperp": dict(zip(EXPONENTS, (0.5, -0.5, -0.32, 0.0, -0.5, 0.0), strict=True)),
+    "mup++": dict(zip(EXPONENTS, (0.5, -0.5, 0.00, -1.0, -0.5, -1.0), strict=True)),
+    "mup": dict(zip(EXPONENTS, (0.0, 0.0, 0.00, -1.0, 0.0, -1.0), strict=True)),
+    "standard": dict(zip(EXPONENTS, (0.0, 0.0, 0.00, 0.0, 0.0, 0.0), strict=True)),
+}
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The peak learning rate of one role: `lr` is `base_lr` times every factor.
+
+    `factors` always has batch, depth, tokens and width, in this order; 1.0 where one does not apply.
+    """
+
+    role: Role
+    base_lr: float
+    factors: dict[str, float]
+    lr: float
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """One rule. A field left at None takes its value from the rule's table, and reads as that value.
+
+    Args:
+        name: hyperp, mup++, mup or standard.
+        reference_width, reference_depth, reference_tokens, reference_batch_tokens: the sizes at which every
+            factor is 1.
+        batch_exponent, depth_exponent, token_exponent: of the learning rate.
+        token_exponent_on: all, or hidden: then only hidden matrices, routers and experts get the batch and
+            token factors, and the other roles the depth factor alone.
+        width_exponent: of the learning rate of hidden matrices, routers and experts; other roles have none.
+        residual_exponent: residual branches are multiplied by (2 depth) to this power.
+        logit_exponent: logits are multiplied by (width / reference_width) to this power.
+        init_hidden_gain, init_hidden_exponent: hidden std = gain d_in^exponent.
+        init_embedding_std: std of the embedding.
+        init_unembedding_std: std of the unembedding, a number or the words "1/sqrt(width)".
+
+    Raises:
+        ValueError: an unknown name or word, a number that is not finite, a size or std that is not positive.
+    """
+
+    name: RuleName = "hyperp"
+    reference_width: int | None = None
+    reference_depth: int | None = None
+    reference_tokens: int | None = None
+    reference_batch_tokens: int | None = None
+    batch_exponent: float | None = None
+    depth_exponent: float | None = None
+    token_exponent: float | None = None
+    token_exponent_on: ExponentOn | None = None
+    width_exponent: float | None = None
+    residual_exponent: float | None = None
+    logit_exponent: float | None = None
+    init_hidden_gain: float | None = None
+    init_hidden_exponent: float | None = None
+    init_embedding_std: float | None = None
+    init_unembedding_std: float | int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in TABLES:
+            raise ValueError(f"name must be one of {', '.join(TABLES)}, got {self.name!r}")
+        table = {**REFERENCE, **TABLES[self.name]}
+        for field in fields(self):
+            if getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, table[field.name])
+        for name in ("width", "depth", "tokens", "batch_tokens"):
+            key = f"reference_{name}"
+            object.__setattr__(self, key, positive_int(key, getattr(self, key)))
+        for name in (*EXPONENTS, "init_hidden_exponent"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        for name in ("init_hidden_gain", "init_embedding_std"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+        if self.init_unembedding_std != INVERSE_ROOT_WIDTH:
+            std = _positive("init_unembedding_std", self.init_unembedding_std, f' or "{INVERSE_ROOT_WIDTH}"')
+            object.__setattr__(self, "init_unembedding_std", std)
+        if self.token_exponent_on not in get_args(ExponentOn):
+            raise ValueError(f"token_exponent_on must be all or hidden, got {self.token_exponent_on!r}")
+
+    def effective_lr(self, role: Role, scale: Scale, base_lr: float) -> LearningRate:
+        """Peak learning rate of `role` at `scale`, with every factor. Raises ValueError for a bad base_lr."""
+        _known(role)
+        base_lr = _positive("base_lr", base_lr)
+        matrix = role in MATRIX_ROLES
+        horizon = matrix or self.token_exponent_on == "all"
+        factors = {
+            "batch": _power(scale.batch_tokens, self.reference_batch_tokens, self.batch_exponent, horizon),
+            "depth": _power(scale.depth, self.reference_depth, self.depth_exponent),
+            "tokens": _power(scale.tokens, self.reference_tokens, self.token_exponent, horizon),
+            "width": _power(scale.width, self.reference_width, self.width_exponent, matrix),
+        }
+        return LearningRate(role, base_lr, factors, base_lr * math.prod(factors.values()))
+
+    def residual_multiplier(self, depth: int) -> float:
+        """What the output of every attention and MLP is multiplied by before it is added to the stream."""
+        return _power(2 * depth, 1, self.residual_exponent)
+
+    def logit_multiplier(self, width: int) -> float:
+        """What the logits are multiplied by."""
+        return _power(width, self.reference_width, self.logit_exponent)
+
+    def init_std(self, role: Role, d_in: int, width: int) -> float:
+        """Standard deviation of a matrix (d_out, d_in) of `role` at initialisation; vectors start at 1."""
+        _known(role)
+        if role == "vector":
+            raise ValueError(
+                "role must be a matrix to have an init std, got 'vector', whose gains start at 1"
+            )
+        if role == "embedding":
+            assert self.init_embedding_std is not None
+            return self.init_embedding_std
+        if role == "unembedding":
+            std = self.init_unembedding_std
+            return 1 / math.sqrt(width) if isinstance(std, str) else _positive("init_unembedding_std", std)
+        assert self.init_hidden_gain is not None
+        return self.init_hidden_gain * _power(d_in, 1, self.init_hidden_exponent)
+
+
+def factors_table(rule: Parametrization, scale: Scale, base_lr: float, roles: Sequence[Role]) -> str:
+    """Plain text: one line a role, with base_lr, every factor and the learning rate that is their product."""
+    header = ("role", "base_lr", *FACTORS, "lr")
+    rows: list[tuple[str, ...]] = [header]
+    for role in roles:
+        rate = rule.effective_lr(role, scale, base_lr)
+        numbers = (rate.base_lr, *(rate.factors[name] for name in FACTORS), rate.lr)
+        rows.append((role, *(f"{number:.6g}" for number in numbers)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(text.rjust(n) for text, n in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _power(size: int, reference: int | None, exponent: float | None, applies: bool = True) -> float:
+    assert reference is not None
+    assert exponent is not None
+    return (size / reference) ** exponent if applies else 1.0
+
+
+def _known(role: str) -> None:
+    if role not in MATRIX_ROLES + OTHER_ROLES:
+        raise ValueError(f"role must be one of {', '.join(MATRIX_ROLES + OTHER_ROLES)}, got {role!r}")
+
+
+def _finite(name: str, value: Any, allowed: str = "finite", also: str = "") -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{name} must be {allowed}{also}, got {value!r}")
+
+
+def _positive(name: str, value: Any, also: str = "") -> float:
+    number = _finite(name, value, "finite and positive", also)
+    if number <= 0:
+        raise ValueError(f"{name} must be finite and positive{also}, got {value!r}")
+    return number
