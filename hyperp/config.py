@@ -70,7 +70,9 @@ class DataConfig:
         if self.source not in ("stdlib", "text", "tokens"):
             raise ValueError(f"data.source must be stdlib, text or tokens, got {self.source!r}")
         if self.source == "text" and not self.files:
-            raise ValueError("data.files must name at least one file, folder or pattern when data.source is text")
+            raise ValueError(
+                "data.files must name at least one file, folder or pattern when data.source is text"
+            )
         if self.source == "tokens" and not self.path:
             raise ValueError("data.path must name a prepared .bin file when data.source is tokens")
         if self.held_out_tokens < 1:
@@ -103,6 +105,11 @@ class RuntimeConfig:
                 raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
         if self.log_every < 1:
             raise ValueError(f"runtime.log_every must be at least 1, got {self.log_every}")
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"runtime.checkpoint_every must be a multiple of runtime.log_every={self.log_every}, "
+                f"got {self.checkpoint_every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,9 @@ class Config:
             ("runtime.micro_batch_tokens", self.runtime.micro_batch_tokens),
         ):
             if tokens % self.model.context:
-                raise ValueError(f"{name} must be a multiple of model.context={self.model.context}, got {tokens}")
+                raise ValueError(
+                    f"{name} must be a multiple of model.context={self.model.context}, got {tokens}"
+                )
         if self.runtime.micro_batch_tokens and self.scale.batch_tokens % self.runtime.micro_batch_tokens:
             raise ValueError(
                 f"runtime.micro_batch_tokens must divide scale.batch_tokens={self.scale.batch_tokens}, "

@@ -34,13 +34,20 @@ class DivergenceMonitor:
         bad = (bad + 1) * ~torch.isfinite(gradient_norm)
         self.state = torch.stack((mean, torch.maximum(worst, mean), bad, torch.maximum(most, bad)))
 
+    def mean_loss(self) -> float | None:
+        """Training loss averaged over about the last WINDOW steps, nats per token; None if it is not finite."""
+        mean = float(self.state[0])
+        return mean if math.isfinite(mean) else None
+
     def reason(self, step: int) -> str | None:
         """Why the run has diverged by `step`, or None."""
         _, worst, _, most = self.state.tolist()
         if not math.isfinite(worst):
             return f"training loss not finite by step {step}"
         if worst > 2 * self.uniform:
-            return f"training loss {worst:.4g} by step {step}, above twice a uniform guess of {self.uniform:.4g}"
+            return (
+                f"training loss {worst:.4g} by step {step}, above twice a uniform guess of {self.uniform:.4g}"
+            )
         if most >= PATIENCE:
             return f"gradient not finite for {most:.0f} steps in a row by step {step}"
         return None

@@ -1,6 +1,6 @@
 """Make a run folder end in a record: the loop over steps, its checkpoints, and the `hyperp-train` command."""
 
-import logging
+import math
 import platform
 import socket
 import time
@@ -21,7 +21,6 @@ from hyperp.flops import training_flops
 from hyperp.record import Record
 from hyperp.trainer import Trainer
 
-log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
@@ -47,17 +46,22 @@ class Clock:
             self.report(t.step, t.config.scale.steps, loss, speed)
         if time.monotonic() - self.beat >= HEARTBEAT_SECONDS:
             self.beat = time.monotonic()
-            beat = {"step": t.step, "steps": t.config.scale.steps, "tokens_per_second": speed, "time": time.time()}
+            beat = {
+                "step": t.step,
+                "steps": t.config.scale.steps,
+                "tokens_per_second": speed,
+                "time": time.time(),
+            }
             record.write_json(self.run_dir / "heartbeat.json", beat | {"host": socket.gethostname()})
         return speed
 
 
-def run_steps(trainer: Trainer, run_dir: Path, report: Report | None) -> tuple[float | None, str | None]:
-    """Train to the end or to divergence. Returns the mean of the last logged training losses, and the reason."""
+def run_steps(trainer: Trainer, run_dir: Path, report: Report | None) -> str | None:
+    """Train to the end, or until the run has diverged: then returns the reason."""
     runtime, steps = trainer.config.runtime, trainer.config.scale.steps
     metrics = checkpoint.MetricsLog(run_dir / "metrics.jsonl", trainer.step)
     clock = Clock(trainer, run_dir, report)
-    reason, mean, losses = None, None, []
+    reason, mean, losses = None, float("nan"), []
     try:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
@@ -73,11 +77,10 @@ def run_steps(trainer: Trainer, run_dir: Path, report: Report | None) -> tuple[f
                 metrics.write(step, held_out_loss=trainer.evaluate())
             due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0 and step < steps
             if due and reason is None:
-                clock.tick(mean if mean is not None else float("nan"))
                 checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
     finally:
         metrics.close()
-    return mean, reason
+    return reason
 
 
 def base_record(config: Config, **values: Any) -> Record:
@@ -99,23 +102,24 @@ def base_record(config: Config, **values: Any) -> Record:
     return Record(**(known | values))
 
 
-def finish(trainer: Trainer, mean: float | None, reason: str | None) -> Record:
+def finish(trainer: Trainer, reason: str | None) -> Record:
     """Evaluate, and say how the run ended."""
     config = trainer.config
     loss = None if reason else trainer.evaluate()
-    if loss is not None and not loss < float("inf"):
+    if loss is not None and not math.isfinite(loss):
         loss, reason = None, f"held-out loss {loss} at step {trainer.step}"
-    finite = mean is not None and mean - mean == 0
     tokens = trainer.step * config.scale.batch_tokens
-    device = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else platform.machine()
+    device = (
+        torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else platform.machine()
+    )
     return base_record(
         config,
         status="diverged" if reason else "finished",
         reason=reason,
         factors={role: {**rate.factors, "lr": rate.lr} for role, rate in trainer.rates.items()},
         loss=loss,
-        bits_per_byte=None if loss is None else trainer.corpus.bits_per_byte(loss),
-        train_loss=mean if finite else None,
+        bits_per_byte=None if loss is None else loss / math.log(2) / trainer.corpus.bytes_per_token,
+        train_loss=trainer.monitor.mean_loss(),
         steps=trainer.step,
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         flops=training_flops(config.scale, trainer.shape) * trainer.step / config.scale.steps,
@@ -133,12 +137,14 @@ def finish(trainer: Trainer, mean: float | None, reason: str | None) -> Record:
     )
 
 
-def train(config: Config, run_dir: Path, report: Report | None = None, corpus: Corpus | None = None) -> Record:
+def train(
+    config: Config, run_dir: Path, report: Report | None = None, corpus: Corpus | None = None
+) -> Record:
     """Do the run in `run_dir`, or what is left of it, and return its record.
 
     A run that has finished or diverged before is not done again; one that was killed resumes from its last
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here, before
-    anything is written.
+    anything is written; an exception later than that leaves the record of a failed run and is raised again.
     """
     ended = record.load(run_dir)
     if ended is not None and ended.status != "failed":
@@ -146,25 +152,33 @@ def train(config: Config, run_dir: Path, report: Report | None = None, corpus: C
     trainer = Trainer(config, corpus)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
-    saved = checkpoint.load(run_dir / "checkpoint.pt", trainer.device)
-    if saved is not None:
-        trainer.restore(saved)
-    mean, reason = run_steps(trainer, run_dir, report)
-    result = finish(trainer, mean, reason)
+    try:
+        saved = checkpoint.load(run_dir / "checkpoint.pt", trainer.device)
+        if saved is not None:
+            trainer.restore(saved)
+        result = finish(trainer, run_steps(trainer, run_dir, report))
+    except Exception as error:
+        record_failure(config, run_dir, error)
+        raise
     record.save(result, run_dir)
-    for leftover in ("checkpoint.pt", "heartbeat.json"):
+    for leftover in ("checkpoint.pt", "heartbeat.json", "error.txt"):
         (run_dir / leftover).unlink(missing_ok=True)
     return result
 
 
+def record_failure(config: Config, run_dir: Path, error: Exception) -> Record:
+    """Write a record with status `failed` and the exception's one line, and its traceback to `error.txt`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    failed = base_record(config, status="failed", reason=reason)
+    record.save(failed, run_dir)
+    return failed
+
+
 def train_or_record_failure(config: Config, run_dir: Path, report: Report | None = None) -> Record:
-    """`train`, but an exception becomes a record with status `failed` and its traceback in `error.txt`."""
+    """`train`, but an exception becomes the record of a failed run, and is not raised."""
     try:
         return train(config, run_dir, report)
     except Exception as error:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "error.txt").write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        failed = base_record(config, status="failed", reason=reason)
-        record.save(failed, run_dir)
-        return failed
+        return record_failure(config, run_dir, error)

@@ -27,7 +27,9 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"runtime.device must be auto or a device of this machine, got {name!r} ({error})") from None
+        raise ValueError(
+            f"runtime.device must be auto or a device of this machine, got {name!r} ({error})"
+        ) from None
     return device
 
 

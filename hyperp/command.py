@@ -1,0 +1,144 @@
+"""`hyperp-train`: a Hydra application for one run (or, with -m, for every run of a sweep)."""
+
+import argparse
+import os
+import sys
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hyperp.config import Config, compose, one_line, register_schema, resolve
+
+BAD_INPUT = 2
+
+
+@hydra.main(version_base="1.3", config_path="pkg://hyperp.conf", config_name="train")
+def app(cfg: DictConfig) -> float | None:
+    """The task that Hydra calls for each run. Returns the held-out loss, nats per token, for its sweepers."""
+    config = resolve(cfg)
+    single = HydraConfig.get().mode == RunMode.RUN
+    record = run_one(config) if single else run_in_sweep(config)
+    if single and record.status != "finished":
+        sys.exit(1)
+    return record.loss
+
+
+def run_one(config: Config):
+    """Train with a progress bar and print how the run ended. A ValueError before the first step is bad input."""
+    from hyperp.train import train
+
+    run_dir = Path(config.runtime.root) / config.run_id()
+    with progress_bar(config) as report:
+        record = train(config, run_dir, report)
+    print_record(record, run_dir)
+    return record
+
+
+def run_in_sweep(config: Config):
+    """Train one point of a sweep: whatever happens becomes a record, so that the other points go on."""
+    from hyperp.train import train_or_record_failure
+
+    run_dir = Path(config.runtime.root) / config.run_id()
+    with progress_bar(config) as report:
+        record = train_or_record_failure(config, run_dir, report)
+    print_record(record, run_dir)
+    return record
+
+
+@contextmanager
+def progress_bar(config: Config):
+    """Yield a `report` for `train` that draws a bar on a terminal, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(config.run_id(), total=config.scale.steps, loss=float("nan"), speed=0.0)
+
+        def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:
+            progress.update(task, completed=step, total=steps, loss=loss, speed=tokens_per_second)
+
+        yield report
+
+
+def print_record(record, run_dir: Path) -> None:
+    """One paragraph on how a run ended."""
+    s = record.scale
+    print(
+        f"{record.status} {record.run_id}: {record.optimizer}, {record.parametrization}, width {s['width']}, "
+        f"depth {s['depth']}, {s['tokens']:,} tokens, lr {record.lr:.4g}, seed {record.seed}"
+    )
+    if record.loss is None:
+        print(f"  {record.reason}")
+    else:
+        speed = f"{record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else "no speed"
+        print(f"  held-out loss {record.loss:.4f} nats/token, {record.bits_per_byte:.4f} bits/byte, {speed}")
+    print(f"  {run_dir / 'record.json'}")
+
+
+def print_factors(words: list[str]) -> None:
+    """Print the learning rate of every role and its factors; trains nothing, needs no data."""
+    from hyperp.parametrization import factors_table
+    from hyperp.roles import ROLES
+
+    config = resolve(compose(words))
+    print(factors_table(config.parametrization, config.scale, config.base_lr, ROLES))
+
+
+def prepare(words: list[str]) -> None:
+    """Tokenise text files to the memory-mapped file that data=tokens reads."""
+    parser = argparse.ArgumentParser(prog="hyperp-train --prepare", description=prepare.__doc__)
+    parser.add_argument(
+        "--files", nargs="+", required=True, help="files, folders or patterns such as 'text/**/*.txt'"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the .bin to write; OUT with .json beside it")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--tokenizer", type=Path, help="a tokenizer.json of the tokenizers library")
+    kind.add_argument("--tiktoken", help="an encoding of the tiktoken library, such as gpt2")
+    parser.add_argument(
+        "--separator", type=int, help="id put between documents (default: the end-of-text id)"
+    )
+    args = parser.parse_args(words)
+    from hyperp.tokenize import prepare as tokenise
+
+    made = tokenise(args.files, args.out, args.tokenizer, args.tiktoken, args.separator)
+    print(f"{args.out}: {made['tokens']:,} tokens of {made['vocab_size']:,} ids from {made['bytes']:,} bytes")
+    print(f"train on it with: hyperp-train data=tokens data.path={args.out}")
+
+
+def main() -> None:
+    """Entry point. Exit 0 finished, 1 diverged or failed, 2 bad input (one line, nothing written)."""
+    words = sys.argv[1:]
+    try:
+        if "--factors" in words:
+            print_factors([word for word in words if word != "--factors"])
+        elif "--prepare" in words:
+            prepare([word for word in words if word != "--prepare"])
+        else:
+            register_schema()
+            for plugin in entry_points(group="hyperp.hydra"):
+                plugin.load()()
+            os.environ["HYDRA_FULL_ERROR"] = (
+                "1"  # Hydra raises instead of printing, so that we say it in one line
+            )
+            app()
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("hyperp-train: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,85 @@
+"""`hyperp-train` as a user meets it: exit codes, one-line errors, and what it prints."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = (
+    "scale.width=16",
+    "scale.depth=1",
+    "scale.tokens=2048",
+    "model.context=32",
+    "scale.batch_tokens=256",
+    "data.held_out_tokens=1024",
+)
+
+
+def hyperp_train(cwd: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from hyperp.command import main; main()", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
+    done = hyperp_train(tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("finished ")
+    assert "nats/token" in done.stdout
+    assert done.stderr == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    (run_dir,) = (tmp_path / "runs" / "single").iterdir()
+    assert (run_dir / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scale.widht=64"], "widht"),
+        (["scale.width=-1"], "width must be"),
+        (["optim=adam"], "adam"),
+        (["data=text", "data.files=[missing/*.txt]"], "missing/*.txt"),
+        (["--factors", "scale.depth=0"], "depth must be"),
+        (["+experiment=demos"], "demos"),
+        (["runtime.device=teapot"], "teapot"),
+    ],
+)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, words, message):
+    done = hyperp_train(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hyperp-train: error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverged_run_exits_1(tmp_path):
+    words = ("optim=adamw", "parametrization=standard", "base_lr=30", "optim.clip=0", "scale.tokens=8192")
+    done = hyperp_train(tmp_path, *TINY, *words)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("diverged ")
+
+
+def test_factors_train_nothing(tmp_path):
+    done = hyperp_train(
+        tmp_path, "--factors", "scale.depth=2", "scale.batch_tokens=2097152", "scale.tokens=1.04e10"
+    )
+    assert done.returncode == 2  # Hydra's typed schema takes whole numbers only
+    words = ("scale.depth=2", "scale.batch_tokens=2097152", "scale.tokens=10400000000", "base_lr=0.01")
+    done = hyperp_train(tmp_path, "--factors", *words)
+    assert done.returncode == 0, done.stderr
+    hidden = next(line.split() for line in done.stdout.splitlines() if line.startswith("hidden"))
+    assert float(hidden[-1]) == pytest.approx(0.02, rel=1e-4)  # sqrt(8 / 2) = 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(tmp_path):
+    done = hyperp_train(tmp_path, "--help")
+    assert done.returncode == 0
+    for word in (
+        "--factors",
+        "+experiment=demo",
+        "optim: adamh, adamw, muon, muonh, muonsphere, sso",
+        "Exit codes",
+    ):
+        assert word in done.stdout

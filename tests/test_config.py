@@ -1,0 +1,77 @@
+"""The configuration: typed, refused in one line, and hashed by what the run is."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from hyperp.config import compose, from_dict, resolve
+
+
+def config(*words: str):
+    return resolve(compose(words))
+
+
+def test_the_id_is_the_same_for_the_same_run_and_different_for_another():
+    assert config().run_id() == config().run_id()
+    ids = {
+        config(word).run_id() for word in ("seed=0", "seed=1", "base_lr=0.1", "optim=sso", "model.context=64")
+    }
+    assert len(ids) == 5
+
+
+@pytest.mark.parametrize(
+    "word", ["runtime.root=elsewhere", "runtime.threads=1", "runtime.log_every=1", "runtime.compile=true"]
+)
+def test_how_a_run_is_done_does_not_change_its_id(word):
+    assert config(word).run_id() == config().run_id()
+
+
+def test_a_configuration_survives_json():
+    one = config("optim=sso", "scale.width=64", "base_lr=0.03125")
+    assert from_dict(json.loads(json.dumps(asdict(one)))) == one
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scale.widht=64"], "widht"),
+        (["nonsense=1"], "nonsense"),
+        (["scale.width=-32"], r"width must be .*-32"),
+        (["scale.width=0"], r"width must be .*0"),
+        (["scale.width=forty"], r"forty.*(integer|Integer)"),
+        (["scale.width=40"], r"scale.width must be a multiple of model.head_size=16, got 40"),
+        (["base_lr=0"], r"base_lr must be finite and positive, got 0"),
+        (["base_lr=nan"], r"base_lr must be finite and positive, got nan"),
+        (["base_lr=inf"], r"base_lr must be finite and positive, got inf"),
+        (["scale.batch_tokens=500"], r"scale.batch_tokens must be a multiple of model.context=128, got 500"),
+        (
+            ["runtime.micro_batch_tokens=384"],
+            r"micro_batch_tokens must divide scale.batch_tokens=512, got 384",
+        ),
+        (["scale.tokens=100"], r"tokens must be at least batch_tokens"),
+        (["model.kv_heads=3"], r"kv_heads"),
+        (["model.head_size=15", "scale.width=30"], r"head_size"),
+        (["optim=adam"], r"optim.*adam|adam.*optim"),
+        (["optim.clip=-1"], r"optim.clip must be finite and at least 0, got -1"),
+        (["data.source=web"], r"data.source must be stdlib, text or tokens, got 'web'"),
+        (["data=text"], r"data.files must name at least one"),
+        (["data=tokens"], r"data.path must name a prepared"),
+        (["schedule.warmup_steps=256"], r"warmup_steps must be below the 256 steps"),
+        (["precision=half"], r"precision must be one of auto, float32, bfloat16, got 'half'"),
+        (["seed=-1"], r"seed must be in"),
+        (["runtime.log_every=0"], r"runtime.log_every must be at least 1, got 0"),
+        (
+            ["runtime.checkpoint_every=7"],
+            r"checkpoint_every must be a multiple of runtime.log_every=10, got 7",
+        ),
+        (["scale.granularity=4"], r"granularity.* must be 1"),
+        (["scale.width="], r"width"),
+        (["=3"], r"="),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_field(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        made = config(*words)
+        made.shape(vocab=256)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,69 @@
+"""Records: all or nothing on disk, and a loss only where a run finished."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from hyperp import record
+from hyperp.record import Record
+
+KNOWN = {
+    "run_id": "abc",
+    "optimizer": "muonh",
+    "parametrization": "hyperp",
+    "schedule": "linear",
+    "data": "stdlib",
+    "scale": {"width": 32},
+    "seed": 0,
+    "lr": 0.1,
+    "base_lr": 0.1,
+    "config": {},
+}
+
+
+def test_round_trip(tmp_path):
+    one = Record(status="finished", loss=2.0, **KNOWN)
+    record.save(one, tmp_path)
+    assert record.load(tmp_path) == one
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_no_record_is_none(tmp_path):
+    assert record.load(tmp_path) is None
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_run_that_did_not_finish_has_no_number(status):
+    with pytest.raises(ValueError, match="loss must be a number exactly when status is finished"):
+        Record(status=status, loss=2.0, **KNOWN)
+    with pytest.raises(ValueError, match="loss must be a number exactly when status is finished"):
+        Record(status="finished", loss=None, **KNOWN)
+
+
+def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.save(Record(status="finished", loss=float("nan"), **KNOWN), tmp_path)
+    assert record.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a record"),
+        ('{"schema": 1, "run', "not a record"),
+        ("[]", "schema must be"),
+        ("{}", "got None"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, text, message):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"record\.json: .*{message}"):
+        record.load(tmp_path)
+
+
+def test_a_record_of_another_schema_is_refused(tmp_path):
+    value = asdict(Record(status="finished", loss=2.0, **KNOWN)) | {"schema": 99}
+    (tmp_path / "record.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="schema must be 1, got 99"):
+        record.load(tmp_path)

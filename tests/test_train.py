@@ -1,0 +1,173 @@
+"""One run: it learns, it is deterministic, it survives SIGKILL to the same bits, and it says how it ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperp import record
+from hyperp.config import Config, compose, resolve
+from hyperp.train import train, train_or_record_failure
+from hyperp.trainer import Trainer
+
+torch.set_num_threads(1)
+OPTIMIZERS = ("sso", "muonsphere", "muonh", "adamh", "muon", "adamw")
+TINY = (
+    "scale.width=16",
+    "scale.depth=1",
+    "scale.tokens=8192",
+    "model.context=32",
+    "scale.batch_tokens=256",
+    "data.held_out_tokens=2048",
+    "parametrization=raw",
+    "parametrization.init_unembedding_std=0.2",
+    "base_lr=0.02",
+    "runtime.threads=1",
+    "runtime.log_every=4",
+    "runtime.checkpoint_every=4",
+)
+VOLATILE = ("seconds", "tokens_per_second", "resumed", "config")
+
+
+def config(root: Path, *words: str) -> Config:
+    return resolve(compose([*TINY, f"runtime.root={root}", *words]))
+
+
+def run(root: Path, *words: str) -> record.Record:
+    made = config(root, *words)
+    return train(made, root / made.run_id())
+
+
+def facts(one: record.Record) -> dict:
+    return {key: value for key, value in vars(one).items() if key not in VOLATILE}
+
+
+def losses(run_dir: Path) -> list:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row.get("loss"), row.get("held_out_loss")) for row in rows]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns(tmp_path, optimizer):
+    one = run(tmp_path, f"optim={optimizer}", "scale.tokens=32768", "base_lr=0.01")
+    assert one.status == "finished"
+    assert one.loss is not None
+    assert one.loss < 4.0  # a uniform guess is 5.55 nats, the frequencies of bytes alone about 3.3
+    assert one.bits_per_byte == pytest.approx(one.loss / 0.693147, rel=1e-5)
+
+
+def test_the_same_configuration_gives_the_same_bits(tmp_path):
+    one, two = run(tmp_path / "a"), run(tmp_path / "b")
+    assert facts(one) == facts(two)
+    assert losses(tmp_path / "a" / one.run_id) == losses(tmp_path / "b" / two.run_id)
+    assert run(tmp_path / "a", "seed=1").loss != one.loss
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    one = run(tmp_path)
+    path = tmp_path / one.run_id / "record.json"
+    before = path.stat().st_mtime_ns
+    assert run(tmp_path) == one
+    assert path.stat().st_mtime_ns == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ["config.yaml", "metrics.jsonl", "record.json"]
+
+
+def test_logging_and_evaluating_more_often_changes_no_result(tmp_path):
+    one = run(tmp_path / "a")
+    two = run(tmp_path / "b", "runtime.log_every=1", "runtime.eval_every=3", "runtime.checkpoint_every=0")
+    assert facts(one) == facts(two)
+
+
+def test_gradient_accumulation_is_the_same_run(tmp_path):
+    whole, parts = run(tmp_path / "a"), run(tmp_path / "b", "runtime.micro_batch_tokens=64")
+    assert whole.run_id == parts.run_id
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["muonh", "sso", "adamw"])
+def test_sigkill_and_resume_give_the_same_bits(tmp_path, optimizer):
+    words = ("scale.tokens=131072", f"optim={optimizer}", "runtime.eval_every=100")
+    whole = run(tmp_path / "whole", *words)
+    killed = config(tmp_path / "killed", *words)
+    run_dir = tmp_path / "killed" / killed.run_id()
+    command = [sys.executable, "-c", "from hyperp.command import main; main()", *TINY, *words]
+    command.append(f"runtime.root={tmp_path / 'killed'}")
+    for past_step in (60, 200):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_step(run_dir / "metrics.jsonl", past_step)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert (run_dir / "checkpoint.pt").exists()
+        assert record.load(run_dir) is None
+    resumed = train(killed, run_dir)
+    assert resumed.resumed == 2
+    assert facts(resumed) == facts(whole)
+    assert losses(run_dir) == losses(tmp_path / "whole" / whole.run_id)
+
+
+def wait_for_step(path: Path, step: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists():
+            lines = path.read_text().split("\n")[:-1]
+            if lines and json.loads(lines[-1])["step"] > step:
+                return
+        time.sleep(0.002)
+    raise AssertionError(f"{path} did not reach step {step}")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_over(tmp_path, caplog):
+    one = run(tmp_path / "a")
+    run_dir = tmp_path / "b" / one.run_id
+    run_dir.mkdir(parents=True)
+    (run_dir / "checkpoint.pt").write_bytes(b"half a file")
+    two = run(tmp_path / "b")
+    assert facts(two) == facts(one)
+    assert "set aside as checkpoint.damaged" in caplog.text
+
+
+def test_a_diverged_run_is_a_record_without_a_number(tmp_path):
+    one = run(tmp_path, "optim=adamw", "parametrization=standard", "base_lr=30", "optim.clip=0")
+    assert one.status == "diverged"
+    assert one.loss is None
+    assert "training loss" in (one.reason or "")
+    assert json.loads((tmp_path / one.run_id / "record.json").read_text())["loss"] is None
+
+
+def test_a_failure_is_a_record_that_a_later_run_repairs(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    run_dir = tmp_path / made.run_id()
+
+    def broken(self):
+        raise RuntimeError("out of luck\nsecond line")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", broken)
+        one = train_or_record_failure(made, run_dir)
+    assert (one.status, one.reason) == ("failed", "RuntimeError: out of luck")
+    assert "broken" in (run_dir / "error.txt").read_text()
+    assert train(made, run_dir).status == "finished"
+    assert not (run_dir / "error.txt").exists()
+
+
+def test_bad_input_writes_nothing(tmp_path):
+    made = config(tmp_path / "runs", "data=text", f"data.files=[{tmp_path}/nothing/*.txt]")
+    with pytest.raises(ValueError, match="nothing"):
+        train(made, tmp_path / "runs" / made.run_id())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_record_says_every_factor(tmp_path):
+    one = run(tmp_path, "parametrization=hyperp")
+    for factors in one.factors.values():
+        product = one.base_lr
+        for name, value in factors.items():
+            product *= 1.0 if name == "lr" else value
+        assert factors["lr"] == pytest.approx(product, rel=1e-12)
+    assert one.lr == one.factors["hidden"]["lr"]
