@@ -1,0 +1,92 @@
+"""AdamW (arXiv 1711.05101): for embeddings, vectors and whatever has no better geometry."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperp.optim import checks
+from hyperp.optim.base import GroupedOptimizer
+from hyperp.optim.groups import resolve
+from hyperp.optim.rule import Rule, State, register
+from hyperp.roles import Role
+
+
+def check_adam(betas: tuple[float, float], eps: float) -> None:
+    """Raise ValueError unless both betas are in [0, 1) and eps > 0."""
+    if len(betas) != 2:
+        raise ValueError(f"betas must be two decay rates, got {betas}")
+    checks.below_one("betas[0]", betas[0])
+    checks.below_one("betas[1]", betas[1])
+    checks.positive("eps", eps)
+
+
+def adam_state(W: Tensor) -> State:
+    """Both moments at zero, and a count of steps for each unit, for a unit can miss steps."""
+    return {
+        "first": torch.zeros_like(W),
+        "second": torch.zeros_like(W),
+        "step": torch.zeros(len(W), dtype=torch.float32, device=W.device),
+    }
+
+
+def adam_direction(G: Tensor, state: State, betas: tuple[float, float], eps: float) -> tuple[Tensor, State]:
+    """Bias-corrected first moment over the root of the bias-corrected second, and the new moments."""
+    first = torch.lerp(state["first"], G, 1 - betas[0])
+    second = torch.lerp(state["second"], G * G, 1 - betas[1])
+    step = state["step"] + 1
+    count = step.to(G.dtype).view(-1, *[1] * (G.ndim - 1))
+    denominator = (second / (1 - betas[1] ** count)).sqrt_().add_(eps)
+    direction = (first / (1 - betas[0] ** count)).div_(denominator)
+    return direction, {"first": first, "second": second, "step": step}
+
+
+@register
+@dataclass(frozen=True)
+class AdamWRule(Rule):
+    """Decay rates of the two moments, the term that keeps the division finite, decoupled weight decay."""
+
+    name, matrices = "adamw", False
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_adam(self.betas, self.eps)
+        checks.at_least("weight_decay", self.weight_decay, 0)
+
+    def init(self, W: Tensor) -> State:
+        """Zero moments."""
+        return adam_state(W)
+
+    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps)."""
+        direction, state = adam_direction(G, state, self.betas, self.eps)
+        return torch.add(W * (1 - lr * self.weight_decay), direction, alpha=-lr), state
+
+
+class AdamW(GroupedOptimizer):
+    """AdamW with decoupled weight decay, W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps).
+
+    `params` is a module or what any torch optimizer takes. `lr` is one rate, or one for each role of a
+    module.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float | Mapping[Role, float] = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        rule = AdamWRule(
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+        super().__init__(**resolve(params, lr, rule))

@@ -1,0 +1,35 @@
+"""Checks of hyperparameters; every error names the field, its value and what is allowed."""
+
+import math
+from collections.abc import Iterable
+
+
+def at_least(name: str, value: float, lowest: float) -> None:
+    """Finite and >= lowest."""
+    if not (math.isfinite(value) and value >= lowest):
+        raise ValueError(f"{name} must be finite and at least {lowest:g}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    """Finite and > 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+
+
+def below_one(name: str, value: float) -> None:
+    """In [0, 1), as a decay rate of an average has to be."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")
+
+
+def whole(name: str, value: int, lowest: int) -> None:
+    """An integer >= lowest."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """A member of a short list."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")

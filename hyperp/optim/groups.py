@@ -1,0 +1,108 @@
+"""Which algorithm trains which role, and parameter groups from a model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from hyperp.optim import checks
+from hyperp.optim.base import GroupedOptimizer
+from hyperp.optim.rule import Rule
+from hyperp.roles import ROLES, Role, roles_of
+
+# Rows: arXiv 2601.08393 for sso and muonsphere (the router with the hidden matrices, the unembedding on
+# AdamW), 2603.28743 for muonh and adamh (the unembedding on AdamH); embeddings and vectors follow AdamW in
+# all of them.
+_ADAMW: dict[Role, str] = dict.fromkeys(ROLES, "adamw")
+
+
+def _matrices(name: str, **others: str) -> dict[Role, str]:
+    return {**_ADAMW, "hidden": name, "router": name, "expert": name, **others}  # pyright: ignore[reportReturnType]
+
+
+TABLE: dict[str, dict[Role, str]] = {
+    "sso": _matrices("sso"),
+    "muonsphere": _matrices("muonsphere"),
+    "muonh": _matrices("muonh", unembedding="adamh"),
+    "adamh": _matrices("adamh", unembedding="adamh"),
+    "muon": _matrices("muon"),
+    "adamw": _ADAMW,
+}
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float | Mapping[Role, float],
+    algorithms: Mapping[Role, str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    unembedding: Iterable[nn.Module] = (),
+) -> list[dict[str, Any]]:
+    """One group for each role that the model has, in the order of ROLES, for any `GroupedOptimizer`.
+
+    A group holds "params" as (name, tensor) pairs, "role", "algorithm", "lr" and the options of its
+    algorithm, from `options[algorithm]`. Raises ValueError for a role without algorithm or rate, and for what
+    `roles_of` refuses.
+    """
+    roles = roles_of(model, unembedding)
+    named = dict(model.named_parameters())
+    groups = []
+    for role in ROLES:
+        members = [(name, named[name]) for name, its_role in roles.items() if its_role == role]
+        if members:
+            algorithm = _of_role("algorithms", algorithms, role)
+            checks.one_of(f"algorithm of role {role}", algorithm, TABLE)
+            rate = _of_role("lr", lr, role) if isinstance(lr, Mapping) else lr
+            checks.at_least(f"lr of role {role}", rate, 0)
+            group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate}
+            groups.append({**(options or {}).get(algorithm, {}), **group})
+    return groups
+
+
+def build(
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float | Mapping[Role, float],
+    algorithms: Mapping[Role, str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    unembedding: Iterable[nn.Module] = (),
+) -> GroupedOptimizer:
+    """The optimizer `name` for a model: `TABLE[name]` says which algorithm each role follows.
+
+    `algorithms` overrides roles of the table. Rates and options are as in `param_groups`. Weights are not
+    touched: call `project_()` on the result before training.
+    """
+    checks.one_of("optimizer", name, TABLE)
+    for role in algorithms or {}:
+        checks.one_of("role", role, ROLES)
+    table: dict[Role, str] = {**TABLE[name], **(algorithms or {})}
+    groups = param_groups(model, lr=lr, algorithms=table, options=options, unembedding=unembedding)
+    return GroupedOptimizer(groups, options=options)
+
+
+def resolve(
+    params: nn.Module | Iterable[Any],
+    lr: float | Mapping[Role, float],
+    rule: Rule,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    unembedding: Iterable[nn.Module] = (),
+) -> dict[str, Any]:
+    """Arguments for `GroupedOptimizer` from those of an optimizer class that is named after its rule."""
+    if rule.name in (options or {}):
+        raise ValueError(f"options must not have {rule.name}: its options are arguments of the class itself")
+    options = {**(options or {}), rule.name: asdict(rule)}
+    if isinstance(params, nn.Module):
+        table = TABLE[rule.name]
+        params = param_groups(params, lr=lr, algorithms=table, options=options, unembedding=unembedding)
+    elif isinstance(lr, Mapping):
+        raise ValueError("lr must be one number unless params is a module, whose parameters have roles")
+    rate = max(lr.values()) if isinstance(lr, Mapping) else lr
+    return {"params": params, "lr": rate, "algorithm": rule.name, "options": options}
+
+
+def _of_role(field: str, table: Mapping[Role, Any], role: Role) -> Any:
+    if role not in table:
+        raise ValueError(f"{field} must have an entry for role {role}, got only {', '.join(table) or 'none'}")
+    return table[role]

@@ -1,0 +1,79 @@
+"""MuonH: Muon's direction on the Frobenius sphere (arXiv 2606.16899, 2603.28743)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperp.optim import checks
+from hyperp.optim.adamh import frobenius_radius
+from hyperp.optim.base import GroupedOptimizer
+from hyperp.optim.groups import resolve
+from hyperp.optim.msign import Method, msign, validate
+from hyperp.optim.rule import Rule, State, register
+from hyperp.optim.sphere import FrobeniusSphere
+from hyperp.roles import Role
+
+
+@register
+@dataclass(frozen=True)
+class MuonHRule(Rule):
+    """Momentum, a sum and not an average, and how the matrix sign is computed (see `msign`)."""
+
+    name = "muonh"
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    msign: Method = "newton_schulz"
+    msign_steps: int | None = None
+    msign_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.below_one("momentum", self.momentum)
+        validate(self.msign, self.msign_steps, self.msign_dtype)
+
+    def init(self, W: Tensor) -> State:
+        """Zero momentum, and the norm the matrix has now as its radius."""
+        return {"momentum": torch.zeros_like(W), "radius": frobenius_radius(W)}
+
+    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """W <- W - lr radius U/|U|, then rescaled to the radius; U is the matrix sign of the momentum."""
+        momentum = torch.add(G, state["momentum"], alpha=self.momentum)
+        ahead = torch.add(G, momentum, alpha=self.momentum) if self.nesterov else momentum
+        direction = msign(ahead, self.msign, self.msign_steps, self.msign_dtype)
+        W = FrobeniusSphere().step(W, direction, lr, state["radius"])
+        return W, {"momentum": momentum, "radius": state["radius"]}
+
+
+class MuonH(GroupedOptimizer):
+    """Muon's direction with every matrix held at the Frobenius norm it started with; no weight decay.
+
+    `params` is a module, whose unembedding then follows AdamH and whose embeddings and vectors AdamW, or what
+    any torch optimizer takes. `lr` is the length of a step over the radius: one rate, or one for each role of
+    a module. `options` reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks
+    the output modules of a foreign model.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float | Mapping[Role, float] = 1e-2,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        msign: Method = "newton_schulz",
+        msign_steps: int | None = None,
+        msign_dtype: str | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        unembedding: Iterable[nn.Module] = (),
+    ) -> None:
+        rule = MuonHRule(
+            momentum=momentum,
+            nesterov=nesterov,
+            msign=msign,
+            msign_steps=msign_steps,
+            msign_dtype=msign_dtype,
+        )
+        super().__init__(**resolve(params, lr, rule, options, unembedding))

@@ -1,0 +1,62 @@
+"""What an update rule is: a frozen set of hyperparameters and pure functions of stacked tensors.
+
+A rule works on units. A unit is a matrix (d_out, d_in), or for AdamW a whole tensor; B units of one shape and
+dtype are updated at once, so every tensor of the state has B as its first axis.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class SphereError(ValueError):
+    """A matrix that no rescaling puts on a sphere: zero, or with an entry that is not finite."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of all update rules; the fields of a subclass are its hyperparameters, checked when it is made."""
+
+    name: ClassVar[str]
+    matrices: ClassVar[bool] = True  # whether a unit has to be a matrix
+
+    def init(self, W: Tensor) -> State:
+        """State before the first step, for units `W` of shape (B, *unit)."""
+        raise NotImplementedError
+
+    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """New units and new state from gradients `G`, all finite; changes none of its arguments."""
+        raise NotImplementedError
+
+    def project(self, W: Tensor) -> Tensor:
+        """Where training has to start: on the sphere. Most rules start where they are."""
+        return W
+
+
+RULES: dict[str, type[Rule]] = {}
+
+
+RuleType = TypeVar("RuleType", bound=type[Rule])
+
+
+def register(rule: RuleType) -> RuleType:
+    """Class decorator: make a rule known to parameter groups under its name."""
+    RULES[rule.name] = rule
+    return rule
+
+
+def option_names(rule: type[Rule]) -> list[str]:
+    """The hyperparameters of a rule."""
+    return [field.name for field in fields(rule)]
+
+
+def make_rule(name: str, options: dict[str, Any]) -> Rule:
+    """A rule from its name and hyperparameters; ValueError for one that it does not have."""
+    allowed = option_names(RULES[name])
+    for key in options:
+        if key not in allowed:
+            raise ValueError(f"{key} is no option of {name}, whose options are {', '.join(allowed)}")
+    return RULES[name](**options)

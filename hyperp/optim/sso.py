@@ -1,0 +1,209 @@
+"""SSO and MuonSphere: Muon's direction on the spectral sphere (arXiv 2601.08393).
+
+SSO takes the steepest step that is tangent to the sphere; MuonSphere leaves the constraint out of the
+direction.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hyperp.optim import checks
+from hyperp.optim.base import GroupedOptimizer
+from hyperp.optim.groups import resolve
+from hyperp.optim.msign import Method, msign, unit_frobenius, validate
+from hyperp.optim.muon import muon_scale
+from hyperp.optim.rule import Rule, SphereError, State, register
+from hyperp.optim.spectral import BLOCK, TopTriple, cold_triple, tangent_step
+from hyperp.optim.sphere import SpectralSphere
+from hyperp.roles import Role
+
+RadiusMode = Literal["aspect", "unit"]
+ScaleMode = Literal["radius", "aspect", "original", "match_rms_adamw"]
+
+
+@register
+@dataclass(frozen=True)
+class MuonSphereRule(Rule):
+    """Momentum, an average; radius and length of a step; how the matrix sign and the top pair are computed.
+
+    radius_mode: largest singular value over `radius_factor`: sqrt(d_out/d_in) ("aspect") or 1 ("unit").
+    scale_mode: length of a step over lr and `radius_factor`: as the radius, or by one of the published rules.
+    block: right singular vectors kept between steps for each matrix.
+    """
+
+    name = "muonsphere"
+
+    momentum: float = 0.9
+    nesterov: bool = True
+    radius_factor: float = 1.0
+    radius_mode: RadiusMode = "aspect"
+    scale_mode: ScaleMode = "radius"
+    msign: Method = "polar_express"
+    msign_steps: int | None = None
+    msign_dtype: str | None = None
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        checks.below_one("momentum", self.momentum)
+        checks.positive("radius_factor", self.radius_factor)
+        checks.one_of("radius_mode", self.radius_mode, get_args(RadiusMode))
+        checks.one_of("scale_mode", self.scale_mode, get_args(ScaleMode))
+        checks.whole("block", self.block, 1)
+        validate(self.msign, self.msign_steps, self.msign_dtype)
+
+    def radius(self, d_out: int, d_in: int) -> float:
+        """Largest singular value of a (d_out, d_in) matrix on its sphere."""
+        return self.radius_factor * (math.sqrt(d_out / d_in) if self.radius_mode == "aspect" else 1.0)
+
+    def length(self, d_out: int, d_in: int) -> float:
+        """Spectral norm of a step at lr = 1."""
+        if self.scale_mode == "radius":
+            return self.radius(d_out, d_in)
+        if self.scale_mode == "aspect":
+            return self.radius_factor * math.sqrt(d_out / d_in)
+        return self.radius_factor * muon_scale(self.scale_mode, d_out, d_in)
+
+    def init(self, W: Tensor) -> State:
+        """Zero momentum, and the top right singular vectors."""
+        top = cold_triple(_nonzero(W), self.block)
+        return {"momentum": torch.zeros_like(W), "basis": top.basis_Bnk}
+
+    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """Retract W to the sphere, then W <- W - lr length Phi."""
+        shape = W.shape[-2:]
+        W, top = SpectralSphere().retract(W, state["basis"], torch.full_like(W[:, 0, 0], self.radius(*shape)))
+        momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
+        ahead = torch.lerp(G, momentum, self.momentum) if self.nesterov else momentum
+        W = torch.add(W, self.direction(ahead, top), alpha=-lr * self.length(*shape))
+        return W, {"momentum": momentum, "basis": top.basis_Bnk}
+
+    def direction(self, M: Tensor, top: TopTriple) -> Tensor:  # noqa: ARG002 - the pair binds SSO alone
+        """Steepest step of unit spectral norm."""
+        return self.sign(M)
+
+    def sign(self, M: Tensor) -> Tensor:
+        """The matrix sign, as configured."""
+        return msign(M, self.msign, self.msign_steps, self.msign_dtype)
+
+    def project(self, W: Tensor) -> Tensor:
+        """Rescale to the radius."""
+        radius_B = torch.full_like(W[:, 0, 0], self.radius(*W.shape[-2:]))
+        return SpectralSphere().project(_nonzero(W), radius_B)
+
+
+@register
+@dataclass(frozen=True)
+class SSORule(MuonSphereRule):
+    """Those of MuonSphere, and when the search for the tangent multiplier stops (see `tangent_step`)."""
+
+    name = "sso"
+
+    tolerance: float = 1e-3
+    max_evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive("tolerance", self.tolerance)
+        checks.whole("max_evaluations", self.max_evaluations, 1)
+
+    def direction(self, M: Tensor, top: TopTriple) -> Tensor:
+        """Steepest step of at most unit spectral norm that is tangent to the sphere."""
+        M = unit_frobenius(M)
+        return tangent_step(M, top.u_Bm, top.v_Bn, self.sign, self.tolerance, self.max_evaluations).phi_Bmn
+
+
+def _nonzero(W_Bmn: Tensor) -> Tensor:
+    largest_B = W_Bmn.abs().amax((-2, -1))
+    if not bool((largest_B.isfinite() & (largest_B > 0)).all()):
+        raise SphereError(
+            f"must be finite and not zero to be held on a sphere, got largest entries {largest_B.tolist()}"
+        )
+    return W_Bmn
+
+
+class MuonSphere(GroupedOptimizer):
+    """Muon's direction with every matrix brought back to the spectral sphere of radius c sqrt(d_out/d_in)
+    each step.
+
+    `params` is a module, whose embeddings, unembedding and vectors then follow AdamW, or what any torch
+    optimizer takes. `lr` is the length of a step over the radius: one rate, or one for each role of a module.
+    `options` reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output
+    modules of a foreign model. The other arguments are those of `MuonSphereRule`.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float | Mapping[Role, float] = 5e-3,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        radius_factor: float = 1.0,
+        radius_mode: RadiusMode = "aspect",
+        scale_mode: ScaleMode = "radius",
+        msign: Method = "polar_express",
+        msign_steps: int | None = None,
+        msign_dtype: str | None = None,
+        block: int = BLOCK,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        unembedding: Iterable[nn.Module] = (),
+    ) -> None:
+        rule = MuonSphereRule(
+            momentum=momentum,
+            nesterov=nesterov,
+            radius_factor=radius_factor,
+            radius_mode=radius_mode,
+            scale_mode=scale_mode,
+            msign=msign,
+            msign_steps=msign_steps,
+            msign_dtype=msign_dtype,
+            block=block,
+        )
+        super().__init__(**resolve(params, lr, rule, options, unembedding))
+
+
+class SSO(GroupedOptimizer):
+    """The spectral sphere optimizer: the steepest step tangent to the sphere of radius c sqrt(d_out/d_in).
+
+    `params`, `lr`, `options` and `unembedding` are those of `MuonSphere`; the other arguments are those of
+    `SSORule`.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float | Mapping[Role, float] = 5e-3,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        radius_factor: float = 1.0,
+        radius_mode: RadiusMode = "aspect",
+        scale_mode: ScaleMode = "radius",
+        tolerance: float = 1e-3,
+        max_evaluations: int = 20,
+        msign: Method = "polar_express",
+        msign_steps: int | None = None,
+        msign_dtype: str | None = None,
+        block: int = BLOCK,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        unembedding: Iterable[nn.Module] = (),
+    ) -> None:
+        rule = SSORule(
+            momentum=momentum,
+            nesterov=nesterov,
+            radius_factor=radius_factor,
+            radius_mode=radius_mode,
+            scale_mode=scale_mode,
+            tolerance=tolerance,
+            max_evaluations=max_evaluations,
+            msign=msign,
+            msign_steps=msign_steps,
+            msign_dtype=msign_dtype,
+            block=block,
+        )
+        super().__init__(**resolve(params, lr, rule, options, unembedding))
