@@ -41,7 +41,7 @@ def test_the_published_family_at_depth_8_has_208_million_parameters():
 
 
 def test_flops_are_three_forward_passes_of_two_a_multiply_add():
-    """Counted out: one forward pass over a sequence, matrix by matrix, and the backward pass twice as dear."""
+    """Counted out: a forward pass over one sequence, matrix by matrix; the backward pass costs twice that."""
     t = SHAPE.context
     forward = sum(2 * t * rows * cols for rows, cols in matrices(SCALE, SHAPE))
     for _ in range(SCALE.depth * SHAPE.query_heads):
