@@ -33,7 +33,7 @@ lint: $(STAMP)
 	@ln -sfn $(CURDIR)/conf build/types/hyperp/conf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write to a temporary name, flush to disk, rename: a kill at any moment leaves the old one or the new one."""
+    """Write to a temporary name, flush, rename: a kill at any moment leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         torch.save(state, file)
@@ -35,7 +35,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one line a logged step. Opening it at step s drops the lines after s and any half line."""
+    """`metrics.jsonl`, one line a logged step. Opening it at step s drops later lines and any half line."""
 
     def __init__(self, path: Path, step: int):
         kept = []

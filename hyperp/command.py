@@ -31,7 +31,7 @@ def app(cfg: DictConfig) -> float | None:
 
 
 def run_one(config: Config):
-    """Train with a progress bar and print how the run ended. A ValueError before the first step is bad input."""
+    """Train with a progress bar and print how the run ended. A ValueError of `train` is bad input."""
     from hyperp.train import train
 
     run_dir = Path(config.runtime.root) / config.run_id()
@@ -130,11 +130,10 @@ def main() -> None:
             prepare([word for word in words if word != "--prepare"])
         else:
             register_schema()
-            for plugin in entry_points(group="hyperp.hydra"):
-                plugin.load()()
-            os.environ["HYDRA_FULL_ERROR"] = (
-                "1"  # Hydra raises instead of printing, so that we say it in one line
-            )
+            if "-m" in words or "--multirun" in words:
+                for plugin in entry_points(group="hyperp.hydra"):
+                    plugin.load()()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             app()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)

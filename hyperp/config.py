@@ -45,7 +45,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """`algorithms` maps a role to its algorithm, `options` an algorithm to its options; clip 0 is no clipping."""
+    """`algorithms` maps a role to its algorithm, `options` an algorithm to its options; clip 0 is none."""
 
     name: str = "muonh"
     algorithms: dict[str, str] = field(default_factory=dict)
@@ -83,9 +83,9 @@ class DataConfig:
 class RuntimeConfig:
     """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
 
-    `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0 takes
-    the whole batch at once; `log_every`, `eval_every` and `checkpoint_every` count steps, 0 is only at the end
-    (evaluation) or never (checkpoint).
+    `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
+    takes the whole batch at once; `log_every`, `eval_every` and `checkpoint_every` count steps, 0 is only at
+    the end (evaluation) or never (checkpoint).
     """
 
     root: str = "runs/single"
@@ -201,7 +201,7 @@ def _mirror(cls: type) -> type:
     for f in fields(cls):
         kind = _hydra_type(hints[f.name])
         if is_dataclass(kind):
-            columns.append((f.name, kind, field(default_factory=kind)))
+            columns.append((f.name, kind, field(default_factory=typing.cast(type, kind))))
         elif f.default_factory is not MISSING:
             columns.append((f.name, kind, field(default_factory=f.default_factory)))
         else:
@@ -211,7 +211,7 @@ def _mirror(cls: type) -> type:
 
 @cache
 def register_schema() -> None:
-    """Give Hydra the typed schema under the name `schema`; `sweep` and `launcher` belong to the orchestrator."""
+    """Give Hydra the typed schema, named `schema`; `sweep` and `launcher` belong to the orchestrator."""
     plans = [(name, dict[str, Any], field(default_factory=dict)) for name in ("sweep", "launcher")]
     ConfigStore.instance().store("schema", make_dataclass("Schema", plans, bases=(_mirror(Config),)))
 
@@ -227,7 +227,7 @@ def resolve(cfg: DictConfig) -> Config:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """A `Config` from plain values, as `dataclasses.asdict` made them. Raises ValueError, naming the field."""
+    """A `Config` from plain values, as `dataclasses.asdict` makes them. ValueError names the field."""
     hints = get_type_hints(Config)
     parts = {}
     for key, value in values.items():
@@ -254,7 +254,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def one_line(error: BaseException) -> str:
-    """The lines of an error that say what is wrong, joined, without Hydra's advice and OmegaConf's type notes."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    """What is wrong, in one line: an error and its cause, without OmegaConf's notes on types."""
+    text = f"{error}\n{error.__cause__}" if error.__cause__ else str(error)
+    lines = [line.strip() for line in text.splitlines()]
     keep = [line for line in lines if line and not line.startswith(("reference_type=", "object_type="))]
     return " ".join(keep) or type(error).__name__

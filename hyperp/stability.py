@@ -12,10 +12,10 @@ WINDOW = 32  # steps over which the loss is averaged
 class DivergenceMonitor:
     """Watches every step on the device and is read on the host whenever the caller likes.
 
-    A run has diverged when a training loss is not finite, when the gradient is not finite for PATIENCE steps in
-    a row, or when the loss, averaged over about WINDOW steps, exceeds twice that of a uniform guess, from which
-    no run at a usable rate has to recover. The worst value is kept, so that the verdict does not depend on how
-    often it is read.
+    A run has diverged when a training loss is not finite, when the gradient is not finite for PATIENCE steps
+    in a row, or when the loss, averaged over about WINDOW steps, exceeds twice that of a uniform guess, from
+    which no run at a usable rate has to recover. The worst value is kept, so that the verdict does not depend
+    on how often it is read.
 
     Args:
         vocab: number of ids; a uniform guess loses log(vocab) nats per token.
@@ -35,7 +35,7 @@ class DivergenceMonitor:
         self.state = torch.stack((mean, torch.maximum(worst, mean), bad, torch.maximum(most, bad)))
 
     def mean_loss(self) -> float | None:
-        """Training loss averaged over about the last WINDOW steps, nats per token; None if it is not finite."""
+        """Training loss over about the last WINDOW steps, nats per token; None if it is not finite."""
         mean = float(self.state[0])
         return mean if math.isfinite(mean) else None
 

@@ -37,7 +37,7 @@ class Clock:
         self.beat = 0.0
 
     def tick(self, loss: float) -> float:
-        """Update the trainer's seconds, report progress, return tokens per second since this process began."""
+        """Count the seconds, report progress, return tokens per second since this process began."""
         t = self.trainer
         t.seconds = time.monotonic() - self.start
         done = (t.step - self.first_step) * t.config.scale.batch_tokens
@@ -143,8 +143,8 @@ def train(
     """Do the run in `run_dir`, or what is left of it, and return its record.
 
     A run that has finished or diverged before is not done again; one that was killed resumes from its last
-    checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here, before
-    anything is written; an exception later than that leaves the record of a failed run and is raised again.
+    checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
+    before anything is written; a later exception leaves the record of a failed run and is raised again.
     """
     ended = record.load(run_dir)
     if ended is not None and ended.status != "failed":

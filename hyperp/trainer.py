@@ -3,7 +3,7 @@
 Shape suffixes: B sequences, T positions, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from hyperp.config import Config
 from hyperp.data import Batches, Corpus, load_corpus
 from hyperp.model.transformer import Transformer
 from hyperp.optim import build
-from hyperp.roles import roles_of
+from hyperp.parametrization import LearningRate
+from hyperp.roles import ROLES, Role, roles_of
 from hyperp.stability import DivergenceMonitor
 
 EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
@@ -43,7 +44,7 @@ class Trainer:
         self.config, self.device = config, resolve_device(config.runtime.device)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
-        self.corpus = corpus or load_corpus(config.data.source, config.data.files, config.data.path)
+        self.corpus = corpus or load_corpus(config.data)
         context, scale = config.model.context, config.scale
         self.batches = Batches(self.corpus, context, scale.batch_tokens // context, config.seed)
         self.held_out = self.batches.held_out(config.data.held_out_tokens)
@@ -51,13 +52,15 @@ class Trainer:
         rule = config.parametrization
         self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
         self.model.to(self.device)
-        roles = sorted(set(roles_of(self.model).values()))
-        self.rates = {role: rule.effective_lr(role, scale, config.base_lr) for role in roles}
+        present = set(roles_of(self.model).values())
+        self.rates: dict[Role, LearningRate] = {
+            role: rule.effective_lr(role, scale, config.base_lr) for role in ROLES if role in present
+        }
         self.optimizer = build(
             self.model,
             config.optim.name,
             lr={role: rate.lr for role, rate in self.rates.items()},
-            algorithms=config.optim.algorithms,
+            algorithms=cast("dict[Role, str]", config.optim.algorithms),
             options=config.optim.options,
         )
         self.optimizer.project_()
@@ -99,7 +102,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss on the held-out windows, nats per token; the same windows for every run on this corpus."""
+        """Mean loss on the held-out windows, nats per token; every run on a corpus sees the same windows."""
         x_BT, y_BT = self.held_out
         size = max(1, EVALUATION_TOKENS // self.config.model.context)
         losses = [self.loss(x, y) * len(x) for x, y in zip(x_BT.split(size), y_BT.split(size), strict=True)]

@@ -39,7 +39,7 @@ def test_a_configuration_survives_json():
         (["nonsense=1"], "nonsense"),
         (["scale.width=-32"], r"width must be .*-32"),
         (["scale.width=0"], r"width must be .*0"),
-        (["scale.width=forty"], r"forty.*(integer|Integer)"),
+        (["scale.width=forty"], r"forty.*Integer"),
         (["scale.width=40"], r"scale.width must be a multiple of model.head_size=16, got 40"),
         (["base_lr=0"], r"base_lr must be finite and positive, got 0"),
         (["base_lr=nan"], r"base_lr must be finite and positive, got nan"),
@@ -67,11 +67,9 @@ def test_a_configuration_survives_json():
         ),
         (["scale.granularity=4"], r"granularity.* must be 1"),
         (["scale.width="], r"width"),
-        (["=3"], r"="),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_field(words, message):
     with pytest.raises(ValueError, match=message) as caught:
-        made = config(*words)
-        made.shape(vocab=256)
+        config(*words).shape(vocab=256)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyperp.flops import Shape, parameters
-from hyperp.model.transformer import Transformer, rotary_tables, rotate
+from hyperp.model.transformer import Block, Transformer, rotary_tables, rotate
 from hyperp.parametrization import Parametrization
 from hyperp.roles import roles_of
 from hyperp.scale import Scale
@@ -22,6 +22,12 @@ SHAPES = {
 
 def model(shape: Shape, rule: Parametrization | None = None, seed: int = 0) -> Transformer:
     return Transformer(SCALE, shape, rule or Parametrization(init_embedding_std=0.02)).initialize(seed)
+
+
+def first_block(net: Transformer) -> Block:
+    block = net.blocks[0]
+    assert isinstance(block, Block)
+    return block
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -60,14 +66,14 @@ def test_initial_spread_follows_the_rule():
     net = Transformer(Scale(256, 1, 4096, 512), SHAPES["plain"], rule).initialize(0)
     assert net.embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)
     assert net.unembedding.weight.std().item() == pytest.approx(1 / 16, rel=0.05)
-    assert net.blocks[0].mlp.down.weight.std().item() == pytest.approx(2 / math.sqrt(1024), rel=0.05)
+    assert first_block(net).mlp.down.weight.std().item() == pytest.approx(2 / math.sqrt(1024), rel=0.05)
 
 
 def test_an_embedding_as_small_as_the_papers_still_feeds_the_first_block():
     # arXiv 2603.28743 starts embeddings at 1e-4: a norm's epsilon above their mean square would silence them
     net = model(SHAPES["plain"], Parametrization())
     x = net.embedding(torch.arange(16)[None])
-    assert net.blocks[0].attention_norm(x).pow(2).mean().sqrt().item() == pytest.approx(1.0, rel=1e-2)
+    assert first_block(net).attention_norm(x).pow(2).mean().sqrt().item() == pytest.approx(1.0, rel=1e-2)
 
 
 def test_residual_branches_are_multiplied_by_the_rule():
@@ -75,7 +81,7 @@ def test_residual_branches_are_multiplied_by_the_rule():
     for exponent in (0.0, -0.5):
         net = model(SHAPES["plain"], Parametrization(residual_exponent=exponent, init_embedding_std=0.02))
         x = net.embedding(torch.arange(16)[None])
-        block = net.blocks[0]
+        block = first_block(net)
         half = x + block.residual_multiplier * block.attention(
             block.attention_norm(x), net.cos_TN, net.sin_TN
         )

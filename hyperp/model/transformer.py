@@ -155,6 +155,9 @@ class Transformer(nn.Module):
     Weights are uninitialised until `initialize`. Raises ValueError from Shape for sizes that do not fit.
     """
 
+    cos_TN: Tensor
+    sin_TN: Tensor
+
     def __init__(self, scale: Scale, shape: Shape, rule: Parametrization, rope_base: float = 10_000.0):
         super().__init__()
         if not rope_base > 0:
