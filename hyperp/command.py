@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,12 +23,23 @@ BAD_INPUT = 2
 @hydra.main(version_base="1.3", config_path="pkg://hyperp.conf", config_name="train")
 def app(cfg: DictConfig) -> float | None:
     """The task that Hydra calls for each run. Returns the held-out loss, nats per token, for its sweepers."""
-    config = resolve(cfg)
-    single = HydraConfig.get().mode == RunMode.RUN
-    record = run_one(config) if single else run_in_sweep(config)
-    if single and record.status != "finished":
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_in_sweep(resolve(cfg)).loss
+    try:
+        record = run_one(resolve(cfg))
+    except ValueError as error:
+        refuse(
+            error
+        )  # inside the job, since Hydra would print a line of its own about an error that leaves it
+    if record.status != "finished":
         sys.exit(1)
     return record.loss
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Say in one line what is wrong with the input, and exit."""
+    print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 def run_one(config: Config):
@@ -136,8 +148,7 @@ def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             app()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        refuse(error)
     except KeyboardInterrupt:
         print("hyperp-train: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
