@@ -24,8 +24,8 @@ from hyperp.data import TokensSidecar, expand_patterns, sidecar_path
 
 log = logging.getLogger(__name__)
 
-PIECE_CHARACTERS = 2**20  # a large file is encoded in pieces that end with a line
-BATCH_PIECES = 64
+PIECE_CHARACTERS = 2**18  # a large file is encoded in pieces that end with a line
+BATCH_BYTES = 2**22  # encoded together, over all cores
 # The tokens that published tokenizers end a document with, the commonest first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 INSTALL = "pip install 'hyperp-scaling[tokenizers]'"
@@ -144,12 +144,14 @@ def _encode(batch: list[Piece], encoder: Encoder, separator: int | None) -> np.n
 
 def _batches(documents: list[Path]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
+    size = 0
     for document in documents:
         for piece in _pieces(document):
             batch.append(piece)
-            if len(batch) == BATCH_PIECES:
+            size += piece.size
+            if size >= BATCH_BYTES:
                 yield batch
-                batch = []
+                batch, size = [], 0
     if batch:
         yield batch
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import sysconfig
@@ -88,13 +89,17 @@ def test_the_same_files_elsewhere_give_the_same_ids(tmp_path, bpe):
     assert made[0] == made[1]
 
 
-def test_large_files_are_read_in_pieces_that_end_with_a_line(tmp_path, bpe):
-    line = "naïve café, 日本語\n"
-    text = line * (3 * PIECE_CHARACTERS // len(line)) + "and an end without a newline"
-    (tmp_path / "large.txt").write_text(text)
+def test_large_files_are_read_in_pieces_that_end_with_a_line(tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr("hyperp.tokenize.BATCH_BYTES", 2**20)
+    line = "naïve café, 日本語\r\n"
+    text = line * (5 * PIECE_CHARACTERS // len(line)) + "and an end without a newline"
+    (tmp_path / "large.txt").write_bytes(text.encode())
     made = prepare([str(tmp_path / "large.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     assert documents_in(tmp_path / "ids.bin", bpe, separator=0) == [text]
     assert made["bytes"] == len(text.encode())
+    tokenizer = tokenizers.Tokenizer.from_file(str(bpe))
+    tokenizer.no_truncation()
+    assert np.fromfile(tmp_path / "ids.bin", dtype=np.uint16)[:-1].tolist() == tokenizer.encode(text).ids
 
 
 def test_a_special_token_in_the_text_is_text(tmp_path, bpe):
@@ -157,6 +162,16 @@ def test_a_failure_leaves_the_older_file_alone(tmp_path, bpe):
         prepare([str(tmp_path / "empty.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == {**before, "empty.txt": b""}
+
+
+def test_an_end_between_the_two_files_leaves_no_sidecar_of_other_ids(tmp_path, bpe):
+    (tmp_path / "a.txt").write_text("some text")
+    prepare([str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
+    (tmp_path / f".ids.bin.json.{os.getpid()}.partial").mkdir()  # so that the new sidecar cannot be written
+    with pytest.raises(IsADirectoryError, match="partial"):
+        prepare([str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, separator=7, progress=False)
+    with pytest.raises(ValueError, match=r"got no file .*ids\.bin\.json"):
+        tokens_corpus(tmp_path / "ids.bin")
 
 
 @pytest.mark.parametrize(
