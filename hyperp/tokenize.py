@@ -1,7 +1,5 @@
 """Text files to the memory-mapped token ids that `data.source=tokens` reads.
 
-    python -m hyperp.tokenize 'books/**/*.txt' --out books.bin --tokenizer tokenizer.json
-
 The tokenizer is a tokenizer.json of the `tokenizers` package or the name of a `tiktoken` encoding; both
 packages are the optional extra `tokenizers`.
 """
@@ -14,10 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import numpy as np
-import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hyperp.data import TokensSidecar, expand_patterns, sidecar_path
@@ -237,23 +234,3 @@ def _tiktoken_encoder(name: str) -> Encoder:
 
 def _hash(relative: str) -> bytes:
     return hashlib.sha256(relative.encode("utf-8", "surrogateescape")).digest()
-
-
-def _command(
-    files: Annotated[list[str], typer.Argument(help="files, folders or patterns")],
-    out: Annotated[Path, typer.Option(help="the .bin to write, with a .bin.json beside it")],
-    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json")] = None,
-    tiktoken: Annotated[str | None, typer.Option(help="the name of an encoding, such as gpt2")] = None,
-    separator: Annotated[int | None, typer.Option(help="id after every document")] = None,
-) -> None:
-    """Encode text files into token ids for data.source=tokens."""
-    try:
-        made = prepare(files, out, tokenizer, tiktoken, separator)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(f"{out}: {made['tokens']} tokens of {made['dtype']} from {made['files']} files")
-
-
-if __name__ == "__main__":
-    typer.run(_command)

@@ -1,8 +1,6 @@
 import hashlib
-import json
 import logging
 import os
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyperp.data import Batches, sidecar_path, tokens_corpus
+from hyperp.data import Batches, tokens_corpus
 from hyperp.tokenize import PIECE_CHARACTERS, prepare
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -206,15 +204,3 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
     options: Any = {"tokenizer": tmp_path / "t.json"} if package == "tokenizers" else {"tiktoken": "gpt2"}
     with pytest.raises(ValueError, match=rf"needs the package {package}: pip install"):
         prepare(FILES, tmp_path / "ids.bin", **options, progress=False)
-
-
-def test_the_command(tmp_path, bpe):
-    command = [sys.executable, "-m", "hyperp.tokenize", *FILES, "--out", str(tmp_path / "ids.bin")]
-    done = subprocess.run([*command, "--tokenizer", str(bpe)], capture_output=True, text=True, check=True)
-    sidecar = json.loads(sidecar_path(tmp_path / "ids.bin").read_text())
-    assert f"{sidecar['tokens']} tokens of uint16" in done.stdout.replace("\n", "")
-    bad = subprocess.run([*command, "--separator", "3"], capture_output=True, text=True)
-    assert bad.returncode == 2
-    assert bad.stderr.splitlines() == [
-        "error: exactly one of tokenizer and tiktoken must be given, got None and None"
-    ]
