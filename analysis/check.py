@@ -1,0 +1,55 @@
+"""What a table of runs holds, and which exponents it could identify."""
+
+from collections.abc import Mapping
+
+from hyperp.analysis.fit import assess
+from hyperp.analysis.law import SliceRecord, Strict
+from hyperp.analysis.optimum import find_optimum
+from hyperp.analysis.records import Runs, filter_runs
+from hyperp.analysis.slices import short_label, split, strata, varying
+from hyperp.analysis.tabulate import record
+from hyperp.analysis.vocabulary import COVARIATES, WINDOW
+
+
+class Identifiable(Strict):
+    """Whether `fit --by covariate` has a group of slices to fit; `groups` names those that it has."""
+
+    covariate: str
+    identified: bool
+    groups: list[str]
+    reason: str | None
+
+
+class Check(Strict):
+    """The counts, the slices with their states, what varies and what is identifiable."""
+
+    records: str
+    rows: int
+    statuses: dict[str, int]
+    varying: dict[str, list[int | str]]
+    slices: list[SliceRecord]
+    identifiable: list[Identifiable]
+
+
+def check(runs: Runs, where: Mapping[str, str] | None = None, window: float = WINDOW) -> Check:
+    """Describe a table; ValueError where it mixes experiments (see slices.split)."""
+    frame = filter_runs(runs.frame, where or {})
+    slices = split(frame)
+    optima = [find_optimum(one, window) for one in slices]
+    changing = varying(slices)
+    verdicts = []
+    for name in (n for n in COVARIATES if n in changing):
+        groups = [assess(members, slices, optima, [name]) for members in strata(slices, [name])]
+        able = [group for group in groups if group.problem is None]
+        labels = [short_label(slices[g.members[0]], [n for n in changing if n != name]) for g in able]
+        best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
+        reason = None if able else best.problem
+        verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))
+    return Check(
+        records=runs.path,
+        rows=len(frame),
+        statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
+        varying=changing,
+        slices=[record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
+        identifiable=verdicts,
+    )

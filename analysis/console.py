@@ -1,0 +1,51 @@
+"""Answers for people: tables on a terminal, the same columns without colour or lines when piped."""
+
+from collections.abc import Sequence
+
+from hyperp.analysis.vocabulary import LEVEL
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """A console that never wraps a piped table."""
+    out = Console(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=240, no_color=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; numbers and text alike come as text."""
+    out = console()
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD if out.is_terminal else None,
+        padding=(0, 1),
+    )
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant digits, "-" for None."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """ "low to high", or a word for why there is none."""
+    return "unbounded or unknown" if low is None or high is None else f"{low:.{digits}g} to {high:.{digits}g}"
+
+
+def percent(level: float = LEVEL) -> str:
+    """A level as text, such as 95%."""
+    return f"{100 * level:g}%"

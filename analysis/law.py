@@ -1,0 +1,213 @@
+"""The file law.json: a fitted law, everything needed to predict from it, and the slices that it came from."""
+
+import json
+import math
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from hyperp.analysis.vocabulary import State
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA_VERSION = 1
+FORM = "lr = exp(a) * product of covariate^b"
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """No unknown fields, no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Estimate(Strict):
+    """A coefficient of the law in log space, with its standard error and confidence interval."""
+
+    value: float
+    se: NotNegative
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"low <= value <= high must hold, got {self.low}, {self.value}, {self.high}")
+        return self
+
+
+class Point(Strict):
+    """One learning rate of a slice: mean loss, seeds' main effects removed, and how many seeds."""
+
+    lr: Positive
+    loss: Positive
+    seeds: Size
+
+
+class OptimumRecord(Strict):
+    """A slice's optimum: `se` in octaves, `low` and `high` rates, the parabola's `loss` and `curvature`."""
+
+    lr: Positive
+    se: NotNegative | None
+    low: Positive | None
+    high: Positive | None
+    df: Count
+    loss: Positive
+    curvature: Positive
+    seeds: Size
+    window_rates: list[Positive]
+
+
+class SliceRecord(Strict):
+    """One learning-rate curve: its points, what it says, whether the law uses it and if not, why."""
+
+    context: dict[str, str]
+    covariates: dict[str, Size]
+    used: bool
+    state: State
+    reason: str | None
+    points: list[Point]
+    dropped: dict[str, Count]
+    diverged: list[Positive]
+    next_rates: list[Positive]
+    factor: Positive | None
+    optimum: OptimumRecord | None
+
+
+class SeedSpread(Strict):
+    """Spread over seeds inside the windows, pooled over the slices used.
+
+    `loss_sd`: SD of the loss at one rate. `difference_sd`: SD of the loss difference between two rates run
+    with the same seed, seeds' main effects cancelling. None where no rate was repeated.
+    """
+
+    loss_sd: NotNegative | None
+    loss_df: Count
+    difference_sd: NotNegative | None
+    difference_df: Count
+
+
+class Law(Strict):
+    """A law fitted in log space: ln lr = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
+
+    `covariance` is of (a, b_1, ...) in the order of `covariates`. `tau` is the scatter of slice optima beyond
+    their own errors, `slice_sd` those errors' root mean square, `residual_sd` the scatter about the line; all
+    natural log. A prediction's variance is x' covariance x + tau^2 + slice_sd^2, with Student's t on `df`.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    form: Literal["lr = exp(a) * product of covariate^b"] = FORM
+    space: Literal["log"] = "log"
+    context: dict[str, str]
+    covariates: list[str]
+    a: Estimate
+    exponents: dict[str, Estimate]
+    fixed: dict[str, float]
+    covariance: list[list[float]]
+    df: Size
+    level: Level
+    tau: NotNegative
+    slice_sd: NotNegative
+    residual_sd: NotNegative
+    ranges: dict[str, tuple[Size, Size]]
+    held: dict[str, Size]
+    rate_factor: Positive | None
+    window: Positive
+    seed_spread: SeedSpread
+    slices: list[SliceRecord]
+    rows: Count
+    dropped: dict[str, Count]
+    where: dict[str, str]
+    records: str
+    records_sha256: str
+    version: str
+    created: str
+    command: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.covariates or set(self.exponents) != set(self.covariates):
+            raise ValueError(f"exponents must be for {self.covariates}, got {sorted(self.exponents)}")
+        if set(self.ranges) != {*self.covariates, *self.fixed}:
+            raise ValueError(
+                f"ranges must be for {[*self.covariates, *self.fixed]}, got {sorted(self.ranges)}"
+            )
+        for name, (low, high) in self.ranges.items():
+            if low > high:
+                raise ValueError(f"ranges.{name} must be ordered, got {low} to {high}")
+        self._check_covariance()
+        used = sum(s.used for s in self.slices)
+        if used != self.df + 1 + len(self.covariates):
+            raise ValueError(
+                f"df must be the slices used less the coefficients, got {self.df} for {used} slices"
+            )
+        if any(s.used and s.optimum is None for s in self.slices):
+            raise ValueError("slices that are used must have an optimum")
+        return self
+
+    def _check_covariance(self) -> None:
+        n = 1 + len(self.covariates)
+        if len(self.covariance) != n or any(len(row) != n for row in self.covariance):
+            raise ValueError(f"covariance must be {n} x {n}")
+        matrix = np.array(self.covariance)
+        scale = float(np.abs(matrix).max())
+        if not np.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-12 * scale):
+            raise ValueError("covariance must be symmetric")
+        if np.linalg.eigvalsh(matrix).min() < -1e-9 * scale:
+            raise ValueError("covariance must be positive semi-definite")
+        estimates = [self.a, *(self.exponents[name] for name in self.covariates)]
+        for estimate, variance in zip(estimates, np.diag(matrix), strict=True):
+            if not math.isclose(estimate.se**2, variance, rel_tol=1e-6, abs_tol=1e-12 * scale):
+                raise ValueError(
+                    f"covariance must agree with the standard errors, got {variance} for se {estimate.se}"
+                )
+
+
+def save_json(text: str, path: str | Path) -> None:
+    """Write a text file under a temporary name beside it, then rename."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_law(law: Law, path: str | Path) -> None:
+    """Write law.json atomically."""
+    save_json(law.model_dump_json(indent=2) + "\n", path)
+
+
+def load_law(path: str | Path) -> Law:
+    """Read law.json.
+
+    Raises:
+        ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
+    """
+    file = Path(path)
+    try:
+        raw: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema_version must be {SCHEMA_VERSION}, got {version!r}; fit the law again"
+        )
+    try:
+        return Law.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "law"
+        got = "" if where == "law" or first["type"] == "missing" else f", got {str(first['input'])[:60]}"
+        raise ValueError(f"{file}: {where}: {first['msg']}{got}") from None

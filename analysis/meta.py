@@ -1,0 +1,126 @@
+"""Random-effects meta-regression: Paule-Mandel between-unit variance, Knapp-Hartung t intervals.
+
+Units (here slices) scatter about the line more than their own standard errors say, so a weighted fit that
+trusts those errors is too sure of itself. Paule and Mandel (J. Res. NBS 87, 1982) choose tau^2 so that the
+weighted residual sum equals its degrees of freedom; Knapp and Hartung (Stat. Med. 22, 2003) scale the
+covariance by that ratio and use Student's t. The scale is never taken below one (Jackson et al., Stat. Med.
+36, 2017), so that few, by chance collinear, units do not give a tiny interval.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit
+
+# K: units   P: coefficients
+
+
+@dataclass(frozen=True)
+class MetaRegression:
+    """A fitted line: `beta` (P,), its covariance `cov` (P, P), between-unit variance `tau2`, `df` = K - P.
+
+    `unit_variance` is the mean of the units' own variances, `residual_sd` the root mean square residual over
+    df.
+    """
+
+    beta: np.ndarray
+    cov: np.ndarray
+    tau2: float
+    df: int
+    unit_variance: float
+    residual_sd: float
+    residuals: np.ndarray
+
+    @property
+    def se(self) -> np.ndarray:
+        """Standard errors of the coefficients, (P,)."""
+        return np.sqrt(np.diag(self.cov))
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence limits of the coefficients, each (P,)."""
+        half = t_quantile(self.df, level) * self.se
+        return self.beta - half, self.beta + half
+
+    def p_value(self, index: int, value: float = 0.0) -> float:
+        """Two-sided p-value of coefficient `index` being `value`."""
+        return p_value(float(self.beta[index]), float(self.se[index]), self.df, value)
+
+
+def t_quantile(df: int, level: float) -> float:
+    """The two-sided `level` quantile of Student's t."""
+    return float(stdtrit(df, 0.5 + level / 2))
+
+
+def p_value(estimate: float, se: float, df: int, value: float) -> float:
+    """Two-sided p-value of `value` for an estimate with Student's t errors."""
+    if se == 0:
+        return float(estimate == value)
+    return float(2 * stdtr(df, -abs(estimate - value) / se))
+
+
+def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> MetaRegression:
+    """Regress y (K,) on X (K, P) with known errors `se` (K,); None or zeros give ordinary least squares.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, a rank below P, or no residual degree
+            of freedom.
+    """
+    y, X = np.asarray(y, dtype=float), np.asarray(X, dtype=float)
+    v = np.zeros(len(y)) if se is None else np.asarray(se, dtype=float) ** 2
+    if X.ndim != 2 or y.shape != (len(X),) or v.shape != y.shape:
+        raise ValueError(f"y, se and X must be (K,), (K,) and (K, P), got {y.shape}, {v.shape} and {X.shape}")
+    if not (np.isfinite(y).all() and np.isfinite(v).all() and np.isfinite(X).all()):
+        raise ValueError("y, se and X must be finite")
+    K, P = X.shape
+    if np.linalg.matrix_rank(X) < P:
+        raise ValueError(
+            f"the columns of X must be linearly independent, got rank {np.linalg.matrix_rank(X)} of {P}"
+        )
+    if K <= P:
+        raise ValueError(f"at least {P + 1} units are needed for {P} coefficients, got {K}")
+    tau2 = paule_mandel(y, v, X)
+    total = v + tau2
+    if not total.any():  # the points lie exactly on a line
+        total = np.ones(K)
+        beta, residuals, bread = _weighted(y, X, total)
+        return MetaRegression(beta, 0 * bread, 0.0, K - P, 0.0, 0.0, residuals)
+    beta, residuals, bread = _weighted(y, X, total)
+    scale = max(1.0, float(np.sum(residuals**2 / total)) / (K - P))
+    residual_sd = math.sqrt(float(residuals @ residuals) / (K - P))
+    return MetaRegression(beta, scale * bread, tau2, K - P, float(v.mean()), residual_sd, residuals)
+
+
+def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
+    """The tau^2 at which sum r^2/(v + tau^2) equals K - P, or 0 where it is below that already."""
+    df = len(y) - X.shape[1]
+    _, ols_residuals, _ = _weighted(y, X, np.ones(len(y)))
+    # The weighted sum is at most RSS_ols/tau^2, so this bounds the root from above.
+    upper = float(ols_residuals @ ols_residuals) / df
+    if upper <= 1e-28 * max(1.0, float(y @ y)):
+        return 0.0
+    if not v.any():
+        return upper
+
+    def excess(tau2: float) -> float:
+        total = np.maximum(v + tau2, 1e-12 * upper)
+        return float(np.sum(_weighted(y, X, total)[1] ** 2 / total)) - df
+
+    if excess(0.0) <= 0:
+        return 0.0
+    if excess(upper) >= 0:
+        return upper
+    return float(brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-12))  # pyright: ignore
+
+
+def _weighted(
+    y: np.ndarray, X: np.ndarray, variance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients, residuals and (X' W X)^-1 for W = 1/variance."""
+    root = 1 / np.sqrt(variance)
+    scaled = X * root[:, None]
+    q, r = np.linalg.qr(scaled)
+    inverse = np.linalg.inv(r)
+    beta = inverse @ (q.T @ (y * root))
+    return beta, y - X @ beta, inverse @ inverse.T

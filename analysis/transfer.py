@@ -1,0 +1,157 @@
+"""How far the optimum moves along one axis, and what it costs to ignore that."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from hyperp.analysis.law import OptimumRecord, SliceRecord, Strict
+from hyperp.analysis.meta import meta_regression
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, LEVEL
+from scipy.special import stdtrit
+
+
+class TransferPoint(Strict):
+    """The optimum at one value of the axis, as rates; None where there is none, and `reason` says why."""
+
+    value: int
+    state: str
+    reason: str | None
+    lr: float | None
+    low: float | None
+    high: float | None
+    loss: float | None
+
+
+class Drift(Strict):
+    """Movement of log2(optimum) for each doubling of the axis; `basis` says where the interval comes from."""
+
+    octaves_per_doubling: float
+    se: float | None
+    low: float | None
+    high: float | None
+    df: float | None
+    basis: str
+
+
+class Penalty(Strict):
+    """Loss at the largest value of the axis when trained at the smallest one's optimum, less its own best."""
+
+    at: int
+    rate_from: int
+    lr: float
+    nats: float
+    percent: float
+    method: str
+
+
+class Transfer(Strict):
+    """One context (optimizer, parametrization, other sizes) along the axis."""
+
+    axis: str
+    context: dict[str, str]
+    held: dict[str, int]
+    points: list[TransferPoint]
+    drift: Drift | None
+    penalty: Penalty | None
+    problem: str | None
+
+
+def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
+    """Transfer along `over` for every group of slices that differ in nothing else.
+
+    Raises:
+        ValueError: `over` is not a covariate.
+    """
+    if over not in COVARIATES:
+        raise ValueError(f"--over must be one of {', '.join(COVARIATES)}, got {over!r}")
+    groups: dict[tuple, list[SliceRecord]] = {}
+    for one in slices:
+        key = (*(one.context[n] for n in CONTEXT), *(one.covariates[n] for n in COVARIATES if n != over))
+        groups.setdefault(key, []).append(one)
+    ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())
+    return [_along(group, over, level) for group in ordered if len({s.covariates[over] for s in group}) > 1]
+
+
+def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:
+    known = [(s, s.optimum) for s in group if s.optimum is not None]
+    drift = penalty = problem = None
+    if len(known) < 2:
+        problem = f"{len(known)} of {len(group)} curves have an optimum, 2 are needed"
+    else:
+        drift = _drift([s.covariates[over] for s, _ in known], [o for _, o in known], level)
+        penalty = _penalty(known[0], known[-1], over)
+    return Transfer(
+        axis=over,
+        context=group[0].context,
+        held={n: v for n, v in group[0].covariates.items() if n != over},
+        points=[_point(s, over) for s in group],
+        drift=drift,
+        penalty=penalty,
+        problem=problem,
+    )
+
+
+def _point(one: SliceRecord, over: str) -> TransferPoint:
+    o = one.optimum
+    return TransferPoint(
+        value=one.covariates[over],
+        state=one.state,
+        reason=one.reason if o is None else None,
+        lr=None if o is None else o.lr,
+        low=None if o is None else o.low,
+        high=None if o is None else o.high,
+        loss=None if o is None else o.loss,
+    )
+
+
+def _drift(values: list[int], optima: list[OptimumRecord], level: float) -> Drift:
+    x, y = np.log2(values), np.log2([o.lr for o in optima])
+    errors = [o.se for o in optima]
+    if len(optima) == 2:
+        return _two_point_drift(x, y, optima, level)
+    known = [s for s in errors if s is not None]
+    se = np.array(known) if len(known) == len(errors) else None
+    fit = meta_regression(y, se, np.column_stack([np.ones(len(x)), x]))
+    low, high = fit.interval(level)
+    return Drift(
+        octaves_per_doubling=float(fit.beta[1]),
+        se=float(fit.se[1]),
+        low=float(low[1]),
+        high=float(high[1]),
+        df=fit.df,
+        basis="random-effects regression over the curves",
+    )
+
+
+def _two_point_drift(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], level: float) -> Drift:
+    doublings = float(x[1] - x[0])
+    drift = float(y[1] - y[0]) / doublings
+    parts = [(o.se, o.df) for o in optima if o.se is not None and o.df > 0]
+    if len(parts) < 2:
+        basis = "none: the curves have no residual degrees of freedom"
+        return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
+    variance = sum(s**2 for s, _ in parts)
+    se = math.sqrt(variance) / doublings
+    # Welch and Satterthwaite: two variances with their own degrees of freedom.
+    spread = sum(s**4 / df for s, df in parts)
+    df = variance**2 / spread if spread else float(sum(d for _, d in parts))
+    half = float(stdtrit(df, 0.5 + level / 2)) * se
+    basis = "the two curves' own errors; scatter between curves cannot be seen with two"
+    return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)
+
+
+def _penalty(
+    first: tuple[SliceRecord, OptimumRecord], last: tuple[SliceRecord, OptimumRecord], over: str
+) -> Penalty | None:
+    rate, best = first[1].lr, last[1]
+    if min(best.window_rates) <= rate <= max(best.window_rates):
+        nats = best.curvature * math.log2(rate / best.lr) ** 2
+        method = "the largest one's parabola"
+    else:
+        x = np.log2([p.lr for p in last[0].points])
+        if not x[0] <= math.log2(rate) <= x[-1]:
+            return None
+        nats = float(np.interp(math.log2(rate), x, [p.loss for p in last[0].points])) - best.loss
+        method = "interpolated between the largest one's measured rates"
+    value = {"at": last[0].covariates[over], "rate_from": first[0].covariates[over]}
+    return Penalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
