@@ -1,0 +1,128 @@
+"""The table of a sweep: one row a run, whatever became of it, as Parquet and as CSV."""
+
+import csv
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import make_point
+from hyperp.sweeps.status import Run, survey
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hyperp.config import from_dict
+from hyperp.record import METRIC
+
+COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
+NULLABLE_STRINGS = ("reason", "block")
+COLUMNS = pa.schema(
+    [
+        pa.field(name, pa.string(), nullable=name in NULLABLE_STRINGS)
+        for name in ("run_id", "status", "reason", "block")
+    ]
+    + [
+        pa.field(name, pa.string(), False)
+        for name in ("optimizer", "parametrization", "schedule", "data", "metric")
+    ]
+    + [pa.field(name, pa.int64(), False) for name in (*COVARIATES, "seed")]
+    + [pa.field(name, pa.float64(), False) for name in ("lr", "base_lr")]
+    + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]
+    + [pa.field(name, pa.int64()) for name in ("steps", "parameters")]
+    + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
+    + [pa.field("version", pa.string(), False)]
+)
+ORDER = (
+    "block",
+    "optimizer",
+    "parametrization",
+    "schedule",
+    "data",
+    *COVARIATES,
+    "seed",
+    "base_lr",
+    "run_id",
+)
+
+
+def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
+    """Write the table of every run below `root` to `output` (.parquet) and to the same name as .csv.
+
+    The same records give the same bytes. A record that cannot be read is told to `warn`, and its run is a row
+    with status `failed`. Raises ValueError for another suffix and for a root without runs.
+    """
+    if output.suffix != ".parquet":
+        raise ValueError(f"-o must end in .parquet, got {output}")
+    runs, rows = survey(root), []
+    for run in runs:
+        if run.damaged:
+            warn(run.damaged)
+        try:
+            rows.append(row(root, run))
+        except ValueError as error:
+            warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({error})")
+    rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    _replace(output, lambda path: pq.write_table(table, path))
+    _replace(output.with_suffix(".csv"), lambda path: _write_csv(path, rows))
+    return runs
+
+
+def row(root: Path, run: Run) -> dict[str, Any]:
+    """The columns of one run. Raises ValueError if nothing below the root says what it is."""
+    common = {"run_id": run.run_id, "status": run.status, "reason": run.reason, "block": run.block}
+    if run.record is None:
+        return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
+    ended = run.record
+    rest = [name for name in COLUMNS.names if name not in common and name not in COVARIATES]
+    return (
+        common
+        | {name: ended.scale[name] for name in COVARIATES}
+        | {name: getattr(ended, name) for name in rest}
+    )
+
+
+def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
+    config = planned.config
+    return {
+        "optimizer": config["optim"]["name"],
+        "parametrization": config["parametrization"]["name"],
+        "schedule": config["schedule"]["shape"],
+        "data": config["data"]["source"],
+        "metric": METRIC,
+        **config["scale"],
+        "seed": config["seed"],
+        "lr": planned.lr,
+        "base_lr": config["base_lr"],
+        "version": version("hyperp-scaling"),
+    }
+
+
+def _planned_by_folder(run_dir: Path) -> planfile.Planned:
+    """What a run without a plan was, from the config.yaml that it wrote when it began."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    except (OSError, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{run_dir / 'config.yaml'} must be a mapping")
+    config = from_dict({str(key): value for key, value in values.items()})
+    return planfile.entry(make_point((), (), config), "")
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,78 @@
+"""One run as a function of plain values: what a worker of this machine calls, and a job of a cluster."""
+
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperp import record
+from hyperp.config import from_dict
+from hyperp.record import Record
+
+if TYPE_CHECKING:
+    from hyperp.train import Report
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: dict[str, Any], run_dir: str, report: "Report | None" = None) -> dict[str, Any]:
+    """Do the run, or what is left of it, and return its record as plain values.
+
+    A run that finished or diverged before is not done again. An exception becomes a failed record. A record
+    that cannot be read is set aside, and the run done again.
+    """
+    folder = Path(run_dir)
+    try:
+        ended = load_record(folder)
+    except ValueError as error:
+        log.warning("%s; set aside as record.damaged, running again", error)
+        (folder / "record.json").replace(folder / "record.damaged")
+        ended = None
+    if ended is not None and ended.status != "failed":
+        return asdict(ended)
+    from hyperp.train import train_or_record_failure  # imports torch
+
+    result = train_or_record_failure(from_dict(config), folder, report)
+    if result.status == "failed":
+        forget_heartbeat(folder)
+    return asdict(result)
+
+
+def load_record(run_dir: Path) -> Record | None:
+    """The record of a run folder, None without one. Raises ValueError if it is damaged or another run's."""
+    ended = record.load(run_dir)
+    if ended is not None and ended.run_id != run_dir.name:
+        raise ValueError(f"{run_dir / 'record.json'}: run_id must be {run_dir.name}, got {ended.run_id!r}")
+    return ended
+
+
+def record_failure(config: dict[str, Any], run_dir: str, reason: str) -> dict[str, Any]:
+    """The record of a run whose process died without writing one; writes it unless the run had just ended."""
+    from hyperp.train import base_record
+
+    folder = Path(run_dir)
+    try:
+        ended = load_record(folder)
+    except ValueError:
+        ended = None
+    if ended is not None and ended.status != "failed":
+        return asdict(ended)
+    failed = base_record(from_dict(config), status="failed", reason=reason)
+    record.save(failed, folder)
+    forget_heartbeat(folder)
+    return asdict(failed)
+
+
+def forget_heartbeat(run_dir: Path) -> None:
+    """Remove the heartbeat of a process that is known to be gone, so that the run does not look running."""
+    (run_dir / "heartbeat.json").unlink(missing_ok=True)
+
+
+def redirect_output(run_dir: Path) -> None:
+    """Send what this process prints to `run_dir`/output.log, whoever prints it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = os.open(run_dir / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)

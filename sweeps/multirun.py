@@ -1,0 +1,84 @@
+"""`hyperp-train -m +experiment=...`: a Hydra sweeper that hands a plan's runs to any Hydra launcher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import check_data, make_plan
+from hyperp.sweeps.status import DONE, state_of
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from hyperp.config import one_line
+
+# Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
+ALIAS = "hydra_plugins.hyperp.PlanSweeper"
+
+
+class PlanSweeper(Sweeper):
+    """Expands the plan of the command line; makes the same runs, ids and plan.json as `hyperp-sweep run`.
+
+    Finished and diverged runs are skipped. Comma choices on the command line (`seed=0,1`) multiply the plan.
+    """
+
+    hydra_context: HydraContext | None = None
+    config: DictConfig | None = None
+    launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Launch what is missing. Raises ValueError for a bad plan, before anything is written."""
+        assert self.launcher is not None
+        plan = make_plan(arguments, self._compose)
+        states = {point.run_id: state_of(plan.root, point.run_id, None) for point in plan.points}
+        todo = [point for point in plan.points if states[point.run_id].status not in DONE]
+        if not todo:
+            planfile.write(plan)
+            print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
+            return []
+        check_data(todo)
+        with planfile.lock(plan.root):
+            planfile.write(plan)
+            results = self.launcher.launch([list(point.words) for point in todo], initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises what the job raised, now that the others have ended too
+        return [results]
+
+    def _compose(self, words: Sequence[str]) -> DictConfig:
+        """What `hyperp.config.compose` does, inside the Hydra that is running already."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
+        assert isinstance(overrides, list)
+        try:
+            cfg = self.hydra_context.config_loader.load_configuration(
+                config_name=self.config.hydra.job.config_name,
+                overrides=[*overrides, *words],
+                run_mode=RunMode.RUN,
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(one_line(error)) from None
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra under the name that conf/hydra/sweeper/plan.yaml uses.
+
+    The class itself stays importable by its own name, since launchers pickle Hydra's table of plugins.
+    """
+    plugins: Any = Plugins.instance()
+    plugins.class_name_to_class[ALIAS] = PlanSweeper

@@ -1,0 +1,290 @@
+"""The plan: what a `sweep` section asks for, as a list of validated runs with ids. Nothing here starts a run.
+
+Every block is composed by Hydra once; its points differ in plain keys, which are set on that composition as
+Hydra would set them. A point also carries the words that compose the same run from nothing.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hyperp.sweeps.words import Compose, choices, parse, word
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hyperp.config import Config, compose, one_line, resolve
+from hyperp.flops import training_flops
+
+BYTES = 256  # ids of every source but `tokens`
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LearningRates(Strict):
+    """base_lr on a log2 grid: 2^(center + i step), or rate 2^(i step), for |i step| <= octaves.
+
+    `per_octave` moves the centre by so many octaves when its key doubles, counted from the value in `at`. The
+    centre is rounded to a multiple of `step`, so that slices share rates exactly; `rate` is taken as it is.
+    """
+
+    center: float | None = None
+    rate: float | None = Field(default=None, gt=0)
+    octaves: float = Field(gt=0)
+    step: float = Field(default=1.0, gt=0)
+    per_octave: dict[str, float] = {}
+    at: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LearningRates":
+        if (self.center is None) == (self.rate is None):
+            raise ValueError(f"give either center or rate, got center={self.center} and rate={self.rate}")
+        if self.octaves < self.step:
+            raise ValueError(
+                f"octaves must be at least step={self.step:g}, or each slice has one learning rate, "
+                f"got {self.octaves:g}"
+            )
+        if self.per_octave.keys() != self.at.keys():
+            raise ValueError(
+                f"at must have the keys of per_octave ({', '.join(self.per_octave) or 'none'}), "
+                f"got {', '.join(self.at) or 'none'}"
+            )
+        for key, value in self.at.items():
+            if value <= 0:
+                raise ValueError(f"at.{key} must be positive, got {value:g}")
+        return self
+
+    def values(self, lookup: Mapping[str, float]) -> list[float]:
+        """The rates of one slice, smallest first; `lookup` has its value of every key of `per_octave`."""
+        shift = sum(slope * math.log2(lookup[key] / self.at[key]) for key, slope in self.per_octave.items())
+        count = math.floor(self.octaves / self.step + 1e-9)
+        steps = range(-count, count + 1)
+        if self.rate is not None:
+            return [self.rate * 2.0 ** (shift + i * self.step) for i in steps]
+        assert self.center is not None
+        middle = math.floor((self.center + shift) / self.step + 0.5)
+        return [2.0 ** ((middle + i) * self.step) for i in steps]
+
+
+class Block(Strict):
+    """A named part of a plan: the product of `grid`, `points` and `lr` on top of `overrides`."""
+
+    overrides: list[str] = []
+    grid: dict[str, list[Any]] = {}
+    points: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    lr: LearningRates | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Block":
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} must have at least one value, got []")
+        for i, point in enumerate(self.points or []):
+            if not point:
+                raise ValueError(f"points.{i} must set at least one key, got {{}}")
+            for key in point.keys() & self.grid.keys():
+                raise ValueError(f"points.{i}.{key} is in grid too; a key may be in one of them")
+        if self.lr and "base_lr" in self.keys():
+            raise ValueError("base_lr must not be in grid or points of a block that has lr")
+        return self
+
+    def keys(self) -> set[str]:
+        """The keys that grid and points set."""
+        return set(self.grid).union(*(self.points or []))
+
+    def slices(self) -> Iterator[dict[str, Any]]:
+        """Every combination of grid and points, in the order they are written, the last key fastest."""
+        for values in itertools.product(*self.grid.values()):
+            for point in self.points or [{}]:
+                yield dict(zip(self.grid, values, strict=True)) | point
+
+
+class Sweep(Strict):
+    """The `sweep` section of the configuration."""
+
+    blocks: dict[str, Block] = {}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a plan: `words` compose its configuration; `blocks` asked for it, the first one owns it.
+
+    `lr` is the peak rate of the hidden matrices after every factor, `flops` the estimated cost of the run.
+    """
+
+    run_id: str
+    blocks: tuple[str, ...]
+    words: tuple[str, ...]
+    config: Config
+    lr: float
+    flops: float
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.runtime.root) / self.run_id
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that `words` ask for, each once, all below `root`; `launcher` says how to run them."""
+
+    words: tuple[str, ...]
+    root: Path
+    launcher: dict[str, Any]
+    points: tuple[Point, ...]
+
+
+def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
+    """Expand the `sweep` section that `words` compose. Raises ValueError in one line, naming the field.
+
+    Comma choices in the words are expanded too, and the plans of all combinations are joined.
+    """
+    found: dict[str, Point] = {}
+    launcher: dict[str, Any] | None = None
+    for variant in choices(words):
+        cfg = compose(variant)
+        launcher = launcher or _container(cfg, "launcher")
+        for point in _expand(cfg, variant, compose):
+            first = found.setdefault(point.run_id, point)
+            found[point.run_id] = replace(first, blocks=tuple(dict.fromkeys(first.blocks + point.blocks)))
+    roots = {point.config.runtime.root for point in found.values()}
+    if len(roots) > 1:
+        raise ValueError(
+            f"runtime.root must be the same for every run of a plan, got {', '.join(sorted(roots))}"
+        )
+    return Plan(tuple(words), Path(roots.pop()), launcher or {}, tuple(found.values()))
+
+
+def _container(cfg: DictConfig, section: str) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(cfg[section], resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(one_line(error)) from None
+
+
+def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Point]:
+    try:
+        sweep = Sweep.model_validate(_container(cfg, "sweep"))
+    except ValidationError as error:
+        raise ValueError(validation_line("sweep", error)) from None
+    if not sweep.blocks:
+        yield make_point((), words, resolve(cfg))
+    given = {override.key_or_group for override in parse(words)}
+    for name, block in sweep.blocks.items():
+        swept = block.keys() | {override.key_or_group for override in parse(block.overrides)}
+        for key in sorted(swept & given):
+            raise ValueError(
+                f"{key} is given as a word and set by sweep.blocks.{name} too; leave one of them out"
+            )
+        yield from _expand_block(name, block, words, compose)
+
+
+def _expand_block(name: str, block: Block, words: list[str], compose: Compose) -> Iterator[Point]:
+    words = [*words, *block.overrides]
+    try:
+        base = compose(words)
+        OmegaConf.set_struct(base, False)
+        base.pop("sweep")  # it may be long, and no run reads it
+        OmegaConf.set_struct(base, True)
+        setter = _Setter(base)
+        for values in block.slices():
+            rates: list[dict[str, Any]] = [{}]
+            if block.lr:
+                lookup = {key: _number(base, values, key) for key in block.lr.per_octave}
+                rates = [{"base_lr": rate} for rate in block.lr.values(lookup)]
+            for rate in rates:
+                keys = values | rate
+                point_words = [*words, *(word(key, value) for key, value in keys.items())]
+                yield make_point((name,), point_words, setter.configure(keys))
+    except ValueError as error:
+        raise ValueError(f"sweep.blocks.{name}: {error}") from None
+
+
+def _number(base: DictConfig, values: Mapping[str, Any], key: str) -> float:
+    value = values[key] if key in values else OmegaConf.select(base, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(
+            f"lr.per_octave.{key} must name a key whose value is a positive number, got {value!r}"
+        )
+    return float(value)
+
+
+class _Setter:
+    """Sets keys on copies of one composition: one for each set of keys, since they overwrite each other."""
+
+    def __init__(self, base: DictConfig):
+        self.base = base
+        self.copies: dict[tuple[str, ...], DictConfig] = {}
+
+    def configure(self, values: Mapping[str, Any]) -> Config:
+        """The validated configuration with `values` set as `key=value` words would. Raises ValueError."""
+        keys = tuple(values)
+        merged = any(
+            isinstance(value, dict) for value in values.values()
+        )  # with what is there, so not overwritten
+        if merged or keys not in self.copies:
+            self.copies[keys] = copy.deepcopy(self.base)
+        cfg = self.copies[keys]
+        try:
+            for key, value in values.items():
+                if isinstance(value, str) and OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+                    raise ValueError(
+                        f"{key} is a group of the configuration: set it in the block's overrides"
+                    )
+                OmegaConf.update(cfg, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise ValueError(one_line(error)) from None
+        return resolve(cfg)
+
+
+def make_point(blocks: tuple[str, ...], words: Sequence[str], config: Config) -> Point:
+    """A point with its id, rate and cost. Raises ValueError for sizes that cannot be built."""
+    lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
+    flops = training_flops(config.scale, config.shape(_vocab(config)))
+    return Point(config.run_id(), blocks, tuple(words), config, lr, float(flops))
+
+
+def _vocab(config: Config) -> int:
+    if config.data.source != "tokens":
+        return BYTES
+    from hyperp.data import read_sidecar
+
+    return read_sidecar(Path(str(config.data.path))).vocab_size
+
+
+def check_data(points: Sequence[Point]) -> None:
+    """Load every corpus that the points need. Raises ValueError if one is missing or too small."""
+    from hyperp.data import Batches, load_corpus
+
+    corpora, checked = {}, set()
+    for point in points:
+        data, context = point.config.data, point.config.model.context
+        source = (data.source, tuple(data.files), data.path)
+        sizes = (source, context, point.config.scale.batch_tokens, data.held_out_tokens)
+        if sizes in checked:
+            continue
+        checked.add(sizes)
+        if source not in corpora:
+            corpora[source] = load_corpus(data)
+        sequences = point.config.scale.batch_tokens // context
+        Batches(corpora[source], context, sequences, point.config.seed).held_out(data.held_out_tokens)
+
+
+def validation_line(section: str, error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line that names the field and its value."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join((section, *(str(part) for part in first["loc"])))
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a field of it, got {first['input']!r}"
+    if first["type"] == "value_error":
+        return f"{field}: {first['ctx']['error']!s}"
+    return f"{field}: {first['msg']}, got {first['input']!r}"

@@ -1,0 +1,256 @@
+"""The local launcher: runs on this machine, several at a time, each in a process pinned to its own cores.
+
+Workers are spawned once and do run after run, so that each imports torch once. A worker that dies takes its
+run down as `failed` and is replaced; if this process dies, however it does, its workers follow.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from hyperp.sweeps.job import forget_heartbeat, record_failure, redirect_output, run_job
+from hyperp.sweeps.plan import Plan, Point, Strict, validation_line
+from pydantic import Field, ValidationError
+
+TICK_SECONDS = 0.5  # between two events while nothing happens
+MESSAGE_SECONDS = 0.25  # between two progress messages of a worker
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class LocalLauncher(Strict):
+    """The `launcher` section. `workers` 0 is one for every `threads` usable cores."""
+
+    name: Literal["local"]
+    workers: int = Field(ge=0)
+    threads: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took up a run."""
+
+    worker: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A run has got to `step` of `steps`."""
+
+    worker: int
+    run_id: str
+    step: int
+    steps: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run has a record, with this status; or its worker died, which is `failed`."""
+
+    worker: int
+    run_id: str
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Nothing happened for a while."""
+
+
+Event = Started | Progressed | Ended | Waited
+
+
+def read_launcher(plan: Plan) -> LocalLauncher:
+    """The launcher of a plan. Raises ValueError, naming the field."""
+    try:
+        return LocalLauncher.model_validate(plan.launcher)
+    except ValidationError as error:
+        raise ValueError(validation_line("launcher", error)) from None
+
+
+def run_pool(points: Sequence[Point], launcher: LocalLauncher) -> Iterator[Event]:
+    """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
+
+    A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.
+    """
+    pool = _Pool(points, launcher)
+    try:
+        yield from pool.events()
+    finally:
+        pool.stop()
+
+
+def core_shares(launcher: LocalLauncher, runs: int) -> list[list[int] | None]:
+    """The cores of each worker; None leaves one unpinned, where there are too few cores or no way to pin."""
+    can_pin = hasattr(os, "sched_setaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
+    workers = min(launcher.workers or max(1, len(cores) // launcher.threads), runs)
+    if not can_pin or workers * launcher.threads > len(cores):
+        return [None] * workers
+    return [cores[i * launcher.threads : (i + 1) * launcher.threads] for i in range(workers)]
+
+
+class _Worker:
+    """A spawned process and this end of its pipe."""
+
+    def __init__(self, index: int, cores: list[int] | None, threads: int):
+        self.index, self.cores, self.threads = index, cores, threads
+        self.task: Point | None = None
+        self.ready = False
+        context = get_context("spawn")
+        self.pipe, other = context.Pipe()
+        arguments = (other, cores, threads)
+        self.process: SpawnProcess = context.Process(target=work, args=arguments, name=f"worker {index}")
+        # Inherited from the first instruction on, so that Ctrl-C in a terminal reaches this process alone.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        other.close()  # so that the pipe ends when the worker does
+
+    def give(self, point: Point) -> None:
+        self.task = point
+        config = asdict(point.config)
+        config["runtime"]["threads"] = self.threads
+        self.pipe.send((config, str(point.run_dir)))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class _Pool:
+    def __init__(self, points: Sequence[Point], launcher: LocalLauncher):
+        self.queue = deque(sorted(points, key=lambda point: -point.flops))
+        self.workers: list[_Worker] = []
+        self.shares = core_shares(launcher, len(points))
+        self.threads = launcher.threads
+
+    def events(self) -> Iterator[Event]:
+        if not self.queue:
+            return
+        for index, cores in enumerate(self.shares):
+            self.workers.append(_Worker(index, cores, self.threads))
+        while self.queue or any(worker.task for worker in self.workers):
+            ready = wait([worker.pipe for worker in self.workers], timeout=TICK_SECONDS)
+            if not ready:
+                yield Waited()
+            for worker in [worker for worker in self.workers if worker.pipe in ready]:
+                yield from self.receive(worker)
+
+    def receive(self, worker: _Worker) -> Iterator[Event]:
+        try:
+            kind, *values = worker.pipe.recv()
+        except (EOFError, OSError):  # OSError: killed in the middle of a message
+            yield from self.replace(worker)
+            return
+        run_id = worker.task.run_id if worker.task else ""
+        if kind == "step":
+            yield Progressed(worker.index, run_id, *values)
+            return
+        if kind == "ended":
+            worker.task = None
+            yield Ended(worker.index, run_id, *values)
+        worker.ready = True
+        if self.queue:
+            yield from self.assign(worker)
+
+    def assign(self, worker: _Worker) -> Iterator[Event]:
+        point = self.queue.popleft()
+        try:
+            worker.give(point)
+        except OSError:  # it has died since: the end of its pipe says so in a moment
+            self.queue.appendleft(point)
+            worker.task = None
+            return
+        yield Started(worker.index, point.run_id)
+
+    def replace(self, worker: _Worker) -> Iterator[Event]:
+        """Account for a worker that has died, and start another if there is more to do."""
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        reason = f"worker killed by signal {-code}" if code < 0 else f"worker exited with code {code}"
+        if not worker.ready:
+            raise RuntimeError(f"{reason} before it could take a run; what it printed is above")
+        worker.pipe.close()
+        if worker.task:
+            status, reason = _note_failure(worker.task, reason)
+            yield Ended(worker.index, worker.task.run_id, status, reason)
+        self.workers.remove(worker)
+        if self.queue:
+            self.workers.append(_Worker(worker.index, worker.cores, worker.threads))
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+            if worker.task:
+                forget_heartbeat(worker.task.run_dir)
+
+
+def _note_failure(point: Point, reason: str) -> tuple[str, str | None]:
+    """Status and reason of a run whose worker died; a full disk must not take the other runs down."""
+    try:
+        ended = record_failure(asdict(point.config), str(point.run_dir), reason)
+    except OSError as error:
+        return "failed", f"{reason}; no record could be written: {error}"
+    return ended["status"], ended["reason"]
+
+
+def work(pipe: Connection, cores: list[int] | None, threads: int) -> None:
+    """A worker process: take runs from the pipe until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    for name in THREAD_VARIABLES:  # read when torch is imported, which is below
+        os.environ[name] = str(threads)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    import hyperp.train  # noqa: F401
+
+    pipe.send(("ready",))
+    while True:
+        try:
+            config, run_dir = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(("ended", *_run(config, run_dir, pipe)))
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, str | None]:
+    last = 0.0
+
+    def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:  # noqa: ARG001
+        nonlocal last
+        if time.monotonic() - last >= MESSAGE_SECONDS:
+            last = time.monotonic()
+            pipe.send(("step", step, steps, tokens_per_second))
+
+    try:
+        redirect_output(Path(run_dir))
+        result = run_job(config, run_dir, report)
+    except Exception as error:  # not of the training, which records its own: a full disk, mostly
+        return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return result["status"], result["reason"]

@@ -1,0 +1,105 @@
+"""What became of every run below a root, from what the runs themselves wrote."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperp.sweeps import planfile
+from hyperp.sweeps.job import load_record
+from hyperp.sweeps.planfile import Planned
+
+from hyperp.record import Record
+
+STATUSES = ("planned", "running", "finished", "diverged", "failed")
+DONE = ("finished", "diverged")  # not done again
+FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: planned, or found below the root without a plan (`planned` is None then).
+
+    `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
+    is what is wrong with its record.json, if it has one that cannot be read; it counts as failed.
+    """
+
+    run_id: str
+    status: str
+    reason: str | None = None
+    planned: Planned | None = None
+    record: Record | None = None
+    damaged: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def block(self) -> str | None:
+        """The block of the plan that it belongs to."""
+        return self.planned.blocks[0] if self.planned and self.planned.blocks else None
+
+
+def survey(root: Path) -> list[Run]:
+    """Every planned run in the order of the plan, then those that no plan names, by id.
+
+    Raises ValueError for a folder that holds neither a plan nor a run, and for a damaged plan.
+    """
+    if not root.is_dir():
+        raise ValueError(
+            f"ROOT must be the folder of a sweep (its runtime.root), got {root}, which is no folder"
+        )
+    planned = planfile.read(root)
+    known = {point.run_id for point in planned}
+    others = sorted(path.parent.name for path in root.glob("*/record.json") if path.parent.name not in known)
+    if not planned and not others:
+        raise ValueError(f"ROOT must hold a plan.json or runs, got {root}, which holds neither")
+    runs = [state_of(root, point.run_id, point) for point in planned]
+    return runs + [state_of(root, run_id, None) for run_id in others]
+
+
+def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
+    """The state of one run. A record, once written, decides; only a failed run may be running again."""
+    run_dir = root / run_id
+    beat = _heartbeat(run_dir)
+    fresh = beat is not None and time.time() - float(beat["time"]) < FRESH_SECONDS
+    try:
+        ended = load_record(run_dir)
+    except ValueError as error:
+        return Run(run_id, "failed", f"damaged record: {error}", planned, damaged=str(error))
+    if ended is not None and not (ended.status == "failed" and fresh):
+        return Run(run_id, ended.status, ended.reason, planned, ended, step=ended.steps, steps=ended.steps)
+    if beat is not None:
+        reason = None if fresh else f"stopped at step {beat['step']} of {beat['steps']}"
+        progress = {
+            "step": beat["step"],
+            "steps": beat["steps"],
+            "tokens_per_second": beat["tokens_per_second"],
+        }
+        return Run(run_id, "running" if fresh else "planned", reason, planned, **progress)
+    stopped = (run_dir / "checkpoint.pt").exists()
+    return Run(run_id, "planned", "stopped, has a checkpoint" if stopped else None, planned)
+
+
+def _heartbeat(run_dir: Path) -> dict[str, Any] | None:
+    try:
+        beat = json.loads((run_dir / "heartbeat.json").read_text())
+        return {key: beat[key] for key in ("step", "steps", "tokens_per_second", "time")}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version: it is only news
+        return None
+
+
+def counts(runs: Iterable[Run]) -> dict[str, int]:
+    """Runs of each status, in the order of STATUSES; only those that there are."""
+    found = Counter(run.status for run in runs)
+    return {status: found[status] for status in STATUSES if found[status]}
+
+
+def counts_line(runs: Iterable[Run]) -> str:
+    """`58 runs: 56 finished, 2 diverged`."""
+    found = counts(runs)
+    total = sum(found.values())
+    return f"{total} run{'s' * (total != 1)}: {', '.join(f'{n} {status}' for status, n in found.items())}"

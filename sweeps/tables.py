@@ -1,0 +1,125 @@
+"""Tables that `hyperp-sweep` prints of a plan and of what became of it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hyperp.sweeps.plan import Plan
+from hyperp.sweeps.status import STATUSES, Run, counts, counts_line
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDE = 160  # columns where the output is no terminal, so that no line is folded
+
+
+def show(table: Table) -> None:
+    """Print to standard output."""
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
+    """A table whose first `text` columns are left-aligned, the others right."""
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < text else "right", overflow="fold")
+    return table
+
+
+def plan_summary(plan: Plan, done: set[str]) -> list[dict[str, Any]]:
+    """Counts and costs of each block, in order; a run of two blocks counts in the first."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for point in plan.points:
+        name = point.blocks[0] if point.blocks else "(one run)"
+        row = blocks.setdefault(
+            name, {"block": name, "runs": 0, "done": 0, "tokens": 0, "flops": 0.0, "rates": set()}
+        )
+        row["runs"] += 1
+        row["done"] += point.run_id in done
+        row["tokens"] += point.config.scale.tokens_trained
+        row["flops"] += point.flops
+        row["rates"].add(point.lr)
+    for row in blocks.values():
+        rates = row.pop("rates")
+        row |= {"lowest_lr": min(rates), "highest_lr": max(rates)}
+    return list(blocks.values())
+
+
+def show_plan(summary: list[dict[str, Any]]) -> None:
+    """Runs, tokens and FLOPs by block, and their sums."""
+    table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs")
+    for row in summary:
+        rates = f"{row['lowest_lr']:.3g} ... {row['highest_lr']:.3g}"
+        numbers = (str(row["runs"]), str(row["done"]), rates, f"{row['tokens']:,}", f"{row['flops']:.3g}")
+        table.add_row(row["block"], *numbers)
+    if len(summary) > 1:
+        runs, done, tokens, flops = (
+            sum(row[key] for row in summary) for key in ("runs", "done", "tokens", "flops")
+        )
+        table.add_section()
+        table.add_row("all", str(runs), str(done), "", f"{tokens:,}", f"{flops:.3g}")
+    show(table)
+
+
+def by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each block, in order."""
+    blocks: dict[str, list[Run]] = {}
+    for run in runs:
+        blocks.setdefault(run.block or "(no block)", []).append(run)
+    return blocks
+
+
+def notable(runs: Sequence[Run]) -> list[Run]:
+    """Runs that a person wants to hear of: running, diverged, failed, or stopped half-way."""
+    return [run for run in runs if run.status in ("running", "diverged", "failed") or run.reason]
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """One run as plain values."""
+    config = run.planned.config if run.planned else run.record.config if run.record else {}
+    return {
+        "run_id": run.run_id,
+        "block": run.block,
+        "status": run.status,
+        "reason": run.reason,
+        "base_lr": config.get("base_lr"),
+        "seed": config.get("seed"),
+        "scale": config.get("scale"),
+        "step": run.step,
+        "steps": run.steps,
+        "tokens_per_second": run.record.tokens_per_second if run.record else run.tokens_per_second,
+        "loss": run.record.loss if run.record else None,
+    }
+
+
+def show_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
+    """Counts by block and status, the listed runs, and the sum in a line."""
+    table = new_table("block", *STATUSES)
+    for name, members in by_block(runs).items():
+        found = counts(members)
+        table.add_row(name, *(str(found.get(status, "")) for status in STATUSES))
+    show(table)
+    if listed:
+        table = new_table(
+            "run", "block", "status", "base_lr", "seed", "step", "tokens/s", "loss", "reason", text=3
+        )
+        table.columns[-1].justify = "left"
+        for run in listed:
+            table.add_row(*_cells(describe(run)))
+        show(table)
+    print(counts_line(runs))
+
+
+def _cells(values: dict[str, Any]) -> list[str]:
+    def cell(name: str, form: str) -> str:
+        return "" if values[name] is None else format(values[name], form)
+
+    step = "" if values["step"] is None else f"{values['step']}/{values['steps']}"
+    numbers = [
+        cell("base_lr", ".4g"),
+        cell("seed", "d"),
+        step,
+        cell("tokens_per_second", ",.0f"),
+        cell("loss", ".4f"),
+    ]
+    return [values["run_id"], values["block"] or "", values["status"], *numbers, values["reason"] or ""]

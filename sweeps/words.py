@@ -1,0 +1,69 @@
+"""Hydra's override words: expanding comma choices, and writing values so that they read back."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from hyperp.config import one_line
+
+# Turns words into a composed configuration, or raises ValueError in one line.
+Compose = Callable[[Sequence[str]], DictConfig]
+
+PLAIN_STRING = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+NOT_A_STRING = {"true", "false", "null", "nan", "inf"}  # to Hydra's grammar, unless quoted
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """The words as Hydra understands them. Raises ValueError for one that it does not."""
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ValueError(one_line(error)) from None
+
+
+def choices(words: Sequence[str]) -> Iterator[list[str]]:
+    """Every combination of comma choices (`seed=0,1`, `seed=range(0,3)`); the words themselves without any.
+
+    Raises ValueError for a sweep without a finite list of values (`interval`), and for `glob`.
+    """
+    variants = []
+    for override in parse(words):
+        if not override.is_sweep_override():
+            variants.append([override.input_line])
+            continue
+        if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
+            raise ValueError(
+                f"{override.input_line}: a plan takes lists of values, such as key=a,b or range(0,3)"
+            )
+        key = override.get_key_element()
+        variants.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    for combination in itertools.product(*variants):
+        yield list(combination)
+
+
+def word(key: str, value: Any) -> str:
+    """`key=value` that Hydra reads back as the same value."""
+    return f"{key}={_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        plain = PLAIN_STRING.fullmatch(value) and value.lower() not in NOT_A_STRING
+        return value if plain else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_value(item)}' for key, item in value.items())}}}"
+    raise ValueError(f"a value must be a number, text, true, false, null, a list or a mapping, got {value!r}")
