@@ -56,7 +56,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     @property
     def skipped(self) -> int:
         """Steps of single units skipped because a gradient was not finite; reads from the device."""
-        return sum(int(state["skipped"].sum()) for state in self.state.values())
+        return sum(int(state["skipped"].sum()) for state in self.state.values() if state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as any torch optimizer does; its options are checked and completed by defaults."""
@@ -82,13 +82,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
         SSO and MuonSphere rescale to their radius. MuonH and AdamH leave the matrix as it is and take its
         Frobenius norm as the radius; without this call they do so at their first step, and SSO rescales then.
-        State already there is kept, so that a resumed run is not disturbed. Raises ValueError for a matrix
-        that is zero or not finite.
+        Parameters that already have state are left alone, so that a resumed run is not disturbed. Raises
+        ValueError for a matrix that is zero or not finite.
         """
         for group in self.param_groups:
             rule = _rule(group)
             for name, parameter in _named(group):
-                if parameter.requires_grad and parameter.numel():
+                if parameter.requires_grad and parameter.numel() and not self.state[parameter]:
                     units = _stack([parameter])
                     with _naming(name):
                         parameter.copy_(rule.project(units).reshape(parameter.shape))

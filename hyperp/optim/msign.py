@@ -93,7 +93,7 @@ def unit_frobenius(x: Tensor) -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     tiny = torch.finfo(x.dtype).tiny
-    x = x / torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True).clamp_min(tiny)
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
     return x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
 
 

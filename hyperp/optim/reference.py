@@ -6,13 +6,14 @@ training.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Quintic = tuple[float, float, float]
+Sign = Callable[[Tensor], Tensor]
 
 
 def polynomial_of_singular_values(X: Tensor, quintics: Sequence[Quintic]) -> Tensor:
@@ -40,7 +41,7 @@ def optimal_quintic(lower: float, upper: float) -> Quintic:
     if lower / upper >= 1 - 5e-6:  # the limit lower -> upper, where the linear system becomes singular
         return 15 / 8 / upper, -10 / 8 / upper**3, 3 / 8 / upper**5
     q, r, error = (3 * lower + upper) / 4, (lower + 3 * upper) / 4, math.inf
-    while True:
+    while True:  # in exact arithmetic the error grows with every exchange and converges
         x = np.array([lower, q, r, upper])
         system = np.stack([x, x**3, x**5, np.array([1.0, -1.0, 1.0, -1.0])], axis=1)
         a, b, c, new_error = np.linalg.solve(system, np.ones(4))
@@ -71,3 +72,98 @@ def polar_express_quintics(
         lower = scale * p(lower)
         upper = 2 - lower
     return quintics
+
+
+def tangent_direction(M: Tensor, u: Tensor, v: Tensor, sign: Sign = polar_factor) -> tuple[Tensor, float]:
+    """Phi and lambda with <u v^T, Phi> = 0, Phi = msign(M + lambda u v^T), by bisection (arXiv 2601.08393).
+
+    Where h jumps over 0, Phi is the combination of both sides of the jump.
+    """
+    theta = torch.outer(u, v)
+    low, high = -math.sqrt(2), math.sqrt(2)
+    for _ in range(80):
+        middle = (low + high) / 2
+        if float((theta * sign(M + middle * theta)).sum()) < 0:
+            low = middle
+        else:
+            high = middle
+    phi_low, phi_high = sign(M + low * theta), sign(M + high * theta)
+    h_low, h_high = float((theta * phi_low).sum()), float((theta * phi_high).sum())
+    if h_high - h_low < 1e-6:
+        return phi_high, high
+    return (h_high * phi_low - h_low * phi_high) / (h_high - h_low), high
+
+
+def sso_step(
+    W: Tensor,
+    M: Tensor,
+    G: Tensor,
+    lr: float,
+    momentum: float,
+    radius: float,
+    length: float,
+    tangent: bool = True,
+    nesterov: bool = True,
+    sign: Sign = polar_factor,
+) -> tuple[Tensor, Tensor]:
+    """One step of SSO, or of MuonSphere without `tangent`: new W and new momentum (arXiv 2601.08393)."""
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    W = W * (radius / S[0])
+    M = momentum * M + (1 - momentum) * G
+    ahead = momentum * M + (1 - momentum) * G if nesterov else M
+    ahead = ahead / ahead.norm()
+    phi = tangent_direction(ahead, U[:, 0], Vh[0], sign)[0] if tangent else sign(ahead)
+    return W - lr * length * phi, M
+
+
+def muonh_step(
+    W: Tensor,
+    M: Tensor,
+    G: Tensor,
+    lr: float,
+    momentum: float,
+    nesterov: bool = True,
+    sign: Sign = polar_factor,
+) -> tuple[Tensor, Tensor]:
+    """One step of MuonH: new W and new momentum, a sum (arXiv 2603.28743)."""
+    M = momentum * M + G
+    U = sign(momentum * M + G if nesterov else M)
+    moved = W - lr * W.norm() / U.norm() * U
+    return moved * (W.norm() / moved.norm()), M
+
+
+def muon_step(
+    W: Tensor,
+    M: Tensor,
+    G: Tensor,
+    lr: float,
+    momentum: float,
+    scale: float,
+    weight_decay: float = 0.0,
+    nesterov: bool = True,
+    sign: Sign = polar_factor,
+) -> tuple[Tensor, Tensor]:
+    """One step of Muon: new W and new momentum, an average (arXiv 2502.16982)."""
+    M = momentum * M + (1 - momentum) * G
+    U = sign(momentum * M + (1 - momentum) * G if nesterov else M)
+    return W - lr * weight_decay * W - lr * scale * U, M
+
+
+def adam_direction(
+    m: Tensor, v: Tensor, G: Tensor, step: int, betas: tuple[float, float], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direction and both new moments at step 1, 2, ... (arXiv 1412.6980)."""
+    m = betas[0] * m + (1 - betas[0]) * G
+    v = betas[1] * v + (1 - betas[1]) * G**2
+    return m / (1 - betas[0] ** step) / ((v / (1 - betas[1] ** step)).sqrt() + eps), m, v
+
+
+def adamw_step(W: Tensor, direction: Tensor, lr: float, weight_decay: float) -> Tensor:
+    """AdamW along Adam's direction (arXiv 1711.05101)."""
+    return W - lr * weight_decay * W - lr * direction
+
+
+def adamh_step(W: Tensor, direction: Tensor, lr: float) -> Tensor:
+    """AdamH along Adam's direction (arXiv 2603.28743)."""
+    moved = W - lr * W.norm() / direction.norm() * direction
+    return moved * (W.norm() / moved.norm())

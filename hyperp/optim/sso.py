@@ -103,7 +103,7 @@ class SSORule(MuonSphereRule):
 
     name = "sso"
 
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     max_evaluations: int = 20
 
     def __post_init__(self) -> None:
@@ -184,7 +184,7 @@ class SSO(GroupedOptimizer):
         radius_factor: float = 1.0,
         radius_mode: RadiusMode = "aspect",
         scale_mode: ScaleMode = "radius",
-        tolerance: float = 1e-3,
+        tolerance: float = 1e-2,
         max_evaluations: int = 20,
         msign: Method = "polar_express",
         msign_steps: int | None = None,
