@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hyperp.analysis.fit import assess
 from hyperp.analysis.law import SliceRecord, Strict
-from hyperp.analysis.optimum import find_optimum
+from hyperp.analysis.optimum import find_optima
 from hyperp.analysis.records import Runs, filter_runs
 from hyperp.analysis.slices import short_label, split, strata, varying
 from hyperp.analysis.tabulate import record
@@ -35,7 +35,7 @@ def check(runs: Runs, where: Mapping[str, str] | None = None, window: float = WI
     """Describe a table; ValueError where it mixes experiments (see slices.split)."""
     frame = filter_runs(runs.frame, where or {})
     slices = split(frame)
-    optima = [find_optimum(one, window) for one in slices]
+    optima = find_optima(slices, window)
     changing = varying(slices)
     verdicts = []
     for name in (n for n in COVARIATES if n in changing):

@@ -6,6 +6,7 @@ answer.
 
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -54,6 +55,8 @@ def answer(command: Callable[..., None]) -> Callable[..., None]:
         except Refusal as refusal:
             _show_refusal(refusal, bool(kwargs.get("as_json")))
             raise typer.Exit(3) from None
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as error:
             typer.echo("error: " + " ".join(str(error).split()), err=True)
             raise typer.Exit(2) from None
@@ -304,6 +307,10 @@ def main() -> None:
     """Entry point of hyperp-law: a wrong option, too, is one line."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -12,7 +12,7 @@ import pandas as pd
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Estimate, Law, SliceRecord
 from hyperp.analysis.meta import MetaRegression, meta_regression
-from hyperp.analysis.optimum import Optimum, find_optimum
+from hyperp.analysis.optimum import Optimum, find_optima
 from hyperp.analysis.records import Runs, filter_runs
 from hyperp.analysis.slices import Slice, next_point, short_label, split, strata, varying
 from hyperp.analysis.tabulate import count_dropped, record, seed_spread
@@ -58,7 +58,7 @@ def fit_law(
     check_covariates(by, fix)
     inside = filter_runs(runs.frame, where)
     slices = split(inside)
-    optima = [find_optimum(one, window, level=level) for one in slices]
+    optima = find_optima(slices, window, level=level)
     groups = [assess(members, slices, optima, by) for members in strata(slices, [*by, *fix])]
     chosen = _choose(groups, slices, optima, by)
     used = [slices[i] for i in chosen.usable]
@@ -184,27 +184,12 @@ def _more_values(best: Stratum, slices: list[Slice], by: Sequence[str]) -> list[
     return points
 
 
-def slice_errors(optima: Sequence[Optimum]) -> np.ndarray:
-    """Standard errors (K,) of slice optima in octaves, their variances pooled over the slices.
-
-    A slice has few degrees of freedom, so residual variance and seed scatter are each pooled over slices,
-    weighted by degrees of freedom; each slice keeps its own geometry, and the larger of the two counts. Zeros
-    where there is neither.
-    """
-    df = sum(o.df for o in optima)
-    residual = sum((o.residual_variance or 0.0) * o.df for o in optima) / df if df else 0.0
-    seeded = [o for o in optima if o.seed_variance is not None]
-    seed_df = sum(o.seeds - 1 for o in seeded)
-    seed = sum((o.seed_variance or 0.0) * (o.seeds - 1) for o in seeded) / seed_df if seed_df else 0.0
-    return np.sqrt([max(residual * (o.leverage or 0.0), seed / o.seeds) for o in optima])
-
-
 def _regress(
     used: list[Slice], optima: list[Optimum], by: Sequence[str], fix: Mapping[str, float]
 ) -> MetaRegression:
     held = [sum(b * math.log(one.covariates[n]) for n, b in fix.items()) for one in used]
     y = np.array([(o.log2_lr or 0.0) * LN2 for o in optima]) - np.array(held)
-    return meta_regression(y, slice_errors(optima) * LN2, design(used, by))
+    return meta_regression(y, np.array([o.se or 0.0 for o in optima]) * LN2, design(used, by))
 
 
 def _estimates(regression: MetaRegression, by: Sequence[str], level: float) -> dict[str, Any]:
@@ -229,7 +214,9 @@ def _outside(runs: Runs, inside: pd.Index, where: Mapping[str, str], window: flo
     """The slices that --where left out: not fitted, but kept for the pictures of transfer."""
     rest = runs.frame.drop(index=inside)
     reason = "not selected by --where " + " ".join(f"{k}={v}" for k, v in where.items())
-    return [record(one, find_optimum(one, window), reason=reason) for one in split(rest, unique=False)]
+    slices = split(rest, unique=False)
+    optima = find_optima(slices, window)
+    return [record(one, optimum, reason=reason) for one, optimum in zip(slices, optima, strict=True)]
 
 
 def _records(slices: list[Slice], optima: list[Optimum], chosen: Stratum) -> list[SliceRecord]:

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 
 # K: units   P: coefficients
@@ -102,6 +101,8 @@ def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
         return 0.0
     if not v.any():
         return upper
+
+    from scipy.optimize import brentq  # a prediction needs no fit, and this import costs a quarter second
 
     def excess(tau2: float) -> float:
         total = np.maximum(v + tau2, 1e-12 * upper)

@@ -1,102 +1,65 @@
-"""The learning rate at the bottom of one slice, with its standard error.
+"""The best learning rate of each slice with its standard error, or the state that says why there is none."""
 
-Model, inside a window: loss = intercept(seed) + b (x - c) + a (x - c)^2, x = log2 lr. Seeds share
-initialisation and data order across rates, so an intercept for each takes their main effect away.
-
-The window is 1.5 octaves each side of the vertex and at least three rates. Basins are asymmetric, and a
-parabola over rates that lie unevenly about the vertex, or far from it, leans: simulated with a cubic term of
-15% of the quadratic one, three whole-octave rates put the vertex 0.06 octave too low, four 0.14 and five
-0.23, while noise of 0.2% in the loss scatters it by 0.10, 0.08 and 0.07. A window centred on the vertex
-itself keeps the lean small and about the same in every slice, where it moves the coefficient of a law by 4%
-but not its exponents.
-"""
-
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from hyperp.analysis.parabola import Parabola, fit_centred, rate_means, seed_optima
 from hyperp.analysis.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
-from scipy.special import stdtrit
 
 MIN_RATES = 3
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a slice says about its best rate; from `log2_lr` on, None unless `state` is bracketed.
+    """What a slice says about its best rate; from `parabola` on, None or 0 unless `state` is bracketed.
 
-    Octaves are log2 units. `se` is the larger of `se_residual` (delta method, residual variance) and the
-    scatter of the seeds' own optima over sqrt(seeds). `low` and `high` are rates: a Fieller interval with
-    `df` degrees of freedom, its covariance scaled up where `se` exceeds `se_residual`; None when unbounded or
-    without degrees of freedom. `leverage` is the optimum's variance for a residual variance of one.
+    `se`, in octaves, takes the slope's variance from the noise or from the scatter of the seeds' own optima
+    (`seed_variance`, octaves squared, with `seed_df`) over their number, whichever is larger, and `df` from
+    the same; None without degrees of freedom. `low` and `high` are rates: Fieller's interval, None when
+    unbounded.
     """
 
     state: State
     reason: str | None
     next_rates: tuple[float, ...] = ()
-    window_rates: tuple[float, ...] = ()
-    log2_lr: float | None = None
-    loss: float | None = None
-    curvature: float | None = None
+    parabola: Parabola | None = None
+    seeds: int = 0
+    seed_variance: float = 0.0
+    seed_df: int = 0
     se: float | None = None
-    se_residual: float | None = None
+    df: int = 0
     low: float | None = None
     high: float | None = None
-    df: int = 0
-    residual_variance: float | None = None
-    leverage: float | None = None
-    seeds: int = 0
-    seed_variance: float | None = None
+
+    @property
+    def log2_lr(self) -> float | None:
+        """The optimum in octaves."""
+        return None if self.parabola is None else self.parabola.vertex
 
     @property
     def lr(self) -> float | None:
         """The optimum as a rate."""
-        return None if self.log2_lr is None else 2.0**self.log2_lr
+        return None if self.parabola is None else 2.0**self.parabola.vertex
 
 
-@dataclass(frozen=True)
-class _Parabola:
-    centre: float
-    slope: float
-    curvature: float
-    cov: np.ndarray  # (2, 2) of (slope, curvature) for a residual variance of one
-    floor: float
-    rss: float
-    df: int
+def find_optima(
+    slices: Sequence[Slice], window: float = WINDOW, min_rates: int = MIN_RATES, level: float = LEVEL
+) -> list[Optimum]:
+    """The optimum of every slice, errors pooled over the slices of one context.
 
-    @property
-    def vertex(self) -> float:
-        return self.centre - self.slope / (2 * self.curvature)
-
-
-def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rates, and the mean loss at each with the seeds' main effects removed (additive two-way fit).
-
-    A plain mean would favour a rate at which the worse seed is missing.
-    """
-    rates, rate_index = np.unique(lr, return_inverse=True)
-    seeds, seed_index = np.unique(seed, return_inverse=True)
-    if len(lr) == len(rates) * len(seeds):
-        return rates, np.bincount(rate_index, weights=loss) / len(seeds)
-    design = np.zeros((len(lr), len(rates) + len(seeds) - 1))
-    design[np.arange(len(lr)), rate_index] = 1
-    later = seed_index > 0
-    design[later, len(rates) + seed_index[later] - 1] = 1
-    effects = np.linalg.lstsq(design, loss, rcond=None)[0]
-    return rates, effects[: len(rates)] + effects[len(rates) :].sum() / len(seeds)
-
-
-def find_optimum(
-    one: Slice, window: float = WINDOW, min_rates: int = MIN_RATES, level: float = LEVEL
-) -> Optimum:
-    """The optimum of a slice, or the state that says why there is none.
+    Three rates and two seeds leave a slice two degrees of freedom, so residual variance and seed scatter are
+    each pooled over slices of the same optimizer, parametrization, schedule, data and metric, weighted by
+    degrees of freedom.
 
     Args:
-        one: the slice.
+        slices: any slices.
         window: half-width in octaves about the vertex.
         min_rates: at least this many rates are used, the nearest ones where the window holds fewer.
-        level: coverage of the interval.
+        level: coverage of the intervals.
 
     Raises:
         ValueError: window, min_rates or level out of range.
@@ -107,144 +70,82 @@ def find_optimum(
         raise ValueError(f"min_rates must be at least 3, got {min_rates}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
+    optima = [_locate(one, window, min_rates) for one in slices]
+    groups: dict[tuple, list[int]] = {}
+    for index, one in enumerate(slices):
+        if optima[index].parabola is not None:
+            groups.setdefault(tuple(one.context.values()), []).append(index)
+    for members in groups.values():
+        for index, optimum in zip(members, _with_errors([optima[i] for i in members], level), strict=True):
+            optima[index] = optimum
+    return optima
+
+
+def find_optimum(
+    one: Slice, window: float = WINDOW, min_rates: int = MIN_RATES, level: float = LEVEL
+) -> Optimum:
+    """The optimum of one slice from its own errors alone; see find_optima."""
+    return find_optima([one], window, min_rates, level)[0]
+
+
+def _locate(one: Slice, window: float, min_rates: int) -> Optimum:
     if len(np.unique(one.lr)) < 3:
         return _too_few(one)
     rates, means = rate_means(one.lr, one.seed, one.loss)
-    x, best = np.log2(rates), int(np.argmin(means))
+    best = int(np.argmin(means))
     if best in (0, len(rates) - 1):
         return _edge(one, rates, low=best == 0)
-    parabola, used = _centred_fit(one, x, x[best], window, min_rates)
-    if parabola.curvature <= 0 or not x[0] < parabola.vertex < x[-1]:
+    parabola = fit_centred(one, float(np.log2(rates[best])), window, min_rates)
+    if parabola.curvature <= 0 or not rates[0] < 2.0**parabola.vertex < rates[-1]:
         shape = "opens downwards" if parabola.curvature <= 0 else "has its vertex outside the rates"
         near = rates[max(best - 1, 0) : best + 2]
         between = tuple(float(r) for r in np.sqrt(near[1:] * near[:-1]))
-        return Optimum("not_convex", f"the fitted parabola {shape}", between, tuple(rates[used].tolist()))
-    return _measured(one, parabola, rates[used], level)
+        return Optimum("not_convex", f"the fitted parabola {shape}", between)
+    own = seed_optima(one, parabola)
+    count = len(np.unique(one.seed[np.isin(one.lr, parabola.rates)]))
+    variance = float(np.var(own, ddof=1)) if len(own) > 1 else 0.0
+    df = max(len(own) - 1, 0)
+    return Optimum("bracketed", None, parabola=parabola, seeds=count, seed_variance=variance, seed_df=df)
 
 
 def _too_few(one: Slice) -> Optimum:
     rates = np.unique(one.lr)
     reason = f"{len(rates)} rate(s) with a finished run, at least 3 are needed"
-    add = tuple(float(r) for r in (rates[0] / 2, rates[-1] * 2)) if len(rates) else ()
+    add = (float(rates[0]) / 2, float(rates[-1]) * 2) if len(rates) else ()
     return Optimum("too_few_rates", reason, tuple(r for r in add if r not in one.diverged))
 
 
 def _edge(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
     end = float(rates[0] if low else rates[-1])
-    add = [end / 2, end / 4] if low else [end * 2, end * 4]
-    wall = next((r for r in one.diverged if r > end), None)
-    if not low and wall is not None:
-        step = math.log2(wall / end) / 3
-        add = [end * 2**step, end * 4**step]
     side = "lowest" if low else "highest"
     reason = f"the {side} rate {end:.4g} has the lowest loss"
-    if not low and wall is not None:
+    add = (end / 2, end / 4) if low else (end * 2, end * 4)
+    wall = None if low else next((r for r in one.diverged if r > end), None)
+    if wall is not None:
+        # Beyond the last finished rate it diverges, so the bottom lies between the two.
         reason += f" and {wall:.4g} diverged"
-    return Optimum("edge_low" if low else "edge_high", reason, tuple(add))
+        step = (wall / end) ** (1 / 3)
+        add = (end * step, end * step**2)
+    return Optimum("edge_low" if low else "edge_high", reason, add)
 
 
-def _centred_fit(
-    one: Slice, x: np.ndarray, start: float, window: float, min_rates: int
-) -> tuple[_Parabola, np.ndarray]:
-    """Fit, move the window onto the vertex, repeat until the same rates are in it (or have been before)."""
-    centre, tried = start, set()
-    used = np.arange(0)
-    while True:
-        distance = np.abs(x - centre)
-        inside = np.flatnonzero(distance <= window * (1 + 1e-9))
-        if len(inside) < min_rates:
-            inside = np.sort(np.argsort(distance, kind="stable")[:min_rates])
-        if tuple(inside) in tried:
-            break
-        tried.add(tuple(inside))
-        used = inside
-        parabola = _fit_parabola(one, x[used])
-        if parabola.curvature <= 0:
-            break
-        centre = float(np.clip(parabola.vertex, x[0], x[-1]))
-    return parabola, used
-
-
-def _fit_parabola(one: Slice, x_used: np.ndarray) -> _Parabola:
-    x = np.log2(one.lr)
-    keep = np.isin(x, x_used)
-    x, seed, loss = x[keep], one.seed[keep], one.loss[keep]
-    centre = float(x_used.mean())
-    seeds, index = np.unique(seed, return_inverse=True)
-    dummies = np.eye(len(seeds))[index]
-    u = x - centre
-    design = np.column_stack([dummies, u, u**2])
-    # The loss is centred first: a constant added to every loss must not move the vertex.
-    level = loss.mean()
-    coefficients, _, rank, _ = np.linalg.lstsq(design, loss - level, rcond=None)
-    residual = loss - level - design @ coefficients
-    slope, curvature = (float(v) for v in coefficients[-2:])
-    floor = level + float(np.mean(coefficients[:-2]))
-    if curvature > 0:
-        floor -= slope**2 / (4 * curvature)
-    cov = np.linalg.pinv(design.T @ design)[-2:, -2:]
-    df = len(loss) - int(rank)
-    return _Parabola(centre, slope, curvature, cov, floor, float(residual @ residual), df)
-
-
-def _measured(one: Slice, p: _Parabola, used: np.ndarray, level: float) -> Optimum:
-    gradient = np.array([-1 / (2 * p.curvature), p.slope / (2 * p.curvature**2)])
-    leverage = float(gradient @ p.cov @ gradient)
-    variance = p.rss / p.df if p.df else None
-    se_residual = None if variance is None else math.sqrt(variance * leverage)
-    count, seed_variance = _seed_variance(one, p, used)
-    se_seed = None if seed_variance is None else math.sqrt(seed_variance / count)
-    known = [s for s in (se_residual, se_seed) if s is not None]
-    se = max(known) if known else None
-    low = high = None
-    if variance and se and se_residual:
-        low, high = _fieller(p, variance * (se / se_residual) ** 2, level)
-    return Optimum(
-        state="bracketed",
-        reason=None,
-        window_rates=tuple(float(r) for r in used),
-        log2_lr=p.vertex,
-        loss=p.floor,
-        curvature=p.curvature,
-        se=se,
-        se_residual=se_residual,
-        low=low,
-        high=high,
-        df=p.df,
-        residual_variance=variance,
-        leverage=leverage,
-        seeds=count,
-        seed_variance=seed_variance,
-    )
-
-
-def _seed_variance(one: Slice, p: _Parabola, used: np.ndarray) -> tuple[int, float | None]:
-    """Seeds in the window, and the variance of their own optima (octaves squared) at the common curvature."""
-    keep = np.isin(one.lr, used)
-    x, seed, loss = np.log2(one.lr[keep]) - p.centre, one.seed[keep], one.loss[keep]
-    optima = []
-    seeds = np.unique(seed)
-    for s in seeds:
-        u, y = x[seed == s], loss[seed == s]
-        if len(u) < 2:
-            continue
-        straight = y - p.curvature * u**2
-        slope = np.cov(u, straight)[0, 1] / np.var(u, ddof=1)
-        optima.append(-slope / (2 * p.curvature))
-    return len(seeds), float(np.var(optima, ddof=1)) if len(optima) > 1 else None
-
-
-def _fieller(p: _Parabola, variance: float, level: float) -> tuple[float | None, float | None]:
-    """Interval of -b/(2a): the x at which b + 2 a x is not significantly different from zero."""
-    t2 = float(stdtrit(p.df, 0.5 + level / 2)) ** 2
-    vbb, vab, vaa = p.cov[0, 0] * variance, p.cov[0, 1] * variance, p.cov[1, 1] * variance
-    quadratic = 4 * (p.curvature**2 - t2 * vaa)
-    linear = 4 * (p.slope * p.curvature - t2 * vab)
-    constant = p.slope**2 - t2 * vbb
-    if quadratic <= 0:
-        return None, None
-    root = math.sqrt(max(linear**2 - 4 * quadratic * constant, 0.0))
-    ends = [(-linear - root) / (2 * quadratic), (-linear + root) / (2 * quadratic)]
-    if max(abs(end) for end in ends) > 500:  # 2^500: no statement, and no overflow
-        return None, None
-    return 2 ** (p.centre + ends[0]), 2 ** (p.centre + ends[1])
+def _with_errors(optima: Sequence[Optimum], level: float) -> list[Optimum]:
+    """Standard errors and intervals from variances pooled over these (bracketed) optima."""
+    parabolas = [o.parabola for o in optima if o.parabola is not None]
+    df = sum(p.df for p in parabolas)
+    variance = sum(p.rss for p in parabolas) / df if df else 0.0
+    seed_df = sum(o.seed_df for o in optima)
+    seed_variance = sum(o.seed_variance * o.seed_df for o in optima) / seed_df if seed_df else 0.0
+    if df == 0 and seed_df == 0:
+        return list(optima)
+    found = []
+    for optimum, p in zip(optima, parabolas, strict=True):
+        cov = variance * p.cov
+        # A seed that moves the optimum by d octaves moves the slope by 2 d curvature, and leaves the
+        # curvature.
+        by_seeds = (2 * p.curvature) ** 2 * seed_variance / optimum.seeds
+        own_df = seed_df if by_seeds > cov[0, 0] or not df else df
+        cov[0, 0] = max(cov[0, 0], by_seeds)
+        low, high = p.fieller(cov, own_df, level) or (None, None)
+        found.append(dataclasses.replace(optimum, se=p.se(cov), df=own_df, low=low, high=high))
+    return found

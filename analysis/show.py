@@ -1,13 +1,16 @@
 """How each answer looks when a person asked for it."""
 
 import math
+from typing import TYPE_CHECKING
 
-from hyperp.analysis.check import Check
 from hyperp.analysis.console import interval, number, percent, show_table
 from hyperp.analysis.law import Law, SliceRecord
 from hyperp.analysis.recommend import Recommendation, published_lines
-from hyperp.analysis.transfer import Transfer
-from hyperp.analysis.validate import Validation
+
+if TYPE_CHECKING:  # these pull in pandas, which a recommendation does without
+    from hyperp.analysis.check import Check
+    from hyperp.analysis.transfer import Transfer
+    from hyperp.analysis.validate import Validation
 
 PUBLISHED = "published, not used"
 STATE_WORDS = {
@@ -42,7 +45,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
 SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", "95% interval"]
 
 
-def show_check(answer: Check) -> None:
+def show_check(answer: "Check") -> None:
     """Print what `check` found."""
     print(
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
@@ -173,7 +176,7 @@ TRANSFER_COLUMNS = [
 ]
 
 
-def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
+def transfer_rows(answers: "list[Transfer]") -> list[list[str]]:
     """One row a context: optima along the axis, drift with interval, penalty."""
     rows = []
     for t in answers:
@@ -189,7 +192,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     return rows
 
 
-def show_transfer(over: str, answers: list[Transfer]) -> None:
+def show_transfer(over: str, answers: "list[Transfer]") -> None:
     """Print drift and penalty for every context."""
     show_table(f"Transfer over {over}", TRANSFER_COLUMNS, transfer_rows(answers))
     print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.")
@@ -198,7 +201,7 @@ def show_transfer(over: str, answers: list[Transfer]) -> None:
 VALIDATION_COLUMNS = ["lr", "rate", "seeds", "mean loss", "SD over seeds", "recommended less this", "allowed"]
 
 
-def validation_rows(answer: Validation) -> list[list[str]]:
+def validation_rows(answer: "Validation") -> list[list[str]]:
     """One row a rate: its mean loss and the comparison with the recommended one."""
     rows = []
     for r in answer.rows:
@@ -209,7 +212,7 @@ def validation_rows(answer: Validation) -> list[list[str]]:
     return rows
 
 
-def show_validation(answer: Validation) -> None:
+def show_validation(answer: "Validation") -> None:
     """Print the losses at each rate and the verdict."""
     show_table("Mean losses", VALIDATION_COLUMNS, validation_rows(answer))
     print(f"Rule: {answer.rule}; spread from {answer.spread_from}.")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from hyperp.analysis.law import OptimumRecord, Point, SeedSpread, SliceRecord
-from hyperp.analysis.optimum import Optimum, rate_means
+from hyperp.analysis.optimum import Optimum
+from hyperp.analysis.parabola import rate_means
 from hyperp.analysis.slices import Slice
 
 
@@ -35,20 +36,19 @@ def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None 
 
 
 def _optimum_record(optimum: Optimum) -> OptimumRecord | None:
-    if optimum.lr is None:
+    parabola = optimum.parabola
+    if parabola is None:
         return None
-    assert optimum.loss is not None
-    assert optimum.curvature is not None
     return OptimumRecord(
-        lr=optimum.lr,
+        lr=2.0**parabola.vertex,
         se=optimum.se,
         low=optimum.low,
         high=optimum.high,
         df=optimum.df,
-        loss=optimum.loss,
-        curvature=optimum.curvature,
+        loss=parabola.floor,
+        curvature=parabola.curvature,
         seeds=optimum.seeds,
-        window_rates=list(optimum.window_rates),
+        window_rates=parabola.rates.tolist(),
     )
 
 
@@ -65,7 +65,9 @@ def seed_spread(slices: Sequence[Slice], optima: Sequence[Optimum]) -> SeedSprea
     squares = {"loss": 0.0, "paired": 0.0}
     df = {"loss": 0, "paired": 0}
     for one, optimum in zip(slices, optima, strict=True):
-        keep = np.isin(one.lr, optimum.window_rates)
+        if optimum.parabola is None:
+            continue
+        keep = np.isin(one.lr, optimum.parabola.rates)
         lr, seed, loss = one.lr[keep], one.seed[keep], one.loss[keep]
         rates, index = np.unique(lr, return_inverse=True)
         seeds, seed_index = np.unique(seed, return_inverse=True)

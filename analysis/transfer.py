@@ -29,7 +29,7 @@ class Drift(Strict):
     se: float | None
     low: float | None
     high: float | None
-    df: float | None
+    df: int | None
     basis: str
 
 
@@ -126,15 +126,12 @@ def _drift(values: list[int], optima: list[OptimumRecord], level: float) -> Drif
 def _two_point_drift(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], level: float) -> Drift:
     doublings = float(x[1] - x[0])
     drift = float(y[1] - y[0]) / doublings
-    parts = [(o.se, o.df) for o in optima if o.se is not None and o.df > 0]
-    if len(parts) < 2:
+    errors = [o.se for o in optima if o.se is not None]
+    if len(errors) < 2:
         basis = "none: the curves have no residual degrees of freedom"
         return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
-    variance = sum(s**2 for s, _ in parts)
-    se = math.sqrt(variance) / doublings
-    # Welch and Satterthwaite: two variances with their own degrees of freedom.
-    spread = sum(s**4 / df for s, df in parts)
-    df = variance**2 / spread if spread else float(sum(d for _, d in parts))
+    se = math.hypot(*errors) / doublings
+    df = min(o.df for o in optima)  # their variances are pooled, so the degrees of freedom are shared
     half = float(stdtrit(df, 0.5 + level / 2)) * se
     basis = "the two curves' own errors; scatter between curves cannot be seen with two"
     return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)

@@ -1,0 +1,124 @@
+"""report.md with its plots, from a law's file alone."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from hyperp.analysis import plots, show
+from hyperp.analysis.console import percent
+from hyperp.analysis.law import Law, save_json
+from hyperp.analysis.recommend import recommend
+from hyperp.analysis.transfer import Transfer, transfer
+from hyperp.analysis.validate import Validation
+from hyperp.analysis.vocabulary import COVARIATES
+from pydantic import ValidationError
+
+VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
+
+
+def load_validation(path: str | Path) -> Validation:
+    """Read the JSON of `hyperp-law validate -o`; ValueError where it is something else."""
+    try:
+        return Validation.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"--validation {path} cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise ValueError(
+            f"--validation {path} must be the JSON of `validate -o`: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def write_report(
+    law: Law,
+    folder: str | Path,
+    command: str,
+    target: Mapping[str, int] | None = None,
+    validation: Validation | None = None,
+) -> list[Path]:
+    """Write report.md and the plots (PNG, SVG, CSV) into `folder`; returns their paths.
+
+    Args:
+        law: a fitted law.
+        folder: made if it is not there.
+        command: the command line to print in the report.
+        target: sizes to recommend a rate for.
+        validation: the answer of `validate`, to print with it.
+    """
+    out = Path(folder)
+    found = None if target is None else recommend(law, target)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"-o {out} must be a folder, it is a file")
+    out.mkdir(parents=True, exist_ok=True)
+    paths = plots.save_figure(*plots.basins(law), out, "basins")
+    for name in law.ranges:
+        figure, rows = plots.optimum_against(law, name, None if found is None else found.target)
+        paths += plots.save_figure(figure, rows, out, f"optimum-{name.replace('_', '-')}")
+    sections = transfer_sections(law)
+    for axis, answers in sections.items():
+        paths += plots.save_figure(
+            *plots.transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}"
+        )
+    save_json(_render(law, command, found, validation, sections), out / "report.md")
+    return [out / "report.md", *paths]
+
+
+def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
+    """Transfer along every axis that the law does not fit and that some group of slices varies."""
+    found = {axis: transfer(law.slices, axis, law.level) for axis in COVARIATES if axis not in law.ranges}
+    return {axis: answers for axis, answers in found.items() if answers}
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _render(
+    law: Law, command: str, found: Any, validation: Validation | None, sections: Mapping[str, list[Transfer]]
+) -> str:
+    used = [s for s in law.slices if s.used]
+    names = show.changing_columns(used)
+    all_names = show.changing_columns(law.slices)
+    excluded = show.excluded_rows(law, all_names)
+    python = f"Python {platform.python_version()}"
+    versions = ", ".join([python, *(f"{n} {importlib.metadata.version(n)}" for n in VERSIONS)])
+    source = Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(source).render(
+        title=f"Learning rate of {law.context['optimizer']} against {', '.join(law.covariates)}".replace(
+            "_", " "
+        ),
+        law=law,
+        used=len(used),
+        formula=show.formula(law),
+        context=", ".join(law.context.values()),
+        held=", ".join(f"{n.replace('_', ' ')} {v}" for n, v in law.held.items()),
+        scatter=show.scatter_line(law),
+        level=percent(law.level),
+        exponents=markdown_table(show.exponent_columns(law), show.exponent_rows(law)),
+        slices=markdown_table([*names, *show.SLICE_COLUMNS], show.slice_rows(used, names)),
+        excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",
+        dropped=", ".join(f"{count} {status}" for status, count in law.dropped.items()) or "none",
+        lines=[] if found is None else show.recommendation_lines(law, found),
+        warnings=[] if found is None else found.warnings,
+        factors="" if found is None else markdown_table(show.FACTOR_COLUMNS, show.factor_rows(found)),
+        transfers=[
+            {"axis": axis, "table": markdown_table(show.TRANSFER_COLUMNS, show.transfer_rows(answers))}
+            for axis, answers in sections.items()
+        ],
+        validation=validation,
+        validation_table=None
+        if validation is None
+        else markdown_table(show.VALIDATION_COLUMNS, show.validation_rows(validation)),
+        command=command,
+        versions=versions,
+    )
