@@ -1,4 +1,4 @@
-# make demo   two minutes to a learning rate that holds     make test   every test that this machine can run
+# make demo   from nothing to a learning rate that holds, in minutes     make test   every test this machine can run
 # Both set up .venv by themselves. PYTHON names the interpreter to make it with.
 PYTHON ?= python3
 VENV := .venv
@@ -16,8 +16,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Every line that make prints here is a command that you can type yourself (with .venv/bin on the PATH).
+demo: export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(STAMP)
-	@$(BIN)/python -m hyperp.sweeps.demo
+	hyperp-sweep run +experiment=demo
+	hyperp-sweep status runs/demo
+	hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
+	hyperp-law check runs/demo/runs.parquet
+	hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
+	hyperp-law transfer runs/demo/runs.parquet --over width
+	hyperp-law recommend runs/demo/law.json --tokens 5.2e5
+	hyperp-sweep run +experiment=demo_check $$(hyperp-law recommend runs/demo/law.json --tokens 5.2e5 --hydra)
+	hyperp-sweep collect runs/demo_check -o runs/demo_check/runs.parquet
+	hyperp-law report runs/demo/law.json --check runs/demo_check/runs.parquet -o reports/demo
+	hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2
