@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one line a logged step. Opening it at step s drops later lines and any half line."""
+    """`metrics.jsonl`, one line a logged step. Opening it at step s drops later lines and any half line.
 
-    def __init__(self, path: Path, step: int):
+    `also` is called with the step and the values of every line.
+    """
+
+    def __init__(self, path: Path, step: int, also: Callable[[int, dict[str, Any]], None] | None = None):
+        self.also = also
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -58,6 +63,8 @@ class MetricsLog:
         row |= {key: repr(v) if isinstance(v, float) and v - v != 0 else v for key, v in values.items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
+        if self.also:
+            self.also(step, values)
 
     def close(self) -> None:
         """Close the file."""

@@ -85,7 +85,7 @@ class RuntimeConfig:
 
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
     takes the whole batch at once; `log_every`, `eval_every` and `checkpoint_every` count steps, 0 is only at
-    the end (evaluation) or never (checkpoint).
+    the end (evaluation) or never (checkpoint). `wandb` is a W&B project, empty for none.
     """
 
     root: str = "runs/single"
@@ -96,6 +96,7 @@ class RuntimeConfig:
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 500
+    wandb: str = ""
 
     def __post_init__(self) -> None:
         if not self.root:

@@ -19,6 +19,7 @@ from hyperp.config import Config
 from hyperp.data import Corpus
 from hyperp.flops import training_flops
 from hyperp.record import Record
+from hyperp.tracking import Tracker
 from hyperp.trainer import Trainer
 
 HEARTBEAT_SECONDS = 1.0
@@ -56,10 +57,10 @@ class Clock:
         return speed
 
 
-def run_steps(trainer: Trainer, run_dir: Path, report: Report | None) -> str | None:
+def run_steps(trainer: Trainer, run_dir: Path, tracker: Tracker, report: Report | None) -> str | None:
     """Train to the end, or until the run has diverged: then returns the reason."""
     runtime, steps = trainer.config.runtime, trainer.config.scale.steps
-    metrics = checkpoint.MetricsLog(run_dir / "metrics.jsonl", trainer.step)
+    metrics = checkpoint.MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
     clock = Clock(trainer, run_dir, report)
     reason, mean, losses = None, float("nan"), []
     try:
@@ -152,14 +153,17 @@ def train(
     trainer = Trainer(config, corpus)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
+    tracker = Tracker(config, run_dir)
     try:
         saved = checkpoint.load(run_dir / "checkpoint.pt", trainer.device)
         if saved is not None:
             trainer.restore(saved)
-        result = finish(trainer, run_steps(trainer, run_dir, report))
+        result = finish(trainer, run_steps(trainer, run_dir, tracker, report))
     except Exception as error:
         record_failure(config, run_dir, error)
+        tracker.finish(None)
         raise
+    tracker.finish(result)
     record.save(result, run_dir)
     for leftover in ("checkpoint.pt", "heartbeat.json", "error.txt"):
         (run_dir / leftover).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperp import tracking
 from hyperp.config import Config
 from hyperp.data import Batches, Corpus, load_corpus
 from hyperp.model.transformer import Transformer
@@ -41,6 +42,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, corpus: Corpus | None = None):
+        tracking.check(config)
         self.config, self.device = config, resolve_device(config.runtime.device)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)

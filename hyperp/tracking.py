@@ -1,0 +1,50 @@
+"""Metrics to Weights & Biases, beside `metrics.jsonl`, when `runtime.wandb` names a project."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hyperp.config import Config
+from hyperp.record import Record
+
+
+def check(config: Config) -> None:
+    """Raise ValueError if the run is to be tracked and the library is not here."""
+    if config.runtime.wandb and find_spec("wandb") is None:
+        raise ValueError(
+            f"runtime.wandb={config.runtime.wandb} needs the wandb library: pip install 'hyperp-scaling[wandb]'"
+        )
+
+
+class Tracker:
+    """One W&B run under the id of ours; a resumed run goes on in it. Does nothing without a project.
+
+    WANDB_MODE=offline keeps everything in the run's folder.
+    """
+
+    def __init__(self, config: Config, run_dir: Path):
+        self.run: Any = None
+        if config.runtime.wandb:
+            import wandb
+
+            self.run = wandb.init(
+                project=config.runtime.wandb,
+                id=config.run_id(),
+                dir=run_dir,
+                config=config.identity(),
+                resume="allow",
+                settings=wandb.Settings(silent=True),
+            )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Send one line of metrics."""
+        if self.run is not None:
+            self.run.log(values, step=step)
+
+    def finish(self, record: Record | None) -> None:
+        """Send how the run ended; None if an exception ended it."""
+        if self.run is None:
+            return
+        if record is not None:
+            self.run.summary.update({"status": record.status, "loss": record.loss, "reason": record.reason})
+        self.run.finish(exit_code=int(record is None))
