@@ -149,14 +149,15 @@ def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
     Comma choices in the words are expanded too, and the plans of all combinations are joined.
     """
     found: dict[str, Point] = {}
+    roots: set[str] = set()
     launcher: dict[str, Any] | None = None
     for variant in choices(words):
         cfg = compose(variant)
         launcher = launcher or _container(cfg, "launcher")
         for point in _expand(cfg, variant, compose):
+            roots.add(point.config.runtime.root)
             first = found.setdefault(point.run_id, point)
             found[point.run_id] = replace(first, blocks=tuple(dict.fromkeys(first.blocks + point.blocks)))
-    roots = {point.config.runtime.root for point in found.values()}
     if len(roots) > 1:
         raise ValueError(
             f"runtime.root must be the same for every run of a plan, got {', '.join(sorted(roots))}"
@@ -285,6 +286,6 @@ def validation_line(section: str, error: ValidationError) -> str:
     field = ".".join((section, *(str(part) for part in first["loc"])))
     if first["type"] == "extra_forbidden":
         return f"{field} is not a field of it, got {first['input']!r}"
-    if first["type"] == "value_error":
-        return f"{field}: {first['ctx']['error']!s}"
+    if first["type"] == "value_error":  # one of ours, which says it all
+        return f"{field}: {first['msg'].removeprefix('Value error, ')}"
     return f"{field}: {first['msg']}, got {first['input']!r}"

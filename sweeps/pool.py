@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -80,7 +80,7 @@ def read_launcher(plan: Plan) -> LocalLauncher:
         raise ValueError(validation_line("launcher", error)) from None
 
 
-def run_pool(points: Sequence[Point], launcher: LocalLauncher) -> Iterator[Event]:
+def run_pool(points: Sequence[Point], launcher: LocalLauncher) -> Generator[Event, None, None]:
     """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
 
     A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.

@@ -135,8 +135,8 @@ class Bars:
         if isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Progressed):
-            done = {"completed": event.step, "total": event.steps}
-            self.workers.update(self.tasks[event.worker], **done, speed=event.tokens_per_second)
+            task, speed = self.tasks[event.worker], event.tokens_per_second
+            self.workers.update(task, completed=event.step, total=event.steps, speed=speed)
         elif isinstance(event, Ended):
             self.workers.update(self.tasks[event.worker], visible=False)
             if event.status == "failed":

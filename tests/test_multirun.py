@@ -1,0 +1,91 @@
+"""`hyperp-train -m` makes the runs that `hyperp-sweep run` makes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hyperp.sweeps.plan import make_plan
+
+BIN = Path(sys.executable).parent
+TINY = [
+    "hydra/sweeper=plan",
+    "scale.width=16",
+    "scale.depth=1",
+    "scale.tokens=1024",
+    "scale.batch_tokens=256",
+    "model.context=64",
+    "model.head_size=8",
+    "data.held_out_tokens=1024",
+    "runtime.threads=1",
+    "runtime.log_every=1",
+    "runtime.checkpoint_every=0",
+]
+GRID = "+sweep.blocks.a={grid:{seed:[0,1]},lr:{center:-4,octaves:1}}"
+
+
+def command(name, *args, cwd=None):
+    return subprocess.run([BIN / name, *args], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def losses(root):
+    records = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
+    return {record["run_id"]: record["loss"] for record in records}
+
+
+def plan_without_times(root):
+    plan = json.loads((root / "plan.json").read_text())
+    for point in plan["points"]:
+        del point["planned"]
+        assert point["config"]["runtime"].pop("root") == str(root)
+    return json.loads(json.dumps(plan).replace(str(root), "ROOT"))
+
+
+def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
+    ours, hydras = tmp_path / "ours", tmp_path / "hydras"
+    done = command("hyperp-sweep", "run", *TINY[1:], GRID, f"runtime.root={ours}")
+    assert done.returncode == 0, done.stderr
+    done = command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(ours)) == 6
+    assert losses(hydras) == losses(ours)
+    assert plan_without_times(hydras) == plan_without_times(ours)
+    assert {path.name for path in tmp_path.iterdir()} == {"ours", "hydras"}
+
+    before = {path: path.stat().st_mtime_ns for path in hydras.rglob("*.json")}
+    again = command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}")
+    assert again.returncode == 0
+    assert f"nothing to do: 6 of 6 runs are done; {hydras}" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in hydras.rglob("*.json")} == before
+
+
+def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
+    words = [*TINY[1:], f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]
+    assert command("hyperp-sweep", "run", *words).returncode == 0
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/record.json")}
+    done = command("hyperp-train", "-m", TINY[0], *words, "base_lr=0.0155,0.03")
+    assert done.returncode == 0, done.stderr
+    expected = make_plan([*words, "base_lr=0.0155,0.03"])
+    assert set(losses(tmp_path)) == {point.run_id for point in expected.points}
+    assert len(losses(tmp_path)) == 4
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("+sweep.blocks.a.grid={seed:[]}", "sweep.blocks.a: grid.seed must have at least one value, got []"),
+        ("+sweep.blocks.a.overrides=['optim=sgd']", "sweep.blocks.a: .*optim/sgd.*"),
+        ("sweep=nothing", ".*sweep/nothing.*"),
+        ("data.held_out_tokens=1000000000", ".*1000000000"),
+    ],
+)
+def test_a_bad_plan_is_one_line_and_nothing_written(tmp_path, word, message):
+    words = [word_ for word_ in TINY if word_.partition("=")[0] != word.partition("=")[0]]
+    done = command("hyperp-train", "-m", *words, word, f"runtime.root={tmp_path / 'root'}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("hyperp-train: error: ")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,190 @@
+"""The local launcher with real worker processes and real, tiny trainings."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hyperp.sweeps import planfile
+from hyperp.sweeps.job import record_failure, run_job
+from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.pool import Ended, LocalLauncher, Progressed, Started, core_shares, read_launcher, run_pool
+from hyperp.sweeps.status import state_of, survey
+
+from hyperp import record
+
+TINY = [
+    "scale.width=16",
+    "scale.depth=1",
+    "scale.batch_tokens=256",
+    "model.context=64",
+    "model.head_size=8",
+    "data.held_out_tokens=1024",
+    "runtime.log_every=1",
+    "runtime.checkpoint_every=0",
+]
+LONG = 2**20  # tokens: far more than a test waits for
+TWO_WORKERS = LocalLauncher(name="local", workers=2, threads=1)
+
+
+def plan_of(root, grid):
+    return make_plan([*TINY, f"runtime.root={root}", f"+sweep.blocks.a.grid={grid}"])
+
+
+def worker_process(index):
+    return next(p for p in multiprocessing.active_children() if p.name == f"worker {index}")
+
+
+def test_every_run_ends_with_a_record_longest_first(tmp_path):
+    plan = plan_of(tmp_path, "{scale.tokens:[1024,4096],seed:[0,1]}")
+    with closing(run_pool(plan.points, TWO_WORKERS)) as events:
+        seen = list(events)
+    ended = {event.run_id: event.status for event in seen if isinstance(event, Ended)}
+    assert ended == {point.run_id: "finished" for point in plan.points}
+    sizes = {point.run_id: point.config.scale.tokens for point in plan.points}
+    started = [sizes[event.run_id] for event in seen if isinstance(event, Started)]
+    assert started == sorted(started, reverse=True)
+    assert {event.worker for event in seen if isinstance(event, Started)} == {0, 1}
+    for point in plan.points:
+        done = record.load(point.run_dir)
+        assert done is not None
+        assert done.environment["threads"] == "1"
+        assert not (point.run_dir / "heartbeat.json").exists()
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path):
+    plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG},1024,1280,1536]}}")
+    victim = plan.points[0]
+    reasons = {}
+    with closing(run_pool(plan.points, TWO_WORKERS)) as events:
+        for event in events:
+            if isinstance(event, Progressed) and event.run_id == victim.run_id and not reasons:
+                os.kill(worker_process(event.worker).pid, signal.SIGKILL)
+            if isinstance(event, Ended):
+                reasons[event.run_id] = (event.status, event.reason)
+    assert reasons.pop(victim.run_id) == ("failed", "worker killed by signal 9")
+    assert set(reasons.values()) == {("finished", None)}
+    assert len(reasons) == 3
+    state = state_of(tmp_path, victim.run_id, None)
+    assert (state.status, state.reason) == ("failed", "worker killed by signal 9")
+
+    short = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=2048"]).points[0]
+    record_failure(asdict(short.config), str(short.run_dir), "worker killed by signal 9")
+    with closing(run_pool([short], TWO_WORKERS)) as events:
+        assert [e.status for e in events if isinstance(e, Ended)] == ["finished"]
+    assert state_of(tmp_path, short.run_id, None).status == "finished"
+
+
+def test_stopping_leaves_no_record_and_no_process(tmp_path):
+    plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG}],seed:[0,1,2]}}")
+    planfile.write(plan)
+    with closing(run_pool(plan.points, TWO_WORKERS)) as events:
+        for event in events:
+            if isinstance(event, Progressed) and "running" in {run.status for run in survey(tmp_path)}:
+                break
+    assert {run.status for run in survey(tmp_path)} == {"planned"}
+    assert not multiprocessing.active_children()
+
+
+def test_what_raises_in_a_worker_is_that_runs_reason_alone(tmp_path):
+    plan = plan_of(tmp_path, "{scale.tokens:[1024],seed:[0,1]}")
+    blocked, other = plan.points
+    tmp_path.joinpath(blocked.run_id).write_text("a file where the run's folder should be")
+    with closing(run_pool(plan.points, TWO_WORKERS)) as events:
+        ended = {event.run_id: event for event in events if isinstance(event, Ended)}
+    assert ended[blocked.run_id].status == "failed"
+    assert "FileExistsError" in (ended[blocked.run_id].reason or "")
+    assert ended[other.run_id].status == "finished"
+
+
+def test_a_worker_that_cannot_start_is_an_error_not_a_failed_run(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    plan = plan_of(tmp_path / "root", "{scale.tokens:[1024]}")
+    with pytest.raises(RuntimeError, match="worker exited with code 3 before it could take a run"):
+        list(run_pool(plan.points, TWO_WORKERS))
+    assert not plan.points[0].run_dir.exists()
+
+
+ORPHANS = """
+import sys
+from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.pool import LocalLauncher, Progressed, run_pool
+if __name__ == "__main__":
+    import multiprocessing
+    points = make_plan(sys.argv[1:]).points
+    for event in run_pool(points, LocalLauncher(name="local", workers=2, threads=1)):
+        if isinstance(event, Progressed):
+            print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+"""
+
+
+def test_workers_follow_a_killed_parent(tmp_path):
+    words = [*TINY, f"runtime.root={tmp_path}", f"+sweep.blocks.a.grid={{scale.tokens:[{LONG}],seed:[0,1]}}"]
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    with subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while alive := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline, f"{alive} outlived their parent"
+        time.sleep(0.05)
+    assert {state_of(tmp_path, p.run_id, None).record for p in make_plan(words).points} == {None}
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # a zombie is not alive, even if nobody waits for it
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_shares_of_cores_are_disjoint_or_nothing_is_pinned():
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    every = core_shares(LocalLauncher(name="local", workers=0, threads=1), 1000)
+    if cores:
+        assert every == [[core] for core in cores]
+    assert len(core_shares(LocalLauncher(name="local", workers=0, threads=1), 1)) == 1
+    assert core_shares(LocalLauncher(name="local", workers=500, threads=2), 1000) == [None] * 500
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("launcher.workers=-1", r"launcher\.workers: .*greater than or equal to 0, got -1"),
+        ("launcher.threads=0", r"launcher\.threads: .*greater than or equal to 1, got 0"),
+        ("launcher.name=moon", r"launcher\.name: .*'local', got 'moon'"),
+        ("+launcher.gpus=1", r"launcher\.gpus is not a field"),
+    ],
+)
+def test_a_wrong_launcher_is_refused(word, message):
+    with pytest.raises(ValueError, match=message):
+        read_launcher(make_plan([word]))
+
+
+def test_a_job_does_nothing_for_a_finished_run_and_again_what_left_a_damaged_record(tmp_path):
+    point = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
+    config, run_dir = asdict(point.config), str(point.run_dir)
+    first = run_job(config, run_dir)
+    path = point.run_dir / "record.json"
+    written = path.stat().st_mtime_ns
+    assert run_job(config, run_dir) == first
+    assert path.stat().st_mtime_ns == written
+    path.write_text(path.read_text()[:100])
+    again = run_job(config, run_dir)
+    assert (again["status"], again["loss"]) == ("finished", first["loss"])
+    assert (point.run_dir / "record.damaged").exists()
+    assert record_failure(config, run_dir, "too late") == again

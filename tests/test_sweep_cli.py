@@ -1,0 +1,203 @@
+"""`hyperp-sweep` as a user meets it: real processes, exit codes, what is printed where."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hyperp.sweeps.plan import make_plan
+
+from hyperp import record
+from hyperp.train import base_record
+
+COMMAND = Path(sys.executable).with_name("hyperp-sweep")
+TINY = [
+    "scale.width=16",
+    "scale.depth=1",
+    "scale.batch_tokens=256",
+    "model.context=64",
+    "model.head_size=8",
+    "data.held_out_tokens=1024",
+    "runtime.log_every=4",
+    "runtime.checkpoint_every=8",
+    "launcher.workers=2",
+]
+GRID = "+sweep.blocks.grid={grid:{scale.tokens:[16384,32768],seed:[0,1]},lr:{center:-5,octaves:1}}"
+
+
+def words(root):
+    return [*TINY, f"runtime.root={root}", GRID]
+
+
+def sweep(*args):
+    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def table(root):
+    done = sweep("collect", root, "-o", root / "runs.parquet")
+    assert done.returncode == 0, done.stderr
+    return pd.read_parquet(root / "runs.parquet")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of twelve runs that nobody disturbed, and what the command printed."""
+    root = tmp_path_factory.mktemp("finished")
+    return root, sweep("run", *words(root))
+
+
+def test_run_does_every_run_and_says_so_without_escape_codes(finished):
+    root, done = finished
+    assert done.returncode == 0
+    assert done.stdout == f"12 runs: 12 finished; {root}\n"
+    assert re.fullmatch(r"(.*\n)*12 of 12 runs: 12 finished, 0 diverged, 0 failed; \d+ s\n", done.stderr)
+    assert "\x1b" not in done.stderr + done.stdout
+    ids = {point.run_id for point in make_plan(words(root)).points}
+    assert {path.parent.name for path in root.glob("*/record.json")} == ids
+
+
+def test_a_second_run_does_nothing(finished):
+    root, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.json")}
+    again = sweep("run", *words(root))
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == f"nothing to do: 12 of 12 runs are done (12 finished); {root}\n"
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.json")} == before
+
+
+def test_plan_counts_runs_tokens_and_flops_and_writes_nothing(finished, tmp_path):
+    root, _ = finished
+    done = sweep("plan", *words(tmp_path / "none"), "--json")
+    (block,) = json.loads(done.stdout)["blocks"]
+    assert (block["block"], block["runs"], block["done"]) == ("grid", 12, 0)
+    assert block["tokens"] == 6 * 16384 + 6 * 32768
+    assert block["flops"] == pytest.approx(table(root)["flops"].sum(), rel=1e-12, abs=0)
+    assert not (tmp_path / "none").exists()
+    assert "12 of 12 runs are done" in sweep("plan", *words(root)).stdout
+
+
+def test_status_counts_by_block_and_lists_what_is_of_note(finished, tmp_path):
+    root, _ = finished
+    assert sweep("status", root).stdout.endswith("\n12 runs: 12 finished\n")
+    point = make_plan(words(root)).points[0]
+    other = base_record(point.config, status="diverged", reason="training loss not finite by step 4", steps=4)
+    copied = tmp_path / "copied"
+    (copied / point.run_id).mkdir(parents=True)
+    (copied / "plan.json").write_text((root / "plan.json").read_text())
+    record.save(other, copied / point.run_id)
+    report = json.loads(sweep("status", copied, "--json").stdout)
+    assert report["counts"] == {"planned": 11, "diverged": 1}
+    assert report["blocks"] == {"grid": {"planned": 11, "diverged": 1}}
+    assert [(run["run_id"], run["reason"]) for run in report["runs"]] == [(point.run_id, other.reason)]
+    assert len(json.loads(sweep("status", copied, "--json", "--all").stdout)["runs"]) == 12
+    text = sweep("status", copied).stdout
+    assert point.run_id in text
+    assert "not finite" in text
+
+
+def test_a_sweep_killed_in_the_middle_and_run_again_gives_the_same_table(finished, tmp_path):
+    root, _ = finished
+    with subprocess.Popen([COMMAND, "run", *words(tmp_path)], stderr=subprocess.DEVNULL) as first:
+        wait_for(lambda: len(list(tmp_path.glob("*/record.json"))) >= 2)
+        wait_for(lambda: any(tmp_path.glob("*/checkpoint.pt")))
+        first.kill()
+    assert 2 <= len(list(tmp_path.glob("*/record.json"))) < 12
+    again = sweep("run", *words(tmp_path))
+    assert again.returncode == 0, again.stderr
+    expected, got = table(root), table(tmp_path)
+    same = [name for name in expected if name not in ("seconds", "tokens_per_second")]
+    pd.testing.assert_frame_equal(got[same], expected[same], check_exact=True)
+    assert expected["loss"].nunique() == 12
+
+
+def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
+    long = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={scale.tokens:[1048576,1049600]}"]
+    with subprocess.Popen([COMMAND, "run", *long], stderr=subprocess.PIPE, text=True) as stopped:
+        wait_for(lambda: len(list(tmp_path.glob("*/heartbeat.json"))) == 2)
+        stopped.send_signal(signal.SIGTERM)
+        _, printed = stopped.communicate(timeout=30)
+    assert stopped.returncode == 130
+    assert printed.endswith("stopped (2 planned); the same command goes on from here\n")
+    assert not list(tmp_path.glob("*/record.json"))
+    report = json.loads(sweep("status", tmp_path, "--json").stdout)
+    assert report["counts"] == {"planned": 2}
+
+
+def test_a_failed_run_is_named_with_its_reason_and_the_rest_is_done(tmp_path):
+    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1]}"]
+    point = make_plan(grid).points[0]
+    point.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
+    done = sweep("run", *grid)
+    assert done.returncode == 1
+    assert "2 runs: 1 finished, 1 failed" in done.stdout
+    assert f"failed {point.run_id}: IsADirectoryError" in done.stderr
+    point.run_dir.joinpath("metrics.jsonl").rmdir()
+    assert "2 runs: 2 finished" in sweep("run", *grid).stdout
+
+
+def test_a_damaged_record_is_named_and_its_run_done_again(tmp_path):
+    one = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]
+    assert sweep("run", *one).returncode == 0
+    (path,) = tmp_path.glob("*/record.json")
+    loss = json.loads(path.read_text())["loss"]
+    path.write_text("{")
+    again = sweep("run", *one)
+    assert again.returncode == 0
+    assert f"{path}: not a record" in again.stderr
+    assert json.loads(path.read_text())["loss"] == loss
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "sede=1"], r".*sede.*"),
+        (["run", "+experiment=nothing"], r".*experiment/nothing.*"),
+        (["run", "scale.width=-3"], r"scale\.width must be .*, got -3"),
+        (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000"),
+        (["run", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
+        (
+            ["plan", "+sweep.blocks.a.grid={seed:[]}"],
+            r"sweep\.blocks\.a: grid\.seed must have at least one value.*",
+        ),
+        (["status", "nowhere"], r"ROOT must be the folder of a sweep .*nowhere.*"),
+        (["status", "."], r"ROOT must hold a plan\.json or runs, got \.,.*"),
+        (["collect", "nowhere"], r"ROOT must be the folder of a sweep .*nowhere.*"),
+        (["collect", ".", "-o", "runs.txt"], r"-o must end in \.parquet, got runs\.txt"),
+    ],
+)
+def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
+    done = subprocess.run([COMMAND, *args], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(f"hyperp-sweep: error: {message}\n", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_teaches_by_examples():
+    for command in ("plan", "run", "status", "collect"):
+        assert f"hyperp-sweep {command}" in sweep("--help").stdout
+        assert f"Example: hyperp-sweep {command}" in sweep(command, "--help").stdout
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_record_stands_for_the_configuration_that_it_is_the_record_of(finished):
+    root, _ = finished
+    for point in make_plan(words(root)).points:
+        done = record.load(point.run_dir)
+        assert done is not None
+        assert done.config["runtime"].pop("threads") == 1
+        expected = asdict(point.config)
+        expected["runtime"].pop("threads")
+        assert done.config == expected
