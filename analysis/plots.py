@@ -59,7 +59,8 @@ def save_figure(figure: Figure, rows: Rows, folder: Path, name: str) -> list[Pat
     for suffix in ("png", "svg"):
         path = folder / f"{name}.{suffix}"
         temporary = folder / f".{name}.{suffix}.tmp"
-        figure.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+        with mpl.rc_context(STYLE):  # the salt makes the SVG's ids, and so the file, the same every time
+            figure.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
         temporary.replace(path)
         paths.append(path)
     plt.close(figure)
@@ -84,7 +85,7 @@ def size_text(value: float) -> str:
 
 
 def _rate_axis(axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -101,9 +102,9 @@ def _draw_curve(axes: Axes, one: SliceRecord, index: int, label: str, hollow: bo
     base = {"slice": label, "used": one.used, "state": one.state}
     rows: Rows = [{"kind": "point", **base, "lr": p.lr, "loss": p.loss, "seeds": p.seeds} for p in one.points]
     face = "none" if hollow else colour
+    axes.plot(lr, loss, ":" if hollow else "-", color=colour, lw=0.8, alpha=0.6 if hollow else 0.3, zorder=1)
     axes.plot(lr, loss, marker, color=colour, mfc=face, ms=5.5, mew=1.2, zorder=3, label=label)
     if hollow or one.optimum is None:
-        axes.plot(lr, loss, ":", color=colour, lw=0.8, alpha=0.7, zorder=1)
         return rows
     rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base)
     return rows
@@ -138,7 +139,7 @@ def basins(law: Law) -> tuple[Figure, Rows]:
         figure, axes = plt.subplots(figsize=(7.6, 4.6))
         rows: Rows = []
         for index, one in enumerate(shown):
-            keep = names if not one.used else [n for n in names if n in law.ranges] or names
+            keep = [n for n in names if n in law.ranges or one.covariates[n] != law.held[n]]
             label = ", ".join(_named(n, one.covariates[n]) for n in keep) + (
                 "" if one.used else " (excluded)"
             )
@@ -223,7 +224,9 @@ def _draw_law(
     inside = (x >= low) & (x <= high)
     band = f"{100 * law.level:g}% prediction interval"
     blue = COLOURS[0]
-    axes.fill_between(x, curve[:, 1], curve[:, 2], color=blue, alpha=0.13, lw=0, label=band)
+    for part, alpha in ((inside, 0.2), (x <= low, 0.1), (x >= high, 0.1)):
+        name = band if alpha == 0.2 else None
+        axes.fill_between(x[part], curve[part, 1], curve[part, 2], color=blue, alpha=alpha, lw=0, label=name)
     for edge in (1, 2):
         axes.plot(x, curve[:, edge], color=blue, lw=0.7, alpha=0.6)
     e = law.exponents.get(covariate)
@@ -233,7 +236,7 @@ def _draw_law(
     axes.plot(x[inside], curve[inside, 0], "-", color=blue, lw=2, label=f"fit, exponent {exponent}")
     for part in (x <= low, x >= high):
         axes.plot(x[part], curve[part, 0], "--", color=blue, lw=1.6)
-    axes.plot([], [], "--", color=blue, lw=1.6, label="the same, extrapolated")
+    axes.plot([], [], "--", color=blue, lw=1.6, label="extrapolated (paler band)")
     return [
         {"kind": "fit", covariate: float(v), "lr": float(c[0]), "low": float(c[1]), "high": float(c[2])}
         for v, c in zip(x, curve, strict=True)
@@ -303,5 +306,5 @@ def _transfer_panel(axes: Axes, slices: Sequence[SliceRecord], answer: Transfer)
         pad=34,
     )
     axes.text(0.0, 1.02, drift, transform=axes.transAxes, fontsize=9, va="bottom")
-    axes.legend(loc="upper center", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
     return rows

@@ -119,7 +119,9 @@ def _numeric(column: pd.Series) -> pd.Series:
 def _reject(column: pd.Series, wrong: pd.Series, allowed: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy())[0])
-        raise ValueError(f"column {column.name} must be {allowed}, got {column.iloc[row]!r} in row {row + 1}")
+        value = column.iloc[row]
+        value = value.item() if isinstance(value, np.generic) else value
+        raise ValueError(f"column {column.name} must be {allowed}, got {value!r} in row {row + 1}")
 
 
 def parse_where(conditions: Sequence[str]) -> dict[str, str]:

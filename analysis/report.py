@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _render(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    return environment.from_string(source).render(
+    text = environment.from_string(source).render(
         title=f"Learning rate of {law.context['optimizer']} against {', '.join(law.covariates)}".replace(
             "_", " "
         ),
@@ -122,3 +123,4 @@ def _render(
         command=command,
         versions=versions,
     )
+    return re.sub(r"\n{3,}", "\n\n", text)

@@ -198,7 +198,16 @@ def show_transfer(over: str, answers: "list[Transfer]") -> None:
     print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.")
 
 
-VALIDATION_COLUMNS = ["lr", "rate", "seeds", "mean loss", "SD over seeds", "recommended less this", "allowed"]
+VALIDATION_COLUMNS = [
+    "lr",
+    "rate",
+    "seeds",
+    "mean loss",
+    "SD over seeds",
+    "recommended less this",
+    "allowed",
+    "",
+]
 
 
 def validation_rows(answer: "Validation") -> list[list[str]]:
@@ -206,9 +215,9 @@ def validation_rows(answer: "Validation") -> list[list[str]]:
     rows = []
     for r in answer.rows:
         mark = "recommended" if r.recommended else f"{r.ratio:.3g} x"
-        loss = r.note or f"{r.mean_loss:.4f}"
+        loss = "-" if r.mean_loss is None else f"{r.mean_loss:.4f}"
         sds = [number(r.loss_sd, 2), number(r.difference, 3), number(r.allowed, 2)]
-        rows.append([number(r.lr), mark, str(r.seeds), loss, *sds])
+        rows.append([number(r.lr), mark, str(r.seeds), loss, *sds, r.note])
     return rows
 
 

@@ -4,8 +4,8 @@ The rule. For each other rate r, over the n seeds that both rates have finished,
 loss(r, s). The recommended rate passes against r when mean d <= sd / sqrt(n): it is better, or worse by no
 more than the standard deviation of that mean over seeds. sd is that of d(s) about its mean, pooled over the
 other rates; with a single seed for each rate it is the law's own `difference_sd`. Rates without a common seed
-are compared by their means, with the law's `loss_sd`. A diverged or failed rate loses. The verdict is a pass
-when every comparison is.
+are compared by their means, with the law's `loss_sd`. A rate whose runs all diverged loses, and a recommended
+rate fails if any of its runs diverged. The verdict is a pass when every comparison is.
 """
 
 import math
@@ -90,7 +90,7 @@ def _judge(
     best = _losses(one, chosen)
     differences = {rate: _paired(best, _losses(one, rate)) for rate in others}
     pooled, source = _spread(law, list(differences.values()))
-    rows = [_row(one, chosen, chosen, None, None, bool(best))]
+    rows = [_row(one, chosen, chosen, None, None, bool(best) and chosen not in one.diverged)]
     for rate, d in differences.items():
         losses = _losses(one, rate)
         if not losses or not best:
@@ -149,14 +149,14 @@ def _row(
         difference=difference,
         allowed=allowed,
         passed=passed,
-        note="" if losses else "diverged",
+        note="" if rate not in one.diverged else ("a seed diverged" if losses else "diverged"),
     )
 
 
 def _verdict(rows: list[RateRow], passed: bool) -> str:
     chosen = next(row for row in rows if row.recommended)
-    if chosen.mean_loss is None:
-        return f"FAIL: the recommended rate {chosen.lr:.4g} has no finished run"
+    if not chosen.passed:
+        return f"FAIL: the recommended rate {chosen.lr:.4g} has a run that diverged, or none that finished"
     losers = [
         row for row in rows if not row.passed and row.difference is not None and row.allowed is not None
     ]

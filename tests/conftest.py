@@ -78,13 +78,13 @@ def ladder(
     return frame.assign(status="finished", base_lr=frame["lr"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_ladder() -> Callable[..., pd.DataFrame]:
     """The builder of token ladders."""
     return ladder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_curve() -> Callable[..., pd.DataFrame]:
     """The builder of single curves."""
     return curve

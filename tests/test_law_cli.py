@@ -1,0 +1,211 @@
+"""The command hyperp-law: answers, one-line errors, exit codes, nothing written without an answer."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hyperp.analysis.cli import app
+from typer.testing import CliRunner
+
+COMMANDS = ("check", "fit", "recommend", "transfer", "validate", "report")
+
+
+@pytest.fixture(scope="module")
+def demo(make_ladder, tmp_path_factory):
+    """runs.parquet: a ladder, two widths under MuonH and two under AdamW, whose highest rate diverged."""
+    adamw = {
+        "optimizer": "adamw",
+        "parametrization": "standard",
+        "schedule": "linear",
+        "data": "stdlib",
+        "metric": "loss, nats per token",
+    }
+    wide, one = {"width": 64}, {"tokens": (131072,), "seed_shift": 0.05, "noise": 0.001}
+    frames = [
+        make_ladder(tokens=(32768, 65536, 131072, 262144), seed_shift=0.05, noise=0.001),
+        make_ladder(log2_at_64k=-4.9, covariates=wide, rng_seed=1, **one),
+        make_ladder(log2_at_64k=-6.0, context=adamw, octaves=(-10, -3), rng_seed=2, **one),
+        make_ladder(log2_at_64k=-7.0, context=adamw, octaves=(-10, -3), covariates=wide, rng_seed=3, **one),
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    hot = (frame["optimizer"] == "adamw") & (frame["lr"] == 2.0**-3)
+    frame.loc[hot, "status"], frame.loc[hot, "loss"] = "diverged", np.nan
+    folder = tmp_path_factory.mktemp("demo")
+    frame.to_parquet(folder / "runs.parquet")
+    assert _run("fit", folder, "--by", "tokens", "-o", folder / "law.json").exit_code == 0
+    return folder
+
+
+def _run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def _one_line(result, code: int, text: str) -> None:
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert text in lines[0]
+    assert len(lines) == 1 or lines[1].startswith("run next:")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command):
+    result = _run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: hyperp-law {command}" in " ".join(result.stdout.split())
+
+
+def test_check_says_what_is_there(demo):
+    result = _run("check", demo)
+    assert result.exit_code == 0
+    assert "4 diverged, 118 finished" in result.stdout
+    assert "7 slices" in result.stdout
+    answer = json.loads(_run("check", demo, "--json").stdout)
+    assert answer["statuses"] == {"diverged": 4, "finished": 118}
+    verdicts = {v["covariate"]: v for v in answer["identifiable"]}
+    assert verdicts["tokens"]["identified"]
+    assert verdicts["tokens"]["groups"] == ["muonh, hyperp, width 32"]
+    assert not verdicts["width"]["identified"]
+    assert "2 slices, of which 2 bracketed, 3 needed" in verdicts["width"]["reason"]
+    assert {s["state"] for s in answer["slices"]} == {"bracketed"}
+
+
+def test_fit_prints_and_writes_the_same_law(demo, tmp_path):
+    out = tmp_path / "law.json"
+    result = _run(
+        "fit", demo / "runs.parquet", "--by", "tokens", "--where", "optimizer=muonh", "-o", out, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    printed, written = json.loads(result.stdout), json.loads(out.read_text())
+    assert printed == written
+    assert abs(written["exponents"]["tokens"]["value"] + 0.5) < 0.1
+    assert written["command"].startswith(
+        f"hyperp-law fit {demo}/runs.parquet --by tokens --where optimizer=muonh -o"
+    )
+    assert len([s for s in written["slices"] if s["used"]]) == 4
+
+
+def test_recommend_in_three_forms(demo):
+    law = demo / "law.json"
+    text, words = (
+        _run("recommend", law, "--tokens", "5.2e5"),
+        _run("recommend", law, "--tokens", "520000", "--hydra"),
+    )
+    answer = json.loads(_run("recommend", law, "--tokens", "5.2e5", "--json").stdout)
+    assert answer["target"]["tokens"] == 520000
+    assert f"lr = {answer['lr']:.4g}" in text.stdout
+    assert "95% prediction interval" in text.stdout
+    assert "-0.32 (10B to 166B tokens" in text.stdout
+    assert words.stdout == f"base_lr={answer['lr']:.6g} scale.tokens=520000\n"
+    assert "warning: tokens=520000 lies 1.98 times outside" in text.stderr
+    assert "note: base_lr = lr / 1" in words.stderr
+
+
+def test_transfer_gives_drift_for_both_optimizers(demo):
+    answers = {
+        a["context"]["optimizer"]: a
+        for a in json.loads(_run("transfer", demo, "--over", "width", "--json").stdout)
+    }
+    for name, truth in (("adamw", -1.0), ("muonh", -0.2)):
+        drift = answers[name]["drift"]
+        assert drift["low"] < truth < drift["high"]
+        assert abs(drift["octaves_per_doubling"] - truth) < 0.25
+    assert answers["adamw"]["penalty"]["nats"] > 5 * answers["muonh"]["penalty"]["nats"] > 0
+    assert "Transfer over width" in _run("transfer", demo, "--over", "width").stdout
+
+
+def test_validate_passes_fails_and_feeds_the_report(demo, make_curve, tmp_path):
+    law = json.loads((demo / "law.json").read_text())
+    rate = json.loads(_run("recommend", demo / "law.json", "--tokens", "524288", "--json").stdout)["lr"]
+    held = {**law["held"], "tokens": 524288}
+    rates, rng = float(f"{rate:.4g}") * np.array([0.5, 1, 2]), np.random.default_rng(0)
+    for shift, code, word in ((0.0, 0, "PASS"), (1.0, 1, "FAIL")):
+        points = make_curve(np.log2(rate) + shift, rates, 2, rng, noise=0.001)
+        points.assign(**law["context"], **held).to_csv(tmp_path / f"{word}.csv", index=False)
+        result = _run(
+            "validate", demo / "law.json", tmp_path / f"{word}.csv", "-o", tmp_path / f"{word}.json"
+        )
+        assert result.exit_code == code
+        assert word in result.stdout
+        assert (word in result.stderr) == (code == 1)
+        assert json.loads((tmp_path / f"{word}.json").read_text())["passed"] == (code == 0)
+    report = ["report", demo / "law.json", "-o", tmp_path / "report", "--validation", tmp_path / "PASS.json"]
+    assert _run(*report).exit_code == 0
+    assert "PASS: the recommended rate" in (tmp_path / "report" / "report.md").read_text()
+    _one_line(_run(*report[:-1], demo / "law.json"), 2, "must be the JSON of `validate -o`")
+
+
+def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
+    make_ladder(octaves=(-14, -9)).to_parquet(tmp_path / "runs.parquet")
+    fit = ["fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json"]
+    result = _run(*fit)
+    _one_line(result, 3, "refused: the exponents of tokens are not identified")
+    assert "run next: optimizer=muonh width=32 depth=2 tokens=32768" in result.stderr
+    assert "lr=0.003906, 0.007812" in result.stderr
+    answer = json.loads(_run(*fit, "--json").stdout)
+    assert len(answer["next"]) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.parquet"]
+    checked = _run("check", tmp_path)
+    assert checked.exit_code == 0
+    assert "edge high" in checked.stdout
+    assert "add the rates 0.003906, 0.007812" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["check", "absent.parquet"], 2, "RUNS=absent.parquet does not exist"),
+        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must be one of width, depth"),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--where", "optimizer"],
+            2,
+            "--where must be COLUMN=VALUE",
+        ),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--fix", "depth=x"],
+            2,
+            "--fix must be such as depth=-0.5",
+        ),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--window", "-1"],
+            2,
+            "window must be a positive number",
+        ),
+        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "the exponents of width are not identified"),
+        (["recommend", "LAW"], 2, "the law needs --tokens"),
+        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be a whole number of at least 1"),
+        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be a whole number of at least 1"),
+        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "the law holds depth at 2"),
+        (
+            ["recommend", "LAW", "--tokens", "1e5", "--json", "--hydra"],
+            2,
+            "--json and --hydra exclude each other",
+        ),
+        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
+        (["transfer", "RUNS", "--over", "colour"], 2, "--over must be one of width"),
+        (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
+        (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, text):
+    places = {"RUNS": demo, "LAW": demo / "law.json", "OUT": tmp_path / "out.json"}
+    _one_line(_run(*(places.get(word, word) for word in words)), code, text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_option_is_one_line_too(demo):
+    command = [
+        sys.executable,
+        "-m",
+        "hyperp.analysis.cli",
+        "recommend",
+        str(demo / "law.json"),
+        "--colour",
+        "red",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: No such option: --colour\n"

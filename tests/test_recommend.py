@@ -1,0 +1,183 @@
+"""A recommended rate is the product of its factors, and says how far it reaches beyond the law."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.fit import fit_law
+from hyperp.analysis.law import Law
+from hyperp.analysis.recommend import hydra_words, predict, recommend
+from hyperp.analysis.records import Runs, check_frame
+from hyperp.analysis.validate import validate
+
+
+def _runs(frame: pd.DataFrame) -> Runs:
+    return Runs(check_frame(frame), "runs.parquet", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def law(make_ladder) -> Law:
+    return fit_law(_runs(make_ladder(seed_shift=0.05, noise=0.001)), ["tokens"])
+
+
+def test_the_rate_is_the_product_of_its_factors(law):
+    found = recommend(law, {"tokens": 2**21})
+    np.testing.assert_allclose(math.prod(f.contribution for f in found.factors), found.lr, rtol=1e-12, atol=0)
+    assert found.low < found.lr < found.high
+    tokens = found.factors[1]
+    assert tokens.contribution == pytest.approx((2**21) ** law.exponents["tokens"].value, rel=1e-12)
+    assert tokens.published == ["-0.32 (10B to 166B tokens, 208M parameters, linear decay; arXiv 2603.28743)"]
+
+
+def test_the_published_exponent_moves_nothing(law):
+    ratio = predict(law, {"tokens": 2**22})[0] / predict(law, {"tokens": 2**21})[0]
+    np.testing.assert_allclose(ratio, 2 ** law.exponents["tokens"].value, rtol=1e-12, atol=0)
+    assert abs(law.exponents["tokens"].value + 0.5) < 0.1
+
+
+def test_it_warns_outside_the_fitted_range_and_widens(law):
+    inside, outside = recommend(law, {"tokens": 100000}), recommend(law, {"tokens": 2**22})
+    assert inside.warnings == []
+    assert outside.warnings == ["tokens=4194304 lies 8 times outside the fitted range 32768 to 524288"]
+    assert outside.extrapolation[0].factor == 8
+    assert outside.high / outside.low > inside.high / inside.low
+    assert recommend(law, {"tokens": 8192}).extrapolation[0].factor == 4
+
+
+def test_what_the_law_holds_may_be_repeated_but_not_changed(law):
+    assert recommend(law, {"tokens": 65536, "width": 32}) == recommend(law, {"tokens": 65536})
+    with pytest.raises(Refusal, match="the law holds depth at 2 in every slice and cannot say what 4 does"):
+        recommend(law, {"tokens": 65536, "depth": 4})
+
+
+def test_a_fixed_exponent_carries_to_another_size(make_ladder):
+    law = fit_law(_runs(make_ladder(seed_shift=0.05)), ["tokens"], fix={"depth": -0.5})
+    shallow, deep = (predict(law, {"tokens": 65536, "depth": d})[0] for d in (2, 8))
+    np.testing.assert_allclose(deep / shallow, 0.5, rtol=1e-12, atol=0)
+    found = recommend(law, {"tokens": 65536, "depth": 8})
+    assert found.warnings == ["depth=8 lies 4 times outside the fitted range 2 to 2"]
+    assert [f.fixed for f in found.factors] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({}, "the law needs --tokens: it varies with it"),
+        ({"tokens": 0}, "tokens must be at least 1, got 0"),
+        ({"flops": 5}, "covariate must be one of width, .* got 'flops'"),
+    ],
+)
+def test_a_target_that_is_none(law, target, message):
+    with pytest.raises(ValueError, match=message):
+        recommend(law, target)
+
+
+def test_hydra_words_hold_the_base_rate_and_the_sizes_asked_for(law, make_ladder):
+    found = recommend(law, {"tokens": 520000})
+    assert hydra_words(law, found, {"tokens": 520000}) == f"base_lr={found.lr:.6g} scale.tokens=520000"
+    # Every run at 0.7 times its base rate: the base rate is that much larger.
+    frame = make_ladder(seed_shift=0.05)
+    law = fit_law(_runs(frame.assign(base_lr=frame["lr"] / 0.7)), ["tokens"])
+    found = recommend(law, {"tokens": 520000})
+    assert found.base_lr == pytest.approx(found.lr / 0.7, rel=1e-6)
+    # A factor that moves with tokens cannot be carried to the target.
+    law = fit_law(_runs(frame.assign(base_lr=frame["lr"] * frame["tokens"] ** 0.32)), ["tokens"])
+    with pytest.raises(Refusal, match="lr/base_lr differs between the law's slices"):
+        hydra_words(law, recommend(law, {"tokens": 520000}), {})
+
+
+def test_a_recommendation_imports_neither_torch_nor_pandas():
+    code = (
+        "import sys; from hyperp.analysis import cli, recommend, law, show;"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'statsmodels', 'scipy.stats', 'scipy.optimize'};"
+        "print(*(heavy & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "\n"
+    )
+
+
+def test_no_part_of_the_analysis_imports_torch():
+    code = (
+        "import importlib, pkgutil, sys; import hyperp.analysis as a;"
+        "[importlib.import_module(m.name) for m in pkgutil.iter_modules(a.__path__, 'hyperp.analysis.')];"
+        "ours = [m for m in sys.modules if m.startswith('hyperp.analysis.')];"
+        "print('torch' in sys.modules, len(ours) > 12)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "False True\n"
+
+
+def _target_runs(law, make_curve, optimum_shift: float, seeds: int, ratios=(0.5, 1.0, 2.0), noise=0.001):
+    rate, _, _ = predict(law, {"tokens": 2**20})
+    points = make_curve(
+        math.log2(rate) + optimum_shift, rate * np.array(ratios), seeds, np.random.default_rng(3), noise=noise
+    )
+    scale = {"width": 32, "depth": 2, "batch_tokens": 512, "granularity": 1, "sparsity": 1, "tokens": 2**20}
+    return points.assign(**law.context, **scale, status="finished")
+
+
+def test_the_recommended_rate_passes_where_it_is_best(law, make_curve):
+    found = validate(law, _runs(_target_runs(law, make_curve, 0.0, seeds=2)))
+    assert found.passed
+    assert [r.recommended for r in found.rows] == [False, True, False]
+    assert found.verdict.endswith("has the lowest mean loss")
+
+
+def test_it_fails_where_half_the_rate_is_better(law, make_curve):
+    found = validate(law, _runs(_target_runs(law, make_curve, -1.0, seeds=2)))
+    assert not found.passed
+    assert [r.passed for r in found.rows] == [False, True, True]
+    assert "FAIL" in found.verdict
+
+
+def test_the_spread_decides_a_near_tie(law, make_curve):
+    """Differences gap -+ 0.03 over two seeds: the SD of their mean is 0.03, so 0.01 passes, 0.04 fails."""
+    frame = _target_runs(law, make_curve, 0.0, seeds=2).sort_values(["lr", "seed"]).reset_index(drop=True)
+    for gap, passed in ((0.01, True), (0.04, False)):
+        frame["loss"] = [3.0, 3.0, 3 + gap - 0.03, 3 + gap + 0.03, 3.0, 3.0]
+        found = validate(law, _runs(frame))
+        assert found.rows[0].allowed == pytest.approx(0.03, rel=1e-9)
+        assert found.passed is passed
+
+
+def test_a_single_seed_takes_the_spread_of_the_law(law, make_curve):
+    frame = _target_runs(law, make_curve, 0.0, seeds=1).sort_values("lr").reset_index(drop=True)
+    allowed = law.seed_spread.difference_sd
+    assert allowed is not None
+    for gap, passed in ((0.9 * allowed, True), (1.1 * allowed, False)):
+        frame["loss"] = [3.0, 3 + gap, 3.5]
+        found = validate(law, _runs(frame))
+        assert found.passed is passed
+        assert "the law's records" in found.spread_from
+
+
+def test_divergence_loses(law, make_curve):
+    frame = _target_runs(law, make_curve, 0.0, seeds=2)
+    top = frame["lr"] == frame["lr"].max()
+    found = validate(law, _runs(frame.assign(status=np.where(top, "diverged", "finished"))))
+    assert found.passed
+    assert found.rows[-1].note == "diverged"
+    middle = ~top & (frame["lr"] != frame["lr"].min())
+    one = middle & (frame["seed"] == 1)
+    found = validate(law, _runs(frame.assign(status=np.where(one, "diverged", "finished"))))
+    assert not found.passed
+    assert "has a run that diverged" in found.verdict
+
+
+def test_runs_that_cannot_check_the_law(law, make_curve, make_ladder):
+    frame = _target_runs(law, make_curve, 0.0, seeds=1)
+    with pytest.raises(ValueError, match="lr must include the recommended"):
+        validate(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
+    with pytest.raises(ValueError, match="RUNS must hold one target scale, but tokens vary"):
+        validate(law, _runs(make_ladder()))
+    with pytest.raises(ValueError, match="optimizer must be the law's 'muonh', got 'adamw'"):
+        validate(law, _runs(frame.assign(optimizer="adamw")))
+    with pytest.raises(Refusal, match="only the recommended rate was run") as caught:
+        validate(law, _runs(frame.iloc[1:2]))
+    assert len(caught.value.next_points[0]["lr"]) == 2
