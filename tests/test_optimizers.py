@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,6 +226,17 @@ def test_a_gradient_that_is_not_finite_skips_its_matrix_alone(name: str, bad: fl
     assert not torch.equal(hurt[2][2], clean[2][2])
 
 
+@pytest.mark.parametrize("name", ["sso", "muonsphere", "muonh", "muon"])
+def test_a_gradient_that_is_not_finite_does_not_reach_an_svd_that_would_refuse_it(name: str):
+    parameters = [nn.Parameter(gaussian(5, 4, seed=i)) for i in range(2)]
+    optimizer = CLASSES[name](parameters, lr=0.05, msign="svd")
+    grads = [gradients((5, 4), seed=i) for i in range(2)]
+    grads[0][2][:] = math.nan
+    run(optimizer, parameters, grads)
+    assert optimizer.skipped == 1
+    assert parameters[0].isfinite().all()
+
+
 # What a torch optimizer does.
 
 
@@ -335,3 +347,14 @@ def test_empty_and_scalar_parameters_are_no_trouble():
     scalar.grad, empty.grad = torch.tensor(2.0), torch.zeros(0, 3)
     AdamW([scalar, empty], lr=0.1).step()
     assert scalar.item() == pytest.approx(0.9)
+
+
+def test_the_loop_of_the_user_page_runs():
+    page = (Path(__file__).parents[1] / "hyperp" / "optim" / "README.md").read_text()
+    for block in page.split("```python\n")[1:]:
+        namespace: dict = {"nn": nn}
+        exec(block.split("```")[0], namespace)
+        if "optimizer" in namespace:
+            assert namespace["optimizer"].state
+            on_sphere = torch.linalg.matrix_norm(namespace["model"][1].weight.detach(), ord=2).item()
+            assert on_sphere == pytest.approx(1, abs=0.01)
