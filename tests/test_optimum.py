@@ -55,6 +55,16 @@ def test_the_window_is_centred_on_the_vertex_and_leaves_far_rates_out():
     assert abs(_vertex(wide) + 5.2) > 0.2
 
 
+def test_a_lucky_rate_does_not_pull_the_window_to_itself():
+    fine = 2.0 ** np.arange(-8, -2, 0.25)
+    points = _points(lambda x, s: 3 + 0.02 * (x + 5) ** 2 - 0.02 * (x == -5.75), rates=fine)
+    assert points.sort_values("loss")["lr"].iloc[0] == 2.0**-5.75
+    found = find_optimum(_slice(points))
+    assert found.parabola is not None
+    distance = np.log2(found.parabola.rates) - _vertex(found)
+    assert -1.5 <= distance.min() < -1.25 < 1.25 < distance.max() <= 1.5
+
+
 def test_a_missing_seed_does_not_move_the_best_rate():
     points = _points(lambda x, s: 3 + 0.02 * (x + 5) ** 2 + 0.5 * s, seeds=(0, 1))
     points = points[~((points["lr"] == 2.0**-4) & (points["seed"] == 1))]

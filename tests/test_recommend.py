@@ -33,6 +33,17 @@ def test_the_rate_is_the_product_of_its_factors(law):
     assert tokens.published == ["-0.32 (10B to 166B tokens, 208M parameters, linear decay; arXiv 2603.28743)"]
 
 
+def test_the_interval_adds_the_scatter_of_one_more_slice(law):
+    """Variance: of the line at the target, between slices, and of one slice's own optimum."""
+    x = np.array([1.0, math.log(2**21)])
+    variance = x @ np.array(law.covariance) @ x + law.tau**2 + law.slice_sd**2
+    found = recommend(law, {"tokens": 2**21})
+    assert law.slice_sd > 0
+    np.testing.assert_allclose(
+        math.log(found.high / found.low), 2 * 3.182446 * math.sqrt(variance), rtol=1e-6, atol=0
+    )
+
+
 def test_the_published_exponent_moves_nothing(law):
     ratio = predict(law, {"tokens": 2**22})[0] / predict(law, {"tokens": 2**21})[0]
     np.testing.assert_allclose(ratio, 2 ** law.exponents["tokens"].value, rtol=1e-12, atol=0)
