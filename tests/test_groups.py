@@ -239,3 +239,10 @@ def test_other_shapes_and_kinds_are_refused():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"gradients must be dense, got layout torch\.sparse_coo"):
         AdamW(table.parameters()).step()
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was():
+    optimizer = SSO([nn.Parameter(torch.randn(2, 2))])
+    with pytest.raises(ValueError, match="must be a matrix"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.randn(2))], "algorithm": "sso"})
+    assert len(optimizer.param_groups) == 1

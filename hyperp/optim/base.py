@@ -72,13 +72,16 @@ class GroupedOptimizer(torch.optim.Optimizer):
         group.update(asdict(rule))
         group.setdefault("initial_lr", group["lr"])
         super().add_param_group(group)
-        for name, parameter in _named(self.param_groups[-1]):
-            _check_parameter(rule, name, parameter)
+        try:
+            for name, parameter in _named(self.param_groups[-1]):
+                _check_parameter(rule, name, parameter)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Put every matrix that is to train on a sphere onto it: call once, before training and before any
-        evaluation.
+        """Put every matrix that is to train on a sphere onto it: call once, before training and evaluation.
 
         SSO and MuonSphere rescale to their radius. MuonH and AdamH leave the matrix as it is and take its
         Frobenius norm as the radius; without this call they do so at their first step, and SSO rescales then.
