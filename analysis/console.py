@@ -42,8 +42,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    """ "low to high", or a word for why there is none."""
-    return "unbounded or unknown" if low is None or high is None else f"{low:.{digits}g} to {high:.{digits}g}"
+    """ "low to high", or "unbounded"."""
+    return "unbounded" if low is None or high is None else f"{low:.{digits}g} to {high:.{digits}g}"
 
 
 def percent(level: float = LEVEL) -> str:

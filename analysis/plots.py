@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#555555"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 UNITS = {
@@ -97,7 +98,8 @@ def _log_rates(axes: Axes, label: str = "peak learning rate of hidden matrices")
 
 def _draw_curve(axes: Axes, one: SliceRecord, index: int, label: str, hollow: bool = False) -> Rows:
     """Points, parabola over its window, and the optimum with its interval; hollow ones are points alone."""
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    colour = GREY if hollow else COLOURS[index % len(COLOURS)]
+    marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]  # past seven series, another pairing
     lr, loss = [p.lr for p in one.points], [p.loss for p in one.points]
     base = {"slice": label, "used": one.used, "state": one.state}
     rows: Rows = [{"kind": "point", **base, "lr": p.lr, "loss": p.loss, "seeds": p.seeds} for p in one.points]

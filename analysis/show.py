@@ -36,7 +36,9 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         values = {**s.context, **s.covariates}
         dropped = ", ".join(f"{count} {status}" for status, count in s.dropped.items()) or "-"
         o = s.optimum
-        optimum = ["-", "-"] if o is None else [number(o.lr), interval(o.low, o.high)]
+        optimum = ["-", "-"]
+        if o is not None:
+            optimum = [number(o.lr), "unknown" if o.se is None else interval(o.low, o.high)]
         counts = [str(len(s.points)), str(max((p.seeds for p in s.points), default=0)), dropped]
         rows.append([*(str(values[n]) for n in names), *counts, STATE_WORDS[s.state], *optimum])
     return rows
