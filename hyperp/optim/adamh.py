@@ -43,7 +43,7 @@ class AdamHRule(Rule):
         """W <- W - lr radius U/|U|, then rescaled to the radius; U is Adam's bias-corrected direction."""
         direction, moments = adam_direction(G, state, self.betas, self.eps)
         W = FrobeniusSphere().step(W, direction, lr, state["radius"])
-        return W, {**moments, "radius": state["radius"]}
+        return W, moments
 
 
 class AdamH(GroupedOptimizer):

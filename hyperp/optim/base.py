@@ -127,17 +127,23 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self.state[parameter] = {key: _unstack(value, [parameter])[0].clone() for key, value in state.items()}
 
     def _step_batch(self, rule: Rule, lr: float, parameters: list[nn.Parameter]) -> None:
+        experts = parameters[0].ndim == 3
         W = _stack(parameters)
         G = _stack([_dense(parameter) for parameter in parameters])
         states = [self.state[parameter] for parameter in parameters]
-        old = {key: _stack([s[key] for s in states], experts=parameters[0].ndim == 3) for key in states[0]}
+        old = {key: _stack([s[key] for s in states], experts) for key in states[0] if key != "skipped"}
         ok_B = G.reshape(len(G), -1).abs().amax(1).isfinite()
-        new_W, new = rule.update(W, torch.where(_like(ok_B, G), G, 0), old, lr)
-        new["skipped"] = old["skipped"] + ~ok_B
-        _write(parameters, torch.where(_like(ok_B, W), new_W, W), parameters)
+        # A CPU looks at the flags for less than the masks cost; on a GPU that would make the host wait.
+        if ok_B.device.type == "cpu" and bool(ok_B.all()):
+            new_W, new = rule.update(W, G, old, lr)
+        else:
+            new_W, new = rule.update(W, torch.where(_like(ok_B, G), G, 0), old, lr)
+            new_W = torch.where(_like(ok_B, W), new_W, W)
+            new = {key: torch.where(_like(ok_B, value), value, old[key]) for key, value in new.items()}
+            new["skipped"] = _stack([s["skipped"] for s in states], experts) + ~ok_B
+        _write(parameters, new_W, parameters)
         for key, value in new.items():
-            kept = value if key == "skipped" else torch.where(_like(ok_B, value), value, old[key])
-            _write([s[key] for s in states], kept, parameters)
+            _write([s[key] for s in states], value, parameters)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but state keeps its own dtype: torch would round it to that of the parameter."""

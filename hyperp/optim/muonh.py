@@ -44,7 +44,7 @@ class MuonHRule(Rule):
         ahead = torch.add(G, momentum, alpha=self.momentum) if self.nesterov else momentum
         direction = msign(ahead, self.msign, self.msign_steps, self.msign_dtype)
         W = FrobeniusSphere().step(W, direction, lr, state["radius"])
-        return W, {"momentum": momentum, "radius": state["radius"]}
+        return W, {"momentum": momentum}
 
 
 class MuonH(GroupedOptimizer):

@@ -28,7 +28,7 @@ class Rule:
         raise NotImplementedError
 
     def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
-        """New units and new state from gradients `G`, all finite; changes none of its arguments."""
+        """New units, and what changes of the state, from finite gradients `G`; alters no argument."""
         raise NotImplementedError
 
     def project(self, W: Tensor) -> Tensor:
