@@ -160,3 +160,9 @@ def test_opposite_pairs_are_one_pair():
     M, u, v = momenta(6, 5, seed=9, along=0.4)
     one, other = (tangent_step(M, s * u, s * v, exact_sign, 1e-10, 100).phi_Bmn for s in (1, -1))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("along", [-0.5, -0.2, 0.2, 0.5])
+def test_a_momentum_with_a_part_along_the_pair_takes_few_evaluations(along: float):
+    M, u, v = momenta(48, 32, seed=11, along=along, batch=8)
+    assert tangent_step(M.float(), u.float(), v.float(), msign).evaluations <= 5
