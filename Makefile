@@ -28,7 +28,7 @@ demo: $(STAMP)
 	hyperp-law recommend runs/demo/law.json --tokens 5.2e5
 	hyperp-sweep run +experiment=demo_check $$(hyperp-law recommend runs/demo/law.json --tokens 5.2e5 --hydra)
 	hyperp-sweep collect runs/demo_check -o runs/demo_check/runs.parquet
-	hyperp-law report runs/demo/law.json --check runs/demo_check/runs.parquet -o reports/demo
+	hyperp-law report runs/demo/law.json --tokens 5.2e5 --check runs/demo_check/runs.parquet -o reports/demo
 	hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
 
 test: lint

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.vocabulary import COVARIATES, WINDOW
 
@@ -274,8 +275,8 @@ def validate(
 def report(
     law: LawArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write, made if it is not there")],
-    validation: Annotated[
-        Path | None, typer.Option(help="the JSON that `hyperp-law validate -o` wrote")
+    check: Annotated[
+        Path | None, typer.Option(help="runs at a target scale, to report what `validate` says of them")
     ] = None,
     tokens: Size = None,
     width: Size = None,
@@ -291,15 +292,18 @@ def report(
     Example: hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
     """
     from hyperp.analysis.law import load_law
-    from hyperp.analysis.report import load_validation, write_report
+    from hyperp.analysis.records import read_runs
+    from hyperp.analysis.report import write_report
+    from hyperp.analysis.validate import validate as ask
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     target = _sizes(**sizes, granularity=granularity, sparsity=sparsity)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
-    words += ["--validation", str(validation)] if validation else []
+    words += ["--check", str(check)] if check else []
     words += [word for name, size in target.items() for word in (f"--{name.replace('_', '-')}", str(size))]
-    checked = None if validation is None else load_validation(validation)
-    for path in write_report(load_law(law), out, shlex.join(words), target or None, checked):
+    fitted = load_law(law)
+    validation = None if check is None else ask(fitted, read_runs(check))
+    for path in write_report(fitted, out, shlex.join(words), target or None, validation):
         typer.echo(f"wrote {path}")
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from hyperp.analysis.vocabulary import LEVEL
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from hyperp.analysis.vocabulary import LEVEL
 
 
 def console() -> Console:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Estimate, Law, SliceRecord
 from hyperp.analysis.meta import MetaRegression, meta_regression

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from hyperp.analysis.vocabulary import State
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hyperp.analysis.vocabulary import State
 
 SCHEMA_VERSION = 1
 FORM = "lr = exp(a) * product of covariate^b"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from hyperp.analysis.parabola import Parabola, fit_centred, rate_means, seed_optima
 from hyperp.analysis.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State

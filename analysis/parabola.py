@@ -15,8 +15,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from hyperp.analysis.slices import Slice
 from scipy.special import stdtrit
+
+from hyperp.analysis.slices import Slice
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+
 from hyperp.analysis.law import Law, OptimumRecord, SliceRecord
 from hyperp.analysis.published import PUBLISHED
 from hyperp.analysis.recommend import predict

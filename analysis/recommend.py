@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Law, Strict
 from hyperp.analysis.meta import t_quantile

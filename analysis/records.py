@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
 
 REQUIRED = (*CONTEXT, "width", "depth", "tokens", "batch_tokens", "lr", "loss")

@@ -1,7 +1,6 @@
 """report.md with its plots, from a law's file alone."""
 
 import importlib.metadata
-import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+
 from hyperp.analysis import plots, show
 from hyperp.analysis.console import percent
 from hyperp.analysis.law import Law, save_json
@@ -16,21 +16,8 @@ from hyperp.analysis.recommend import recommend
 from hyperp.analysis.transfer import Transfer, transfer
 from hyperp.analysis.validate import Validation
 from hyperp.analysis.vocabulary import COVARIATES
-from pydantic import ValidationError
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
-
-
-def load_validation(path: str | Path) -> Validation:
-    """Read the JSON of `hyperp-law validate -o`; ValueError where it is something else."""
-    try:
-        return Validation.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ValueError(f"--validation {path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise ValueError(
-            f"--validation {path} must be the JSON of `validate -o`: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def write_report(

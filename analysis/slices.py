@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
 from hyperp.analysis.law import OptimumRecord, Point, SeedSpread, SliceRecord
 from hyperp.analysis.optimum import Optimum
 from hyperp.analysis.parabola import rate_means

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
+
 from hyperp.analysis.law import OptimumRecord, SliceRecord, Strict
 from hyperp.analysis.meta import meta_regression
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, LEVEL
-from scipy.special import stdtrit
 
 
 class TransferPoint(Strict):

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Law, Strict
 from hyperp.analysis.recommend import Recommendation, recommend

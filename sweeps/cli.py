@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.plan import Plan, Point, check_data, make_plan
 from hyperp.sweeps.status import DONE, Run, counts, counts_line, state_of, survey

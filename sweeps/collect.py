@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import make_point
-from hyperp.sweeps.status import Run, survey
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.config import from_dict
 from hyperp.record import METRIC
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import make_point
+from hyperp.sweeps.status import Run, survey
 
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
 NULLABLE_STRINGS = ("reason", "block")

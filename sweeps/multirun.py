@@ -9,13 +9,13 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
-from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import check_data, make_plan
-from hyperp.sweeps.status import DONE, state_of
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.config import one_line
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import check_data, make_plan
+from hyperp.sweeps.status import DONE, state_of
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"

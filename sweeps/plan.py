@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hyperp.sweeps.words import Compose, choices, parse, word
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hyperp.config import Config, compose, one_line, resolve
 from hyperp.flops import training_flops
+from hyperp.sweeps.words import Compose, choices, parse, word
 
 BYTES = 256  # ids of every source but `tokens`
 

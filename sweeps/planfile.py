@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hyperp.sweeps.plan import Plan, Point
-
 from hyperp.record import write_json
+from hyperp.sweeps.plan import Plan, Point
 
 SCHEMA = 1
 NAME = "plan.json"

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, Self
 
-from hyperp.sweeps.plan import Point
-from hyperp.sweeps.pool import Ended, Event, Progressed, Started
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from hyperp.sweeps.plan import Point
+from hyperp.sweeps.pool import Ended, Event, Progressed, Started
 
 LINE_SECONDS = 10.0
 

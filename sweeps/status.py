@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperp.record import Record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.job import load_record
 from hyperp.sweeps.planfile import Planned
-
-from hyperp.record import Record
 
 STATUSES = ("planned", "running", "finished", "diverged", "failed")
 DONE = ("finished", "diverged")  # not done again

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hyperp.sweeps.plan import Plan
-from hyperp.sweeps.status import STATUSES, Run, counts, counts_line
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from hyperp.sweeps.plan import Plan
+from hyperp.sweeps.status import STATUSES, Run, counts, counts_line
 
 WIDE = 160  # columns where the output is no terminal, so that no line is folded
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hyperp.sweeps import planfile
-from hyperp.sweeps.collect import collect
-from hyperp.sweeps.plan import make_plan
 from omegaconf import OmegaConf
 
 from hyperp import record
 from hyperp.record import METRIC
+from hyperp.sweeps import planfile
+from hyperp.sweeps.collect import collect
+from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
 
 COLUMNS = [

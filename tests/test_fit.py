@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.meta import meta_regression, paule_mandel, t_quantile
 from hyperp.analysis.recommend import predict
 from hyperp.analysis.records import Runs, check_frame
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.law import Law, load_law, save_law
 from hyperp.analysis.records import Runs, check_frame

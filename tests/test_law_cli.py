@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hyperp.analysis.cli import app
 from typer.testing import CliRunner
+
+from hyperp.analysis.cli import app
 
 COMMANDS = ("check", "fit", "recommend", "transfer", "validate", "report")
 
@@ -117,7 +118,7 @@ def test_transfer_gives_drift_for_both_optimizers(demo):
     assert "Transfer over width" in _run("transfer", demo, "--over", "width").stdout
 
 
-def test_validate_passes_fails_and_feeds_the_report(demo, make_curve, tmp_path):
+def test_validate_passes_or_fails_and_the_report_says_which(demo, make_curve, tmp_path):
     law = json.loads((demo / "law.json").read_text())
     rate = json.loads(_run("recommend", demo / "law.json", "--tokens", "524288", "--json").stdout)["lr"]
     held = {**law["held"], "tokens": 524288}
@@ -132,10 +133,10 @@ def test_validate_passes_fails_and_feeds_the_report(demo, make_curve, tmp_path):
         assert word in result.stdout
         assert (word in result.stderr) == (code == 1)
         assert json.loads((tmp_path / f"{word}.json").read_text())["passed"] == (code == 0)
-    report = ["report", demo / "law.json", "-o", tmp_path / "report", "--validation", tmp_path / "PASS.json"]
-    assert _run(*report).exit_code == 0
-    assert "PASS: the recommended rate" in (tmp_path / "report" / "report.md").read_text()
-    _one_line(_run(*report[:-1], demo / "law.json"), 2, "must be the JSON of `validate -o`")
+    report = ["report", demo / "law.json", "-o", tmp_path / "report", "--check"]
+    for word in ("PASS", "FAIL"):
+        assert _run(*report, tmp_path / f"{word}.csv").exit_code == 0
+        assert f"**{word}: " in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.law import Law
