@@ -74,10 +74,10 @@ def tangent_step(
     maximiser is msign(M + lambda u v^T) at the root of h(lambda) = <u v^T, msign(M + lambda u v^T)>, which
     increases and has its root within sqrt(2) of 0. A bracketed secant search (regula falsi, Illinois) runs on
     all matrices at once. Its result is the convex combination of the two ends with h = 0: tangent to
-    rounding, of spectral norm at most 1 if `sign` is exact, and short of the best <M, Phi> by at most
-    |h_L h_R| (lambda_R - lambda_L) / (h_R - h_L). The search stops when on every matrix that is at most
-    `tolerance` of <M, Phi>, or an end has |h| <= `tolerance`. A combination also serves where h jumps over
-    its root, as it can for a rank-deficient M.
+    rounding, of spectral norm at most 1 (1 + `tolerance` where one end serves alone), and short of the best
+    <M, Phi> by at most |h_L h_R| (lambda_R - lambda_L) / (h_R - h_L). The search stops when on every matrix
+    that is at most `tolerance` of <M, Phi>, or an end has |h| <= `tolerance`. A combination also serves where
+    h jumps over its root, as it can for a rank-deficient M.
 
     Measured in float32 on the momenta of a byte-level model (64 x 64 to 64 x 256, rate 0.02, 1,800 searches
     of three matrices): at a tolerance of 1e-2 a search takes 2 to 6 evaluations, 3.2 in the mean (4.1 at
@@ -108,11 +108,9 @@ class _End(NamedTuple):
 
 
 class _Search:
-    """Bracket of each root, in the direction away from 0: g(t) = s h(-s t) with s the sign of h(0), t in [0,
-    sqrt(2)].
+    """Bracket of each root of g(t) = s h(-s t), with s the sign of h(0) and t from 0 to sqrt(2).
 
-    g falls from |h(0)| to below 0, so the near end, g >= 0, is always known and the far end, g < 0, is to be
-    found.
+    g falls from |h(0)| to below 0: the near end, g >= 0, is always known, the far end, g < 0, is to be found.
     """
 
     def __init__(
@@ -130,8 +128,8 @@ class _Search:
         self.bracketed_B = torch.zeros_like(h, dtype=torch.bool)
         self.near_weight_B, self.far_weight_B = self.near.g_B, self.far.g_B
         self.was_near_B = ~self.bracketed_B
-        # Taking the part of M along u v^T away overshoots the root by a factor of 1 to 5 once that part is
-        # large, as it is in training; before, h rises from 0 to 1 over about 0.6 of the mean singular value.
+        # Where M loses its part along u v^T is near the root or beyond it by a factor of 1 to 5, as measured
+        # in training; for a small part, h rises from 0 to 1 over about 0.6 of the mean singular value.
         self.part_B = (self.theta * M).sum((-2, -1))
         self.fall_B = 1 / (0.6 / min(M.shape[-2:]) * value).clamp_min(self.tiny)
         self.done_B = self._done()
