@@ -37,15 +37,14 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# pyright does not know that sweeps/ is imported as hyperp.sweeps: build/types shows it the installed layout.
+# pyright cannot know that sweeps/ is imported as hyperp.sweeps, so it sees the package as it is installed.
 lint: $(STAMP)
-	@mkdir -p build/types/hyperp
-	@ln -sfn $(CURDIR)/sweeps build/types/hyperp/sweeps
-	@ln -sfn $(CURDIR)/analysis build/types/hyperp/analysis
-	@ln -sfn $(CURDIR)/conf build/types/hyperp/conf
+	@rm -rf build/lint && mkdir -p build/lint/hyperp
+	@ln -s $(CURDIR)/hyperp/* $(CURDIR)/sweeps $(CURDIR)/analysis $(CURDIR)/conf build/lint/hyperp
+	@ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml build/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	cd build/lint && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,8 @@ def check(config: Config) -> None:
     """Raise ValueError if the run is to be tracked and the library is not here."""
     if config.runtime.wandb and find_spec("wandb") is None:
         raise ValueError(
-            f"runtime.wandb={config.runtime.wandb} needs the wandb library: pip install 'hyperp-scaling[wandb]'"
+            f"runtime.wandb={config.runtime.wandb} needs the wandb library: "
+            "pip install 'hyperp-scaling[wandb]'"
         )
 
 
@@ -25,7 +26,7 @@ class Tracker:
     def __init__(self, config: Config, run_dir: Path):
         self.run: Any = None
         if config.runtime.wandb:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             self.run = wandb.init(
                 project=config.runtime.wandb,

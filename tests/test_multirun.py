@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hyperp.sweeps.plan import make_plan
+
+from hyperp import record
+from hyperp.train import base_record
 
 BIN = Path(sys.executable).parent
 TINY = [
@@ -61,15 +65,18 @@ def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
 
 
 def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
-    words = [*TINY[1:], f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]
-    assert command("hyperp-sweep", "run", *words).returncode == 0
-    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/record.json")}
-    done = command("hyperp-train", "-m", TINY[0], *words, "base_lr=0.0155,0.03")
+    words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}", "base_lr=0.0155,0.03"]
+    points = make_plan(words).points
+    assert [(p.config.base_lr, p.config.seed) for p in points] == [(0.0155, 0), (0.0155, 1), (0.03, 0), (0.03, 1)]
+    record.save(base_record(points[0].config, status="finished", loss=1.0), points[0].run_dir)
+    record.save(base_record(points[1].config, status="diverged", reason="why"), points[1].run_dir)
+    record.save(base_record(points[2].config, status="failed", reason="why"), points[2].run_dir)
+    done = command("hyperp-train", "-m", *words)
     assert done.returncode == 0, done.stderr
-    expected = make_plan([*words, "base_lr=0.0155,0.03"])
-    assert set(losses(tmp_path)) == {point.run_id for point in expected.points}
-    assert len(losses(tmp_path)) == 4
-    assert {path: path.stat().st_mtime_ns for path in first} == first
+    found = losses(tmp_path)
+    assert set(found) == {point.run_id for point in points}
+    assert (found[points[0].run_id], found[points[1].run_id]) == (1.0, None)
+    assert all(1.0 < found[point.run_id] < 8.0 for point in points[2:])
 
 
 @pytest.mark.parametrize(

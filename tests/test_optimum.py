@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hyperp.analysis.optimum import Optimum, find_optima, find_optimum
 from hyperp.analysis.parabola import rate_means
 from hyperp.analysis.slices import Slice
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 RATES = 2.0 ** np.arange(-8, -1)
 

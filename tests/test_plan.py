@@ -9,13 +9,13 @@ import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import LearningRates, check_data, make_plan
-from hyperp.sweeps.words import choices, word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperp.config import compose, resolve
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import LearningRates, check_data, make_plan
+from hyperp.sweeps.words import choices, word
 
 LADDER = "+sweep.blocks.ladder={grid:{scale.tokens:[32768,65536],seed:[0,1]},lr:{center:-4.7,octaves:1}}"
 

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+
 from hyperp.analysis import plots
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.law import Law

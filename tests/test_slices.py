@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from hyperp.analysis.records import check_frame, filter_runs, parse_where, read_runs
 from hyperp.analysis.slices import split, strata
 
