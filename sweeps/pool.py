@@ -18,9 +18,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, ValidationError
+
 from hyperp.sweeps.job import forget_heartbeat, record_failure, redirect_output, run_job
 from hyperp.sweeps.plan import Plan, Point, Strict, validation_line
-from pydantic import Field, ValidationError
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
 MESSAGE_SECONDS = 0.25  # between two progress messages of a worker

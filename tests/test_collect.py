@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import asdict
 
 import pandas as pd
@@ -14,6 +15,7 @@ from hyperp.record import METRIC
 from hyperp.sweeps import planfile
 from hyperp.sweeps.collect import collect
 from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.status import state_of, survey
 from hyperp.train import base_record
 
 COLUMNS = [
@@ -154,7 +156,7 @@ def test_runs_that_no_plan_names_are_rows_too(sweep):
     line = read(root / "runs.parquet").loc[other.run_id]
     assert len(runs) == 5
     assert (line.status, line.depth) == ("diverged", 3)
-    assert pd.isna(line.block)
+    assert read(root / "runs.parquet").block.isna()[other.run_id]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"schema": 99}', '{"schema": 1}', "\ufffd\x00"])
@@ -210,3 +212,26 @@ def test_another_suffix_is_refused(sweep):
     root, _ = sweep
     with pytest.raises(ValueError, match=r"-o must end in \.parquet, got runs\.csv"):
         collect(root, root.__class__("runs.csv"), refuse)
+
+
+def test_heartbeats_tell_running_from_stopped(sweep):
+    root, plan = sweep
+    finished, _, failed, waiting = plan.points
+    beat = {"step": 64, "steps": 128, "tokens_per_second": 1e5, "host": "here"}
+    for point in (finished, failed, waiting):  # failed before, and tried again now
+        record.write_json(point.run_dir / "heartbeat.json", {**beat, "time": time.time()})
+    states = {run.run_id: run for run in survey(root)}
+    assert states[finished.run_id].status == "finished"
+    assert states[failed.run_id].status == "running"
+    assert (states[waiting.run_id].status, states[waiting.run_id].step) == ("running", 64)
+    for point in (failed, waiting):
+        record.write_json(point.run_dir / "heartbeat.json", {**beat, "time": time.time() - 61})
+    states = {run.run_id: run for run in survey(root)}
+    assert (states[failed.run_id].status, states[failed.run_id].reason) == (
+        "failed",
+        "worker killed by signal 9",
+    )
+    stopped = states[waiting.run_id]
+    assert (stopped.status, stopped.reason) == ("planned", "stopped at step 64 of 128")
+    (waiting.run_dir / "heartbeat.json").write_text("{")
+    assert state_of(root, waiting.run_id, None).status == "planned"

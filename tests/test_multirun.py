@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hyperp.sweeps.plan import make_plan
-
 from hyperp import record
+from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
 
 BIN = Path(sys.executable).parent
@@ -67,7 +66,12 @@ def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
 def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
     words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}", "base_lr=0.0155,0.03"]
     points = make_plan(words).points
-    assert [(p.config.base_lr, p.config.seed) for p in points] == [(0.0155, 0), (0.0155, 1), (0.03, 0), (0.03, 1)]
+    assert [(p.config.base_lr, p.config.seed) for p in points] == [
+        (0.0155, 0),
+        (0.0155, 1),
+        (0.03, 0),
+        (0.03, 1),
+    ]
     record.save(base_record(points[0].config, status="finished", loss=1.0), points[0].run_dir)
     record.save(base_record(points[1].config, status="diverged", reason="why"), points[1].run_dir)
     record.save(base_record(points[2].config, status="failed", reason="why"), points[2].run_dir)

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from hyperp import record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.job import record_failure, run_job
 from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.pool import Ended, LocalLauncher, Progressed, Started, core_shares, read_launcher, run_pool
 from hyperp.sweeps.status import state_of, survey
-
-from hyperp import record
 
 TINY = [
     "scale.width=16",
@@ -37,8 +37,10 @@ def plan_of(root, grid):
     return make_plan([*TINY, f"runtime.root={root}", f"+sweep.blocks.a.grid={grid}"])
 
 
-def worker_process(index):
-    return next(p for p in multiprocessing.active_children() if p.name == f"worker {index}")
+def worker_pid(index):
+    pid = next(p.pid for p in multiprocessing.active_children() if p.name == f"worker {index}")
+    assert pid is not None
+    return pid
 
 
 def test_every_run_ends_with_a_record_longest_first(tmp_path):
@@ -66,7 +68,7 @@ def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path)
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         for event in events:
             if isinstance(event, Progressed) and event.run_id == victim.run_id and not reasons:
-                os.kill(worker_process(event.worker).pid, signal.SIGKILL)
+                os.kill(worker_pid(event.worker), signal.SIGKILL)
             if isinstance(event, Ended):
                 reasons[event.run_id] = (event.status, event.reason)
     assert reasons.pop(victim.run_id) == ("failed", "worker killed by signal 9")
