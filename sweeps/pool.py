@@ -85,6 +85,7 @@ def run_pool(points: Sequence[Point], launcher: LocalLauncher) -> Generator[Even
     """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
 
     A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.
+    To be used from the main thread, which alone may shield the workers from Ctrl-C.
     """
     pool = _Pool(points, launcher)
     try:
