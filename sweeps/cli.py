@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hyperp.sweeps import planfile, tables
-from hyperp.sweeps.plan import Plan, Point, check_data, make_plan
+from hyperp.sweeps.plan import Plan, Point, check_runs, make_plan
 from hyperp.sweeps.status import DONE, Run, counts, counts_line, state_of, survey
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -88,7 +88,8 @@ def run(words: Words = None) -> None:
         planfile.write(made)
         print(f"nothing to do: {total} of {total} runs are done ({_counts_line(made)}); {made.root}")
         return
-    check_data(todo)
+    check_runs(todo)
+    _check_devices(todo)
     with planfile.lock(made.root):
         planfile.write(made)
         _work(made, todo, launcher)
@@ -134,6 +135,13 @@ def collect(
     path = output or root / "runs.parquet"
     runs = write_table(root, path, _warn)
     print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
+
+
+def _check_devices(todo: Sequence[Point]) -> None:
+    from hyperp.trainer import resolve_device
+
+    for name in {point.config.runtime.device for point in todo} - {"auto"}:
+        resolve_device(name)
 
 
 def _states(made: Plan) -> list[tuple[Point, Run]]:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.config import one_line
 from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import check_data, make_plan
+from hyperp.sweeps.plan import check_runs, make_plan
 from hyperp.sweeps.status import DONE, state_of
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
@@ -48,7 +48,7 @@ class PlanSweeper(Sweeper):
             planfile.write(plan)
             print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
             return []
-        check_data(todo)
+        check_runs(todo)
         with planfile.lock(plan.root):
             planfile.write(plan)
             results = self.launcher.launch([list(point.words) for point in todo], initial_job_idx=0)

@@ -262,22 +262,27 @@ def _vocab(config: Config) -> int:
     return read_sidecar(Path(str(config.data.path))).vocab_size
 
 
-def check_data(points: Sequence[Point]) -> None:
-    """Load every corpus that the points need. Raises ValueError if one is missing or too small."""
-    from hyperp.data import Batches, load_corpus
+def check_runs(points: Sequence[Point]) -> None:
+    """Build what the points would train, with one block each and on the CPU, and let go of it again.
+
+    Raises ValueError for what only building shows: a corpus that is missing or too small, an unknown optimizer
+    or option. One point stands for all that share its model, optimizer, data and batch. Writes nothing.
+    """
+    from hyperp.data import load_corpus
+    from hyperp.trainer import Trainer
 
     corpora, checked = {}, set()
     for point in points:
-        data, context = point.config.data, point.config.model.context
-        source = (data.source, tuple(data.files), data.path)
-        sizes = (source, context, point.config.scale.batch_tokens, data.held_out_tokens)
-        if sizes in checked:
+        config = point.config
+        parts = (config.model, config.optim, config.data, config.scale.batch_tokens)
+        if repr(parts) in checked:
             continue
-        checked.add(sizes)
+        checked.add(repr(parts))
+        source = repr(config.data)
         if source not in corpora:
-            corpora[source] = load_corpus(data)
-        sequences = point.config.scale.batch_tokens // context
-        Batches(corpora[source], context, sequences, point.config.seed).held_out(data.held_out_tokens)
+            corpora[source] = load_corpus(config.data)
+        runtime = replace(config.runtime, device="cpu", threads=0, compile=False)
+        Trainer(replace(config, scale=replace(config.scale, depth=1), runtime=runtime), corpora[source])
 
 
 def validation_line(section: str, error: ValidationError) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hyperp.config import compose, resolve
 from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import LearningRates, check_data, make_plan
+from hyperp.sweeps.plan import LearningRates, check_runs, make_plan
 from hyperp.sweeps.words import choices, word
 
 LADDER = "+sweep.blocks.ladder={grid:{scale.tokens:[32768,65536],seed:[0,1]},lr:{center:-4.7,octaves:1}}"
@@ -136,7 +136,7 @@ def test_two_thousand_points_are_planned_in_seconds():
     ("words", "message"),
     [
         (["+sweep.blocks.a.grid={scale.widht:[32]}"], r"sweep\.blocks\.a: .*widht"),
-        (["+sweep.blocks.a.grid={scale.width:[abc]}"], r"'abc' .* Integer full_key: scale\.width"),
+        (["+sweep.blocks.a.grid={scale.width:[abc]}"], r"'abc' .* full_key: scale\.width"),
         (
             ["+sweep.blocks.a.grid={scale.width:[40]}"],
             r"scale\.width must be a multiple of model\.head_size=16, got 40",
@@ -180,13 +180,17 @@ def test_a_wrong_plan_is_refused_in_one_line_that_names_the_field(words, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_corpus_too_small_is_refused_before_anything_runs(tmp_path):
+def test_what_cannot_be_built_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "small.txt").write_text("to be or not to be " * 20)
     words = ["data=text", f"data.files=['{tmp_path}/small.txt']"]
     with pytest.raises(ValueError, match=r"data\.source=text must have at least 513 tokens"):
-        check_data(make_plan(words).points)
+        check_runs(make_plan(words).points)
     with pytest.raises(ValueError, match=r"no match for 'nowhere/\*'"):
-        check_data(make_plan(["data=text", "data.files=[nowhere/*]"]).points)
+        check_runs(make_plan(["data=text", "data.files=[nowhere/*]"]).points)
+    with pytest.raises(ValueError, match="foo is no option of muonh"):
+        check_runs(
+            make_plan(["+sweep.blocks.a={overrides:['+optim.options.muonh.foo=1'],grid:{seed:[0]}}"]).points
+        )
 
 
 def test_an_earlier_plan_is_kept_and_the_same_plan_changes_nothing(tmp_path):
