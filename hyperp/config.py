@@ -183,6 +183,10 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+# These take 1e6 for a million and check for themselves that it is whole; OmegaConf's int would refuse it.
+WHOLE_FLOATS = (Scale, Parametrization)
+
+
 def _hydra_type(hint: Any) -> Any:
     """The nearest type that OmegaConf 2.3 knows: a dataclass becomes its mirror, a Literal its base type."""
     if is_dataclass(hint):
@@ -201,6 +205,8 @@ def _mirror(cls: type) -> type:
     columns = []
     for f in fields(cls):
         kind = _hydra_type(hints[f.name])
+        if cls in WHOLE_FLOATS and int in (kind, *get_args(kind)):
+            kind = kind | float
         if is_dataclass(kind):
             columns.append((f.name, kind, field(default_factory=typing.cast(type, kind))))
         elif f.default_factory is not MISSING:

@@ -32,6 +32,13 @@ def test_a_configuration_survives_json():
     assert from_dict(json.loads(json.dumps(asdict(one)))) == one
 
 
+def test_a_million_may_be_written_1e6_and_is_the_same_run():
+    assert config("scale.tokens=1e6").run_id() == config("scale.tokens=1000000").run_id()
+    assert config("scale.tokens=1e6").scale.tokens == 1_000_000
+    rule = config("parametrization.reference_tokens=1.5e6").parametrization
+    assert rule.reference_tokens == 1_500_000
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -39,7 +46,9 @@ def test_a_configuration_survives_json():
         (["nonsense=1"], "nonsense"),
         (["scale.width=-32"], r"width must be .*-32"),
         (["scale.width=0"], r"width must be .*0"),
-        (["scale.width=forty"], r"forty.*Integer"),
+        (["scale.width=forty"], r"forty"),
+        (["scale.tokens=1000.5"], r"scale.tokens must be a whole number of at least 1, got 1000.5"),
+        (["schedule.warmup_steps=1.5"], r"1.5.*Integer"),
         (["scale.width=40"], r"scale.width must be a multiple of model.head_size=16, got 40"),
         (["base_lr=0"], r"base_lr must be finite and positive, got 0"),
         (["base_lr=nan"], r"base_lr must be finite and positive, got nan"),
