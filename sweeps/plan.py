@@ -265,7 +265,7 @@ def _vocab(config: Config) -> int:
 def check_runs(points: Sequence[Point]) -> None:
     """Build what the points would train, with one block each and on the CPU, and let go of it again.
 
-    Raises ValueError for what only building shows: a corpus that is missing or too small, an unknown optimizer
+    Raises ValueError for what only building shows: a corpus missing or too small, an unknown optimizer
     or option. One point stands for all that share its model, optimizer, data and batch. Writes nothing.
     """
     from hyperp.data import load_corpus
