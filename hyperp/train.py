@@ -31,46 +31,46 @@ Report = Callable[[int, int, float, float], None]
 class Clock:
     """Seconds of training, over restarts, and the heartbeat that other processes read."""
 
-    def __init__(self, trainer: Trainer, run_dir: Path, report: Report | None):
-        self.trainer, self.run_dir, self.report = trainer, run_dir, report
+    def __init__(self, trainer: Trainer, run_dir: Path):
+        self.trainer, self.run_dir = trainer, run_dir
         self.start = time.monotonic() - trainer.seconds
         self.first_step, self.first_seconds = trainer.step, trainer.seconds
-        self.beat = 0.0
+        self.last_beat = 0.0
 
-    def tick(self, loss: float) -> float:
-        """Count the seconds, report progress, return tokens per second since this process began."""
+    def speed(self) -> float:
+        """Count the seconds; return tokens per second since this process began."""
         t = self.trainer
         t.seconds = time.monotonic() - self.start
         done = (t.step - self.first_step) * t.config.scale.batch_tokens
-        speed = done / max(t.seconds - self.first_seconds, 1e-9)
-        if self.report:
-            self.report(t.step, t.config.scale.steps, loss, speed)
-        if time.monotonic() - self.beat >= HEARTBEAT_SECONDS:
-            self.beat = time.monotonic()
-            beat = {
-                "step": t.step,
-                "steps": t.config.scale.steps,
-                "tokens_per_second": speed,
-                "time": time.time(),
-            }
-            record.write_json(self.run_dir / "heartbeat.json", beat | {"host": socket.gethostname()})
-        return speed
+        return done / max(t.seconds - self.first_seconds, 1e-9)
+
+    def beat(self) -> None:
+        """Say that the run is alive, at most once in HEARTBEAT_SECONDS."""
+        if time.monotonic() - self.last_beat < HEARTBEAT_SECONDS:
+            return
+        self.last_beat = time.monotonic()
+        steps = {"step": self.trainer.step, "steps": self.trainer.config.scale.steps}
+        speed = {"tokens_per_second": self.speed(), "time": time.time(), "host": socket.gethostname()}
+        record.write_json(self.run_dir / "heartbeat.json", steps | speed)
 
 
 def run_steps(trainer: Trainer, run_dir: Path, tracker: Tracker, report: Report | None) -> str | None:
     """Train to the end, or until the run has diverged: then returns the reason."""
     runtime, steps = trainer.config.runtime, trainer.config.scale.steps
     metrics = checkpoint.MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
-    clock = Clock(trainer, run_dir, report)
+    clock = Clock(trainer, run_dir)
     reason, mean, losses = None, float("nan"), []
     try:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
             step = trainer.step
+            clock.beat()
             if step % runtime.log_every == 0 or step == steps:
                 mean = float(torch.stack(losses).mean())
                 losses.clear()
-                speed = clock.tick(mean)
+                speed = clock.speed()
+                if report:
+                    report(step, steps, mean, speed)
                 rate = trainer.config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
                 metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed)
                 reason = trainer.monitor.reason(step)
@@ -177,6 +177,7 @@ def record_failure(config: Config, run_dir: Path, error: Exception) -> Record:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     failed = base_record(config, status="failed", reason=reason)
     record.save(failed, run_dir)
+    (run_dir / "heartbeat.json").unlink(missing_ok=True)
     return failed
 
 
