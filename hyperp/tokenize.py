@@ -215,7 +215,7 @@ def _tokenizers_encoder(path: Path) -> Encoder:
 
 def _tiktoken_encoder(name: str) -> Encoder:
     try:
-        import tiktoken
+        import tiktoken  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"tiktoken={name} needs the package tiktoken: {INSTALL}") from None
     if name not in tiktoken.list_encoding_names():
