@@ -1,14 +1,14 @@
 """What a table of runs holds, and which exponents it could identify."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from hyperp.analysis.fit import assess
+from hyperp.analysis.fit import Question, assess, check_question
 from hyperp.analysis.law import SliceRecord, Strict
-from hyperp.analysis.optimum import find_optima
-from hyperp.analysis.records import Runs, filter_runs
+from hyperp.analysis.methods import DEFAULT, estimate
+from hyperp.analysis.records import Runs, check_frame, filter_runs
 from hyperp.analysis.slices import short_label, split, strata, varying
 from hyperp.analysis.tabulate import record
-from hyperp.analysis.vocabulary import COVARIATES, WINDOW
+from hyperp.analysis.vocabulary import WINDOW, MethodName
 
 
 class Identifiable(Strict):
@@ -26,19 +26,33 @@ class Check(Strict):
     records: str
     rows: int
     statuses: dict[str, int]
-    varying: dict[str, list[int | str]]
+    varying: dict[str, list[int | float | str]]
     slices: list[SliceRecord]
     identifiable: list[Identifiable]
 
 
-def check(runs: Runs, where: Mapping[str, str] | None = None, window: float = WINDOW) -> Check:
-    """Describe a table; ValueError where it mixes experiments (see slices.split)."""
-    frame = filter_runs(runs.frame, where or {})
-    slices = split(frame)
-    optima = find_optima(slices, window)
+def check(
+    runs: Runs,
+    where: Mapping[str, str] | None = None,
+    window: float = WINDOW,
+    by: Sequence[str] = (),
+    over: Sequence[str] = ("lr",),
+    method: MethodName = DEFAULT,
+) -> Check:
+    """Describe a table; `by` names columns of sizes beyond the standard covariates.
+
+    Raises:
+        ValueError: the table mixes experiments (see slices.split), or a column is not there.
+    """
+    question = Question(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
+    if by:
+        check_question(question, runs.frame)
+    frame = filter_runs(check_frame(runs.frame, question.extra), where or {})
+    slices = split(frame, extra=question.extra, over=question.over)
+    optima = estimate(method, slices, question.options).optima
     changing = varying(slices)
     verdicts = []
-    for name in (n for n in COVARIATES if n in changing):
+    for name in (n for n in slices[0].covariates if n in changing):
         groups = [assess(members, slices, optima, [name]) for members in strata(slices, [name])]
         able = [group for group in groups if group.problem is None]
         labels = [short_label(slices[g.members[0]], [n for n in changing if n != name]) for g in able]

@@ -1,22 +1,42 @@
-"""The command hyperp-law: check, fit, recommend, transfer, validate, report.
+"""The command hyperp-law: check, fit, recommend, loss, leverage, transfer, next, validate, report.
 
 Exit codes: 0 an answer, 1 a recommendation that did not hold, 2 bad input, 3 data that cannot identify the
 answer.
 """
 
-import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import COVARIATES, WINDOW
+from hyperp.analysis.options import (
+    AsJson,
+    At,
+    Extrapolate,
+    Fix,
+    LawArgument,
+    Map,
+    MethodOption,
+    Over,
+    PointsFile,
+    RunsArgument,
+    SaveAnswer,
+    Size,
+    SliceBy,
+    Where,
+    Window,
+    answer,
+    fixed_of,
+    load,
+    names_of,
+    sizes_of,
+)
+from hyperp.analysis.vocabulary import REACH, WINDOW
 
 app = typer.Typer(
     name="hyperp-law",
@@ -28,95 +48,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RUNS_HELP = "runs.parquet, a CSV, or a folder holding runs.parquet"
-WINDOW_HELP = "half-width in octaves of the parabola's window about the optimum"
-RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help=RUNS_HELP)]
-LawArgument = Annotated[Path, typer.Argument(metavar="LAW", help="the law.json that `hyperp-law fit` wrote")]
-Where = Annotated[
-    list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; repeatable")
-]
-Fix = Annotated[
-    list[str] | None, typer.Option("--fix", metavar="COVARIATE=EXPONENT", help="hold an exponent; repeatable")
-]
-Window = Annotated[float, typer.Option(help=WINDOW_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
-Size = Annotated[str | None, typer.Option(metavar="N", help="size at the target, such as 520000 or 5.2e5")]
-SaveAnswer = Annotated[
-    Path | None, typer.Option("--out", "-o", help="also write the answer as JSON, for the report")
-]
 
+def _method(text: str | None) -> Any:
+    from hyperp.analysis.methods import DEFAULT
 
-def answer(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input becomes one line and exit 2, a refusal its reason, the points to run and exit 3."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except Refusal as refusal:
-            _show_refusal(refusal, bool(kwargs.get("as_json")))
-            raise typer.Exit(3) from None
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError) as error:
-            typer.echo("error: " + " ".join(str(error).split()), err=True)
-            raise typer.Exit(2) from None
-
-    return wrapped
-
-
-def _show_refusal(refusal: Refusal, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
-    typer.echo(f"refused: {refusal.reason}", err=True)
-    for point in () if as_json else refusal.next_points:
-        rates = ", ".join(f"{rate:g}" for rate in point["lr"])
-        sizes = " ".join(f"{name}={point[name]}" for name in ("optimizer", *COVARIATES) if name in point)
-        typer.echo(f"run next: {sizes}" + (f" lr={rates}" if rates else ""), err=True)
-
-
-def _sizes(**given: str | None) -> dict[str, int]:
-    sizes = {}
-    for name, text in given.items():
-        if text is None:
-            continue
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (value >= 1 and value == value // 1 and value < 2**62):
-            raise ValueError(f"{name} must be a whole number of at least 1, such as 5.2e5, got {text!r}")
-        sizes[name] = int(value)
-    return sizes
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _fixed(conditions: list[str] | None) -> dict[str, float]:
-    fixed = {}
-    for condition in conditions or []:
-        name, _, value = condition.partition("=")
-        try:
-            fixed[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--fix must be such as depth=-0.5, got {condition!r}") from None
-    return fixed
+    return DEFAULT if text is None else text
 
 
 @app.command()
 @answer
-def check(runs: RunsArgument, where: Where = None, window: Window = WINDOW, as_json: AsJson = False) -> None:
+def check(
+    runs: RunsArgument,
+    by: Annotated[str, typer.Option(help="columns of sizes beyond the standard ones, as N,D")] = "",
+    over: Over = "lr",
+    where: Where = None,
+    mapping: Map = None,
+    method: MethodOption = None,
+    window: Window = WINDOW,
+    as_json: AsJson = False,
+) -> None:
     """Say what a table of runs holds and which exponents it could identify.
 
     Example: hyperp-law check runs/demo/runs.parquet
     """
     from hyperp.analysis.check import check as ask
-    from hyperp.analysis.records import parse_where, read_runs
     from hyperp.analysis.show import show_check
 
-    found = ask(read_runs(runs), parse_where(where or []), window)
+    columns = names_of(by)
+    table, rows = load(runs, mapping, where, columns)
+    found = ask(table, rows, window, columns, tuple(names_of(over)), _method(method))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -127,30 +87,74 @@ def check(runs: RunsArgument, where: Where = None, window: Window = WINDOW, as_j
 @answer
 def fit(
     runs: RunsArgument,
-    by: Annotated[str, typer.Option(help=f"covariates to fit, comma-separated, of {', '.join(COVARIATES)}")],
+    by: Annotated[
+        str, typer.Option(help="sizes whose exponents to fit, comma-separated: any numeric column")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="where to write the law")],
+    over: Over = "lr",
     where: Where = None,
     fix: Fix = None,
+    mapping: Map = None,
+    slice_by: SliceBy = None,
+    also_by: Annotated[
+        str, typer.Option(help="sizes for what is tuned beside the rate; all of --by unless given")
+    ] = "",
+    method: MethodOption = None,
+    space: Annotated[
+        Literal["log", "linear"], typer.Option(help="least squares in log rates, or in the rates themselves")
+    ] = "log",
+    optima: Annotated[
+        bool, typer.Option("--optima", help="every row already is an optimum: its lr is the best rate")
+    ] = False,
     window: Window = WINDOW,
+    reach: Annotated[
+        float, typer.Option(help="how many times beyond its range in a size the law may be asked")
+    ] = REACH,
+    points: PointsFile = None,  # noqa: ARG001, for `answer`
     as_json: AsJson = False,
 ) -> None:
     """Fit lr = exp(a) * product of covariate^b to the best rates of the slices, and write it as JSON.
 
     Example: hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
 
-    Example: hyperp-law fit runs.csv --by tokens,batch_tokens --where optimizer=muonh --fix depth=-0.5 -o
-    law.json
+    Example: hyperp-law fit runs.csv --map lr=learning_rate --map loss="smooth loss" --map tokens=D --map
+    batch_tokens=bs*2048 --by N,tokens --over lr,batch_tokens -o law.json
     """
     from hyperp.analysis.fit import fit_law
     from hyperp.analysis.law import save_law
-    from hyperp.analysis.records import parse_where, read_runs
+    from hyperp.analysis.mapping import parse_map
     from hyperp.analysis.show import show_law
 
+    fixed, tuned = fixed_of(fix), tuple(names_of(over))
     words = ["hyperp-law", "fit", str(runs), "--by", by]
-    words += [w for c in where or [] for w in ("--where", c)] + [w for c in fix or [] for w in ("--fix", c)]
+    for option, values in (("--where", where), ("--fix", fix), ("--map", mapping), ("--slice", slice_by)):
+        words += [word for value in values or [] for word in (option, value)]
+    words += ["--over", over] if tuned != ("lr",) else []
+    words += ["--also-by", also_by] if also_by else []
+    words += ["--method", method] if method else []
+    words += ["--space", space] if space != "log" else []
+    words += ["--optima"] if optima else []
     words += ["--window", f"{window:g}"] if window != WINDOW else []
-    command = shlex.join([*words, "-o", str(out)])
-    law = fit_law(read_runs(runs), _names(by), parse_where(where or []), _fixed(fix), window, command=command)
+    words += ["--reach", f"{reach:g}"] if reach != REACH else []
+    table, rows = load(
+        runs, mapping, where, [*names_of(by), *fixed, *(slice_by or []), *tuned[1:]], loss=not optima
+    )
+    law = fit_law(
+        table,
+        names_of(by),
+        rows,
+        fixed,
+        window,
+        command=shlex.join([*words, "-o", str(out)]),
+        mapping=parse_map(mapping or []),
+        over=tuned,
+        also_by=tuple(names_of(also_by)),
+        slice_by=tuple(slice_by or ()),
+        method=_method(method),
+        space=space,
+        given=optima,
+        reach=reach,
+    )
     save_law(law, out)
     if as_json:
         typer.echo(law.model_dump_json(indent=2))
@@ -169,6 +173,12 @@ def recommend(
     batch_tokens: Size = None,
     granularity: Size = None,
     sparsity: Size = None,
+    at: At = None,
+    optimizer: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
+    parametrization: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
+    schedule: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
+    extrapolate: Extrapolate = False,
+    points: PointsFile = None,  # noqa: ARG001, for `answer`
     as_json: AsJson = False,
     hydra: Annotated[
         bool, typer.Option(help="print override words for hyperp-train and hyperp-sweep")
@@ -189,9 +199,10 @@ def recommend(
     if as_json and hydra:
         raise ValueError("--json and --hydra exclude each other, got both")
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
-    named = _sizes(**sizes, granularity=granularity, sparsity=sparsity)
+    named = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
+    asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
     fitted = load_law(law)
-    found = ask(fitted, named)
+    found = ask(fitted, named, {n: v for n, v in asked.items() if v is not None}, extrapolate)
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:
@@ -213,8 +224,11 @@ def recommend(
 @answer
 def transfer(
     runs: RunsArgument,
-    over: Annotated[str, typer.Option(help=f"the axis, one of {', '.join(COVARIATES)}")],
+    over: Annotated[str, typer.Option(help="the axis, such as width")],
     where: Where = None,
+    mapping: Map = None,
+    slice_by: SliceBy = None,
+    method: MethodOption = None,
     window: Window = WINDOW,
     as_json: AsJson = False,
 ) -> None:
@@ -223,11 +237,13 @@ def transfer(
     Example: hyperp-law transfer runs/demo/runs.parquet --over width
     """
     from hyperp.analysis.check import check as ask
-    from hyperp.analysis.records import parse_where, read_runs
     from hyperp.analysis.show import show_transfer
     from hyperp.analysis.transfer import transfer as along
+    from hyperp.analysis.vocabulary import COVARIATES
 
-    slices = ask(read_runs(runs), parse_where(where or []), window).slices
+    columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
+    table, rows = load(runs, mapping, where, columns)
+    slices = ask(table, rows, window, columns, method=_method(method)).slices
     found = along(slices, over)
     if not found:
         raise Refusal(f"{over} has one value wherever slices are alike in the rest; run another value")
@@ -243,6 +259,7 @@ def validate(
     law: LawArgument,
     runs: RunsArgument,
     where: Where = None,
+    mapping: Map = None,
     out: SaveAnswer = None,
     as_json: AsJson = False,
 ) -> None:
@@ -254,11 +271,11 @@ def validate(
     Example: hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
     """
     from hyperp.analysis.law import load_law, save_json
-    from hyperp.analysis.records import parse_where, read_runs
     from hyperp.analysis.show import show_validation
     from hyperp.analysis.validate import validate as ask
 
-    found = ask(load_law(law), read_runs(runs), parse_where(where or []))
+    table, rows = load(runs, mapping, where)
+    found = ask(load_law(law), table, rows)
     if out is not None:
         save_json(found.model_dump_json(indent=2) + "\n", out)
     if as_json:
@@ -284,6 +301,8 @@ def report(
     batch_tokens: Size = None,
     granularity: Size = None,
     sparsity: Size = None,
+    at: At = None,
+    extrapolate: Extrapolate = False,
 ) -> None:
     """Write report.md with tables, and every plot as PNG, SVG and CSV.
 
@@ -292,18 +311,20 @@ def report(
     Example: hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
     """
     from hyperp.analysis.law import load_law
-    from hyperp.analysis.records import read_runs
     from hyperp.analysis.report import write_report
     from hyperp.analysis.validate import validate as ask
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
-    target = _sizes(**sizes, granularity=granularity, sparsity=sparsity)
+    target = sizes_of(None, **sizes, granularity=granularity, sparsity=sparsity)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
     words += ["--check", str(check)] if check else []
     words += [word for name, size in target.items() for word in (f"--{name.replace('_', '-')}", str(size))]
+    words += [word for condition in at or [] for word in ("--at", condition)]
+    words += ["--extrapolate"] if extrapolate else []
+    target |= sizes_of(at)
     fitted = load_law(law)
-    validation = None if check is None else ask(fitted, read_runs(check))
-    for path in write_report(fitted, out, shlex.join(words), target or None, validation):
+    validation = None if check is None else ask(fitted, load(check, None, None)[0])
+    for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):
         typer.echo(f"wrote {path}")
 
 
@@ -318,7 +339,8 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)  # pyright: ignore
+        message = cast(Any, error).format_message()
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -4,22 +4,68 @@ import datetime
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law import Estimate, Law, SliceRecord
-from hyperp.analysis.meta import MetaRegression, meta_regression
-from hyperp.analysis.optimum import Optimum, find_optima
-from hyperp.analysis.records import Runs, filter_runs
+from hyperp.analysis.law import BasinRecord, Beside, Coefficients, Law, SliceRecord
+from hyperp.analysis.methods import DEFAULT, Basin, Estimation, Options, available, estimate
+from hyperp.analysis.optimum import Optimum
+from hyperp.analysis.records import Runs, check_frame, filter_runs
+from hyperp.analysis.regress import (
+    Sample,
+    coefficients,
+    collinear,
+    curvature_tests,
+    fixed_tests,
+    leave_one_out,
+    rate_sd,
+    regress,
+    still,
+)
 from hyperp.analysis.slices import Slice, next_point, short_label, split, strata, varying
 from hyperp.analysis.tabulate import count_dropped, record, seed_spread
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
+from hyperp.analysis.vocabulary import CENSORED, CONTEXT, COVARIATES, LEVEL, REACH, WINDOW, MethodName, Space
 
-LN2 = math.log(2.0)
+
+@dataclass(frozen=True)
+class Question:
+    """What to fit.
+
+    `by` are the covariates whose exponents are estimated, `fix` exponents held at a value, such as {"depth":
+    -0.5}, `over` what is tuned within a slice, the rate first, `also_by` the covariates of the second
+    (all of `by` unless given), `slice_by` columns beyond the standard covariates that tell slices apart.
+    `where` are column values that select the rows to fit; the other slices stay in the law's file as
+    excluded. `window` is the half-width of the parabola's window in octaves, `level` the coverage of
+    every interval, and `reach` how far beyond its range the law will recommend. With `given`, every row
+    already is an optimum.
+    """
+
+    by: tuple[str, ...]
+    fix: Mapping[str, float]
+    where: Mapping[str, str]
+    over: tuple[str, ...] = ("lr",)
+    also_by: tuple[str, ...] = ()
+    slice_by: tuple[str, ...] = ()
+    method: MethodName = DEFAULT
+    space: Space = "log"
+    given: bool = False
+    window: float = WINDOW
+    level: float = LEVEL
+    reach: float = REACH
+
+    @property
+    def extra(self) -> list[str]:
+        """Columns beyond the standard covariates that tell slices apart."""
+        return [n for n in (*self.by, *self.fix, *self.slice_by) if n not in COVARIATES]
+
+    @property
+    def options(self) -> Options:
+        """What a method needs to know."""
+        return Options(self.over, self.by, self.window, self.level)
 
 
 @dataclass(frozen=True)
@@ -39,47 +85,38 @@ def fit_law(
     window: float = WINDOW,
     level: float = LEVEL,
     command: str = "",
+    mapping: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Law:
     """Fit a law to a table of runs.
 
     Args:
         runs: a checked table.
-        by: covariates whose exponents are estimated.
-        where: column values that select the rows to fit; the other slices stay in the law's file as excluded.
-        fix: exponents held at a value, such as {"depth": -0.5}.
-        window: half-width of the parabola's window in octaves.
-        level: coverage of every interval.
+        by, where, fix, window, level: see `Question`.
         command: the command line to record.
+        mapping: how foreign columns were named, to record.
+        more: the other fields of `Question`.
 
     Raises:
         ValueError: an unknown covariate, or several groups of slices that could each carry the law.
         Refusal: no group of slices identifies the law; says which points to run.
     """
-    where, fix = dict(where or {}), dict(fix or {})
-    check_covariates(by, fix)
-    inside = filter_runs(runs.frame, where)
-    slices = split(inside)
-    optima = find_optima(slices, window, level=level)
-    groups = [assess(members, slices, optima, by) for members in strata(slices, [*by, *fix])]
-    chosen = _choose(groups, slices, optima, by)
-    used = [slices[i] for i in chosen.usable]
-    used_optima = [optima[i] for i in chosen.usable]
-    factors = {one.factor for one in used}
+    question = Question(tuple(by), dict(fix or {}), dict(where or {}), window=window, level=level, **more)
+    check_question(question, runs.frame)
+    frame = check_frame(runs.frame, question.extra) if question.extra else runs.frame
+    inside = filter_runs(frame, question.where)
+    slices, found = _optima(inside, question)
+    groups = [assess(g, slices, found.optima, by) for g in strata(slices, [*by, *question.fix])]
+    chosen = _choose(groups, slices, found.optima, by)
+    records = _records(slices, found.optima, chosen) + _outside(frame, inside.index, question)
     return Law(
-        context=used[0].context,
-        covariates=list(by),
-        **_estimates(_regress(used, used_optima, by, fix), by, level),
-        fixed=fix,
-        level=level,
-        ranges={n: _range([s.covariates[n] for s in used]) for n in (*by, *fix)},
-        held={n: used[0].covariates[n] for n in COVARIATES if n not in by and n not in fix},
-        rate_factor=factors.pop() if len(factors) == 1 else None,
+        **_fitted(question, slices, found, chosen),
         window=window,
-        seed_spread=seed_spread(used, used_optima),
-        slices=_records(slices, optima, chosen) + _outside(runs, inside.index, where, window),
-        rows=len(runs.frame),
-        dropped=count_dropped(split(runs.frame, unique=False)),
-        where=where,
+        where=dict(question.where),
+        slices=records,
+        rows=len(frame),
+        dropped={} if question.given else count_dropped(_slices(frame, question, unique=False)),
+        mapping=dict(mapping or {}),
         records=runs.path,
         records_sha256=runs.sha256,
         version=importlib.metadata.version("hyperp-scaling"),
@@ -88,23 +125,152 @@ def fit_law(
     )
 
 
-def check_covariates(by: Sequence[str], fix: Mapping[str, float]) -> None:
-    """ValueError unless `by` and `fix` name different, known covariates."""
-    if not by:
-        raise ValueError(f"--by must name at least one of {', '.join(COVARIATES)}")
-    for name in (*by, *fix):
-        if name not in COVARIATES:
-            raise ValueError(f"covariate must be one of {', '.join(COVARIATES)}, got {name!r}")
-        if [*by, *fix].count(name) > 1:
-            raise ValueError(f"covariate {name} is given twice in --by and --fix; once is allowed")
-    for name, value in fix.items():
+def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: Stratum) -> dict[str, Any]:
+    """The fields of the law that come from the slices used."""
+    used = [slices[i] for i in chosen.usable]
+    sample = Sample(
+        used,
+        [found.optima[i] for i in chosen.usable],
+        question.by,
+        question.fix,
+        found.by_runs,
+        question.space,
+    )
+    regression = regress(sample)
+    basin = _basin(question, slices, found, chosen)
+    also_by = question.also_by or question.by
+    also = {n: regress(replace(sample, by=also_by, fix={}, space="log"), n) for n in question.over[1:]}
+    factors = {one.factor for one in used}
+    own = coefficients(regression, question.by, question.level)
+    fields = {
+        "method": "given" if question.given else question.method,
+        "over": list(question.over),
+        "space": question.space,
+        "context": used[0].context,
+        "covariates": list(question.by),
+        **own,
+        "also": {n: Coefficients(**coefficients(r, also_by, question.level)) for n, r in also.items()},
+        "fixed": dict(question.fix),
+        "fixed_tests": fixed_tests(sample, question.level),
+        "curvature_tests": curvature_tests(sample),
+        "leave_one_out": leave_one_out(sample, regression, basin),
+        "basin": basin,
+        "rate_sd": rate_sd(sample, regression),
+        "level": question.level,
+        "reach": question.reach,
+        "ranges": {n: _range([s.covariates[n] for s in used]) for n in (*question.by, *question.fix)},
+        "held": {n: v for n, v in used[0].covariates.items() if n not in (*question.by, *question.fix)},
+        "rate_factor": factors.pop() if len(factors) == 1 else None,
+        "seed_spread": seed_spread(used, sample.optima),
+    }
+    beside = [] if question.given else _beside(question, [slices[i] for i in chosen.members], used)
+    half = regression.interval(question.level)
+    return {**fields, "beside": beside, "warnings": [*found.notes, *_disagreements(question, beside, *half)]}
+
+
+def _basin(question: Question, slices: list[Slice], found: Estimation, chosen: Stratum) -> BasinRecord | None:
+    """The shape of the basin; parabolas give one to methods that fit no shape."""
+    basins: list[Basin | None] = [found.basins[i] for i in chosen.usable]
+    if not question.given and basins[0] is None and question.over == ("lr",):
+        members = [slices[i] for i in chosen.members]
+        basins = estimate("two-stage", members, question.options).basins
+    return None if basins[0] is None else BasinRecord(powers=basins[0].powers, coef=basins[0].coef)
+
+
+def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list[Beside]:
+    """What the other methods make of the slices of the chosen group, at the middle of those used."""
+    middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in used[0].covariates}
+    held = sum(b * middle[n] for n, b in question.fix.items())
+    rows = []
+    for name in available():
+        if name == question.method or (name == "two-stage" and len(question.over) > 1):
+            continue
+        found = estimate(name, members, question.options)
+        group = assess(list(range(len(members))), members, found.optima, question.by)
+        row: dict[str, Any] = {"method": name, "slices": len(group.usable)}
+        if group.problem is not None:
+            rows.append(Beside(**row, a=None, exponents={}, lr=None, problem=group.problem))
+            continue
+        kept = [members[i] for i in group.usable], [found.optima[i] for i in group.usable]
+        beta = regress(Sample(*kept, question.by, question.fix, found.by_runs, question.space)).beta
+        exponents = dict(zip(question.by, beta[1:].tolist(), strict=True))
+        rate = math.exp(float(beta @ [1.0, *(middle[n] for n in question.by)]) + held)
+        rows.append(Beside(**row, a=float(beta[0]), exponents=exponents, lr=rate, problem=None))
+    return rows
+
+
+def _disagreements(question: Question, beside: list[Beside], low: np.ndarray, high: np.ndarray) -> list[str]:
+    warnings = []
+    for other in beside:
+        for j, name in enumerate(question.by, start=1):
+            value = other.exponents.get(name)
+            if value is not None and not low[j] <= value <= high[j]:
+                warnings.append(
+                    f"{other.method} puts the exponent of {name} at {value:.3f}, "
+                    f"outside the interval {low[j]:.3f} to {high[j]:.3f} of {question.method}"
+                )
+    return warnings
+
+
+def check_question(question: Question, frame: pd.DataFrame) -> None:
+    """ValueError unless `by`, `fix` and `over` name different columns of numbers that are there."""
+    if not question.by:
+        raise ValueError(f"--by must name at least one of {', '.join(COVARIATES)}, or another numeric column")
+    if (
+        question.over[:1] != ("lr",)
+        or len(set(question.over)) != len(question.over)
+        or len(question.over) > 2
+    ):
+        raise ValueError(f"--over must be lr, or lr and one more column, got {','.join(question.over)}")
+    if question.method not in available():
+        raise ValueError(f"--method must be one of {', '.join(available())}, got {question.method!r}")
+    if question.space not in ("log", "linear"):
+        raise ValueError(f"--space must be log or linear, got {question.space!r}")
+    named = [*question.by, *question.fix]
+    for name in (*named, *question.over[1:], *question.slice_by):
+        if name not in frame.columns or name in (*CONTEXT, "lr", "loss", "seed", "status"):
+            there = [n for n in COVARIATES if n in frame.columns]
+            raise ValueError(
+                f"covariate must be one of {', '.join(there or COVARIATES)}, or another column of sizes, "
+                f"got {name!r}"
+            )
+        if (*named, *question.over).count(name) > 1:
+            raise ValueError(f"covariate {name} is given twice in --by, --fix and --over; once is allowed")
+    for name in question.also_by:
+        if name not in question.by:
+            raise ValueError(f"--also-by must name some of --by {','.join(question.by)}, got {name!r}")
+    for name, value in question.fix.items():
         if not math.isfinite(value):
             raise ValueError(f"--fix {name} must be a finite exponent, got {value}")
+    if not question.reach >= 1:
+        raise ValueError(f"--reach must be at least 1, got {question.reach}")
 
 
-def design(slices: Sequence[Slice], by: Sequence[str]) -> np.ndarray:
-    """(K, 1 + len(by)): ones, then the natural logs of the covariates."""
-    return np.array([[1.0, *(math.log(one.covariates[name]) for name in by)] for one in slices])
+def _slices(frame: pd.DataFrame, question: Question, unique: bool = True) -> list[Slice]:
+    return split(frame, unique, extra=question.extra, over=question.over)
+
+
+def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tuple[list[Slice], Estimation]:
+    if question.given:
+        return _given(frame, question)
+    slices = _slices(frame, question, unique)
+    return slices, estimate(question.method, slices, question.options)
+
+
+def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], Estimation]:
+    """Each row as a slice whose optimum is its rate."""
+    frame = frame.assign(loss=frame["loss"] if "loss" in frame.columns else np.nan)
+    slices, optima = [], []
+    for index in range(len(frame)):
+        row = frame.iloc[index : index + 1]
+        (one,) = split(row, extra=question.extra, over=question.over)
+        loss = float(row["loss"].iloc[0])
+        also = {n: math.log2(row[n].iloc[0]) for n in question.over[1:]}
+        slices.append(replace(one, lr=np.empty(0), seed=np.empty(0, dtype=int), loss=np.empty(0), dropped={}))
+        rate = math.log2(row["lr"].iloc[0])
+        known = loss if math.isfinite(loss) else None
+        optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))
+    return slices, Estimation(optima, [None] * len(optima))
 
 
 def assess(
@@ -112,22 +278,29 @@ def assess(
 ) -> Stratum:
     """Whether a group of slices identifies the exponents of `by`, and if not, why."""
     usable = [i for i in members if optima[i].state == "bracketed"]
+    return Stratum(members, usable, _problem(members, usable, slices, optima, by))
+
+
+def _problem(
+    members: list[int],
+    usable: list[int],
+    slices: Sequence[Slice],
+    optima: Sequence[Optimum],
+    by: Sequence[str],
+) -> str | None:
     needed = len(by) + 2
-    problem = None
     for name in by:
-        values = sorted({slices[i].covariates[name] for i in members})
-        if len(values) == 1:
-            problem = problem or f"{name} has one value, {values[0]}"
-    if problem is None and len(usable) < needed:
+        why = still([slices[i].covariates[name] for i in members])
+        if why is not None:
+            return f"{name} {why}"
+    if len(usable) < needed:
         size = f"{len(members)} slices" if len(members) > 1 else "one slice"
-        problem = f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
-    if problem is None:
-        X = design([slices[i] for i in usable], by)
-        if np.linalg.matrix_rank(X - [0.0, *X[:, 1:].mean(axis=0)]) <= len(by):
-            problem = (
-                f"{' and '.join(by)} move together in the bracketed slices, or one of them does not move"
-            )
-    return Stratum(members, usable, problem)
+        return f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
+    censored = sum(optima[i].state in CENSORED for i in members)
+    if 2 * censored > len(members):
+        # Those that are left are the ones that happened to lie inside, so they lean.
+        return f"{censored} of {len(members)} slices have their lowest loss at the end of their rates"
+    return collinear(Sample([slices[i] for i in usable], [], tuple(by), {}).X, by)
 
 
 def _choose(groups: list[Stratum], slices: list[Slice], optima: list[Optimum], by: Sequence[str]) -> Stratum:
@@ -142,7 +315,7 @@ def _choose(groups: list[Stratum], slices: list[Slice], optima: list[Optimum], b
             for one in first
         ]
         raise ValueError(
-            f"{len(able)} groups of slices could carry the law; choose one: {' or '.join(choices)}"
+            f"{len(able)} groups of slices could carry the law; choose one: {' or '.join(choices[:12])}"
         )
     best = max(
         groups,
@@ -167,74 +340,47 @@ def _refusal(
         f" ({why})" if why else ""
     )
     points = [next_point(slices[i], optima[i].next_rates) for i in unbracketed if optima[i].next_rates]
-    if not unbracketed:
+    if not unbracketed or (len(best.usable) >= len(by) + 2 and "end of their rates" not in str(best.problem)):
         points = _more_values(best, slices, by)
     return reason, points
 
 
 def _more_values(best: Stratum, slices: list[Slice], by: Sequence[str]) -> list[dict[str, Any]]:
     last = slices[best.members[-1]]
-    rates = sorted(set(last.lr.tolist()))
+    rates = np.unique(last.lr)
     points = []
     for name in by:
         values = {slices[i].covariates[name] for i in best.members}
         missing = max(len(by) + 2 - len(values), 1)
         for step in range(1, missing + 1):
-            bigger = {**last.covariates, name: max(values) * 2**step}
-            points.append({**last.context, **bigger, "lr": [float(f"{rate:.4g}") for rate in rates]})
+            bigger = replace(last, covariates={**last.covariates, name: max(values) * 2**step})
+            points.append(next_point(bigger, rates.tolist()))
     return points
 
 
-def _regress(
-    used: list[Slice], optima: list[Optimum], by: Sequence[str], fix: Mapping[str, float]
-) -> MetaRegression:
-    held = [sum(b * math.log(one.covariates[n]) for n, b in fix.items()) for one in used]
-    y = np.array([(o.log2_lr or 0.0) * LN2 for o in optima]) - np.array(held)
-    return meta_regression(y, np.array([o.se or 0.0 for o in optima]) * LN2, design(used, by))
-
-
-def _estimates(regression: MetaRegression, by: Sequence[str], level: float) -> dict[str, Any]:
-    low, high = regression.interval(level)
-    estimates = [
-        Estimate(value=float(v), se=float(s), low=float(lo), high=float(hi))
-        for v, s, lo, hi in zip(regression.beta, regression.se, low, high, strict=True)
-    ]
-    cov = (regression.cov + regression.cov.T) / 2
-    return {
-        "a": estimates[0],
-        "exponents": dict(zip(by, estimates[1:], strict=True)),
-        "covariance": cov.tolist(),
-        "df": regression.df,
-        "tau": math.sqrt(regression.tau2),
-        "slice_sd": math.sqrt(regression.unit_variance),
-        "residual_sd": regression.residual_sd,
-    }
-
-
-def _outside(runs: Runs, inside: pd.Index, where: Mapping[str, str], window: float) -> list[SliceRecord]:
+def _outside(frame: pd.DataFrame, inside: pd.Index, question: Question) -> list[SliceRecord]:
     """The slices that --where left out: not fitted, but kept for the pictures of transfer."""
-    rest = runs.frame.drop(index=inside)
-    reason = "not selected by --where " + " ".join(f"{k}={v}" for k, v in where.items())
-    slices = split(rest, unique=False)
-    optima = find_optima(slices, window)
-    return [record(one, optimum, reason=reason) for one, optimum in zip(slices, optima, strict=True)]
+    rest = frame.drop(index=inside)
+    if rest.empty:
+        return []
+    reason = "not selected by --where " + " ".join(f"{k}={v}" for k, v in question.where.items())
+    slices, found = _optima(rest, question, unique=False)
+    return [record(one, optimum, reason=reason) for one, optimum in zip(slices, found.optima, strict=True)]
 
 
 def _records(slices: list[Slice], optima: list[Optimum], chosen: Stratum) -> list[SliceRecord]:
     home = slices[chosen.members[0]]
+    members, usable = set(chosen.members), set(chosen.usable)
     records = []
     for index, (one, optimum) in enumerate(zip(slices, optima, strict=True)):
         reason = None
-        if index not in chosen.members:
-            differ = [
-                n
-                for n, v in {**one.context, **one.covariates}.items()
-                if v != {**home.context, **home.covariates}[n]
-            ]
+        if index not in members:
+            values = {**home.context, **home.covariates}
+            differ = [n for n, v in {**one.context, **one.covariates}.items() if v != values[n]]
             reason = f"another group: {short_label(one, differ)}"
-        records.append(record(one, optimum, used=index in chosen.usable, reason=reason))
+        records.append(record(one, optimum, used=index in usable, reason=reason))
     return records
 
 
-def _range(values: list[int]) -> tuple[int, int]:
+def _range(values: list) -> tuple:
     return min(values), max(values)

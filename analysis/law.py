@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hyperp.analysis.vocabulary import State
+from hyperp.analysis.vocabulary import REACH, Space, State
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORM = "lr = exp(a) * product of covariate^b"
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
+Covariate = Annotated[int | float, Field(gt=0)]  # whole where it was whole in the table
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -43,32 +44,41 @@ class Estimate(Strict):
 
 
 class Point(Strict):
-    """One learning rate of a slice: mean loss, seeds' main effects removed, and how many seeds."""
+    """One learning rate of a slice: mean loss, seeds' main effects removed, and how many seeds.
+
+    `also` is what was tuned beside the rate.
+    """
 
     lr: Positive
     loss: Positive
     seeds: Size
+    also: dict[str, Positive] = {}
 
 
 class OptimumRecord(Strict):
-    """A slice's optimum: `se` in octaves, `low` and `high` rates, the parabola's `loss` and `curvature`."""
+    """A slice's optimum: `se` in octaves, `low` and `high` rates, `loss` and `curvature` at the bottom.
+
+    `curvature` is per octave squared, None where the method fits no curve; `also` what is tuned beside the
+    rate, at the optimum.
+    """
 
     lr: Positive
     se: NotNegative | None
     low: Positive | None
     high: Positive | None
     df: Count
-    loss: Positive
-    curvature: Positive
-    seeds: Size
+    loss: Positive | None
+    curvature: Positive | None
+    seeds: Count
     window_rates: list[Positive]
+    also: dict[str, Positive] = {}
 
 
 class SliceRecord(Strict):
     """One learning-rate curve: its points, what it says, whether the law uses it and if not, why."""
 
     context: dict[str, str]
-    covariates: dict[str, Size]
+    covariates: dict[str, Covariate]
     used: bool
     state: State
     reason: str | None
@@ -93,30 +103,101 @@ class SeedSpread(Strict):
     difference_df: Count
 
 
-class Law(Strict):
-    """A law fitted in log space: ln lr = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
+class BasinRecord(Strict):
+    """Relative excess loss about an optimum, a polynomial in natural logs of what is tuned.
 
-    `covariance` is of (a, b_1, ...) in the order of `covariates`. `tau` is the scatter of slice optima beyond
-    their own errors, `slice_sd` those errors' root mean square, `residual_sd` the scatter about the line; all
-    natural log. A prediction's variance is x' covariance x + tau^2 + slice_sd^2, with Student's t on `df`.
+    `powers` has a row for each term and a column for each quantity of the law's `over`.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    form: Literal["lr = exp(a) * product of covariate^b"] = FORM
-    space: Literal["log"] = "log"
-    context: dict[str, str]
-    covariates: list[str]
+    powers: list[list[Count]]
+    coef: list[float]
+
+
+class FixedTest(Strict):
+    """An exponent held by theory against the one that the same slices give; `problem` says why no test."""
+
+    fixed: float
+    free: Estimate | None
+    p_value: float | None
+    problem: str | None
+
+
+class CurvatureTest(Strict):
+    """Coefficient of the squared log of a covariate, added to the law, and the p-value of its being zero."""
+
+    value: float
+    se: NotNegative
+    p_value: float
+    df: Size
+
+
+class LeftOut(Strict):
+    """A slice's optimum as the other slices predict it; `error` is ln(predicted/own), `loss` relative."""
+
+    covariates: dict[str, Covariate]
+    predicted: Positive
+    lr: Positive
+    error: float
+    loss_penalty: NotNegative | None
+
+
+class Beside(Strict):
+    """What another method makes of the same slices; `lr` is its rate at `Law.middle`."""
+
+    method: str
+    slices: Count
+    a: float | None
+    exponents: dict[str, float]
+    lr: Positive | None
+    problem: str | None
+
+
+class Coefficients(Strict):
+    """ln y = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
+
+    `covariance` is of (a, b_1, ...) in the order of `exponents`. `tau` is the scatter of slice optima
+    beyond their own errors, `slice_sd` those errors' root mean square, `residual_sd` the scatter about the
+    line; all natural log. A prediction's variance is x' covariance x + tau^2 + slice_sd^2, with Student's t
+    on `df`.
+    """
+
     a: Estimate
     exponents: dict[str, Estimate]
-    fixed: dict[str, float]
     covariance: list[list[float]]
     df: Size
-    level: Level
     tau: NotNegative
     slice_sd: NotNegative
     residual_sd: NotNegative
-    ranges: dict[str, tuple[Size, Size]]
-    held: dict[str, Size]
+
+
+class Law(Coefficients):
+    """A fitted law of the learning rate, with `also` a law for each quantity that was tuned beside it.
+
+    `space` is log, or linear: least squares in the rates themselves, where `rate_sd` is the scatter about the
+    curve in units of the rate and tau and slice_sd are zero. `reach` is how far beyond `ranges`
+    a recommendation goes before it is refused.
+    """
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    form: Literal["lr = exp(a) * product of covariate^b"] = FORM
+    space: Space = "log"
+    method: str
+    over: list[str]
+    context: dict[str, str]
+    covariates: list[str]
+    also: dict[str, Coefficients]
+    fixed: dict[str, float]
+    fixed_tests: dict[str, FixedTest]
+    curvature_tests: dict[str, CurvatureTest]
+    leave_one_out: list[LeftOut]
+    beside: list[Beside]
+    warnings: list[str]
+    basin: BasinRecord | None
+    rate_sd: NotNegative | None
+    level: Level
+    reach: Annotated[float, Field(ge=1)] = REACH
+    ranges: dict[str, tuple[Covariate, Covariate]]
+    held: dict[str, Covariate]
     rate_factor: Positive | None
     window: Positive
     seed_spread: SeedSpread
@@ -124,15 +205,22 @@ class Law(Strict):
     rows: Count
     dropped: dict[str, Count]
     where: dict[str, str]
+    mapping: dict[str, str]
     records: str
     records_sha256: str
     version: str
     created: str
     command: str
 
+    @property
+    def middle(self) -> dict[str, float]:
+        """The geometric mean of every covariate of the law over the slices used."""
+        used = [s for s in self.slices if s.used]
+        return {n: math.exp(sum(math.log(s.covariates[n]) for s in used) / len(used)) for n in self.ranges}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.covariates or set(self.exponents) != set(self.covariates):
+        if not self.covariates or list(self.exponents) != self.covariates:
             raise ValueError(f"exponents must be for {self.covariates}, got {sorted(self.exponents)}")
         if set(self.ranges) != {*self.covariates, *self.fixed}:
             raise ValueError(
@@ -141,7 +229,10 @@ class Law(Strict):
         for name, (low, high) in self.ranges.items():
             if low > high:
                 raise ValueError(f"ranges.{name} must be ordered, got {low} to {high}")
-        self._check_covariance()
+        for coefficients in (self, *self.also.values()):
+            _check_covariance(coefficients)
+        if list(self.also) != self.over[1:]:
+            raise ValueError(f"also must be for {self.over[1:]}, got {list(self.also)}")
         used = sum(s.used for s in self.slices)
         if used != self.df + 1 + len(self.covariates):
             raise ValueError(
@@ -151,22 +242,23 @@ class Law(Strict):
             raise ValueError("slices that are used must have an optimum")
         return self
 
-    def _check_covariance(self) -> None:
-        n = 1 + len(self.covariates)
-        if len(self.covariance) != n or any(len(row) != n for row in self.covariance):
-            raise ValueError(f"covariance must be {n} x {n}")
-        matrix = np.array(self.covariance)
-        scale = float(np.abs(matrix).max())
-        if not np.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-12 * scale):
-            raise ValueError("covariance must be symmetric")
-        if np.linalg.eigvalsh(matrix).min() < -1e-9 * scale:
-            raise ValueError("covariance must be positive semi-definite")
-        estimates = [self.a, *(self.exponents[name] for name in self.covariates)]
-        for estimate, variance in zip(estimates, np.diag(matrix), strict=True):
-            if not math.isclose(estimate.se**2, variance, rel_tol=1e-6, abs_tol=1e-12 * scale):
-                raise ValueError(
-                    f"covariance must agree with the standard errors, got {variance} for se {estimate.se}"
-                )
+
+def _check_covariance(found: Coefficients) -> None:
+    n = 1 + len(found.exponents)
+    if len(found.covariance) != n or any(len(row) != n for row in found.covariance):
+        raise ValueError(f"covariance must be {n} x {n}")
+    matrix = np.array(found.covariance)
+    scale = float(np.abs(matrix).max())
+    if not np.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-12 * scale):
+        raise ValueError("covariance must be symmetric")
+    if np.linalg.eigvalsh(matrix).min() < -1e-9 * scale:
+        raise ValueError("covariance must be positive semi-definite")
+    estimates = [found.a, *found.exponents.values()]
+    for estimate, variance in zip(estimates, np.diag(matrix), strict=True):
+        if not math.isclose(estimate.se**2, variance, rel_tol=1e-6, abs_tol=1e-12 * scale):
+            raise ValueError(
+                f"covariance must agree with the standard errors, got {variance} for se {estimate.se}"
+            )
 
 
 def save_json(text: str, path: str | Path) -> None:

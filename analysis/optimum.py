@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,35 +16,39 @@ MIN_RATES = 3
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a slice says about its best rate; from `parabola` on, None or 0 unless `state` is bracketed.
+    """What a slice says about its best rate; from `log2_lr` on, None or empty unless `state` is bracketed.
 
-    `se`, in octaves, takes the slope's variance from the noise or from the scatter of the seeds' own optima
-    (`seed_variance`, octaves squared, with `seed_df`) over their number, whichever is larger, and `df` from
-    the same; None without degrees of freedom. `low` and `high` are rates: Fieller's interval, None when
-    unbounded.
+    `loss` and `curvature` (per octave squared) are of the curve at its bottom, `rates` those that it was
+    fitted to. `se` is in octaves, `df` its degrees of freedom; None without any. `low` and `high` are
+    rates, None when unbounded. `runs` is how many runs the optimum averages, `also` the base-2 logs of
+    what is tuned beside the rate. Of a parabola, `se` takes the slope's variance from the noise or from
+    the scatter of the seeds' own optima (`seed_variance`, octaves squared, with `seed_df`) over their
+    number, whichever is larger, and `df` from the same, and `low` and `high` are Fieller's.
     """
 
     state: State
     reason: str | None
     next_rates: tuple[float, ...] = ()
-    parabola: Parabola | None = None
+    log2_lr: float | None = None
+    loss: float | None = None
+    curvature: float | None = None
+    rates: tuple[float, ...] = ()
     seeds: int = 0
-    seed_variance: float = 0.0
-    seed_df: int = 0
+    runs: int = 1
     se: float | None = None
     df: int = 0
     low: float | None = None
     high: float | None = None
-
-    @property
-    def log2_lr(self) -> float | None:
-        """The optimum in octaves."""
-        return None if self.parabola is None else self.parabola.vertex
+    also: dict[str, float] = field(default_factory=dict)
+    also_se: dict[str, float] = field(default_factory=dict)
+    parabola: Parabola | None = None
+    seed_variance: float = 0.0
+    seed_df: int = 0
 
     @property
     def lr(self) -> float | None:
         """The optimum as a rate."""
-        return None if self.parabola is None else 2.0**self.parabola.vertex
+        return None if self.log2_lr is None else 2.0**self.log2_lr
 
 
 def find_optima(
@@ -91,11 +95,11 @@ def find_optimum(
 
 def _locate(one: Slice, window: float, min_rates: int) -> Optimum:
     if len(np.unique(one.lr)) < 3:
-        return _too_few(one)
+        return too_few(one)
     rates, means = rate_means(one.lr, one.seed, one.loss)
     best = int(np.argmin(means))
     if best in (0, len(rates) - 1):
-        return _edge(one, rates, low=best == 0)
+        return edge(one, rates, low=best == 0)
     parabola = fit_centred(one, float(np.log2(rates[best])), window, min_rates)
     if parabola.curvature <= 0 or not rates[0] < 2.0**parabola.vertex < rates[-1]:
         shape = "opens downwards" if parabola.curvature <= 0 else "has its vertex outside the rates"
@@ -106,17 +110,31 @@ def _locate(one: Slice, window: float, min_rates: int) -> Optimum:
     count = len(np.unique(one.seed[np.isin(one.lr, parabola.rates)]))
     variance = float(np.var(own, ddof=1)) if len(own) > 1 else 0.0
     df = max(len(own) - 1, 0)
-    return Optimum("bracketed", None, parabola=parabola, seeds=count, seed_variance=variance, seed_df=df)
+    return Optimum(
+        "bracketed",
+        None,
+        log2_lr=parabola.vertex,
+        loss=parabola.floor,
+        curvature=parabola.curvature,
+        rates=tuple(parabola.rates.tolist()),
+        seeds=count,
+        runs=int(np.isin(one.lr, parabola.rates).sum()),
+        parabola=parabola,
+        seed_variance=variance,
+        seed_df=df,
+    )
 
 
-def _too_few(one: Slice) -> Optimum:
+def too_few(one: Slice) -> Optimum:
+    """The optimum of a slice with fewer than three rates."""
     rates = np.unique(one.lr)
     reason = f"{len(rates)} rate(s) with a finished run, at least 3 are needed"
     add = (float(rates[0]) / 2, float(rates[-1]) * 2) if len(rates) else ()
     return Optimum("too_few_rates", reason, tuple(r for r in add if r not in one.diverged))
 
 
-def _edge(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
+def edge(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
+    """The optimum of a slice whose best rate is at an end of `rates` (sorted), with rates to add beyond."""
     end = float(rates[0] if low else rates[-1])
     side = "lowest" if low else "highest"
     reason = f"the {side} rate {end:.4g} has the lowest loss"

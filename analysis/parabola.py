@@ -70,14 +70,19 @@ def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.n
     """
     rates, rate_index = np.unique(lr, return_inverse=True)
     seeds, seed_index = np.unique(seed, return_inverse=True)
-    if len(lr) == len(rates) * len(seeds):
-        return rates, np.bincount(rate_index, weights=loss) / len(seeds)
-    design = np.zeros((len(lr), len(rates) + len(seeds) - 1))
-    design[np.arange(len(lr)), rate_index] = 1
-    later = seed_index > 0
-    design[later, len(rates) + seed_index[later] - 1] = 1
-    effects = np.linalg.lstsq(design, loss, rcond=None)[0]
-    return rates, effects[: len(rates)] + effects[len(rates) :].sum() / len(seeds)
+    at_rate = np.bincount(rate_index)
+    means = np.bincount(rate_index, weights=loss) / at_rate
+    if len(seeds) == 1 or len(lr) == len(rates) * len(seeds):
+        return rates, means
+    if len(rates) * len(seeds) > 10 * len(lr):  # next to nothing is shared between rates
+        return rates, means
+    cells = np.zeros((len(rates), len(seeds)))
+    np.add.at(cells, (rate_index, seed_index), 1)
+    # The rates are eliminated; what is left is a small system for the seeds, singular by a constant.
+    normal = np.diag(cells.sum(axis=0)) - cells.T @ (cells / at_rate[:, None])
+    effects = np.linalg.pinv(normal, rcond=1e-10) @ np.bincount(seed_index, weights=loss - means[rate_index])
+    effects -= effects.mean()
+    return rates, means - cells @ effects / at_rate
 
 
 def fit_centred(one: Slice, start: float, window: float, min_rates: int) -> Parabola:
@@ -112,40 +117,65 @@ def fit_parabola(one: Slice, x_used: np.ndarray) -> Parabola:
     x, seed, loss = x[keep], one.seed[keep], one.loss[keep]
     centre = float(x_used.mean())
     seeds, index = np.unique(seed, return_inverse=True)
+    if (
+        len(seeds) > len(loss) / 2
+    ):  # most seeds have one rate and say nothing about the shape: one level for all
+        seeds, index = seeds[:1], np.zeros_like(index)
     u = x - centre
-    dummies = np.eye(len(seeds))[index]
-    design = np.column_stack([dummies, u, u**2])
     # The loss is centred first: a constant added to every loss must not move the vertex.
     level = float(loss.mean())
-    coefficients = np.linalg.lstsq(design, loss - level, rcond=None)[0]
-    slope, curvature = (float(v) for v in coefficients[-2:])
-    floor = level + float(np.mean(coefficients[:-2]))
+    count = np.bincount(index)
+    columns = np.column_stack([u, u**2, loss - level])
+    means = np.column_stack([np.bincount(index, weights=c) for c in columns.T]) / count[:, None]
+    within = columns - means[index]
+    design = within[:, :2]
+    slope, curvature = (float(v) for v in np.linalg.lstsq(design, within[:, 2], rcond=None)[0])
+    floor = level + float(np.mean(means[:, 2] - means[:, :2] @ [slope, curvature]))
     if curvature > 0:
         floor -= slope**2 / (4 * curvature)
-    # Seeds move the optimum, so the noise is what is left when each has a slope of its own.
-    full = np.column_stack([dummies, dummies * u[:, None], u**2])
-    fitted, _, rank, _ = np.linalg.lstsq(full, loss - level, rcond=None)
-    residual = loss - level - full @ fitted
+    rss, df = _noise(within, index, count)
     return Parabola(
         centre=centre,
         slope=slope,
         curvature=curvature,
-        cov=np.linalg.pinv(design.T @ design)[-2:, -2:],
+        cov=np.linalg.pinv(design.T @ design),
         floor=floor,
-        rss=float(residual @ residual),
-        df=len(loss) - int(rank),
+        rss=rss,
+        df=df,
         rates=np.unique(one.lr[keep]),
     )
+
+
+def _noise(within: np.ndarray, index: np.ndarray, count: np.ndarray) -> tuple[float, int]:
+    """Residual sum of squares and its degrees of freedom when each seed has a slope of its own.
+
+    Seeds move the optimum, so the noise is what is left then. `within` (n, 3) holds u, u^2 and the loss,
+    each less its mean over the seed.
+    """
+    u = within[:, 0]
+    spread = np.bincount(index, weights=u**2)
+    some = spread > 1e-12
+    safe = np.where(some, spread, 1.0)
+    square, loss = (
+        c - (np.where(some, np.bincount(index, weights=c * u), 0.0) / safe)[index] * u
+        for c in (within[:, 1], within[:, 2])
+    )
+    norm = float(square @ square)
+    bends = norm > 1e-12 * max(float(within[:, 1] @ within[:, 1]), 1e-300)
+    residual = loss - (float(square @ loss) / norm if bends else 0.0) * square
+    return float(residual @ residual), len(index) - len(count) - int(some.sum()) - int(bends)
 
 
 def seed_optima(one: Slice, parabola: Parabola) -> np.ndarray:
     """log2 of each seed's own optimum at the common curvature, for the seeds with two rates in the window."""
     keep = np.isin(one.lr, parabola.rates)
     x, seed, loss = np.log2(one.lr[keep]) - parabola.centre, one.seed[keep], one.loss[keep]
-    optima = []
-    for s in np.unique(seed):
-        u, straight = x[seed == s], loss[seed == s] - parabola.curvature * x[seed == s] ** 2
-        if len(u) > 1:
-            slope = np.cov(u, straight)[0, 1] / np.var(u, ddof=1)
-            optima.append(parabola.centre - slope / (2 * parabola.curvature))
-    return np.array(optima)
+    _, index = np.unique(seed, return_inverse=True)
+    count = np.bincount(index)
+    columns = np.column_stack([x, loss - parabola.curvature * x**2])
+    means = np.column_stack([np.bincount(index, weights=c) for c in columns.T]) / count[:, None]
+    u, straight = (columns - means[index]).T
+    spread = np.bincount(index, weights=u**2)
+    some = spread > 1e-12
+    slope = np.bincount(index, weights=u * straight)[some] / spread[some]
+    return parabola.centre - slope / (2 * parabola.curvature)

@@ -18,7 +18,6 @@ from hyperp.analysis.law import Law, OptimumRecord, SliceRecord
 from hyperp.analysis.published import PUBLISHED
 from hyperp.analysis.recommend import predict
 from hyperp.analysis.transfer import Transfer
-from hyperp.analysis.vocabulary import COVARIATES
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -107,16 +106,19 @@ def _draw_curve(axes: Axes, one: SliceRecord, index: int, label: str, hollow: bo
     face = "none" if hollow else colour
     axes.plot(lr, loss, ":" if hollow else "-", color=colour, lw=0.8, alpha=0.6 if hollow else 0.3, zorder=1)
     axes.plot(lr, loss, marker, color=colour, mfc=face, ms=5.5, mew=1.2, zorder=3, label=label)
-    if hollow or one.optimum is None:
+    if hollow or one.optimum is None or one.optimum.loss is None:
         return rows
     rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base)
     return rows
 
 
 def _draw_optimum(axes: Axes, best: OptimumRecord, colour: str, line, base: dict[str, object]) -> Rows:
+    assert best.loss is not None
     ends = min([*best.window_rates, best.lr]) / 2**0.4, max([*best.window_rates, best.lr]) * 2**0.4
     x = np.geomspace(*ends, 81)
-    y = best.loss + best.curvature * np.log2(x / best.lr) ** 2
+    bend = best.curvature
+    y = np.array([]) if bend is None else best.loss + bend * np.log2(x / best.lr) ** 2
+    x = x[: len(y)]
     axes.plot(x, y, ls=line, color=colour, lw=1.6, zorder=2)
     if best.low is not None and best.high is not None:
         axes.plot([best.low, best.high], [best.loss] * 2, "-", color=colour, lw=3.5, alpha=0.35, zorder=2)
@@ -136,8 +138,9 @@ def _draw_optimum(axes: Axes, best: OptimumRecord, colour: str, line, base: dict
 def basins(law: Law) -> tuple[Figure, Rows]:
     """Loss against learning rate, a curve for each slice of the law's context, the excluded ones hollow."""
     shown = [s for s in law.slices if s.context == law.context and s.points]
-    shown.sort(key=lambda s: (not s.used, *(s.covariates[n] for n in (*law.covariates, *COVARIATES))))
-    names = [n for n in COVARIATES if len({s.covariates[n] for s in shown}) > 1]
+    sizes = list(shown[0].covariates) if shown else []
+    shown.sort(key=lambda s: (not s.used, *(s.covariates[n] for n in (*law.covariates, *sizes))))
+    names = [n for n in sizes if len({s.covariates[n] for s in shown}) > 1]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 4.6))
         rows: Rows = []
@@ -148,21 +151,27 @@ def basins(law: Law) -> tuple[Figure, Rows]:
             )
             rows += _draw_curve(axes, one, index, label, hollow=not one.used)
         _log_rates(axes)
-        axes.set_ylabel(law.context["metric"])
-        axes.set_title(f"{law.context['optimizer']}: basins and their optima", loc="left", fontweight="bold")
+        axes.set_ylabel(law.context["metric"] or "loss")
+        axes.set_title(
+            f"{law.context['optimizer'] or 'all runs'}: basins and their optima",
+            loc="left",
+            fontweight="bold",
+        )
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
         note = f"star: optimum of the parabola over its window; bar: its {100 * law.level:g}% interval"
         figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
     return figure, rows
 
 
-def _named(name: str, value: int) -> str:
+def _named(name: str, value: float) -> str:
     return (
         f"{size_text(value)} tokens" if name == "tokens" else f"{name.replace('_', ' ')} {size_text(value)}"
     )
 
 
-def optimum_against(law: Law, covariate: str, target: Mapping[str, int] | None = None) -> tuple[Figure, Rows]:
+def optimum_against(
+    law: Law, covariate: str, target: Mapping[str, float] | None = None
+) -> tuple[Figure, Rows]:
     """The slices' optima against one covariate, the fit with its prediction band, and the published slope.
 
     Other covariates of the law are moved to their geometric mean, along the fitted exponents.
@@ -185,7 +194,7 @@ def optimum_against(law: Law, covariate: str, target: Mapping[str, int] | None =
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(UNITS[covariate])
+        axes.set_xlabel(UNITS.get(covariate, covariate))
         axes.set_ylabel("optimal learning rate of hidden matrices")
         axes.set_title(
             f"{law.context['optimizer']}: optimum against {covariate.replace('_', ' ')}",
@@ -280,7 +289,7 @@ def transfer_panels(slices: Sequence[SliceRecord], answers: Sequence[Transfer]) 
         rows: Rows = []
         for axes, answer in zip(grid[0], answers, strict=True):
             rows += _transfer_panel(axes, slices, answer)
-        grid[0][0].set_ylabel(answers[0].context["metric"])
+        grid[0][0].set_ylabel(answers[0].context["metric"] or "loss")
     return figure, rows
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law import Law, Strict
+from hyperp.analysis.law import BasinRecord, Law, Strict
 from hyperp.analysis.meta import t_quantile
 from hyperp.analysis.published import PUBLISHED
 from hyperp.analysis.vocabulary import COVARIATES
@@ -17,7 +17,7 @@ class Factor(Strict):
     """One factor of the law: contribution = value^exponent; the coefficient exp(a) has neither."""
 
     name: str
-    value: int | None
+    value: float | int | None
     exponent: float | None
     low: float | None
     high: float | None
@@ -30,18 +30,27 @@ class Extrapolation(Strict):
     """How far a covariate of the target lies outside the range it was fitted in; factor 1 is inside."""
 
     covariate: str
-    value: int
-    low: int
-    high: int
+    value: int | float
+    low: int | float
+    high: int | float
     factor: float
+
+
+class Beyond(Strict):
+    """What was tuned beside the rate, with its prediction interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Recommendation(Strict):
     """A rate with its prediction interval.
 
     The interval is for the optimum that a slice like the fitted ones, with as many rates and seeds, would
-    show at the target, if the law holds there. `base_lr` is None where the parametrization's factor differs
-    between slices.
+    show at the target, if the law holds there. `penalty_low` and `penalty_high` are the relative loss
+    that the recommended rate would cost if the optimum lay at that end. `base_lr` is None where the
+    parametrization's factor differs between slices. `also` is what was tuned beside the rate.
     """
 
     lr: float
@@ -49,7 +58,10 @@ class Recommendation(Strict):
     high: float
     level: float
     df: int
-    target: dict[str, int]
+    penalty_low: float | None
+    penalty_high: float | None
+    also: dict[str, Beyond]
+    target: dict[str, int | float]
     context: dict[str, str]
     factors: list[Factor]
     extrapolation: list[Extrapolation]
@@ -58,27 +70,59 @@ class Recommendation(Strict):
     base_lr: float | None
 
 
-def predict(law: Law, target: Mapping[str, float]) -> tuple[float, float, float]:
-    """(rate, low, high) of the prediction interval; `target` gives every covariate, the fixed ones too."""
-    x = np.array([1.0, *(math.log(target[name]) for name in law.covariates)])
-    beta = np.array([law.a.value, *(law.exponents[name].value for name in law.covariates)])
-    centre = float(x @ beta) + sum(b * math.log(target[name]) for name, b in law.fixed.items())
-    variance = float(x @ np.array(law.covariance) @ x) + law.tau**2 + law.slice_sd**2
-    half = t_quantile(law.df, law.level) * math.sqrt(max(variance, 0.0))
+def predict(law: Law, target: Mapping[str, float], response: str = "lr") -> tuple[float, float, float]:
+    """(value, low, high) of the prediction interval; `target` gives every covariate, the fixed ones too.
+
+    `response` is lr, or what was tuned beside it.
+    """
+    found = law if response == "lr" else law.also[response]
+    fixed = law.fixed if response == "lr" else {}
+    x = np.array([1.0, *(math.log(target[name]) for name in found.exponents)])
+    beta = np.array([found.a.value, *(e.value for e in found.exponents.values())])
+    centre = float(x @ beta) + sum(b * math.log(target[name]) for name, b in fixed.items())
+    variance = float(x @ np.array(found.covariance) @ x) + found.tau**2 + found.slice_sd**2
+    if response == "lr" and law.rate_sd is not None:
+        # A scatter in rates is a relative one here; the interval stays positive.
+        variance += (law.rate_sd / math.exp(centre)) ** 2
+    half = t_quantile(found.df, law.level) * math.sqrt(max(variance, 0.0))
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
 
-def recommend(law: Law, target: Mapping[str, int]) -> Recommendation:
+def penalty(basin: BasinRecord, displacement: float) -> float:
+    """Relative excess loss at a rate that lies `displacement` natural logs above the optimum.
+
+    A cubic turns over far out on its shallow side; from there its quadratic part alone is used.
+    """
+    parts = [
+        (power[0], c * displacement ** power[0])
+        for power, c in zip(basin.powers, basin.coef, strict=True)
+        if not any(power[1:])
+    ]
+    turned = sum(degree * part for degree, part in parts) < 0
+    return max(sum(part for degree, part in parts if degree == 2 or not turned), 0.0)
+
+
+def recommend(
+    law: Law,
+    target: Mapping[str, float],
+    context: Mapping[str, str] | None = None,
+    extrapolate: bool = False,
+) -> Recommendation:
     """The rate for a target scale.
 
     Args:
         law: the fitted law.
         target: sizes by covariate; those that the law holds constant may be left out.
+        context: optimizer, parametrization, schedule, data or metric that the rate is for, to be held against
+            the law's.
+        extrapolate: answer beyond the law's reach too.
 
     Raises:
         ValueError: an unknown covariate, a size that is not positive, or a covariate of the law left out.
-        Refusal: a covariate at another value than the one the law holds it at.
+        Refusal: another context than the law's, a covariate at another value than the one the law holds it
+            at, or a target beyond the law's reach.
     """
+    _same_context(law, context or {})
     scale = _complete(law, target)
     lr, low, high = predict(law, scale)
     extrapolation = [_extrapolation(law, name, scale[name]) for name in law.ranges]
@@ -87,12 +131,20 @@ def recommend(law: Law, target: Mapping[str, int]) -> Recommendation:
         for e in extrapolation
         if e.factor > 1
     ]
+    if not extrapolate:
+        _within_reach(law, scale, extrapolation)
+    # The optimum at the low end leaves the recommended rate too high by that much, and the other way round.
+    ends = (math.log(lr / low), math.log(lr / high))
+    costs = [None if law.basin is None else penalty(law.basin, end) for end in ends]
     return Recommendation(
         lr=lr,
         low=low,
         high=high,
         level=law.level,
         df=law.df,
+        penalty_low=costs[0],
+        penalty_high=costs[1],
+        also={name: _beyond(law, scale, name) for name in law.also},
         target=scale,
         context=law.context,
         factors=_factors(law, scale),
@@ -103,28 +155,66 @@ def recommend(law: Law, target: Mapping[str, int]) -> Recommendation:
     )
 
 
-def _complete(law: Law, target: Mapping[str, int]) -> dict[str, int]:
-    for name, value in target.items():
-        if name not in COVARIATES:
-            raise ValueError(f"covariate must be one of {', '.join(COVARIATES)}, got {name!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-        if name in law.held and value != law.held[name]:
+def _beyond(law: Law, scale: Mapping[str, float], name: str) -> Beyond:
+    value, low, high = predict(law, scale, name)
+    return Beyond(value=value, low=low, high=high)
+
+
+def _same_context(law: Law, asked: Mapping[str, str]) -> None:
+    for name, value in asked.items():
+        own = law.context.get(name, "")
+        if value != own:
+            has = f"was fitted for {name} {own!r}" if own else f"does not say its {name}"
             raise Refusal(
-                f"the law holds {name} at {law.held[name]} in every slice and cannot say what {value} does; "
+                f"the law {has} and cannot speak for {value!r}; fit one to runs of {value!r}",
+            )
+
+
+def _within_reach(law: Law, scale: Mapping[str, float], extrapolation: list[Extrapolation]) -> None:
+    far = [e for e in extrapolation if e.factor > law.reach]
+    if not far:
+        return
+    worst = max(far, key=lambda e: e.factor)
+    edge = worst.high if worst.value > worst.high else worst.low
+    nearer = {**scale, worst.covariate: math.sqrt(edge * worst.value)}
+    if isinstance(edge, int):
+        nearer[worst.covariate] = round(nearer[worst.covariate])
+    rate = predict(law, nearer)[0]
+    rates = [float(f"{rate * 2.0**step:.4g}") for step in (-2, -1, 0, 1, 2)]
+    context = {n: v for n, v in law.context.items() if v}
+    raise Refusal(
+        f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
+        f"{worst.low} to {worst.high}, and the law reaches {law.reach:g} times; "
+        "run a slice nearer to it, or give --extrapolate",
+        [{**context, **nearer, "lr": rates}],
+    )
+
+
+def _complete(law: Law, target: Mapping[str, float]) -> dict[str, int | float]:
+    known = [*dict.fromkeys((*COVARIATES, *law.ranges, *law.held))]
+    for name, value in target.items():
+        if name not in known:
+            raise ValueError(f"covariate must be one of {', '.join(known)}, got {name!r}")
+        if not 0 < value < math.inf or (name in COVARIATES and value < 1):
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        if name in law.also:
+            raise ValueError(f"{name} is what the law recommends, it must not be given, got {value}")
+        if name not in law.ranges and value != law.held.get(name):
+            has = f"holds {name} at {law.held[name]} in every slice" if name in law.held else f"has no {name}"
+            raise Refusal(
+                f"the law {has} and cannot say what {value} does; "
                 f"fit again with --fix {name}=EXPONENT, or over runs where {name} varies",
-                [{**law.context, **law.held, **target, "lr": []}],
+                [{**{n: v for n, v in law.context.items() if v}, **law.held, **target, "lr": []}],
             )
     needed = [name for name in law.ranges if name not in target]
     if needed:
-        raise ValueError(
-            f"the law needs {', '.join('--' + n.replace('_', '-') for n in needed)}: it varies with it"
-        )
+        words = [f"--{n.replace('_', '-')}" if n in COVARIATES else f"--at {n}=SIZE" for n in needed]
+        raise ValueError(f"the law needs {', '.join(words)}: it varies with it")
     scale = {**law.held, **target}
-    return {name: int(scale[name]) for name in COVARIATES}
+    return {name: scale[name] for name in known if name in scale}
 
 
-def _extrapolation(law: Law, name: str, value: int) -> Extrapolation:
+def _extrapolation(law: Law, name: str, value: float) -> Extrapolation:
     low, high = law.ranges[name]
     return Extrapolation(
         covariate=name, value=value, low=low, high=high, factor=max(1.0, value / high, low / value)
@@ -136,7 +226,7 @@ def published_lines(name: str) -> list[str]:
     return [f"{p.exponent:g} ({p.domain}; {p.source})" for p in PUBLISHED.get(name, ())]
 
 
-def _factors(law: Law, scale: Mapping[str, int]) -> list[Factor]:
+def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     plain: dict[str, Any] = {"value": None, "exponent": None, "published": []}
     coefficient = {
         "name": "exp(a)",
@@ -163,7 +253,7 @@ def _factors(law: Law, scale: Mapping[str, int]) -> list[Factor]:
     return factors
 
 
-def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, int]) -> str:
+def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, float]) -> str:
     """Override words for hyperp-train and hyperp-sweep: the base rate, and the sizes that were asked for.
 
     Raises:
@@ -178,6 +268,6 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, in
     words += [
         f"scale.{name}={recommendation.target[name]}"
         for name in COVARIATES
-        if name in named or name in law.ranges
+        if name in recommendation.target and (name in named or name in law.ranges)
     ]
     return " ".join(words)

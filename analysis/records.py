@@ -1,21 +1,17 @@
 """Read a table of runs, or refuse it with one line: the column, the value and what is allowed."""
 
-import csv
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
 
-REQUIRED = (*CONTEXT, "width", "depth", "tokens", "batch_tokens", "lr", "loss")
-# Absent means dense, a single seed, and that whoever wrote the table kept finished runs only.
-DEFAULTS: dict[str, Any] = {"granularity": 1, "sparsity": 1, "seed": 0, "status": "finished"}
 STATUSES = ("planned", "running", "finished", "diverged", "failed")
+# What Weights & Biases calls its runs.
+STATUS_WORDS = {"crashed": "failed", "killed": "failed", "preempted": "failed", "pending": "planned"}
 
 
 @dataclass(frozen=True)
@@ -27,102 +23,145 @@ class Runs:
     sha256: str
 
 
-def read_runs(path: str | Path) -> Runs:
+def read_runs(
+    path: str | Path,
+    mapping: Mapping[str, str] | None = None,
+    sizes: Sequence[str] = (),
+    where: Mapping[str, str] | None = None,
+    loss: bool = True,
+) -> Runs:
     """Read a Parquet or CSV file, or the runs.parquet inside a folder.
+
+    Args:
+        path: where it is.
+        mapping: names that the analysis knows, each with the column that holds it, such as
+            {"batch_tokens": "bs*2048"}.
+        sizes: columns beyond the standard covariates that hold sizes.
+        where: rows outside these column values need not be valid; those that are not are left out.
+        loss: whether the column loss is needed.
 
     Raises:
         ValueError: no such file, an unknown format, a missing or repeated column, or a value out of range.
     """
-    file = _locate(Path(path))
-    frame = _read(file)
-    missing = [name for name in REQUIRED if name not in frame.columns]
+    from hyperp.analysis.mapping import apply_map, read_table
+
+    given = Path(path)
+    if given.is_dir() and not (given / "runs.parquet").is_file():
+        raise ValueError(
+            f"RUNS={given} is a folder without runs.parquet; make it with "
+            f"`hyperp-sweep collect {given} -o {given / 'runs.parquet'}`"
+        )
+    table = read_table(given)
+    frame = apply_map(table.frame, mapping or {})
+    missing = [name for name in ("lr", "loss") if name not in frame.columns and (loss or name == "lr")]
     if missing:
         raise ValueError(
-            f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(frame.columns)}"
+            f"{given} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
+            f"name them with --map {missing[0]}=COLUMN"
         )
-    if frame.empty:
-        raise ValueError(f"{file} holds no rows")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Runs(frame=check_frame(frame), path=str(path), sha256=digest)
+    return Runs(frame=check_frame(frame, sizes, where), path=table.path, sha256=table.sha256)
 
 
-def _locate(path: Path) -> Path:
-    if path.is_dir():
-        if (path / "runs.parquet").is_file():
-            return path / "runs.parquet"
-        raise ValueError(
-            f"RUNS={path} is a folder without runs.parquet; make it with "
-            f"`hyperp-sweep collect {path} -o {path / 'runs.parquet'}`"
-        )
-    if not path.is_file():
-        raise ValueError(f"RUNS={path} does not exist; give a Parquet file, a CSV file or a folder of runs")
-    if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"RUNS={path} ends in {path.suffix!r}; allowed are .parquet, .csv or a folder")
-    return path
+def check_frame(
+    frame: pd.DataFrame, sizes: Sequence[str] = (), where: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Types fixed and every value in range.
 
-
-def _read(file: Path) -> pd.DataFrame:
-    if file.suffix == ".csv":
-        with file.open(newline="", encoding="utf-8") as stream:
-            header = next(csv.reader(stream), [])
-        if not header:
-            raise ValueError(f"{file} is empty; a header line and one row a run are needed")
-    else:
-        import pyarrow.parquet as pq
-
-        try:
-            header = pq.read_schema(file).names
-        except Exception as error:
-            raise ValueError(
-                f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}"
-            ) from error
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{file} names the column(s) {', '.join(repeated)} twice; each may appear once")
-    return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
-
-
-def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Defaults filled in, types fixed and every value in range; the rows stay as they are.
+    Context columns that are not there are empty text, `seed` is 0 and `status` finished: whoever wrote the
+    table did not tell runs apart by them. Covariates that are not there stay away.
 
     Raises:
         ValueError: names the column, the first offending value and what is allowed.
     """
-    frame = frame.assign(**{name: value for name, value in DEFAULTS.items() if name not in frame.columns})
-    frame = frame.reset_index(drop=True)
+    check = _Check(frame.reset_index(drop=True), where or {})
     for name in CONTEXT:
-        text = frame[name].astype("string")
-        _reject(frame[name], text.isna() | (text.str.strip() == ""), "text that is not empty")
-        frame[name] = text.astype(object)
-    _reject(frame["status"], ~frame["status"].isin(STATUSES), f"one of {', '.join(STATUSES)}")
-    for name in (*COVARIATES, "seed"):
-        least = 0 if name == "seed" else 1
-        number = _numeric(frame[name])
-        wrong = ~((number >= least) & (number < 2**62) & (number % 1 == 0))
-        _reject(frame[name], wrong, f"a whole number of at least {least}")
-        frame[name] = number.astype("int64")
-    frame["lr"] = _numeric(frame["lr"])
-    _reject(frame["lr"], ~((frame["lr"] > 0) & (frame["lr"] < np.inf)), "a positive finite number")
-    if "base_lr" in frame.columns:
-        frame["base_lr"] = _numeric(frame["base_lr"])
-    frame["loss"] = _numeric(frame["loss"])
-    finished = frame["status"] == "finished"
-    _reject(frame["loss"], finished & (frame["loss"] <= 0), "a positive number in a finished run")
-    return frame
+        check.text(name)
+    check.status()
+    check.number("lr", positive=True)
+    for name in (*COVARIATES, *sizes):
+        if name in check.frame.columns:
+            check.number(name, positive=True, whole_if_possible=True)
+    check.seed()
+    if "base_lr" in check.frame.columns:
+        check.number("base_lr")
+    if "loss" in check.frame.columns:
+        check.loss()
+    return check.done()
 
 
-def _numeric(column: pd.Series) -> pd.Series:
-    number = pd.to_numeric(column, errors="coerce")
-    _reject(column, number.isna() & column.notna() & (column.astype(str).str.lower() != "nan"), "a number")
-    return number.astype("float64")
+class _Check:
+    """Collects what is wrong in rows that --where leaves out; raises for the others."""
 
+    def __init__(self, frame: pd.DataFrame, where: Mapping[str, str]):
+        self.frame = frame.copy(deep=False)
+        self.inside = np.ones(len(frame), dtype=bool)
+        if where:
+            self.inside = self.frame.index.isin(filter_runs(self.frame, where).index)
+        self.bad = np.zeros(len(frame), dtype=bool)
 
-def _reject(column: pd.Series, wrong: pd.Series, allowed: str) -> None:
-    if wrong.any():
-        row = int(np.flatnonzero(wrong.to_numpy())[0])
-        value = column.iloc[row]
-        value = value.item() if isinstance(value, np.generic) else value
-        raise ValueError(f"column {column.name} must be {allowed}, got {value!r} in row {row + 1}")
+    def reject(self, name: str, wrong: np.ndarray, allowed: str) -> None:
+        rows = np.flatnonzero(wrong & self.inside)
+        if len(rows):
+            value = self.frame[name].iloc[rows[0]]
+            value = value.item() if isinstance(value, np.generic) else value
+            raise ValueError(f"column {name} must be {allowed}, got {value!r} in row {rows[0] + 1}")
+        self.bad |= wrong
+
+    def text(self, name: str) -> None:
+        if name not in self.frame.columns:
+            self.frame[name] = ""
+            return
+        text = self.frame[name].astype("string")
+        empty = (text.isna() | (text.str.strip() == "")).to_numpy(dtype=bool)
+        if empty.all():  # a column that says nothing is one that is not there
+            self.frame[name] = ""
+            return
+        self.reject(name, empty, "text that is not empty")
+        self.frame[name] = text.astype(object)
+
+    def status(self) -> None:
+        if "status" not in self.frame.columns:
+            self.frame["status"] = "finished"
+        status = self.frame["status"].replace(STATUS_WORDS)
+        self.reject("status", ~status.isin(STATUSES).to_numpy(), f"one of {', '.join(STATUSES)}")
+        self.frame["status"] = status
+
+    def numeric(self, name: str) -> np.ndarray:
+        column = self.frame[name]
+        number = pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
+        lost = np.isnan(number)
+        if lost.any() and not pd.api.types.is_numeric_dtype(column):
+            text = column[lost].astype("string").fillna("nan").str.strip().str.lower()
+            wrong = np.zeros(len(column), dtype=bool)
+            wrong[lost] = ~text.isin(("nan", "none", "")).to_numpy()
+            self.reject(name, wrong, "a number")
+        return number
+
+    def number(self, name: str, positive: bool = False, whole_if_possible: bool = False) -> None:
+        number = self.numeric(name)
+        if positive:
+            self.reject(name, ~((number > 0) & (number < np.inf)), "a positive finite number")
+        whole = whole_if_possible and not self.bad.any() and ((number % 1 == 0) & (number < 2**62)).all()
+        self.frame[name] = number.astype("int64") if whole else number
+
+    def seed(self) -> None:
+        if "seed" not in self.frame.columns:
+            self.frame["seed"] = 0
+        number = self.numeric("seed")
+        wrong = ~((number >= 0) & (number < 2**62) & (number % 1 == 0))
+        self.reject("seed", wrong, "a whole number of at least 0")
+        self.frame["seed"] = np.where(wrong, 0, number).astype("int64")
+
+    def loss(self) -> None:
+        number = self.numeric("loss")
+        finished = (self.frame["status"] == "finished").to_numpy()
+        self.reject("loss", finished & (number <= 0), "a positive number in a finished run")
+        self.frame["loss"] = number
+
+    def done(self) -> pd.DataFrame:
+        if not self.bad.any():
+            return self.frame
+        return self.frame[~self.bad].reset_index(drop=True)
 
 
 def parse_where(conditions: Sequence[str]) -> dict[str, str]:
@@ -140,7 +179,9 @@ def filter_runs(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     """The rows, index kept, whose columns equal the given values; ValueError where none does."""
     for name, value in where.items():
         if name not in frame.columns:
-            raise ValueError(f"--where {name}={value}: no such column; there are {', '.join(frame.columns)}")
+            raise ValueError(
+                f"--where {name}={value}: no such column; there are {', '.join(map(str, frame.columns))}"
+            )
         column = frame[name]
         if pd.api.types.is_numeric_dtype(column):
             try:
@@ -150,7 +191,7 @@ def filter_runs(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
         else:
             keep = column.astype("string").fillna("") == value
         if not keep.any():
-            present = ", ".join(str(v) for v in sorted(column.dropna().unique().tolist())[:20])
+            present = ", ".join(str(v) for v in sorted(column.dropna().unique().tolist(), key=str)[:20])
             raise ValueError(f"--where {name}={value} matches no row; {name} holds {present}")
         frame = frame[keep]
     return frame

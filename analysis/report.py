@@ -15,7 +15,6 @@ from hyperp.analysis.law import Law, save_json
 from hyperp.analysis.recommend import recommend
 from hyperp.analysis.transfer import Transfer, transfer
 from hyperp.analysis.validate import Validation
-from hyperp.analysis.vocabulary import COVARIATES
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -24,8 +23,9 @@ def write_report(
     law: Law,
     folder: str | Path,
     command: str,
-    target: Mapping[str, int] | None = None,
+    target: Mapping[str, float] | None = None,
     validation: Validation | None = None,
+    extrapolate: bool = False,
 ) -> list[Path]:
     """Write report.md and the plots (PNG, SVG, CSV) into `folder`; returns their paths.
 
@@ -35,9 +35,10 @@ def write_report(
         command: the command line to print in the report.
         target: sizes to recommend a rate for.
         validation: the answer of `validate`, to print with it.
+        extrapolate: recommend beyond the law's reach too.
     """
     out = Path(folder)
-    found = None if target is None else recommend(law, target)
+    found = None if target is None else recommend(law, target, extrapolate=extrapolate)
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out} must be a folder, it is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,8 @@ def write_report(
 
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
     """Transfer along every axis that the law does not fit and that some group of slices varies."""
-    found = {axis: transfer(law.slices, axis, law.level) for axis in COVARIATES if axis not in law.ranges}
+    axes = [axis for axis in law.slices[0].covariates if axis not in law.ranges]
+    found = {axis: transfer(law.slices, axis, law.level) for axis in axes}
     return {axis: answers for axis, answers in found.items() if answers}
 
 
@@ -81,16 +83,18 @@ def _render(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
+    optimizer = law.context["optimizer"] or "the runs"
     text = environment.from_string(source).render(
-        title=f"Learning rate of {law.context['optimizer']} against {', '.join(law.covariates)}".replace(
-            "_", " "
-        ),
+        title=f"Learning rate of {optimizer} against {', '.join(law.covariates)}".replace("_", " "),
         law=law,
         used=len(used),
-        formula=show.formula(law),
-        context=", ".join(law.context.values()),
-        held=", ".join(f"{n.replace('_', ' ')} {v}" for n, v in law.held.items()),
+        context=show.context_text(law.context),
+        held=", ".join(f"{n.replace('_', ' ')} {show.cell(v)}" for n, v in law.held.items()) or "nothing",
         scatter=show.scatter_line(law),
+        formulas=[show.formula(law), *(show.formula(law, name) for name in law.also)],
+        also=markdown_table(show.also_columns(law), show.also_rows(law)) if law.also else "",
+        beside=markdown_table(show.beside_columns(law), show.beside_rows(law)) if law.beside else "",
+        tests=show.test_lines(law),
         level=percent(law.level),
         exponents=markdown_table(show.exponent_columns(law), show.exponent_rows(law)),
         slices=markdown_table([*names, *show.SLICE_COLUMNS], show.slice_rows(used, names)),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from hyperp.analysis.console import interval, number, percent, show_table
 from hyperp.analysis.law import Law, SliceRecord
-from hyperp.analysis.recommend import Recommendation, published_lines
+from hyperp.analysis.recommend import Recommendation, predict, published_lines
 
 if TYPE_CHECKING:  # these pull in pandas, which a recommendation does without
     from hyperp.analysis.check import Check
@@ -22,8 +22,15 @@ STATE_WORDS = {
 }
 
 
+def cell(value: float | str) -> str:
+    """A size without an exponent where that reads well."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def changing_columns(slices: list[SliceRecord]) -> list[str]:
     """Context columns and covariates with more than one value among the slices."""
+    if not slices:
+        return []
     names = [*slices[0].context, *slices[0].covariates]
     values = [{**s.context, **s.covariates} for s in slices]
     return [n for n in names if len({v[n] for v in values}) > 1]
@@ -39,8 +46,12 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         optimum = ["-", "-"]
         if o is not None:
             optimum = [number(o.lr), "unknown" if o.se is None else interval(o.low, o.high)]
-        counts = [str(len(s.points)), str(max((p.seeds for p in s.points), default=0)), dropped]
-        rows.append([*(str(values[n]) for n in names), *counts, STATE_WORDS[s.state], *optimum])
+        counts = [
+            str(len({p.lr for p in s.points})),
+            str(max((p.seeds for p in s.points), default=0)),
+            dropped,
+        ]
+        rows.append([*(cell(values[n]) for n in names), *counts, STATE_WORDS[s.state], *optimum])
     return rows
 
 
@@ -79,7 +90,9 @@ def exponent_rows(law: Law) -> list[list[str]]:
             else [f"{e.value:.3f}", f"{e.se:.3f}", f"{e.low:.3f} to {e.high:.3f}"]
         )
         low, high = law.ranges[name]
-        rows.append([name, *measured, f"{low} to {high}", "; ".join(published_lines(name)) or "-"])
+        rows.append(
+            [name, *measured, f"{cell(low)} to {cell(high)}", "; ".join(published_lines(name)) or "-"]
+        )
     return rows
 
 
@@ -89,15 +102,100 @@ def exponent_columns(law: Law) -> list[str]:
     return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED]
 
 
-def formula(law: Law) -> str:
+def formula(law: Law, response: str = "lr") -> str:
     """The law with its numbers, such as lr = 3.1 tokens^-0.52."""
-    exponents = {**{n: law.exponents[n].value for n in law.covariates}, **law.fixed}
-    return f"lr = {math.exp(law.a.value):.4g} " + " ".join(f"{n}^{b:.3f}" for n, b in exponents.items())
+    found = law if response == "lr" else law.also[response]
+    exponents = {n: e.value for n, e in found.exponents.items()}
+    exponents |= law.fixed if response == "lr" else {}
+    powers = " ".join(f"{n}^{b:.3f}" for n, b in exponents.items())
+    return f"{response} = {math.exp(found.a.value):.4g} {powers}"
+
+
+def context_text(context: dict[str, str]) -> str:
+    """The context columns that say something, or that none does."""
+    return ", ".join(v for v in context.values() if v) or "runs that are not told apart"
+
+
+def also_rows(law: Law) -> list[list[str]]:
+    """One row an exponent of what was tuned beside the rate."""
+    return [
+        [name, n, f"{e.value:.3f}", f"{e.se:.3f}", f"{e.low:.3f} to {e.high:.3f}"]
+        for name, found in law.also.items()
+        for n, e in found.exponents.items()
+    ]
+
+
+def also_columns(law: Law) -> list[str]:
+    """The header of also_rows."""
+    return ["tuned beside lr", "covariate", "exponent", "SE", f"{percent(law.level)} interval"]
+
+
+def beside_rows(law: Law) -> list[list[str]]:
+    """One row a method: its exponents and its rate in the middle of the law's slices."""
+    own = [law.method, str(sum(s.used for s in law.slices))]
+    own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
+    rows = [[*own, number(_middle_rate(law)), "this law"]]
+    for other in law.beside:
+        exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
+        rows.append([other.method, str(other.slices), *exponents, number(other.lr), other.problem or ""])
+    return rows
+
+
+def _middle_rate(law: Law) -> float:
+    return predict(law, law.middle)[0]
+
+
+def beside_columns(law: Law) -> list[str]:
+    """The header of beside_rows."""
+    return ["method", "slices", *law.covariates, "lr in the middle", ""]
+
+
+def test_lines(law: Law) -> list[str]:
+    """What was tested: fixed exponents, curvature, and each slice left out."""
+    lines = []
+    for name, t in law.fixed_tests.items():
+        if t.free is None or t.p_value is None:
+            lines.append(f"{name}^{t.fixed:g} is held and cannot be tested: {t.problem}")
+            continue
+        verdict = "the data speak against it" if t.p_value < 1 - law.level else "the data allow it"
+        lines.append(
+            f"{name}^{t.fixed:g} is held; free it would be {t.free.value:.3f} "
+            f"({t.free.low:.3f} to {t.free.high:.3f}), p = {t.p_value:.3g}: {verdict}"
+        )
+    for name, c in law.curvature_tests.items():
+        verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of a bend"
+        lines.append(
+            f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
+            f"{c.df} degrees of freedom: {verdict}"
+        )
+    if law.leave_one_out:
+        lines.append(left_out_line(law))
+    return lines
+
+
+def left_out_line(law: Law) -> str:
+    """Median and largest error of predicting a slice from the others, in the rate and in the loss."""
+    errors = sorted(abs(math.expm1(o.error)) for o in law.leave_one_out)
+    text = (
+        f"Each slice predicted from the others: rate off by {100 * _median(errors):.1f}% in the median, "
+        f"{100 * errors[-1]:.1f}% at most"
+    )
+    costs = sorted(o.loss_penalty for o in law.leave_one_out if o.loss_penalty is not None)
+    if costs:
+        middle, worst = 100 * _median(costs), 100 * costs[-1]
+        text += f"; that costs {middle:.3f}% of the loss in the median, {worst:.3f}% at most"
+    return text
+
+
+def _median(values: list[float]) -> float:
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def scatter_line(law: Law) -> str:
     """The three scatters of a law in one line."""
     between, own, total = (f"{v:.3f}" for v in (law.tau, law.slice_sd, law.residual_sd))
+    if law.rate_sd is not None:
+        return f"Fitted in linear space: the rates scatter about the curve by {law.rate_sd:.3g}."
     return (
         f"Scatter in ln(lr): between slices {between}, of one slice's optimum {own}, about the line {total}."
     )
@@ -108,24 +206,33 @@ def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
     out = [s for s in law.slices if not s.used]
     values = [{**s.context, **s.covariates} for s in out]
     return [
-        [*(str(v[n]) for n in names), STATE_WORDS[s.state], str(s.reason)]
+        [*(cell(v[n]) for n in names), STATE_WORDS[s.state], str(s.reason)]
         for s, v in zip(out, values, strict=True)
     ]
 
 
 def show_law(law: Law) -> None:
-    """Print a fitted law and what it excluded."""
+    """Print a fitted law, what tests it, and what it excluded."""
     used = [s for s in law.slices if s.used]
-    print(f"{formula(law)}   ({', '.join(law.context.values())})")
-    print(f"{len(used)} slices, {law.df} degrees of freedom, window {law.window:g} octaves each side\n")
+    print(f"{formula(law)}   ({context_text(law.context)})")
+    for name in law.also:
+        print(formula(law, name))
+    window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
+    print(f"{len(used)} slices, {law.df} degrees of freedom, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
+    if law.also:
+        show_table("Exponents of what was tuned beside the rate", also_columns(law), also_rows(law))
+    if law.beside:
+        show_table("Beside other methods", beside_columns(law), beside_rows(law))
     names = changing_columns(used)
     show_table("Slices used", [*names, *SLICE_COLUMNS], slice_rows(used, names))
     names = changing_columns(law.slices)
     excluded = excluded_rows(law, names)
     if excluded:
         show_table("Slices excluded", [*names, "state", "reason"], excluded)
-    print(scatter_line(law))
+    print("\n".join([scatter_line(law), *test_lines(law)]))
+    for line in law.warnings:
+        print(f"warning: {line}")
 
 
 FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED]
@@ -140,18 +247,26 @@ def factor_rows(answer: Recommendation) -> list[list[str]]:
         reach = "-" if out is None else ("inside" if out == 1 else f"{out:.3g} x outside")
         ends = "-" if f.low is None else interval(f.low, f.high)
         published = "; ".join(f.published) or "-"
-        rows.append([f.name, str(f.value or "-"), exponent, ends, number(f.contribution), reach, published])
+        value = "-" if f.value is None else cell(f.value)
+        rows.append([f.name, value, exponent, ends, number(f.contribution), reach, published])
     return rows
 
 
 def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
     """The rate, its interval, and the base rate where that is known."""
-    target = ", ".join(f"{n}={answer.target[n]}" for n in law.ranges)
+    target = ", ".join(f"{n}={cell(answer.target[n])}" for n in law.ranges)
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
     lines = [
-        f"lr = {answer.lr:.4g}   for {target}; {', '.join(answer.context.values())}",
+        f"lr = {answer.lr:.4g}   for {target}; {context_text(answer.context)}",
         f"{percent(answer.level)} prediction interval {ends}, {answer.df} degrees of freedom",
     ]
+    for name, b in answer.also.items():
+        lines.append(f"{name} = {b.value:.4g}, interval {b.low:.4g} to {b.high:.4g}")
+    if answer.penalty_low is not None and answer.penalty_high is not None:
+        low, high = (f"{100 * p:.2g}%" for p in (answer.penalty_low, answer.penalty_high))
+        lines.append(
+            f"This rate costs {low} of the loss if the best one lies at the lower end, {high} at the upper"
+        )
     if answer.base_lr is not None:
         factor = "every factor is 1" if answer.rate_factor == 1 else f"lr/base_lr = {answer.rate_factor:g}"
         lines.append(
@@ -182,15 +297,26 @@ def transfer_rows(answers: "list[Transfer]") -> list[list[str]]:
     """One row a context: optima along the axis, drift with interval, penalty."""
     rows = []
     for t in answers:
-        optima = ", ".join(f"{p.value}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points)
+        optima = ", ".join(
+            f"{cell(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+        )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
         if d is not None:
             ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
             drift = [f"{d.octaves_per_doubling:+.2f}", ends]
         penalty = "-" if p is None else f"{p.nats:.4f} nats ({p.percent:.2f}%)"
-        held = ", ".join(f"{n} {t.held[n]}" for n in ("width", "depth", "tokens") if n in t.held)
-        rows.append([t.context["optimizer"], t.context["parametrization"], held, optima, *drift, penalty])
+        held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
+        rows.append(
+            [
+                t.context["optimizer"] or "-",
+                t.context["parametrization"] or "-",
+                held,
+                optima,
+                *drift,
+                penalty,
+            ]
+        )
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Cut a table of runs into slices: learning-rate curves, everything but rate and seed held."""
+"""Cut a table of runs into slices: learning-rate curves, everything but what is tuned and the seed held."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,80 +10,159 @@ import pandas as pd
 
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
 
+Number = int | float
+NOT_FINITE = "finished, loss not finite"
+
 
 @dataclass(frozen=True)
 class Slice:
-    """One curve of loss against learning rate.
+    """One curve of loss against learning rate, or one surface against rate and batch.
 
     `lr`, `seed` and `loss` hold the finished runs with a finite loss, sorted by rate, then seed; `dropped`
     counts the others by status, and `diverged` their rates. `factor` is lr/base_lr where that is one number,
-    else None.
+    else None. `tuned` has one array for each column that is tuned beside the rate.
     """
 
     context: dict[str, str]
-    covariates: dict[str, int]
+    covariates: dict[str, Number]
     lr: np.ndarray
     seed: np.ndarray
     loss: np.ndarray
     dropped: dict[str, int]
     diverged: tuple[float, ...]
     factor: float | None
+    tuned: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """Every column that defines the slice, for error texts."""
-        return " ".join(f"{k}={v}" for k, v in {**self.context, **self.covariates}.items())
+        return " ".join(f"{k}={v}" for k, v in {**self.context, **self.covariates}.items() if v != "")
 
 
-def split(frame: pd.DataFrame, unique: bool = True) -> list[Slice]:
+def size_columns(frame: pd.DataFrame, extra: Sequence[str] = (), over: Sequence[str] = ("lr",)) -> list[str]:
+    """The columns of sizes that define a slice: the standard ones that are there, then the named ones."""
+    named = [name for name in dict.fromkeys(extra) if name not in COVARIATES]
+    return [name for name in (*COVARIATES, *named) if name in frame.columns and name not in over]
+
+
+def split(
+    frame: pd.DataFrame, unique: bool = True, extra: Sequence[str] = (), over: Sequence[str] = ("lr",)
+) -> list[Slice]:
     """Slices of a checked table, in the order of their columns' values.
 
-    With `unique` false, runs that share slice, rate and seed are averaged instead.
+    Args:
+        frame: a checked table.
+        unique: without it, runs that share slice, rate and seed are averaged.
+        extra: columns beyond the standard covariates that tell slices apart.
+        over: what is tuned within a slice, the rate first.
 
     Raises:
         ValueError: two finished runs share slice, rate and seed, so the table mixes experiments.
     """
-    keys = [*CONTEXT, *COVARIATES]
-    groups = frame.groupby(keys, sort=True)
-    return [_slice(dict(zip(keys, key, strict=True)), rows, unique) for key, rows in groups]  # pyright: ignore
+    if frame.empty:
+        return []
+    names = size_columns(frame, extra, over)
+    code = frame.groupby([*CONTEXT, *names], sort=True).ngroup().to_numpy()
+    tuned = [frame[name].to_numpy(dtype=float) for name in over]
+    seed, loss = frame["seed"].to_numpy(), frame["loss"].to_numpy(dtype=float)
+    order = np.lexsort((loss, seed, *tuned[::-1], code))
+    rows = _Rows(frame.iloc[order], code[order], [t[order] for t in tuned], seed[order], loss[order])
+    rows = rows.averaged(rows.repeats()) if not unique else rows
+    if unique:
+        rows.refuse_repeats(over)
+    return list(rows.slices(names, over))
 
 
-def _slice(values: dict, rows: pd.DataFrame, unique: bool) -> Slice:
-    rows = rows.sort_values(["lr", "seed", "loss"], kind="stable")
-    finished = rows["status"] == "finished"
-    finite = pd.Series(np.isfinite(rows["loss"].to_numpy(dtype=float)), index=rows.index)
-    dropped = Counter(rows.loc[~finished, "status"].tolist())
-    if (finished & ~finite).any():
-        dropped["finished, loss not finite"] = int((finished & ~finite).sum())
-    kept = rows[finished & finite]
-    context = {name: str(values[name]) for name in CONTEXT}
-    covariates = {name: int(values[name]) for name in COVARIATES}
-    twice = kept.duplicated(["lr", "seed"])
-    if not unique:
-        kept = kept.groupby(["lr", "seed"], as_index=False)["loss"].mean()
-    elif twice.any():
-        row = kept[twice].iloc[0]
+@dataclass(frozen=True)
+class _Rows:
+    """The table sorted by slice, tuned values, seed and loss, as arrays."""
+
+    frame: pd.DataFrame
+    code: np.ndarray
+    tuned: list[np.ndarray]
+    seed: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def finished(self) -> np.ndarray:
+        return (self.frame["status"] == "finished").to_numpy()
+
+    def repeats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that hold a loss, and for each whether it repeats the one before."""
+        kept = np.flatnonzero(self.finished & np.isfinite(self.loss))
+        same = np.zeros(len(kept), dtype=bool)
+        same[1:] = True
+        for values in (self.code, self.seed, *self.tuned):
+            same[1:] &= values[kept[1:]] == values[kept[:-1]]
+        return kept, same
+
+    def refuse_repeats(self, over: Sequence[str]) -> None:
+        kept, same = self.repeats()
+        if not same.any():
+            return
+        first = int(np.flatnonzero(same)[0])
+        pair = self.frame.iloc[kept[first - 1 : first + 1]]
+        at = ", ".join(f"{name}={pair[name].iloc[1]:.6g}" for name in over)
+        skip = {"loss", "run_id"}
+        differ = [str(c) for c in pair.columns if c not in skip and pair[c].iloc[0] != pair[c].iloc[1]]
+        hint = f"they differ in {', '.join(differ[:6])}" if differ else "they are alike"
         raise ValueError(
-            f"two finished runs have lr={row['lr']:.6g} and seed={row['seed']} in one slice; keep one, "
-            f"or tell them apart with --where (e.g. on block)"
+            f"two finished runs have {at} and seed={pair['seed'].iloc[1]} in one slice ({hint}); keep one, "
+            f"or tell them apart with --where (e.g. on block), or with --slice on a column of numbers"
         )
-    return Slice(
-        context=context,
-        covariates=covariates,
-        lr=kept["lr"].to_numpy(dtype=float),
-        seed=kept["seed"].to_numpy(dtype=int),
-        loss=kept["loss"].to_numpy(dtype=float),
-        dropped={name: int(dropped[name]) for name in sorted(dropped)},
-        diverged=tuple(sorted({float(x) for x in rows.loc[rows["status"] == "diverged", "lr"]})),
-        factor=_factor(rows),
-    )
+
+    def averaged(self, found: tuple[np.ndarray, np.ndarray]) -> "_Rows":
+        kept, same = found
+        if not same.any():
+            return self
+        group = np.cumsum(~same) - 1
+        mean = np.bincount(group, weights=self.loss[kept]) / np.bincount(group)
+        loss = self.loss.copy()
+        loss[kept] = mean[group]
+        keep = np.ones(len(self.code), dtype=bool)
+        keep[kept[same]] = False
+        tuned = [t[keep] for t in self.tuned]
+        return _Rows(self.frame[keep], self.code[keep], tuned, self.seed[keep], loss[keep])
+
+    def slices(self, names: Sequence[str], over: Sequence[str]) -> Iterator[Slice]:
+        starts = np.flatnonzero(np.diff(self.code, prepend=-1))
+        ends = np.append(starts[1:], len(self.code))
+        keys = self.frame.iloc[starts]
+        context = [
+            dict(zip(CONTEXT, row, strict=True)) for row in keys[list(CONTEXT)].itertuples(index=False)
+        ]
+        columns = [keys[n].tolist() for n in names]  # tolist: Python's own numbers
+        sizes = [{n: column[i] for n, column in zip(names, columns, strict=True)} for i in range(len(starts))]
+        status = self.frame["status"].to_numpy()
+        kept = self.finished & np.isfinite(self.loss)
+        ratio = _ratios(self.frame, self.tuned[0])
+        for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            part = slice(start, end)
+            keep = kept[part]
+            dropped: Counter[str] = Counter()
+            if not keep.all():
+                dropped.update(NOT_FINITE if s == "finished" else str(s) for s in status[part][~keep])
+            diverged = self.tuned[0][part][status[part] == "diverged"]
+            yield Slice(
+                context={n: str(v) for n, v in context[i].items()},
+                covariates=sizes[i],
+                lr=self.tuned[0][part][keep],
+                seed=self.seed[part][keep],
+                loss=self.loss[part][keep],
+                dropped={name: dropped[name] for name in sorted(dropped)},
+                diverged=tuple(np.unique(diverged).tolist()),
+                factor=None if ratio is None else _factor(ratio[part]),
+                tuned={n: self.tuned[j][part][keep] for j, n in enumerate(over) if j},
+            )
 
 
-def _factor(rows: pd.DataFrame) -> float | None:
-    if "base_lr" not in rows.columns:
-        return None
-    ratio = rows["lr"].to_numpy(dtype=float) / rows["base_lr"].to_numpy(dtype=float)
-    if not np.all(np.isfinite(ratio)) or np.ptp(ratio) > 1e-6 * abs(ratio[0]):
+def _ratios(frame: pd.DataFrame, lr: np.ndarray) -> np.ndarray | None:
+    return lr / frame["base_lr"].to_numpy(dtype=float) if "base_lr" in frame.columns else None
+
+
+def _factor(ratio: np.ndarray) -> float | None:
+    low, high = float(ratio.min()), float(ratio.max())
+    if not np.isfinite(high - low) or high - low > 1e-6 * abs(low):
         return None
     # Snapped, so that rounding in a run's arithmetic does not read as a factor.
     return float(f"{np.median(ratio):.6g}")
@@ -107,7 +186,7 @@ def varying(slices: Sequence[Slice]) -> dict[str, list]:
     """The context columns and covariates with more than one value among these slices, with their values."""
     found: dict[str, list] = {}
     for part in ("context", "covariates"):
-        for name in CONTEXT if part == "context" else COVARIATES:
+        for name in getattr(slices[0], part) if slices else ():
             values = sorted({getattr(one, part)[name] for one in slices})
             if len(values) > 1:
                 found[name] = values
@@ -116,11 +195,12 @@ def varying(slices: Sequence[Slice]) -> dict[str, list]:
 
 def short_label(one: Slice, names: Collection[str]) -> str:
     """Only the columns in `names`, such as "muonh, width 32, tokens 65536"."""
-    parts = [one.context[n] for n in CONTEXT if n in names]
-    parts += [f"{n} {one.covariates[n]}" for n in COVARIATES if n in names]
+    parts = [v for n, v in one.context.items() if n in names and v]
+    parts += [f"{n} {v:.10g}" for n, v in one.covariates.items() if n in names]
     return ", ".join(parts) or "the only slice"
 
 
 def next_point(one: Slice, rates: Sequence[float]) -> dict[str, Any]:
     """A suggestion: run this slice at these rates."""
-    return {**one.context, **one.covariates, "lr": [float(f"{rate:.4g}") for rate in rates]}
+    context = {n: v for n, v in one.context.items() if v}
+    return {**context, **one.covariates, "lr": [float(f"{rate:.4g}") for rate in rates]}

@@ -14,8 +14,8 @@ from hyperp.analysis.slices import Slice
 
 def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None = None) -> SliceRecord:
     """A slice and its optimum as a record; `reason` falls back to the optimum's own."""
-    points = []
-    if len(one.lr):
+    points = _surface(one)
+    if len(one.lr) and not one.tuned:
         rates, means = rate_means(one.lr, one.seed, one.loss)
         counts = Counter(one.lr.tolist())
         points = [
@@ -36,20 +36,32 @@ def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None 
     )
 
 
+def _surface(one: Slice) -> list[Point]:
+    if not one.tuned:
+        return []
+    settings = np.column_stack([one.lr, *one.tuned.values()])
+    distinct, index, counts = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
+    means = np.bincount(index.ravel(), weights=one.loss) / counts
+    return [
+        Point(lr=at[0], loss=loss, seeds=n, also=dict(zip(one.tuned, at[1:], strict=True)))
+        for at, loss, n in zip(distinct.tolist(), means.tolist(), counts.tolist(), strict=True)
+    ]
+
+
 def _optimum_record(optimum: Optimum) -> OptimumRecord | None:
-    parabola = optimum.parabola
-    if parabola is None:
+    if optimum.lr is None:
         return None
     return OptimumRecord(
-        lr=2.0**parabola.vertex,
+        lr=optimum.lr,
         se=optimum.se,
         low=optimum.low,
         high=optimum.high,
         df=optimum.df,
-        loss=parabola.floor,
-        curvature=parabola.curvature,
+        loss=optimum.loss,
+        curvature=optimum.curvature,
         seeds=optimum.seeds,
-        window_rates=parabola.rates.tolist(),
+        window_rates=list(optimum.rates),
+        also={name: 2.0**value for name, value in optimum.also.items()},
     )
 
 
@@ -66,9 +78,9 @@ def seed_spread(slices: Sequence[Slice], optima: Sequence[Optimum]) -> SeedSprea
     squares = {"loss": 0.0, "paired": 0.0}
     df = {"loss": 0, "paired": 0}
     for one, optimum in zip(slices, optima, strict=True):
-        if optimum.parabola is None:
+        keep = np.isin(one.lr, optimum.rates)
+        if one.tuned or not keep.any():
             continue
-        keep = np.isin(one.lr, optimum.parabola.rates)
         lr, seed, loss = one.lr[keep], one.seed[keep], one.loss[keep]
         rates, index = np.unique(lr, return_inverse=True)
         seeds, seed_index = np.unique(seed, return_inverse=True)

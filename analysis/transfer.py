@@ -8,13 +8,13 @@ from scipy.special import stdtrit
 
 from hyperp.analysis.law import OptimumRecord, SliceRecord, Strict
 from hyperp.analysis.meta import meta_regression
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, LEVEL
+from hyperp.analysis.vocabulary import COVARIATES, LEVEL
 
 
 class TransferPoint(Strict):
     """The optimum at one value of the axis, as rates; None where there is none, and `reason` says why."""
 
-    value: int
+    value: int | float
     state: str
     reason: str | None
     lr: float | None
@@ -37,8 +37,8 @@ class Drift(Strict):
 class Penalty(Strict):
     """Loss at the largest value of the axis when trained at the smallest one's optimum, less its own best."""
 
-    at: int
-    rate_from: int
+    at: int | float
+    rate_from: int | float
     lr: float
     nats: float
     percent: float
@@ -50,7 +50,7 @@ class Transfer(Strict):
 
     axis: str
     context: dict[str, str]
-    held: dict[str, int]
+    held: dict[str, int | float]
     points: list[TransferPoint]
     drift: Drift | None
     penalty: Penalty | None
@@ -61,13 +61,14 @@ def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> 
     """Transfer along `over` for every group of slices that differ in nothing else.
 
     Raises:
-        ValueError: `over` is not a covariate.
+        ValueError: `over` is not a covariate of the slices.
     """
-    if over not in COVARIATES:
-        raise ValueError(f"--over must be one of {', '.join(COVARIATES)}, got {over!r}")
+    there = list(slices[0].covariates) if slices else list(COVARIATES)
+    if over not in there:
+        raise ValueError(f"--over must be one of {', '.join(there)}, got {over!r}")
     groups: dict[tuple, list[SliceRecord]] = {}
     for one in slices:
-        key = (*(one.context[n] for n in CONTEXT), *(one.covariates[n] for n in COVARIATES if n != over))
+        key = (*one.context.values(), *(v for n, v in one.covariates.items() if n != over))
         groups.setdefault(key, []).append(one)
     ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())
     return [_along(group, over, level) for group in ordered if len({s.covariates[over] for s in group}) > 1]
@@ -105,7 +106,7 @@ def _point(one: SliceRecord, over: str) -> TransferPoint:
     )
 
 
-def _drift(values: list[int], optima: list[OptimumRecord], level: float) -> Drift:
+def _drift(values: list[int | float], optima: list[OptimumRecord], level: float) -> Drift:
     x, y = np.log2(values), np.log2([o.lr for o in optima])
     errors = [o.se for o in optima]
     if len(optima) == 2:
@@ -142,7 +143,10 @@ def _penalty(
     first: tuple[SliceRecord, OptimumRecord], last: tuple[SliceRecord, OptimumRecord], over: str
 ) -> Penalty | None:
     rate, best = first[1].lr, last[1]
-    if min(best.window_rates) <= rate <= max(best.window_rates):
+    if best.loss is None:
+        return None
+    inside = min(best.window_rates) <= rate <= max(best.window_rates)
+    if inside and best.curvature is not None:
         nats = best.curvature * math.log2(rate / best.lr) ** 2
         method = "the largest one's parabola"
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Law, Strict
 from hyperp.analysis.recommend import Recommendation, recommend
-from hyperp.analysis.records import Runs, filter_runs
+from hyperp.analysis.records import Runs, check_frame, filter_runs
 from hyperp.analysis.slices import Slice, next_point, split, varying
 
 RATE_TOLERANCE = 0.02  # a rate typed from the printed recommendation is still the recommended one
@@ -56,7 +56,9 @@ def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Valid
             rate.
         Refusal: only the recommended rate was run.
     """
-    one = _single(split(filter_runs(runs.frame, where or {})), law)
+    extra = [*law.ranges, *law.held]
+    frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
+    one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
     recommendation = recommend(
         law, {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
     )

@@ -1,12 +1,22 @@
 """Names and defaults that every part of the analysis shares; imports nothing heavy."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 # What a law is for, and what it may depend on: the columns that define a slice, in the order of every table.
 CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric")
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]
+CENSORED = ("edge_low", "edge_high")
+MethodName = Literal["shared", "two-stage", "pool", "argmin"]
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+Space = Literal["log", "linear"]
 
 WINDOW = 1.5  # octaves each side of the vertex
 LEVEL = 0.95  # coverage of every interval
+# How many times beyond the fitted range of a covariate `recommend` goes before it refuses. Published laws
+# carry to about eight to sixteen times their range (arXiv 2603.28743 fits over a range of 16 in tokens, and
+# the simulated coverage of the prediction interval is checked to 8); past ten, only the form would speak.
+REACH = 10.0
+# A covariate whose largest value is less than this many times its smallest does not vary.
+VARIES = 1.1

@@ -63,14 +63,14 @@ def _edit(raw: dict, path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema_version", 2, "schema_version must be 1, got 2; fit the law again"),
-        ("schema_version", ..., "schema_version must be 1, got None"),
+        ("schema_version", 1, "schema_version must be 2, got 1; fit the law again"),
+        ("schema_version", ..., "schema_version must be 2, got None"),
         ("ranges", ..., "ranges: Field required"),
         ("tau", -0.1, "tau: Input should be greater than or equal to 0, got -0.1"),
         ("tau", math.nan, "tau: Input should be a finite number, got nan"),
         ("df", 0, "df: Input should be greater than or equal to 1, got 0"),
         ("df", 7, "df must be the slices used less the coefficients, got 7 for 4 slices"),
-        ("ranges.tokens", [-5, 10], r"ranges\.tokens\.0: Input should be greater than or equal to 1, got -5"),
+        ("ranges.tokens", [-5, 10], r"ranges\.tokens\.0: Input should be greater than 0, got -5"),
         ("ranges.tokens", [10, 5], r"ranges\.tokens must be ordered, got 10 to 5"),
         ("exponents.tokens.value", 3.0, "low <= value <= high must hold"),
         ("exponents.tokens.se", 3.0, "covariance must agree with the standard errors"),
@@ -100,7 +100,7 @@ def test_an_edited_law_is_refused_in_one_line(law, tmp_path, path, value, messag
 def test_what_is_no_law_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         load_law(tmp_path / "absent.json")
-    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 1, got None")):
+    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 2, got None")):
         (tmp_path / "law.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_law(tmp_path / "law.json")

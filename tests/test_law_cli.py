@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from hyperp.analysis.cli import app
@@ -148,7 +149,11 @@ def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
     assert "lr=0.003906, 0.007812" in result.stderr
     answer = json.loads(_run(*fit, "--json").stdout)
     assert len(answer["next"]) == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["runs.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["law.points.yaml", "runs.parquet"]
+    points = yaml.safe_load((tmp_path / "law.points.yaml").read_text())["blocks"]["law_points"]["points"]
+    assert len(points) == 10
+    assert {p["scale.tokens"] for p in points} == {2**k for k in range(15, 20)}
+    assert all(0.003 < p["base_lr"] < 0.01 for p in points)
     checked = _run("check", tmp_path)
     assert checked.exit_code == 0
     assert "edge high" in checked.stdout
@@ -186,7 +191,7 @@ def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
             "--json and --hydra exclude each other",
         ),
         (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
-        (["transfer", "RUNS", "--over", "colour"], 2, "--over must be one of width"),
+        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must be one of width"),
         (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
         (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),
     ],
@@ -194,7 +199,7 @@ def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
 def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, text):
     places = {"RUNS": demo, "LAW": demo / "law.json", "OUT": tmp_path / "out.json"}
     _one_line(_run(*(places.get(word, word) for word in words)), code, text)
-    assert not list(tmp_path.iterdir())
+    assert {p.name for p in tmp_path.iterdir()} <= ({"out.points.yaml"} if code == 3 else set())
 
 
 def test_a_wrong_option_is_one_line_too(demo):

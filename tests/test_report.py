@@ -65,7 +65,7 @@ def test_every_picture_it_shows_is_there_with_its_numbers(folder):
 
 def test_every_table_has_as_many_cells_as_its_header(folder):
     tables = re.findall(r"(?:^\|.*\n)+", (folder / "report.md").read_text(), re.MULTILINE)
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

@@ -1,0 +1,56 @@
+"""The file of runs to do next: YAML in the form of a sweep's `points`, and the command that runs it."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperp.analysis.law import save_json
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+
+
+def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
+    """Write the points; False, and nothing written, where none names a rate."""
+    rows = [row for point in points for row in _rows(point)]
+    if not rows:
+        return False
+    contexts = {", ".join(f"{n} {point[n]}" for n in CONTEXT if n in point): None for point in points}
+    lines = [f"# {' '.join(why.split())}"]
+    lines += [f"# For: {context}" for context in contexts if context]
+    lines += [f"# Run with: {run_command(path)}", "blocks:", f"  {_block(path)}:", "    points:", *rows]
+    save_json("\n".join(lines) + "\n", path)
+    return True
+
+
+def _rows(point: Mapping[str, Any]) -> list[str]:
+    sizes = [f"{_key(n)}: {_number(v)}" for n, v in point.items() if n not in (*CONTEXT, "lr", "factor")]
+    factor = point.get("factor") or 1.0
+    return [
+        "      - {" + ", ".join([*sizes, f"base_lr: {_number(float(f'{rate / factor:.6g}'))}"]) + "}"
+        for rate in point["lr"]
+    ]
+
+
+def _key(name: str) -> str:
+    return f"scale.{name}" if name in COVARIATES else name
+
+
+def _number(value: float) -> str:
+    """A number that YAML 1.1 reads as one: 1e-05 would be text."""
+    if isinstance(value, int):
+        return str(value)
+    text = repr(value)
+    mantissa, sign, exponent = text.partition("e")
+    return text if not sign or "." in mantissa else f"{mantissa}.0e{exponent}"
+
+
+def _block(path: Path) -> str:
+    name = "".join(c if c.isalnum() or c == "_" else "_" for c in path.stem)
+    return name if name[:1].isalpha() else f"next_{name}"
+
+
+def run_command(path: Path) -> str:
+    """What runs the points of the file with the words that the sweep itself was run with."""
+    where = path.resolve()
+    search = shlex.quote(f"hydra.searchpath=[file://{where.parent.parent}]")
+    return f"hyperp-sweep run WORDS sweep=none {search} +{where.parent.name}@sweep={where.stem}"
