@@ -1,0 +1,166 @@
+"""The commands `hyperp-law loss` and `hyperp-law leverage`."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+RunsArgument = Annotated[
+    Path, typer.Argument(metavar="RUNS", help="a Parquet file, any CSV, or a folder holding runs.parquet")
+]
+FormOption = Annotated[
+    Literal["power", "chinchilla"], typer.Option("--form", help="E + A C^-b, or E + A N^-alpha + B D^-beta")
+]
+Where = Annotated[
+    list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; repeatable")
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=COLUMN[*NUMBER]",
+        help='a foreign column, such as loss="smooth loss"; repeatable',
+    ),
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="NAME=VALUE", help="hold the floor, E=1.6, or an exponent; repeatable"),
+]
+Resamples = Annotated[int, typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals")]
+Seed = Annotated[int, typer.Option(min=0, help="of the resamples")]
+Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write the plots to this folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+
+
+def loss(
+    runs: RunsArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the law")],
+    form: FormOption = "power",
+    mapping: Map = None,
+    where: Where = None,
+    pin: Pin = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="every run is a point, not the best rate of every size")
+    ] = False,
+    bootstrap: Resamples = 1000,
+    seed: Seed = 0,
+    plots: Plots = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a loss law and say how well its floor is known.
+
+    Compute is the column flops, N and D are parameters and tokens; at each, the lowest mean-over-seeds loss
+    among the rates counts. --bootstrap 0 leaves the intervals out.
+
+    Example: hyperp-law loss runs.parquet --form power --where optimizer=muonh -o loss.json
+
+    Example: hyperp-law loss chinchilla.csv --form chinchilla --map parameters=N --map tokens=D -o loss.json
+    """
+    from hyperp.analysis.loss_bootstrap import bootstrap as resample
+    from hyperp.analysis.loss_bootstrap import floor_interval
+    from hyperp.analysis.loss_file import describe, save_loss
+    from hyperp.analysis.loss_law import fit_loss, profile
+    from hyperp.analysis.loss_points import loss_points
+    from hyperp.analysis.loss_show import show_loss
+
+    pins = _pins(pin)
+    frame, source = _read(runs, mapping, where)
+    fit = fit_loss(loss_points(frame, form, all_rows), pins)
+    draws = resample(fit, bootstrap, seed) if bootstrap else None
+    found = profile(fit, None if draws is None else floor_interval(draws))
+    words = [*_repeat("--map", mapping), *_repeat("--where", where), *_repeat("--pin", pin)]
+    words += [*(["--all-rows"] if all_rows else []), "--bootstrap", str(bootstrap), "--seed", str(seed)]
+    source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
+    law = describe(fit, found, draws, source)
+    save_loss(law, out)
+    if as_json:
+        typer.echo(law.model_dump_json(indent=2))
+    else:
+        show_loss(law)
+        typer.echo(f"wrote {out}")
+    if plots is not None:
+        from hyperp.analysis.loss_plots import law_plots
+
+        _report(law_plots(fit, draws, found, plots))
+
+
+def leverage(
+    runs: RunsArgument,
+    baseline: Annotated[str, typer.Option(metavar="COLUMN=VALUE", help="such as optimizer=muon")],
+    over: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="what tells the curves apart; the baseline's column")
+    ] = None,
+    mapping: Map = None,
+    where: Where = None,
+    pin: Pin = None,
+    bootstrap: Resamples = 1000,
+    seed: Seed = 0,
+    plots: Plots = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many times the baseline's compute the others save at equal loss (CEL, arXiv 2603.28743).
+
+    A law L(C) is fitted to each; their compute is compared only at losses that both reached.
+
+    Example: hyperp-law leverage runs.parquet --baseline optimizer=muon
+    """
+    from hyperp.analysis.leverage import leverage as ask
+    from hyperp.analysis.loss_show import show_leverage
+
+    column, sign, value = baseline.partition("=")
+    if not (column and sign and value) or over not in (None, column):
+        raise ValueError(
+            f"--baseline must be {over or 'COLUMN'}=VALUE, such as optimizer=muon, got {baseline!r}"
+        )
+    pins = _pins(pin)
+    frame, source = _read(runs, mapping, where)
+    answer, series = ask(frame, value, column, pins, bootstrap, seed)
+    answer = answer.model_copy(update={n: source[n] for n in ("records", "records_sha256")})
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show_leverage(answer)
+    if plots is not None:
+        from hyperp.analysis.loss_plots import leverage_plots
+
+        _report(leverage_plots(answer, series, plots))
+
+
+def register(app: typer.Typer, answer: Decorator) -> None:
+    """Add both commands; `answer` turns bad input and refusals into one line and an exit code."""
+    for command in (loss, leverage):
+        app.command()(answer(command))
+
+
+def _read(runs: Path, mapping: list[str] | None, where: list[str] | None) -> tuple[Any, dict[str, Any]]:
+    from hyperp.analysis.mapping import apply_map, parse_map, read_table
+    from hyperp.analysis.records import filter_runs, parse_where
+
+    names, conditions = parse_map(mapping or []), parse_where(where or [])
+    table = read_table(runs)
+    frame = filter_runs(apply_map(table.frame, names), conditions)
+    source = {"mapping": names, "where": conditions, "records": table.path, "records_sha256": table.sha256}
+    return frame, source
+
+
+def _pins(texts: list[str] | None) -> dict[str, float]:
+    pins = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            pins[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--pin must be such as E=1.6, got {text!r}") from None
+    return pins
+
+
+def _repeat(option: str, values: list[str] | None) -> list[str]:
+    return [word for value in values or [] for word in (option, value)]
+
+
+def _report(paths: list[Path]) -> None:
+    for path in paths:
+        typer.echo(f"wrote {path}", err=True)

@@ -1,0 +1,158 @@
+"""How fast the estimators are against plain loops of curve_fit, and what their intervals cover.
+
+    python tests/benchmarks/bench_law.py [--replicates 400] [--resamples 1000]
+
+One core, set before numpy loads. Times are the best of five; the loops run fewer resamples, scaled up.
+"""
+
+# ruff: noqa: E402
+import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import curve_fit
+
+from hyperp.analysis.baselines import WINDOW, fit_parabolas
+from hyperp.analysis.basin import fit_basin
+from hyperp.analysis.basin_bootstrap import shared_bootstrap, two_stage_bootstrap
+from hyperp.analysis.meta import meta_regression, t_quantile
+
+LN2 = np.log(2.0)
+EXPONENT, SKEW, DEPTH = -0.4, 0.15, 0.01  # of the law; of the basin, per octave; excess loss at one octave
+
+
+def sweep(rng: np.random.Generator, slices: int, noise: float, scatter: float, rates: int) -> dict:
+    """Skewed basins over a covariate's range of 16; logs are natural, `scatter` in octaves."""
+    z = np.linspace(0.0, 4.0, slices) * LN2
+    true = (-6 * LN2 + EXPONENT * (z - z.mean())) + scatter * LN2 * rng.standard_normal(slices)
+    u = np.linspace(-9.0, -3.0, rates) * LN2
+    k, octaves = 3 * SKEW, (u - true[:, None]) / LN2
+    loss = 3 * (1 + DEPTH * 2 * (np.exp(k * octaves) - 1 - k * octaves) / k**2)
+    loss *= 1 + noise * rng.standard_normal(loss.shape)
+    labels = np.repeat(np.arange(slices), rates)
+    return {"z": z, "true": true, "U": np.tile(u, slices), "loss": loss.ravel(), "slices": labels}
+
+
+def predict(y: np.ndarray, se: np.ndarray | None, z: np.ndarray, at: float, new: bool) -> tuple[float, float]:
+    """Centre and half width of the 95% interval for a new slice's optimum (`new`), or for the line."""
+    fit = meta_regression(y, se, np.column_stack([np.ones(len(z)), z]))
+    x = np.array([1.0, at])
+    variance = float(x @ fit.cov @ x) + (fit.tau2 + fit.unit_variance if new else 0.0)
+    return float(x @ fit.beta), t_quantile(fit.df, 0.95) * float(np.sqrt(variance))
+
+
+def coverage(replicates: int) -> None:
+    """Optima predicted at 8 times the range: how often the interval holds, and how wide it is."""
+    print(f"coverage of nominal 95% intervals at 8 times the range, {replicates} sweeps each, 12 rates,")
+    print(
+        "scatter 0.15 octave; width in octaves. two-stage: a parabola over 3 octaves, then the regression and"
+    )
+    print("prediction interval of shared; line: its OLS t interval; plain: that for parabolas over all rates")
+    heads = "   ".join(f"{name:>14}" for name in ("shared", "two-stage", "line", "plain"))
+    print(f"{'slices':>6} {'noise':>6}   {heads}")
+    for slices in (5, 12):
+        for noise in (0.001, 0.002, 0.003):
+            rows: list[list[tuple[float, float]]] = [[], [], [], []]
+            for seed in range(replicates):
+                rng = np.random.default_rng([seed, slices, int(noise * 1e4)])
+                data = sweep(rng, slices, noise, scatter=0.15, rates=12)
+                z, at = data["z"], data["z"][-1] + 3 * LN2
+                truth = -6 * LN2 + EXPONENT * (at - z.mean()) + 0.15 * LN2 * rng.standard_normal()
+                basin = fit_basin(data["U"], data["loss"], data["slices"], covariates=z)
+                used = basin.bracketed
+                intervals = [predict(basin.optimum[used, 0], basin.se[used, 0], z[used], at, new=True)]
+                for window, new in ((WINDOW, True), (WINDOW, False), (np.inf, False)):
+                    bowls = fit_parabolas(basin.curves, window)
+                    own, y = bowls.bowl, bowls.optimum[bowls.bowl, 0]
+                    se = np.sqrt(bowls.cov[own, 0, 0]) if new else None
+                    intervals.append(predict(y, se, z[own], at, new))
+                for row, (centre, half) in zip(rows, intervals, strict=True):
+                    row.append((float(abs(centre - truth) <= half), 2 * half / LN2))
+            cells = "   ".join(
+                f"{100 * np.mean(row, axis=0)[0]:6.1f}% {np.median(row, axis=0)[1]:6.2f}" for row in rows
+            )
+            print(f"{slices:6} {noise:6.1%}   {cells}")
+
+
+def best_of(work: Callable[[], object], times: int = 5) -> float:
+    """Shortest wall time of `work`, in seconds."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def loop_two_stage(data: dict, resamples: int, rng: np.random.Generator) -> None:
+    """A parabola per slice and a line through the vertices, one curve_fit at a time."""
+    groups = [np.flatnonzero(data["slices"] == k) for k in range(len(data["z"]))]
+    for _ in range(resamples):
+        loss = data["loss"] * (1 + 0.002 * rng.standard_normal(len(data["loss"])))
+        vertices = []
+        for rows in groups:
+            x = data["U"][rows]
+            near = rows[np.abs(x - x[np.argmin(data["loss"][rows])]) <= WINDOW * 1.001]
+            start = (loss[near].min(), data["U"][near].mean(), 0.02)
+            fit = curve_fit(lambda x, f, m, a: f + a * (x - m) ** 2, data["U"][near], loss[near], p0=start)[0]
+            vertices.append(fit[1])
+        curve_fit(lambda x, a, b: a + b * x, data["z"], np.array(vertices))
+
+
+def loop_shared(data: dict, resamples: int, rng: np.random.Generator) -> None:
+    """Floors, locations and one cubic shape together, one curve_fit a resample from the truth."""
+    K = len(data["z"])
+
+    def model(_: np.ndarray, *q: float) -> np.ndarray:
+        parameters = np.array(q)
+        v = data["U"] - parameters[K : 2 * K][data["slices"]]
+        return parameters[:K][data["slices"]] * (1 + parameters[-2] * v**2 + parameters[-1] * v**3)
+
+    sigma = 1 / np.sqrt(1 / (1 + ((data["loss"] / 3 - 1) / 0.02) ** 2) ** 2)
+    for _ in range(resamples):
+        loss = data["loss"] * (1 + 0.002 * rng.standard_normal(len(data["loss"])))
+        start = [*np.full(K, 3.0), *data["true"], 0.02, 0.005]
+        curve_fit(model, data["U"], loss, p0=start, sigma=sigma, maxfev=20000)
+
+
+def speed(resamples: int) -> None:
+    """The bootstraps against the loops, on 17 slices of 12 rates."""
+    data = sweep(np.random.default_rng(0), 17, 0.002, scatter=0.1, rates=12)
+    z = data["z"]
+    basin = fit_basin(data["U"], data["loss"], data["slices"], covariates=z)
+    bowls = fit_parabolas(basin.curves)
+    X = [np.column_stack([np.ones(len(z)), z])]
+    rng = np.random.default_rng(1)
+    print(f"{resamples} resamples of 17 slices x 12 rates, one core")
+    print(f"{'':>10} {'seconds':>9} {'aim':>5} {'curve_fit loop':>15} {'ratio':>7}")
+    ours = best_of(lambda: two_stage_bootstrap(bowls, X, resamples))
+    loop = best_of(lambda: loop_two_stage(data, 10, rng), 1) * resamples / 10
+    print(f"{'two-stage':>10} {ours:9.4f} {0.1:5} {loop:15.1f} {loop / ours:7.0f}")
+    ours = best_of(lambda: shared_bootstrap(basin, X, resamples))
+    loop = best_of(lambda: loop_shared(data, 10, rng), 1) * resamples / 10
+    print(f"{'shared':>10} {ours:9.4f} {1.0:5} {loop:15.1f} {loop / ours:7.0f}")
+    once = best_of(lambda: fit_basin(data["U"], data["loss"], data["slices"], covariates=z))
+    print(f"one shared fit from scratch: {once:.4f} s")
+
+
+def main() -> None:
+    """Run both parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--replicates", type=int, default=400, help="sweeps simulated per row (default 400)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the timed bootstraps (default 1000)")
+    options = parser.parse_args()
+    speed(options.resamples)
+    if options.replicates:
+        coverage(options.replicates)
+
+
+if __name__ == "__main__":
+    main()

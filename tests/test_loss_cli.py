@@ -1,0 +1,183 @@
+"""The commands loss and leverage: answers, files, plots, one-line errors and exit codes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hyperp.analysis.cli import answer
+from hyperp.analysis.loss_cli import register
+from hyperp.analysis.loss_file import load_loss
+
+app = typer.Typer()
+register(app, answer)
+BESIROGLU = Path(__file__).parents[2] / "shared" / "data" / "chinchilla_besiroglu_245.csv"
+
+
+def _run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two optimizers, seven computes, three rates, two seeds, under foreign names; one run diverged."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"algo": name, "petaflops": c / 1e15, "lr": lr, "seed": seed, "status": "finished",
+         "metric": "loss, nats per token", "wide": wide,
+         "final loss": (1.7 + 1.2 * (ratio * c / 1e19) ** -0.12) * (1 + 0.02 * np.log2(lr / 0.02) ** 2)
+         * np.exp(0.001 * rng.normal())}
+        for name, ratio, wide in (("muon", 1.0, False), ("sso", 1.6, True))
+        for c in np.geomspace(1e18, 1e21, 7) for lr in (0.01, 0.02, 0.04) for seed in (0, 1)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame.loc[5, "status"], frame.loc[5, "final loss"] = "diverged", np.nan
+    path = tmp_path_factory.mktemp("runs") / "export.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+MAP = ("--map", "loss=final loss", "--map", "flops=petaflops*1e15", "--map", "optimizer=algo")
+
+
+def test_loss_prints_writes_and_draws(runs, tmp_path):
+    out, plots = tmp_path / "loss.json", tmp_path / "plots"
+    words = ["loss", runs, "--form", "power", *MAP, "--where", "optimizer=muon", "--bootstrap", "200"]
+    result = _run(*words, "-o", out, "--plots", plots)
+    assert result.exit_code == 0, result.output
+    law = load_loss(out)
+    assert law.status == "converged"
+    assert law.dropped == {"diverged": 1}
+    assert (law.rows, len(law.points)) == (42, 7)
+    assert law.mapping == {"loss": "final loss", "flops": "petaflops*1e15", "optimizer": "algo"}
+    floor = law.parameters["E"]
+    assert floor.low is not None
+    assert floor.high is not None
+    assert floor.low < 1.7 < floor.high
+    for words in (
+        "1 diverged",
+        "lowest mean-over-seeds loss",
+        "Sensitivity to the floor E",
+        "status: converged",
+    ):
+        assert words in result.stdout
+    names = ("loss-law", "loss-residuals", "loss-profile")
+    assert {p.name for p in plots.iterdir()} == {f"{n}.{s}" for n in names for s in ("png", "svg", "csv")}
+    with (plots / "loss-profile.csv").open() as stream:
+        drawn = [float(row["objective"]) for row in csv.DictReader(stream)]
+    np.testing.assert_allclose(drawn, [row.objective for row in law.profile], rtol=1e-12, atol=0)
+
+
+def test_loss_as_json_is_the_file(runs, tmp_path):
+    out = tmp_path / "loss.json"
+    words = [
+        "loss",
+        runs,
+        *MAP,
+        "--where",
+        "wide=True",
+        "--pin",
+        "E=1.6",
+        "--bootstrap",
+        "0",
+        "-o",
+        out,
+        "--json",
+    ]
+    result = _run(*words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads(out.read_text())
+    law = load_loss(out)
+    assert law.parameters["E"].model_dump() == {"value": 1.6, "low": None, "high": None, "pinned": True}
+    assert law.resampling is None
+    assert law.profile
+    assert "--pin E=1.6" in law.command
+
+
+def test_chinchilla_form(tmp_path):
+    if not BESIROGLU.is_file():
+        pytest.skip(f"needs {BESIROGLU.name} in the folder shared beside the repository")
+    words = ["--map", "parameters=N", "--map", "tokens=D", "--where", "kept=True", "--bootstrap", "50"]
+    result = _run(
+        "loss", BESIROGLU, "--form", "chinchilla", *words, "-o", tmp_path / "loss.json", "--plots", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    law = load_loss(tmp_path / "loss.json")
+    assert len(law.points) == 240
+    assert law.parameters["alpha"].value == pytest.approx(0.3473, abs=1e-4)
+    assert (tmp_path / "loss-law.png").stat().st_size > 10_000
+
+
+def test_leverage_prints_and_draws(runs, tmp_path):
+    words = ["leverage", runs, *MAP, "--baseline", "optimizer=muon", "--bootstrap", "200"]
+    result = _run(*words, "--plots", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Leverage of sso over muon, where both were measured" in result.stdout
+    assert "muon: dropped 1 diverged" in result.stdout
+    found = json.loads(_run(*words, "--json").stdout)
+    row = found["comparisons"][0]["at_largest"]
+    assert row["low"] < 1.6 < row["high"]
+    assert {p.name for p in tmp_path.iterdir()} == {f"leverage.{s}" for s in ("png", "svg", "csv")}
+    with (tmp_path / "leverage.csv").open() as stream:
+        rows = [r for r in csv.DictReader(stream) if r["kind"] == "leverage"]
+    assert float(rows[-1]["leverage"]) == pytest.approx(row["leverage"], rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["loss", "absent.csv", "-o", "OUT"], 2, "error: RUNS=absent.csv does not exist"),
+        (["loss", "RUNS", "-o", "OUT"], 2, "error: RUNS lacks the column(s) loss, flops"),
+        (["loss", "RUNS", *MAP, "-o", "OUT"], 2, "optimizer must have one value for one law, got muon, sso"),
+        (["loss", "RUNS", *MAP, "--pin", "E", "-o", "OUT"], 2, "error: --pin must be such as E=1.6, got 'E'"),
+        (["loss", "RUNS", *MAP, "--where", "algo=sso", "--pin", "E=5", "-o", "OUT"], 2, "--pin E must be"),
+        (["loss", "RUNS", *MAP, "--where", "algo=sso", "--bootstrap", "1", "-o", "OUT"], 2, "bootstrap must"),
+        (["loss", "RUNS", *MAP, "--where", "petaflops=1000", "--where", "algo=sso", "-o", "OUT"], 3,
+         "refused: flops does not vary"),
+        (["leverage", "RUNS", *MAP, "--baseline", "muon"], 2, "error: --baseline must be COLUMN=VALUE"),
+        (["leverage", "RUNS", *MAP, "--baseline", "optimizer=muon", "--over", "algo"], 2,
+         "error: --baseline must be algo=VALUE"),
+        (["leverage", "RUNS", *MAP, "--baseline", "optimizer=adam"], 2, "matches no row"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(runs, tmp_path, words, code, text):
+    places = {"RUNS": runs, "OUT": tmp_path / "out.json"}
+    result = _run(*(places.get(word, word) for word in words))
+    assert result.exit_code == code, result.output
+    assert text in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ('{"schema_version": 0}', "schema_version must be 1, got 0"),
+        ('{"schema_version": 1, "form": "cubic"}', "form: "),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, content, text):
+    path = tmp_path / "loss.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=text):
+        load_loss(path)
+
+
+def test_nothing_imports_torch_and_the_commands_load_lightly():
+    code = (
+        "import sys, hyperp.analysis.loss_cli; light = 'scipy' in sys.modules or 'pandas' in sys.modules;"
+        "import hyperp.analysis.loss_plots, hyperp.analysis.loss_show; print(light, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
