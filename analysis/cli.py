@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from hyperp.analysis.errors import Refusal
+from hyperp.analysis.loss_cli import register
 from hyperp.analysis.options import (
     AsJson,
     At,
@@ -47,6 +48,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+register(app, answer)
 
 
 def _method(text: str | None) -> Any:

@@ -94,20 +94,19 @@ def _common_parabola(optima: Sequence[Optimum]) -> Basin | None:
     return Basin([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
 
 
-def _points(one: Slice, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct settings (n, p) and the mean loss at each, over seeds."""
+def setting_means(one: Slice, options: Options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct settings (n, p), and the mean loss and the number of runs at each, over seeds."""
+    settings = np.column_stack([one.lr, *one.tuned.values()])
+    distinct, index, count = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
     if len(options.over) == 1:
-        rates, means = rate_means(one.lr, one.seed, one.loss)
-        return rates[:, None], means
-    settings, index = np.unique(np.column_stack([one.lr, *one.tuned.values()]), axis=0, return_inverse=True)
-    index = index.ravel()
-    return settings, np.bincount(index, weights=one.loss) / np.bincount(index)
+        return distinct, rate_means(one.lr, one.seed, one.loss)[1], count
+    return distinct, np.bincount(index.ravel(), weights=one.loss) / count, count
 
 
 def _best(one: Slice, options: Options, within: float) -> Optimum:
     if len(np.unique(one.lr)) < 3:
         return too_few(one)
-    settings, means = _points(one, options)
+    settings, means, _ = setting_means(one, options)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
     # A pool may reach an end and still have a middle: it is censored when its best setting is an end alone.
@@ -127,5 +126,11 @@ def _best(one: Slice, options: Options, within: float) -> Optimum:
     )
 
 
-TABLE: dict[MethodName, Method] = {"two-stage": two_stage, "pool": pool, "argmin": argmin}
-DEFAULT: MethodName = "two-stage"
+def _shared(slices: Sequence[Slice], options: Options) -> Estimation:
+    from hyperp.analysis.shared import shared
+
+    return shared(slices, options)
+
+
+TABLE: dict[MethodName, Method] = {"shared": _shared, "two-stage": two_stage, "pool": pool, "argmin": argmin}
+DEFAULT: MethodName = "shared"

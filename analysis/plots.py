@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from hyperp.analysis.law import Law, OptimumRecord, SliceRecord
+from hyperp.analysis.law import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.published import PUBLISHED
-from hyperp.analysis.recommend import predict
+from hyperp.analysis.recommend import penalty, predict
 from hyperp.analysis.transfer import Transfer
 
 mpl.use("Agg")
@@ -96,7 +96,14 @@ def _log_rates(axes: Axes, label: str = "peak learning rate of hidden matrices")
     axes.set_xlabel(label)
 
 
-def _draw_curve(axes: Axes, one: SliceRecord, index: int, label: str, hollow: bool = False) -> Rows:
+def _draw_curve(
+    axes: Axes,
+    one: SliceRecord,
+    index: int,
+    label: str,
+    hollow: bool = False,
+    basin: BasinRecord | None = None,
+) -> Rows:
     """Points, parabola over its window, and the optimum with its interval; hollow ones are points alone."""
     colour = GREY if hollow else COLOURS[index % len(COLOURS)]
     marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]  # past seven series, another pairing
@@ -108,16 +115,26 @@ def _draw_curve(axes: Axes, one: SliceRecord, index: int, label: str, hollow: bo
     axes.plot(lr, loss, marker, color=colour, mfc=face, ms=5.5, mew=1.2, zorder=3, label=label)
     if hollow or one.optimum is None or one.optimum.loss is None:
         return rows
-    rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base)
+    rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base, basin)
     return rows
 
 
-def _draw_optimum(axes: Axes, best: OptimumRecord, colour: str, line, base: dict[str, object]) -> Rows:
+def _draw_optimum(
+    axes: Axes,
+    best: OptimumRecord,
+    colour: str,
+    line: Any,
+    base: dict[str, object],
+    basin: BasinRecord | None,
+) -> Rows:
     assert best.loss is not None
     ends = min([*best.window_rates, best.lr]) / 2**0.4, max([*best.window_rates, best.lr]) * 2**0.4
     x = np.geomspace(*ends, 81)
     bend = best.curvature
-    y = np.array([]) if bend is None else best.loss + bend * np.log2(x / best.lr) ** 2
+    if basin is not None:
+        y = best.loss * (1 + np.array([penalty(basin, float(v)) for v in np.log(x / best.lr)]))
+    else:
+        y = np.array([]) if bend is None else best.loss + bend * np.log2(x / best.lr) ** 2
     x = x[: len(y)]
     axes.plot(x, y, ls=line, color=colour, lw=1.6, zorder=2)
     if best.low is not None and best.high is not None:
@@ -139,6 +156,7 @@ def basins(law: Law) -> tuple[Figure, Rows]:
     """Loss against learning rate, a curve for each slice of the law's context, the excluded ones hollow."""
     shown = [s for s in law.slices if s.context == law.context and s.points]
     sizes = list(shown[0].covariates) if shown else []
+    basin = law.basin if law.method == "shared" else None
     shown.sort(key=lambda s: (not s.used, *(s.covariates[n] for n in (*law.covariates, *sizes))))
     names = [n for n in sizes if len({s.covariates[n] for s in shown}) > 1]
     with mpl.rc_context(STYLE):
@@ -149,7 +167,7 @@ def basins(law: Law) -> tuple[Figure, Rows]:
             label = ", ".join(_named(n, one.covariates[n]) for n in keep) + (
                 "" if one.used else " (excluded)"
             )
-            rows += _draw_curve(axes, one, index, label, hollow=not one.used)
+            rows += _draw_curve(axes, one, index, label, not one.used, basin)
         _log_rates(axes)
         axes.set_ylabel(law.context["metric"] or "loss")
         axes.set_title(
@@ -158,7 +176,8 @@ def basins(law: Law) -> tuple[Figure, Rows]:
             fontweight="bold",
         )
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-        note = f"star: optimum of the parabola over its window; bar: its {100 * law.level:g}% interval"
+        fitted = "the shared basin" if law.method == "shared" else "the parabola over its window"
+        note = f"star: optimum of {fitted}; bar: its {100 * law.level:g}% interval"
         figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
     return figure, rows
 
@@ -318,5 +337,6 @@ def _transfer_panel(axes: Axes, slices: Sequence[SliceRecord], answer: Transfer)
         pad=34,
     )
     axes.text(0.0, 1.02, drift, transform=axes.transAxes, fontsize=9, va="bottom")
-    axes.legend(loc="best", fontsize=9)
+    # Below the axes, where no line runs through it.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(len(answer.points), 3), fontsize=9)
     return rows

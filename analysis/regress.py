@@ -157,7 +157,7 @@ def collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
         if explained > COLLINEAR:
             return (
                 f"{' and '.join(by)} move together in the bracketed slices "
-                f"({100 * explained:.1f}% of the variance of log {name} is the others')"
+                f"({100 * explained:.4g}% of the variance of log {name} is the others')"
             )
     return None
 

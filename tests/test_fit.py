@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.meta import meta_regression, paule_mandel, t_quantile
-from hyperp.analysis.recommend import predict
+from hyperp.analysis.methods import available
+from hyperp.analysis.recommend import penalty, predict
 from hyperp.analysis.records import Runs, check_frame
+from hyperp.analysis.vocabulary import METHODS
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -237,3 +239,119 @@ def test_covariates_that_move_together_are_refused(make_ladder):
 def test_covariates_out_of_range(make_ladder, by, fix, message):
     with pytest.raises(ValueError, match=message):
         fit_law(_runs(make_ladder()), by, fix=fix)
+
+
+def _two(exponent: float, make_ladder, noise: float = 5e-4) -> pd.DataFrame:
+    frames = [
+        make_ladder(
+            tokens=(32768, 131072, 524288),
+            log2_at_64k=-5 + exponent * k,
+            covariates={"depth": 2 * 2**k},
+            noise=noise,
+            skew=0,
+            rng_seed=k,
+        )
+        for k in range(3)
+    ]
+    return pd.concat(frames)
+
+
+def test_a_fixed_exponent_is_tested_against_the_data(make_ladder):
+    right = fit_law(_runs(_two(-0.5, make_ladder)), ["tokens"], fix={"depth": -0.5}).fixed_tests["depth"]
+    wrong = fit_law(_runs(_two(0.0, make_ladder)), ["tokens"], fix={"depth": -0.5}).fixed_tests["depth"]
+    assert right.p_value is not None
+    assert wrong.p_value is not None
+    assert right.p_value > 0.01 > 1e-4 > wrong.p_value
+    assert wrong.free is not None
+    assert wrong.free.low < 0 < wrong.free.high
+    # The same p-value as the two-sided interval of the free exponent says.
+    free = fit_law(_runs(_two(-0.5, make_ladder)), ["tokens", "depth"])
+    assert right.free == free.exponents["depth"]
+    alone = fit_law(_runs(make_ladder()), ["tokens"], fix={"depth": -0.5}).fixed_tests["depth"]
+    assert alone.problem == "depth has one value, 2"
+
+
+def test_a_bend_in_log_tokens_is_found_and_a_line_has_none(make_ladder):
+    frames = []
+    for k, tokens in enumerate(2**j for j in range(14, 22)):
+        optimum = -4 - 0.3 * (k - 3.5) + 0.05 * (k - 3.5) ** 2
+        frames.append(
+            make_ladder(exponent=0, log2_at_64k=optimum, tokens=(tokens,), noise=2e-4, skew=0, rng_seed=k)
+        )
+    bent = fit_law(_runs(pd.concat(frames)), ["tokens"]).curvature_tests["tokens"]
+    assert bent.p_value < 1e-3
+    np.testing.assert_allclose(bent.value, 0.05 / math.log(2), rtol=0.15, atol=0)
+    straight = fit_law(_runs(make_ladder(noise=2e-4, skew=0)), ["tokens"]).curvature_tests["tokens"]
+    assert straight.p_value > 0.01
+
+
+def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
+    frame = make_ladder(seed_shift=0.1)
+    law = fit_law(_runs(frame), ["tokens"])
+    assert [o.covariates["tokens"] for o in law.leave_one_out] == sorted(set(frame["tokens"]))
+    last = law.leave_one_out[-1]
+    rest = fit_law(_runs(frame[frame["tokens"] < 524288]), ["tokens"])
+    # The others alone have another tau and pooled errors, which move the weights a little.
+    np.testing.assert_allclose(last.predicted, predict(rest, {"tokens": 524288})[0], rtol=0.01, atol=0)
+    np.testing.assert_allclose(last.error, math.log(last.predicted / last.lr), rtol=1e-9, atol=1e-12)
+    assert law.basin is not None
+    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, last.error), rtol=1e-9, atol=0)
+    quadratic = law.basin.coef[law.basin.powers.index([2])] * last.error**2
+    np.testing.assert_allclose(last.loss_penalty, quadratic, rtol=0.3, atol=0)
+
+
+def test_methods_stand_beside_and_one_that_disagrees_is_a_warning(make_ladder):
+    frame = make_ladder(exponent=-0.35, noise=1e-4, skew=0)
+    law = fit_law(_runs(frame), ["tokens"])
+    assert [b.method for b in law.beside] == [n for n in METHODS if n in available() and n != law.method]
+    argmin = fit_law(_runs(frame), ["tokens"], method="argmin")
+    (same,) = [b for b in law.beside if b.method == "argmin"]
+    np.testing.assert_allclose(same.exponents["tokens"], argmin.exponents["tokens"].value, rtol=1e-12, atol=0)
+    # Whole-octave rates leave argmin no way to agree with an exact fit.
+    assert any(w.startswith("argmin puts the exponent of tokens") for w in law.warnings)
+
+
+def test_mostly_censored_slices_are_refused(make_ladder):
+    inside = make_ladder(tokens=(2**14, 2**15, 2**16))
+    edge = make_ladder(tokens=tuple(2**k for k in range(20, 24)), octaves=(-4, 0))
+    with pytest.raises(Refusal, match="4 of 7 slices have their lowest loss at the end") as caught:
+        fit_law(_runs(pd.concat([inside, edge])), ["tokens"])
+    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(20, 24)]
+    assert all(max(p["lr"]) < 2**-4 for p in caught.value.next_points)
+
+
+def test_sizes_that_nearly_move_together_are_refused(make_ladder):
+    frame = make_ladder(tokens=tuple(2**k for k in range(15, 22)))
+    ratio = 1 + 0.2 * (np.log2(frame["tokens"]) % 2)
+    with pytest.raises(Refusal, match=r"tokens and N move together .*99\.\d+% of the variance"):
+        fit_law(_runs(frame.assign(N=frame["tokens"] / 20 * ratio)), ["tokens", "N"])
+
+
+def test_linear_space_is_least_squares_in_the_rates(make_ladder):
+    from scipy.optimize import curve_fit
+
+    law = fit_law(_runs(make_ladder(scatter=0.3)), ["tokens"], space="linear")
+    x = np.array([s.covariates["tokens"] for s in law.slices], dtype=float)
+    y = np.array([s.optimum.lr for s in law.slices if s.optimum])
+    beta, cov = curve_fit(lambda t, a, b: np.exp(a + b * np.log(t)), x, y, p0=[1.0, -0.4])
+    np.testing.assert_allclose([law.a.value, law.exponents["tokens"].value], beta, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(law.covariance, cov, rtol=1e-3, atol=0)
+    rate, low, high = predict(law, {"tokens": 65536})
+    assert low < rate < high
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"over": ("batch_tokens",)}, "--over must be lr, or lr and one more column"),
+        ({"over": ("lr", "tokens")}, "covariate tokens is given twice"),
+        ({"method": "magic"}, "--method must be one of"),
+        ({"space": "square"}, "--space must be log or linear, got 'square'"),
+        ({"reach": 0.5}, "--reach must be at least 1, got 0.5"),
+        ({"method": "two-stage", "over": ("lr", "batch_tokens")}, "two-stage tunes lr alone"),
+        ({"also_by": ("depth",)}, "--also-by must name some of --by tokens, got 'depth'"),
+    ],
+)
+def test_questions_that_are_none(make_ladder, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_law(_runs(make_ladder()), ["tokens"], **options)

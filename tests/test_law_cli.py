@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from hyperp.analysis.cli import app
 
-COMMANDS = ("check", "fit", "recommend", "transfer", "validate", "report")
+COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "validate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,74 @@ def test_validate_passes_or_fails_and_the_report_says_which(demo, make_curve, tm
     for word in ("PASS", "FAIL"):
         assert _run(*report, tmp_path / f"{word}.csv").exit_code == 0
         assert f"**{word}: " in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_given_optima_give_the_published_exponent_in_either_space(tmp_path):
+    """Five MuonH optima (marin issue 7856): -0.5563 +- 0.0287 in log space, -0.607 in linear space."""
+    table = _shared("marin7856_muonh_constlr_optima.csv")
+    fit = ["fit", table, "--optima", "--map", "lr=lr_opt", "--by", "tokens", "-o", tmp_path / "law.json"]
+    assert _run(*fit).exit_code == 0
+    e = json.loads((tmp_path / "law.json").read_text())["exponents"]["tokens"]
+    found = [e[n] for n in ("value", "se", "low", "high")]
+    np.testing.assert_allclose(found, [-0.5563, 0.0287, -0.6477, -0.4649], rtol=0, atol=5e-5)
+    assert _run(*fit, "--space", "linear").exit_code == 0
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert law["space"] == "linear"
+    np.testing.assert_allclose(law["exponents"]["tokens"]["value"], -0.607, rtol=0, atol=5e-4)
+
+
+FOREIGN = ["--map", "loss=smooth loss", "--map", "batch_tokens=bs*2048", "--map", "tokens=D"]
+
+
+def test_a_foreign_grid_over_rate_and_batch_gives_the_published_pool(tmp_path):
+    """StepLaw's dense runs by their recipe: lr = 77.7 N^-0.766 D^0.197, batch = 0.209 D^0.613."""
+    table = _shared("steplaw_dense_lr_bs_loss.csv")
+    words = [*FOREIGN, "--by", "N,tokens", "--over", "lr,batch_tokens", "--also-by", "tokens"]
+    result = _run("fit", table, *words, "--method", "pool", "-o", tmp_path / "law.json")
+    assert result.exit_code == 0, result.stderr
+    law = json.loads((tmp_path / "law.json").read_text())
+    found = [np.exp(law["a"]["value"]), *(law["exponents"][n]["value"] for n in ("N", "tokens"))]
+    np.testing.assert_allclose(found, [77.7, -0.766, 0.197], rtol=1e-3, atol=5e-4)
+    batch = law["also"]["batch_tokens"]
+    found = [np.exp(batch["a"]["value"]), batch["exponents"]["tokens"]["value"]]
+    np.testing.assert_allclose(found, [0.209, 0.613], rtol=3e-3, atol=5e-4)
+    answer = json.loads(
+        _run("recommend", tmp_path / "law.json", "--tokens", "2e11", "--at", "N=1e9", "--json").stdout
+    )
+    assert answer["also"]["batch_tokens"]["low"] < answer["also"]["batch_tokens"]["value"]
+    assert "argmin puts the exponent of tokens" in result.stdout
+
+
+def test_an_exponent_of_a_size_that_does_not_vary_is_refused(tmp_path):
+    """StepLaw's mixtures of experts: total N moves by a quarter of a percent."""
+    table = _shared("steplaw_moe_lr_bs_loss.csv")
+    words = [*FOREIGN, "--over", "lr,batch_tokens", "--method", "pool", "-o", tmp_path / "law.json"]
+    result = _run("fit", table, "--by", "N,Na,tokens", *words)
+    assert result.exit_code == 3
+    assert "N does not vary: 2.15061e+09 to 2.15619e+09 is a factor of 1" in result.stderr
+    assert "tell them apart" in _run("fit", table, "--by", "N,tokens", *words).stderr
+    assert _run("fit", table, "--by", "Na,tokens", *words).exit_code == 0  # active parameters do vary
+
+
+def _shared(name):
+    path = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+    if not path.is_file():
+        pytest.skip("the folder shared/data does not lie beside the repository")
+    return path
+
+
+def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
+    law = demo / "law.json"
+    result = _run("recommend", law, "--tokens", "3e5", "--optimizer", "muon")
+    _one_line(result, 3, "the law was fitted for optimizer 'muonh' and cannot speak for 'muon'")
+    assert _run("recommend", law, "--tokens", "3e5", "--optimizer", "muonh").exit_code == 0
+    far = ["recommend", law, "--tokens", "4e6"]
+    result = _run(*far, "--points", tmp_path / "far.yaml")
+    assert result.exit_code == 3
+    assert "tokens=4000000 lies 15.3 times outside the fitted range 32768 to 262144" in result.stderr
+    points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
+    assert {p["scale.tokens"] for p in points} == {1024000}
+    assert _run(*far, "--extrapolate").exit_code == 0
 
 
 def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
