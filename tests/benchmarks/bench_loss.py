@@ -89,9 +89,7 @@ def against_plain(points: LossPoints, once: float, many: float) -> None:
     for _ in range(10):
         plain(points, rng.multinomial(n, np.full(n, 1 / n)), tuple(best.x))
     warm = (time.perf_counter() - begin) / 10 * RESAMPLES
-    print(
-        f"  {RESAMPLES} resamples, one warm start: {warm:.0f} s extrapolated from 10, {warm / many:.0f} times"
-    )
+    print(f"  {RESAMPLES} resamples, one warm start: {warm:.0f} s extrapolated, {warm / many:.0f} times")
     print(f"  {RESAMPLES} resamples from every start: {whole * RESAMPLES / 3600:.0f} h extrapolated")
 
 
