@@ -257,6 +257,46 @@ def transfer(
         show_transfer(over, found)
 
 
+@app.command("next")
+@answer
+def next_command(
+    law: LawArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the points, as YAML")],
+    slices: Annotated[int, typer.Option(help="how many further slices")] = 2,
+    tokens: Size = None,
+    width: Size = None,
+    depth: Size = None,
+    batch_tokens: Size = None,
+    granularity: Size = None,
+    sparsity: Size = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which runs would shrink the prediction interval at a target most for what they cost.
+
+    Without a target it is 8 times the largest fitted size. Slices of the law without an optimum come first,
+    with the rates that would bracket it.
+
+    Example: hyperp-law next law.json --tokens 2e11 -o points.yaml
+    """
+    from hyperp.analysis.law import load_law
+    from hyperp.analysis.nextruns import next_runs
+    from hyperp.analysis.points import run_command, save_points
+    from hyperp.analysis.show import show_next
+
+    sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
+    fitted = load_law(law)
+    found = next_runs(fitted, sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity), slices)
+    save_points(found.points, out, f"further slices for {law}")
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        show_next(fitted, found)
+        typer.echo(
+            f"wrote {out}; WORDS are those of the sweep that the law was fitted to:\n{run_command(out)}"
+        )
+
+
 @app.command()
 @answer
 def validate(

@@ -92,7 +92,9 @@ def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
     typer.echo(f"refused: {refusal.reason}", err=True)
     for point in () if as_json else refusal.next_points:
         rates = ", ".join(f"{rate:g}" for rate in point["lr"])
-        sizes = " ".join(f"{n}={v}" for n, v in point.items() if n not in (*CONTEXT[1:], "lr"))
+        sizes = " ".join(
+            f"{n}={v}" for n, v in point.items() if n not in (*CONTEXT[1:], "lr", "seeds", "factor")
+        )
         typer.echo(f"run next: {sizes}" + (f" lr={rates}" if rates else ""), err=True)
     if path is not None and save_points(refusal.next_points, path, refusal.reason):
         typer.echo(f"wrote {path}; run it with: {run_command(path)}", err=True)

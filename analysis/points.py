@@ -22,13 +22,20 @@ def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bo
     return True
 
 
+NOT_SIZES = (*CONTEXT, "lr", "factor", "seeds")
+
+
 def _rows(point: Mapping[str, Any]) -> list[str]:
-    sizes = [f"{_key(n)}: {_number(v)}" for n, v in point.items() if n not in (*CONTEXT, "lr", "factor")]
+    """One row a run; `factor` is lr/base_lr, `seeds` how many."""
+    sizes = [f"{_key(n)}: {_number(v)}" for n, v in point.items() if n not in NOT_SIZES]
     factor = point.get("factor") or 1.0
-    return [
-        "      - {" + ", ".join([*sizes, f"base_lr: {_number(float(f'{rate / factor:.6g}'))}"]) + "}"
-        for rate in point["lr"]
-    ]
+    rows = []
+    for rate in point["lr"]:
+        base = f"base_lr: {_number(float(f'{rate / factor:.6g}'))}"
+        for seed in range(point.get("seeds", 1)):
+            last = [f"seed: {seed}"] if "seeds" in point else []
+            rows.append("      - {" + ", ".join([*sizes, base, *last]) + "}")
+    return rows
 
 
 def _key(name: str) -> str:

@@ -9,6 +9,7 @@ from hyperp.analysis.recommend import Recommendation, predict, published_lines
 
 if TYPE_CHECKING:  # these pull in pandas, which a recommendation does without
     from hyperp.analysis.check import Check
+    from hyperp.analysis.nextruns import NextRuns
     from hyperp.analysis.transfer import Transfer
     from hyperp.analysis.validate import Validation
 
@@ -324,6 +325,33 @@ def show_transfer(over: str, answers: "list[Transfer]") -> None:
     """Print drift and penalty for every context."""
     show_table(f"Transfer over {over}", TRANSFER_COLUMNS, transfer_rows(answers))
     print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.")
+
+
+def show_next(law: Law, answer: "NextRuns") -> None:
+    """Print the slices to run and what they would do to the interval at the target."""
+    target = ", ".join(f"{n}={cell(v)}" for n, v in answer.target.items())
+    print(f"At {target} the {percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
+    for point in answer.bracket:
+        sizes = ", ".join(f"{n} {cell(point[n])}" for n in law.ranges)
+        print(f"{sizes} has no optimum yet; add the rates {', '.join(number(r) for r in point['lr'])}")
+    rows = [
+        [
+            *(cell(c.covariates[n]) for n in law.covariates),
+            f"{number(c.rates[0])} to {number(c.rates[-1])}, {len(c.rates)} rates",
+            str(c.seeds),
+            "-" if c.cost is None else f"{c.cost:.3g}",
+            f"{c.width:.3g}",
+        ]
+        for c in answer.choices
+    ]
+    columns = [
+        *law.covariates,
+        "rates",
+        "seeds",
+        "cost, in the dearest slice's",
+        "interval then, a factor of",
+    ]
+    show_table("Slices to run next", columns, rows)
 
 
 VALIDATION_COLUMNS = [

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hyperp.analysis.cli import app
 
-COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "validate", "report")
+COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "next", "validate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,13 @@ def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {1024000}
     assert _run(*far, "--extrapolate").exit_code == 0
+
+
+def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
+    result = _run("next", demo / "law.json", "--tokens", "1e6", "-o", tmp_path / "points.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert f"+{tmp_path.name}@sweep=points" in result.stdout
+    assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
 
 
 def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):

@@ -1,0 +1,102 @@
+"""The runs proposed next do shrink the interval as promised, and the file that names them can be run."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from hyperp.analysis.fit import fit_law
+from hyperp.analysis.law import Law
+from hyperp.analysis.nextruns import next_runs
+from hyperp.analysis.points import save_points
+from hyperp.analysis.recommend import predict
+from hyperp.analysis.records import Runs, check_frame
+
+
+def _law(frame: pd.DataFrame, by=("tokens",)) -> Law:
+    return fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), list(by))
+
+
+@pytest.fixture(scope="module")
+def law(make_ladder) -> Law:
+    return _law(make_ladder(seed_shift=0.05, noise=0.001))
+
+
+def test_the_width_now_is_that_of_the_recommendation(law):
+    found = next_runs(law, {"tokens": 2**22})
+    _, low, high = predict(law, {"tokens": 2**22})
+    np.testing.assert_allclose(found.width, high / low, rtol=1e-9, atol=0)
+
+
+def test_each_slice_shrinks_the_interval_and_none_is_run_twice(law):
+    found = next_runs(law, {"tokens": 2**24}, count=2)
+    widths = [found.width, *(c.width for c in found.choices)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.95 * widths[0]
+    sizes = [c.covariates["tokens"] for c in found.choices]
+    assert len({*sizes, *(s.covariates["tokens"] for s in law.slices)}) == 7
+
+
+def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
+    """The same variances, one row more: ordinary least squares from scratch gives the promised width."""
+    found = next_runs(law, {"tokens": 2**22}, count=1)
+    extra = found.choices[0].covariates["tokens"]
+    logs = np.log([*(s.covariates["tokens"] for s in law.slices), extra])
+    X = np.column_stack([np.ones(len(logs)), logs])
+    errors = np.array([s.optimum.se or 0.0 for s in law.slices if s.optimum]) * math.log(2)
+    v = np.append(errors**2, law.slice_sd**2) + law.tau**2
+    x = np.array([1.0, math.log(2**22)])
+    cov = np.linalg.inv(X.T @ (X / v[:, None]))
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(logs) - 2) * math.sqrt(x @ cov @ x + law.tau**2 + law.slice_sd**2)
+    np.testing.assert_allclose(found.choices[0].width, math.exp(2 * half), rtol=0.05, atol=0)
+
+
+def test_rates_lie_about_the_predicted_optimum(law):
+    choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
+    rate = predict(law, choice.covariates)[0]
+    np.testing.assert_allclose(math.sqrt(choice.rates[0] * choice.rates[-1]), rate, rtol=1e-3, atol=0)
+    assert choice.rates[-1] / choice.rates[0] >= 8
+
+
+def test_a_censored_slice_of_the_law_comes_first(make_ladder):
+    edge = make_ladder(tokens=(2**20,), octaves=(-5, -1))
+    found = next_runs(_law(pd.concat([make_ladder(seed_shift=0.05), edge])))
+    assert [p["tokens"] for p in found.bracket] == [2**20]
+    assert max(found.bracket[0]["lr"]) < 2**-5
+    assert found.points[0] == found.bracket[0]
+    assert found.target["tokens"] == 8 * 524288
+
+
+def test_the_file_holds_every_run_once(law, tmp_path):
+    found = next_runs(law, {"tokens": 2**22})
+    assert save_points(found.points, tmp_path / "points.yaml", "further slices")
+    rows = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
+    assert len(rows) == sum(len(c.rates) * c.seeds for c in found.choices)
+    assert len({tuple(sorted(row.items())) for row in rows}) == len(rows)
+    assert all(isinstance(row["base_lr"], float) and isinstance(row["scale.tokens"], int) for row in rows)
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert not save_points([{"tokens": 5, "lr": []}], tmp_path / "none.yaml", "nothing")
+    assert not (tmp_path / "none.yaml").exists()
+
+
+def test_a_very_small_rate_is_still_a_number(tmp_path):
+    save_points([{"N": 1e9, "lr": [1e-5, 2.5e-7], "factor": 0.5}], tmp_path / "points.yaml", "small")
+    rows = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
+    assert [row["base_lr"] for row in rows] == [2e-5, 5e-7]
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "message"),
+    [
+        ({"depth": 4}, 1, "target must be of the law's tokens, got 'depth'"),
+        ({"tokens": -1}, 1, "tokens must be positive, got -1"),
+        ({}, 0, "--slices must be at least 1, got 0"),
+    ],
+)
+def test_targets_that_are_none(law, target, count, message):
+    with pytest.raises(ValueError, match=message):
+        next_runs(law, target, count)
