@@ -18,6 +18,7 @@ from hyperp.analysis.law import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.published import PUBLISHED
 from hyperp.analysis.recommend import penalty, predict
 from hyperp.analysis.transfer import Transfer
+from hyperp.analysis.vocabulary import CENSORED
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -128,7 +129,8 @@ def _draw_optimum(
     basin: BasinRecord | None,
 ) -> Rows:
     assert best.loss is not None
-    ends = min([*best.window_rates, best.lr]) / 2**0.4, max([*best.window_rates, best.lr]) * 2**0.4
+    near = [*best.window_rates, best.lr, *((best.lr / 2, best.lr * 2) if basin else ())]
+    ends = min(near) / 2**0.4, max(near) * 2**0.4
     x = np.geomspace(*ends, 81)
     bend = best.curvature
     if basin is not None:
@@ -164,9 +166,7 @@ def basins(law: Law) -> tuple[Figure, Rows]:
         rows: Rows = []
         for index, one in enumerate(shown):
             keep = [n for n in names if n in law.ranges or one.covariates[n] != law.held[n]]
-            label = ", ".join(_named(n, one.covariates[n]) for n in keep) + (
-                "" if one.used else " (excluded)"
-            )
+            label = ", ".join(named(n, one.covariates[n]) for n in keep) + ("" if one.used else " (excluded)")
             rows += _draw_curve(axes, one, index, label, not one.used, basin)
         _log_rates(axes)
         axes.set_ylabel(law.context["metric"] or "loss")
@@ -182,7 +182,8 @@ def basins(law: Law) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def _named(name: str, value: float) -> str:
+def named(name: str, value: float) -> str:
+    """A size with its name, such as "131k tokens" or "width 64"."""
     return (
         f"{size_text(value)} tokens" if name == "tokens" else f"{name.replace('_', ' ')} {size_text(value)}"
     )
@@ -203,6 +204,7 @@ def optimum_against(
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 4.4))
         rows = _draw_optima(axes, used, covariate, middle, exponents)
+        rows += _draw_censored(axes, law, covariate, middle, exponents)
         rows += _draw_law(axes, law, covariate, middle, (low / 1.5, reach))
         rows += _draw_published(axes, law, covariate, middle, (low / 1.5, reach))
         if target is not None:
@@ -243,6 +245,28 @@ def _draw_optima(
         label = "optimum of a slice, with its interval" if index == 0 else None
         axes.plot([x], [y], "o", color="black", ms=6, zorder=4, label=label)
         rows.append({"kind": "slice", covariate: x, "lr": y, "low": low, "high": high})
+    return rows
+
+
+def _draw_censored(
+    axes: Axes, law: Law, covariate: str, middle: Mapping[str, float], exponents: Mapping[str, float]
+) -> Rows:
+    """Slices of the law whose best rate is their last: hollow arrowheads at that rate, where it continues."""
+    rows: Rows = []
+    for one in law.slices:
+        same = all(one.covariates.get(n) == v for n, v in law.held.items()) and one.context == law.context
+        if not same or one.state not in CENSORED or not one.points:
+            continue
+        low = one.state == "edge_low"
+        others = [(n, b) for n, b in exponents.items() if n != covariate]
+        shift = math.prod((middle[n] / one.covariates[n]) ** b for n, b in others)
+        rate = (min if low else max)(p.lr for p in one.points) * shift
+        label = "optimum beyond the slice's rates" if not rows else None
+        marker = "v" if low else "^"
+        axes.plot(
+            [one.covariates[covariate]], [rate], marker, color="black", mfc="none", ms=7, mew=1.2, label=label
+        )
+        rows.append({"kind": one.state, covariate: one.covariates[covariate], "lr": rate})
     return rows
 
 
@@ -317,7 +341,7 @@ def _transfer_panel(axes: Axes, slices: Sequence[SliceRecord], answer: Transfer)
     for index, point in enumerate(answer.points):
         scale = {**answer.held, answer.axis: point.value}
         one = next(s for s in slices if s.context == answer.context and s.covariates == scale)
-        label = _named(answer.axis, point.value)
+        label = named(answer.axis, point.value)
         drawn = _draw_curve(axes, one, index, label, hollow=one.optimum is None)
         rows += [{"optimizer": answer.context["optimizer"], **row} for row in drawn]
         if point.lr is not None:

@@ -89,9 +89,9 @@ def _linear(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
     fit = least_squares(
         lambda b: curve(b) - rates / unit,
         first,
-        lambda b: curve(b)[:, None] * Z,
+        lambda b: curve(b)[:, None] * Z,  # pyright: ignore, a callable is allowed
         xtol=1e-14,
-        ftol=1e-14,  # pyright: ignore
+        ftol=1e-14,
     )
     df = len(y) - X.shape[1]
     variance = 2 * fit.cost / df

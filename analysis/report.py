@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from hyperp.analysis import plots, show
+from hyperp.analysis import plots, plots_fit, show
 from hyperp.analysis.console import percent
 from hyperp.analysis.law import Law, save_json
 from hyperp.analysis.recommend import recommend
@@ -46,13 +46,31 @@ def write_report(
     for name in law.ranges:
         figure, rows = plots.optimum_against(law, name, None if found is None else found.target)
         paths += plots.save_figure(figure, rows, out, f"optimum-{name.replace('_', '-')}")
+    tests = test_figures(law)
+    for name, (figure, rows) in tests.items():
+        paths += plots.save_figure(figure, rows, out, name)
     sections = transfer_sections(law)
     for axis, answers in sections.items():
         paths += plots.save_figure(
             *plots.transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}"
         )
-    save_json(_render(law, command, found, validation, sections), out / "report.md")
+    save_json(_render(law, command, found, validation, sections, list(tests)), out / "report.md")
     return [out / "report.md", *paths]
+
+
+def test_figures(law: Law) -> dict[str, tuple[Any, plots.Rows]]:
+    """The pictures that test the law, by file name: those that its method and slices allow."""
+    found = {}
+    if law.leave_one_out:
+        found["leave-one-out"] = plots_fit.leave_one_out_bars(law)
+    curves = law.over == ["lr"] and law.method != "given"
+    if curves and law.basin is not None and all(s.optimum and s.optimum.loss for s in law.slices if s.used):
+        found["collapse"] = plots_fit.collapse(law)
+    if curves:
+        figure, rows = plots_fit.rates_sensitivity(law)
+        if rows:
+            found["rates-per-slice"] = figure, rows
+    return found
 
 
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
@@ -71,7 +89,12 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def _render(
-    law: Law, command: str, found: Any, validation: Validation | None, sections: Mapping[str, list[Transfer]]
+    law: Law,
+    command: str,
+    found: Any,
+    validation: Validation | None,
+    sections: Mapping[str, list[Transfer]],
+    tests: Sequence[str],
 ) -> str:
     used = [s for s in law.slices if s.used]
     names = show.changing_columns(used)
@@ -95,6 +118,7 @@ def _render(
         also=markdown_table(show.also_columns(law), show.also_rows(law)) if law.also else "",
         beside=markdown_table(show.beside_columns(law), show.beside_rows(law)) if law.beside else "",
         tests=show.test_lines(law),
+        pictures=tests,
         level=percent(law.level),
         exponents=markdown_table(show.exponent_columns(law), show.exponent_rows(law)),
         slices=markdown_table([*names, *show.SLICE_COLUMNS], show.slice_rows(used, names)),
@@ -104,7 +128,11 @@ def _render(
         warnings=[] if found is None else found.warnings,
         factors="" if found is None else markdown_table(show.FACTOR_COLUMNS, show.factor_rows(found)),
         transfers=[
-            {"axis": axis, "table": markdown_table(show.TRANSFER_COLUMNS, show.transfer_rows(answers))}
+            {
+                "axis": axis,
+                "table": markdown_table(show.TRANSFER_COLUMNS, show.transfer_rows(answers)),
+                "ahead": markdown_table(show.AHEAD_COLUMNS, show.ahead_rows(answers)),
+            }
             for axis, answers in sections.items()
         ],
         validation=validation,

@@ -102,7 +102,8 @@ def _optimum(one: Slice, fit: Fit, k: int, df: int, options: Options) -> Optimum
 
 
 def _close(rates: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return np.isclose(np.log(rates)[:, None], np.log(chosen)[None], rtol=0, atol=1e-9).any(axis=1)
+    same = np.isclose(np.log(rates)[:, None], np.log(chosen)[None], rtol=0, atol=1e-9)
+    return np.asarray(same).any(axis=1)
 
 
 def _next_rates(one: Slice, fit: Fit, k: int, options: Options) -> tuple[float, ...]:

@@ -25,7 +25,9 @@ STATE_WORDS = {
 
 def cell(value: float | str) -> str:
     """A size without an exponent where that reads well."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == value // 1 and abs(value) < 1e6 else f"{value:.6g}"
+    return str(value)
 
 
 def changing_columns(slices: list[SliceRecord]) -> list[str]:
@@ -321,10 +323,44 @@ def transfer_rows(answers: "list[Transfer]") -> list[list[str]]:
     return rows
 
 
+AHEAD_COLUMNS = [
+    "optimizer",
+    "parametrization",
+    "at",
+    "octaves from the smallest one's optimum",
+    "95% interval",
+    "loss penalty of that optimum",
+    "over the interval",
+]
+
+
+def ahead_rows(answers: "list[Transfer]") -> list[list[str]]:
+    """One row a context and value: measured penalties, then the drift carried further."""
+    rows = []
+    for t in answers:
+        names = [t.context["optimizer"] or "-", t.context["parametrization"] or "-"]
+        start = next((p.lr for p in t.points if p.lr), None)
+        own = {p.value: p.lr for p in t.points}
+        for p in t.penalties:
+            lr = own[p.at]
+            moved = "-" if lr is None or start is None else f"{math.log2(lr / start):+.2f}"
+            rows.append([*names, cell(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
+        for a in t.ahead:
+            ends = "unknown" if a.low is None or a.high is None else f"{a.low:+.2f} to {a.high:+.2f}"
+            cost = "-" if a.percent is None else f"{a.percent:.2f}%"
+            span = "-"
+            if a.percent_low is not None and a.percent_high is not None:
+                span = f"{a.percent_low:.2f}% to {a.percent_high:.2f}%"
+            rows.append([*names, f"{cell(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span])
+    return rows
+
+
 def show_transfer(over: str, answers: "list[Transfer]") -> None:
     """Print drift and penalty for every context."""
     show_table(f"Transfer over {over}", TRANSFER_COLUMNS, transfer_rows(answers))
-    print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.")
+    print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
+    show_table(f"The smallest {over}'s optimum at larger ones", AHEAD_COLUMNS, ahead_rows(answers))
+    print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")
 
 
 def show_next(law: Law, answer: "NextRuns") -> None:

@@ -35,7 +35,7 @@ class Drift(Strict):
 
 
 class Penalty(Strict):
-    """Loss at the largest value of the axis when trained at the smallest one's optimum, less its own best."""
+    """Loss at one value of the axis when trained at the smallest one's optimum, less its own best."""
 
     at: int | float
     rate_from: int | float
@@ -45,8 +45,29 @@ class Penalty(Strict):
     method: str
 
 
+class Ahead(Strict):
+    """The drift carried beyond the largest value of the axis; `low` and `high` of the octaves moved.
+
+    `octaves` is how far the optimum at `at` lies from the smallest value's, with the interval of the drift;
+    `percent` what training there at the smallest one's optimum costs of the loss by the largest one's basin,
+    `percent_low` and `percent_high` over that interval. None without an interval, or without a basin.
+    """
+
+    at: int | float
+    octaves: float
+    low: float | None
+    high: float | None
+    percent: float | None
+    percent_low: float | None
+    percent_high: float | None
+
+
 class Transfer(Strict):
-    """One context (optimizer, parametrization, other sizes) along the axis."""
+    """One context (optimizer, parametrization, other sizes) along the axis.
+
+    `penalties` are for every larger value, `penalty` the last of them, `ahead` the extrapolation to further
+    ones.
+    """
 
     axis: str
     context: dict[str, str]
@@ -54,7 +75,12 @@ class Transfer(Strict):
     points: list[TransferPoint]
     drift: Drift | None
     penalty: Penalty | None
+    penalties: list[Penalty]
+    ahead: list[Ahead]
     problem: str | None
+
+
+AHEAD = (2.0, 4.0, 8.0)  # times the largest value of the axis
 
 
 def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
@@ -76,21 +102,63 @@ def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> 
 
 def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:
     known = [(s, s.optimum) for s in group if s.optimum is not None]
-    drift = penalty = problem = None
+    drift = problem = None
+    penalties: list[Penalty] = []
+    ahead: list[Ahead] = []
     if len(known) < 2:
         problem = f"{len(known)} of {len(group)} curves have an optimum, 2 are needed"
     else:
         drift = _drift([s.covariates[over] for s, _ in known], [o for _, o in known], level)
-        penalty = _penalty(known[0], known[-1], over)
+        costs = [_penalty(known[0], later, over) for later in known[1:]]
+        penalties = [cost for cost in costs if cost is not None]
+        ahead = [_ahead(drift, known[0], known[-1], over, times) for times in AHEAD]
     return Transfer(
         axis=over,
         context=group[0].context,
         held={n: v for n, v in group[0].covariates.items() if n != over},
         points=[_point(s, over) for s in group],
         drift=drift,
-        penalty=penalty,
+        penalty=_last(penalties, known[-1][0].covariates[over]) if known else None,
+        penalties=penalties,
+        ahead=ahead,
         problem=problem,
     )
+
+
+def _last(penalties: list[Penalty], at: float) -> Penalty | None:
+    return next((p for p in penalties if p.at == at), None)
+
+
+Known = tuple[SliceRecord, OptimumRecord]
+
+
+def _ahead(drift: Drift, first: Known, last: Known, over: str, times: float) -> Ahead:
+    start, end = first[0].covariates[over], last[0].covariates[over] * times
+    doublings = math.log2(end / start)
+    moved = [
+        None if d is None else d * doublings for d in (drift.octaves_per_doubling, drift.low, drift.high)
+    ]
+    octaves, low, high = moved
+    assert octaves is not None
+    cost = [None if m is None else _cost(last[1], m) for m in moved]
+    ends = [c for c in cost[1:] if c is not None]
+    crosses = low is not None and high is not None and low < 0 < high
+    return Ahead(
+        at=end,
+        octaves=octaves,
+        low=low,
+        high=high,
+        percent=cost[0],
+        percent_low=0.0 if crosses and ends else min(ends, default=None),
+        percent_high=max(ends, default=None),
+    )
+
+
+def _cost(best: OptimumRecord, octaves: float) -> float | None:
+    """Percent of the loss at a rate that many octaves off, by the curvature of the largest one's basin."""
+    if best.curvature is None or not best.loss:
+        return None
+    return 100 * best.curvature / best.loss * octaves**2
 
 
 def _point(one: SliceRecord, over: str) -> TransferPoint:
@@ -139,21 +207,28 @@ def _two_point_drift(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], 
     return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)
 
 
-def _penalty(
-    first: tuple[SliceRecord, OptimumRecord], last: tuple[SliceRecord, OptimumRecord], over: str
-) -> Penalty | None:
+def _penalty(first: Known, last: Known, over: str) -> Penalty | None:
     rate, best = first[1].lr, last[1]
     if best.loss is None:
         return None
     inside = min(best.window_rates) <= rate <= max(best.window_rates)
     if inside and best.curvature is not None:
         nats = best.curvature * math.log2(rate / best.lr) ** 2
-        method = "the largest one's parabola"
+        method = "the curvature of its basin"
     else:
         x = np.log2([p.lr for p in last[0].points])
         if not x[0] <= math.log2(rate) <= x[-1]:
             return None
-        nats = float(np.interp(math.log2(rate), x, [p.loss for p in last[0].points])) - best.loss
-        method = "interpolated between the largest one's measured rates"
+        near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
+        # A chord would lie above the curve by a quarter of what an octave costs.
+        losses = np.array([last[0].points[i].loss for i in near])
+        nats = _quadratic(x[near], losses, math.log2(rate)) - best.loss
+        method = "interpolated between its measured rates"
     value = {"at": last[0].covariates[over], "rate_from": first[0].covariates[over]}
     return Penalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
+
+
+def _quadratic(x: np.ndarray, y: np.ndarray, at: float) -> float:
+    """Lagrange's polynomial through up to three points."""
+    others = [np.delete(x, i) for i in range(len(x))]
+    return sum(float(y[i]) * float(np.prod((at - o) / (x[i] - o))) for i, o in enumerate(others))

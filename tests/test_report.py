@@ -56,7 +56,14 @@ def test_it_holds_the_law_the_commands_and_the_versions(law, folder):
 
 def test_every_picture_it_shows_is_there_with_its_numbers(folder):
     pictures = re.findall(r"\]\((.*?\.png)\)", (folder / "report.md").read_text())
-    assert pictures == ["optimum-tokens.png", "basins.png", "transfer-width.png"]
+    assert pictures == [
+        "optimum-tokens.png",
+        "leave-one-out.png",
+        "collapse.png",
+        "rates-per-slice.png",
+        "basins.png",
+        "transfer-width.png",
+    ]
     for name in pictures:
         for suffix in ("png", "svg", "csv"):
             assert (folder / name).with_suffix(f".{suffix}").is_file()
@@ -65,7 +72,7 @@ def test_every_picture_it_shows_is_there_with_its_numbers(folder):
 
 def test_every_table_has_as_many_cells_as_its_header(folder):
     tables = re.findall(r"(?:^\|.*\n)+", (folder / "report.md").read_text(), re.MULTILINE)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

@@ -1,0 +1,63 @@
+"""Transfer along an axis: the drift that was put in, what ignoring it costs, and both carried on."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyperp.analysis.check import check
+from hyperp.analysis.records import Runs, check_frame
+from hyperp.analysis.transfer import Transfer, transfer
+
+DRIFT = -0.5
+
+
+@pytest.fixture(scope="module")
+def answer(make_ladder) -> Transfer:
+    """Four widths whose optimum falls by half an octave a doubling; 1% of the loss at one octave."""
+    frames = [
+        make_ladder(
+            tokens=(131072,),
+            log2_at_64k=-4.0 + DRIFT * k,
+            covariates={"width": 32 * 2**k},
+            noise=2e-4,
+            skew=0,
+            rng_seed=k,
+        )
+        for k in range(4)
+    ]
+    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    (found,) = transfer(check(runs).slices, "width")
+    return found
+
+
+def test_the_drift_is_recovered_inside_its_interval(answer):
+    drift = answer.drift
+    assert drift.low < DRIFT < drift.high
+    np.testing.assert_allclose(drift.octaves_per_doubling, DRIFT, rtol=0, atol=0.03)
+
+
+def test_every_larger_value_has_its_penalty(answer):
+    assert [p.at for p in answer.penalties] == [64, 128, 256]
+    for doublings, found in enumerate(answer.penalties, start=1):
+        np.testing.assert_allclose(found.percent, 1.0 * (DRIFT * doublings) ** 2, rtol=0.25, atol=0)
+    assert answer.penalty == answer.penalties[-1]
+
+
+def test_drift_and_penalty_are_carried_on_with_their_interval(answer):
+    assert [a.at for a in answer.ahead] == [512, 1024, 2048]
+    for found in answer.ahead:
+        doublings = math.log2(found.at / 32)
+        np.testing.assert_allclose(
+            found.octaves, doublings * answer.drift.octaves_per_doubling, rtol=1e-9, atol=0
+        )
+        np.testing.assert_allclose(found.low, doublings * answer.drift.low, rtol=1e-9, atol=0)
+        assert found.percent_low < found.percent < found.percent_high
+        np.testing.assert_allclose(found.percent, (DRIFT * doublings) ** 2, rtol=0.25, atol=0)
+
+
+def test_an_axis_that_is_not_there_is_named(make_ladder):
+    runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
+    with pytest.raises(ValueError, match=r"--over must be one of width, .* got 'N'"):
+        transfer(check(runs).slices, "N")
