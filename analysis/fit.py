@@ -254,6 +254,9 @@ def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tup
     if question.given:
         return _given(frame, question)
     slices = _slices(frame, question, unique)
+    for name in question.over[1:]:
+        if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
+            raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
     return slices, estimate(question.method, slices, question.options)
 
 

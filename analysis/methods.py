@@ -109,10 +109,13 @@ def _best(one: Slice, options: Options, within: float) -> Optimum:
     settings, means, _ = setting_means(one, options)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
-    # A pool may reach an end and still have a middle: it is censored when its best setting is an end alone.
-    if within == 0 and best[0] in (rates[0], rates[-1]):
+    if best[0] in (rates[0], rates[-1]):
         return edge(one, rates, low=best[0] == rates[0])
     near = means <= means.min() * (1 + within)
+    if rates[0] in settings[near, 0] and rates[-1] in settings[near, 0] and near.sum() > 1:
+        return Optimum(
+            "not_convex", "the loss is as good as flat over all rates", (rates[0] / 4, rates[-1] * 4)
+        )
     where = np.log2(settings[near]).mean(axis=0)
     return Optimum(
         "bracketed",

@@ -130,6 +130,8 @@ def too_few(one: Slice) -> Optimum:
     rates = np.unique(one.lr)
     reason = f"{len(rates)} rate(s) with a finished run, at least 3 are needed"
     add = (float(rates[0]) / 2, float(rates[-1]) * 2) if len(rates) else ()
+    if not add and one.diverged:
+        add = (one.diverged[0] / 4, one.diverged[0] / 2)
     return Optimum("too_few_rates", reason, tuple(r for r in add if r not in one.diverged))
 
 

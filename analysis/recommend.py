@@ -270,4 +270,5 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
         for name in COVARIATES
         if name in recommendation.target and (name in named or name in law.ranges)
     ]
+    words += [f"scale.{n}={round(b.value)}" for n, b in recommendation.also.items() if n in COVARIATES]
     return " ".join(words)

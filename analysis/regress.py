@@ -86,10 +86,13 @@ def _linear(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
     def curve(beta: np.ndarray) -> np.ndarray:
         return np.exp(np.clip(Z @ beta + held, -700, 700)) / unit
 
+    def jacobian(beta: np.ndarray) -> np.ndarray:
+        return curve(beta)[:, None] * Z
+
     fit = least_squares(
         lambda b: curve(b) - rates / unit,
         first,
-        lambda b: curve(b)[:, None] * Z,  # pyright: ignore, a callable is allowed
+        jacobian,  # pyright: ignore
         xtol=1e-14,
         ftol=1e-14,
     )

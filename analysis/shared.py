@@ -30,8 +30,10 @@ def shared(slices: Sequence[Slice], options: Options) -> Estimation:
         part = [slices[i] for i in members]
         try:
             fit = _fit(part, options)
-        except Refusal:
-            continue  # not one slice with three rates and a bottom; each says so itself
+        except Refusal as refusal:
+            for i in members:
+                optima[i] = _without_basin(slices[i], refusal.reason, options)
+            continue
         shape = Basin(fit.shape.powers.tolist(), fit.shape.coef.tolist())
         df = max(_degrees(fit), 1)
         for k, i in enumerate(members):
@@ -101,9 +103,20 @@ def _optimum(one: Slice, fit: Fit, k: int, df: int, options: Options) -> Optimum
     )
 
 
+def _without_basin(one: Slice, reason: str, options: Options) -> Optimum:
+    """What a slice says where no slice of its context has a bottom to share."""
+    rates = np.unique(one.lr)
+    if len(rates) < 3:
+        return too_few(one)
+    settings, means, _ = setting_means(one, options)
+    best = settings[np.argmin(means), 0]
+    if best in (rates[0], rates[-1]):
+        return edge(one, rates, low=bool(best == rates[0]))
+    return Optimum("not_convex", reason, (float(best) / 2**0.5, float(best) * 2**0.5))
+
+
 def _close(rates: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    same = np.isclose(np.log(rates)[:, None], np.log(chosen)[None], rtol=0, atol=1e-9)
-    return np.asarray(same).any(axis=1)
+    return np.abs(np.log(rates)[:, None] - np.log(chosen)[None]).min(axis=1) < 1e-9
 
 
 def _next_rates(one: Slice, fit: Fit, k: int, options: Options) -> tuple[float, ...]:

@@ -278,6 +278,37 @@ def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, t
     assert {p.name for p in tmp_path.iterdir()} <= ({"out.points.yaml"} if code == 3 else set())
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        (lambda f: f.assign(lr=f["lr"].where(f.index != 3)), 2, "column lr must be a positive finite number"),
+        (lambda f: f.assign(lr=f["lr"].where(f.index != 3, np.inf)), 2, "got inf in row 4"),
+        (
+            lambda f: f.assign(tokens=f["tokens"].astype(object).where(f.index != 3, "x")),
+            2,
+            "got 'x' in row 4",
+        ),
+        (lambda f: f.assign(loss=-f["loss"]), 2, "column loss must be a positive number in a finished run"),
+        (lambda f: f.assign(loss=np.nan), 3, "0 rate(s) with a finished run"),
+        (lambda f: pd.concat([f, f[:1]]), 2, "two finished runs have lr=0.00195312 and seed=0 in one slice"),
+        (lambda f: f[:0], 2, "holds no rows"),
+        (lambda f: f[f["tokens"] == 65536], 3, "tokens has one value, 65536"),
+        (lambda f: f[f["lr"] == 2**-5], 3, "1 rate(s) with a finished run, at least 3 are needed"),
+        (lambda f: f.assign(loss=3.0), 3, "are not identified"),
+        (lambda f: f.assign(status="diverged", loss=np.nan), 3, "0 rate(s) with a finished run"),
+    ],
+)
+@pytest.mark.parametrize("method", ["shared", "two-stage", "pool", "argmin"])
+def test_a_table_that_cannot_answer_says_why_in_one_line(make_ladder, tmp_path, change, code, text, method):
+    change(make_ladder()).to_csv(tmp_path / "runs.csv", index=False)
+    words = ["--by", "tokens", "--method", method, "-o", tmp_path / "law.json"]
+    result = _run("fit", tmp_path / "runs.csv", *words)
+    assert result.exit_code == code, result.output
+    assert text in result.stderr.splitlines()[0]
+    assert result.stdout == ""
+    assert not (tmp_path / "law.json").exists()
+
+
 def test_a_wrong_option_is_one_line_too(demo):
     command = [
         sys.executable,

@@ -96,6 +96,11 @@ def test_rates_beyond_a_divergence_are_not_suggested():
     assert "0.5 diverged" in str(found.reason)
 
 
+def test_a_slice_that_diverged_everywhere_asks_for_lower_rates():
+    found = find_optimum(_slice(_points(lambda x, s: 1.0, rates=[]), diverged=(0.25, 0.5)))
+    assert (found.state, found.next_rates) == ("too_few_rates", (0.0625, 0.125))
+
+
 def test_two_rates_and_a_flat_top_are_named():
     few = find_optimum(_slice(_points(lambda x, s: 3.0 + x * 0, rates=RATES[:2])))
     assert (few.state, few.next_rates) == ("too_few_rates", (RATES[0] / 2, RATES[1] * 2))
