@@ -254,10 +254,11 @@ def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tup
     if question.given:
         return _given(frame, question)
     slices = _slices(frame, question, unique)
+    found = estimate(question.method, slices, question.options)
     for name in question.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
             raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
-    return slices, estimate(question.method, slices, question.options)
+    return slices, found
 
 
 def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], Estimation]:

@@ -59,9 +59,9 @@ def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Valid
     extra = [*law.ranges, *law.held]
     frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
     one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
-    recommendation = recommend(
-        law, {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
-    )
+    known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
+    # The runs are there, so the law's reach does not matter: it is what they test.
+    recommendation = recommend(law, known, extrapolate=True)
     rates = sorted({*one.lr.tolist(), *one.diverged})
     chosen = min(rates, key=lambda rate: abs(math.log(rate / recommendation.lr)))
     if abs(chosen / recommendation.lr - 1) > RATE_TOLERANCE:

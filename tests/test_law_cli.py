@@ -155,6 +155,34 @@ def test_given_optima_give_the_published_exponent_in_either_space(tmp_path):
     np.testing.assert_allclose(law["exponents"]["tokens"]["value"], -0.607, rtol=0, atol=5e-4)
 
 
+def test_public_width_sweeps_give_their_exponents_and_name_the_curves_without_one(tmp_path):
+    """Spectral Sphere -0.07 +- 0.01, Muon +0.05 +- 0.03; two of AdamW's four curves are not convex."""
+    table = _shared("sso_mup_lr_sweep.csv")
+    words = ["fit", table, "--map", "width=hidden_size", "--by", "width", "-o", tmp_path / "law.json"]
+    for name, low, high in (("spball", -0.08, -0.06), ("muon", 0.02, 0.08)):
+        assert _run(*words, "--where", f"optimizer={name}").exit_code == 0
+        law = json.loads((tmp_path / "law.json").read_text())
+        assert low < law["exponents"]["width"]["value"] < high
+    result = _run(*words, "--where", "optimizer=adamw")
+    assert result.exit_code == 3
+    assert "4 slices, of which 2 bracketed" in result.stderr
+    assert "width 512: the loss falls again" in result.stderr
+
+
+def test_rate_and_batch_together_from_public_runs(tmp_path):
+    table = _shared("steplaw_dense_lr_bs_loss.csv")
+    words = [*FOREIGN, "--by", "N,tokens", "--over", "lr,batch_tokens", "--also-by", "tokens"]
+    assert _run("fit", table, *words, "-o", tmp_path / "law.json").exit_code == 0
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert law["method"] == "shared"
+    assert sum(s["used"] for s in law["slices"]) == 17
+    # Published over more runs: N^-0.713 D^0.307, batch D^0.571.
+    assert -0.9 < law["exponents"]["N"]["value"] < -0.65
+    assert 0.15 < law["exponents"]["tokens"]["value"] < 0.31
+    assert 0.5 < law["also"]["batch_tokens"]["exponents"]["tokens"]["value"] < 0.7
+    assert max(o["loss_penalty"] for o in law["leave_one_out"]) < 0.002
+
+
 FOREIGN = ["--map", "loss=smooth loss", "--map", "batch_tokens=bs*2048", "--map", "tokens=D"]
 
 
