@@ -241,7 +241,7 @@ def transfer(
     Example: hyperp-law transfer runs/demo/runs.parquet --over width
     """
     from hyperp.analysis.check import check as ask
-    from hyperp.analysis.show import show_transfer
+    from hyperp.analysis.show_transfer import show_transfer
     from hyperp.analysis.transfer import transfer as along
     from hyperp.analysis.vocabulary import COVARIATES
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from hyperp.analysis import plots, plots_fit, show
+from hyperp.analysis import plots, plots_fit, show, show_transfer
 from hyperp.analysis.console import percent
 from hyperp.analysis.law import Law, save_json
 from hyperp.analysis.recommend import recommend
@@ -130,8 +130,8 @@ def _render(
         transfers=[
             {
                 "axis": axis,
-                "table": markdown_table(show.TRANSFER_COLUMNS, show.transfer_rows(answers)),
-                "ahead": markdown_table(show.AHEAD_COLUMNS, show.ahead_rows(answers)),
+                "table": markdown_table(show_transfer.TRANSFER_COLUMNS, show_transfer.transfer_rows(answers)),
+                "ahead": markdown_table(show_transfer.AHEAD_COLUMNS, show_transfer.ahead_rows(answers)),
             }
             for axis, answers in sections.items()
         ],

@@ -10,7 +10,6 @@ from hyperp.analysis.recommend import Recommendation, predict, published_lines
 if TYPE_CHECKING:  # these pull in pandas, which a recommendation does without
     from hyperp.analysis.check import Check
     from hyperp.analysis.nextruns import NextRuns
-    from hyperp.analysis.transfer import Transfer
     from hyperp.analysis.validate import Validation
 
 PUBLISHED = "published, not used"
@@ -283,84 +282,6 @@ def show_recommendation(law: Law, answer: Recommendation) -> None:
     print("\n".join(recommendation_lines(law, answer)) + "\n")
     title = f"Factors; the rate is the product of the contributions; intervals {percent(answer.level)}"
     show_table(title, FACTOR_COLUMNS, factor_rows(answer))
-
-
-TRANSFER_COLUMNS = [
-    "optimizer",
-    "parametrization",
-    "held",
-    "optima",
-    "octaves per doubling",
-    "95% interval",
-    "loss penalty",
-]
-
-
-def transfer_rows(answers: "list[Transfer]") -> list[list[str]]:
-    """One row a context: optima along the axis, drift with interval, penalty."""
-    rows = []
-    for t in answers:
-        optima = ", ".join(
-            f"{cell(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
-        )
-        d, p = t.drift, t.penalty
-        drift = [str(t.problem), "-"]
-        if d is not None:
-            ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
-            drift = [f"{d.octaves_per_doubling:+.2f}", ends]
-        penalty = "-" if p is None else f"{p.nats:.4f} nats ({p.percent:.2f}%)"
-        held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
-        rows.append(
-            [
-                t.context["optimizer"] or "-",
-                t.context["parametrization"] or "-",
-                held,
-                optima,
-                *drift,
-                penalty,
-            ]
-        )
-    return rows
-
-
-AHEAD_COLUMNS = [
-    "optimizer",
-    "parametrization",
-    "at",
-    "octaves from the smallest one's optimum",
-    "95% interval",
-    "loss penalty of that optimum",
-    "over the interval",
-]
-
-
-def ahead_rows(answers: "list[Transfer]") -> list[list[str]]:
-    """One row a context and value: measured penalties, then the drift carried further."""
-    rows = []
-    for t in answers:
-        names = [t.context["optimizer"] or "-", t.context["parametrization"] or "-"]
-        start = next((p.lr for p in t.points if p.lr), None)
-        own = {p.value: p.lr for p in t.points}
-        for p in t.penalties:
-            lr = own[p.at]
-            moved = "-" if lr is None or start is None else f"{math.log2(lr / start):+.2f}"
-            rows.append([*names, cell(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
-        for a in t.ahead:
-            ends = "unknown" if a.low is None or a.high is None else f"{a.low:+.2f} to {a.high:+.2f}"
-            cost = "-" if a.percent is None else f"{a.percent:.2f}%"
-            span = "-"
-            if a.percent_low is not None and a.percent_high is not None:
-                span = f"{a.percent_low:.2f}% to {a.percent_high:.2f}%"
-            rows.append([*names, f"{cell(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span])
-    return rows
-
-
-def show_transfer(over: str, answers: "list[Transfer]") -> None:
-    """Print drift and penalty for every context."""
-    show_table(f"Transfer over {over}", TRANSFER_COLUMNS, transfer_rows(answers))
-    print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
-    show_table(f"The smallest {over}'s optimum at larger ones", AHEAD_COLUMNS, ahead_rows(answers))
-    print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")
 
 
 def show_next(law: Law, answer: "NextRuns") -> None:

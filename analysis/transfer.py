@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 
 from hyperp.analysis.law import OptimumRecord, SliceRecord, Strict
 from hyperp.analysis.meta import meta_regression
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL
+from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
 
 
 class TransferPoint(Strict):
@@ -211,8 +211,7 @@ def _penalty(first: Known, last: Known, over: str) -> Penalty | None:
     rate, best = first[1].lr, last[1]
     if best.loss is None:
         return None
-    inside = min(best.window_rates) <= rate <= max(best.window_rates)
-    if inside and best.curvature is not None:
+    if best.curvature is not None and abs(math.log2(rate / best.lr)) <= WINDOW:
         nats = best.curvature * math.log2(rate / best.lr) ** 2
         method = "the curvature of its basin"
     else:
@@ -222,7 +221,7 @@ def _penalty(first: Known, last: Known, over: str) -> Penalty | None:
         near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
         # A chord would lie above the curve by a quarter of what an octave costs.
         losses = np.array([last[0].points[i].loss for i in near])
-        nats = _quadratic(x[near], losses, math.log2(rate)) - best.loss
+        nats = max(_quadratic(x[near], losses, math.log2(rate)) - best.loss, 0.0)
         method = "interpolated between its measured rates"
     value = {"at": last[0].covariates[over], "rate_from": first[0].covariates[over]}
     return Penalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
