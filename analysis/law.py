@@ -4,7 +4,7 @@ import json
 import math
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Covariate = Annotated[int | float, Field(gt=0)]  # whole where it was whole in the table
 Level = Annotated[float, Field(gt=0, lt=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -280,7 +281,12 @@ def save_law(law: Law, path: str | Path) -> None:
 
 
 def load_law(path: str | Path) -> Law:
-    """Read law.json.
+    """Read law.json; see load_json."""
+    return load_json(path, Law, SCHEMA_VERSION)
+
+
+def load_json(path: str | Path, model: type[Model], version: int) -> Model:
+    """Read a file of ours.
 
     Raises:
         ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
@@ -292,13 +298,11 @@ def load_law(path: str | Path) -> Law:
         raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{file}: schema_version must be {SCHEMA_VERSION}, got {version!r}; fit the law again"
-        )
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found != version:
+        raise ValueError(f"{file}: schema_version must be {version}, got {found!r}; fit the law again")
     try:
-        return Law.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "law"

@@ -6,6 +6,7 @@ from data: here the overlap of their losses, and nothing beyond.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Strict
 from hyperp.analysis.loss_bootstrap import Draws, Kind, bootstrap
 from hyperp.analysis.loss_law import LossFit, fit_loss, parameters, predict
-from hyperp.analysis.loss_points import loss_points
+from hyperp.analysis.loss_points import further, loss_points
 from hyperp.analysis.vocabulary import LEVEL
 
 STEPS = 25  # losses at which the leverage is given, equally far apart in the baseline's log compute
@@ -171,6 +172,11 @@ def _apart(baseline: Series, other: Series) -> str:
     )
 
 
+def _closer(baseline: Series, other: Series) -> dict[str, Any]:
+    worse = max((baseline, other), key=lambda s: s.losses[0])
+    return further(worse.fit.points, flops=4 * worse.flops[1])
+
+
 def leverage(
     frame: pd.DataFrame,
     baseline: str,
@@ -197,13 +203,14 @@ def leverage(
         Refusal: the baseline cannot be fitted, or none of the others can be compared with it.
     """
     names = _names(frame, over, baseline)
-    series, problems = _fit_each(
+    series, problems, points = _fit_each(
         frame, over, [baseline, *(n for n in names if n != baseline)], pins, resamples, seed
     )
     found = [compare(series[0], one) for one in series[1:]]
     problems += [one.problem for one in found if one.problem]
     if not any(one.rows for one in found):
-        raise Refusal("; ".join(problems))
+        apart = [_closer(series[0], one) for one in series[1:]]
+        raise Refusal("; ".join(problems), [*points, *apart])
     answer = Leverage(
         over=over,
         baseline=series[0].describe(),
@@ -224,20 +231,21 @@ def _fit_each(
     pins: Mapping[str, float] | None,
     resamples: int,
     seed: int,
-) -> tuple[list[Series], list[str]]:
-    """The series that can be fitted, the first of them the baseline, and why the others cannot."""
-    series, problems = [], []
+) -> tuple[list[Series], list[str], list[dict[str, Any]]]:
+    """The series that can be fitted, the first of them the baseline, why the others cannot, what to run."""
+    series, problems, points = [], [], []
     text = frame[over].astype("string")
     for index, name in enumerate(names):
         try:
             fit = fit_loss(loss_points(frame.loc[text == name], "power"), pins)
         except Refusal as refusal:
             problems.append(f"{over}={name}: {refusal.reason}")
+            points += refusal.next_points
             if index == 0:
                 raise Refusal(problems[0], refusal.next_points) from None
             continue
         series.append(Series(name, fit, bootstrap(fit, resamples, seed + index)))
-    return series, problems
+    return series, problems, points
 
 
 def _names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:

@@ -7,23 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where
+
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-RunsArgument = Annotated[
-    Path, typer.Argument(metavar="RUNS", help="a Parquet file, any CSV, or a folder holding runs.parquet")
-]
 FormOption = Annotated[
     Literal["power", "chinchilla"], typer.Option("--form", help="E + A C^-b, or E + A N^-alpha + B D^-beta")
-]
-Where = Annotated[
-    list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; repeatable")
-]
-Map = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        metavar="NAME=COLUMN[*NUMBER]",
-        help='a foreign column, such as loss="smooth loss"; repeatable',
-    ),
 ]
 Pin = Annotated[
     list[str] | None,
@@ -32,7 +20,6 @@ Pin = Annotated[
 Resamples = Annotated[int, typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals")]
 Seed = Annotated[int, typer.Option(min=0, help="of the resamples")]
 Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write the plots to this folder")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
 def loss(
@@ -48,6 +35,7 @@ def loss(
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
     plots: Plots = None,
+    points: PointsFile = None,  # noqa: ARG001, for `answer`
     as_json: AsJson = False,
 ) -> None:
     """Fit a loss law and say how well its floor is known.
@@ -64,7 +52,7 @@ def loss(
     from hyperp.analysis.loss_file import describe, save_loss
     from hyperp.analysis.loss_law import fit_loss, profile
     from hyperp.analysis.loss_points import loss_points
-    from hyperp.analysis.loss_show import show_loss
+    from hyperp.analysis.loss_show import show_loss, unconverged
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
@@ -76,6 +64,8 @@ def loss(
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = describe(fit, found, draws, source)
     save_loss(law, out)
+    for line in unconverged(law):
+        typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(law.model_dump_json(indent=2))
     else:
@@ -99,6 +89,7 @@ def leverage(
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
     plots: Plots = None,
+    points: PointsFile = None,  # noqa: ARG001, for `answer`
     as_json: AsJson = False,
 ) -> None:
     """Say how many times the baseline's compute the others save at equal loss (CEL, arXiv 2603.28743).

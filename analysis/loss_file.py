@@ -2,14 +2,13 @@
 
 import datetime
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from hyperp.analysis.law import Strict, save_json
+from hyperp.analysis.law import Strict, load_json, save_json
 from hyperp.analysis.loss_bootstrap import Draws, Kind, intervals
 from hyperp.analysis.loss_law import LossFit, Profile, farther, parameters, predict
 from hyperp.analysis.loss_points import COLUMNS, Form
@@ -197,24 +196,5 @@ def save_loss(law: LossLaw, path: str | Path) -> None:
 
 
 def load_loss(path: str | Path) -> LossLaw:
-    """Read loss.json.
-
-    Raises:
-        ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
-    """
-    file = Path(path)
-    try:
-        raw: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    found = raw.get("schema_version") if isinstance(raw, dict) else None
-    if found != SCHEMA_VERSION:
-        raise ValueError(f"{file}: schema_version must be {SCHEMA_VERSION}, got {found!r}; fit the law again")
-    try:
-        return LossLaw.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "law"
-        raise ValueError(f"{file}: {where}: {first['msg']}") from None
+    """Read loss.json; see law.load_json."""
+    return load_json(path, LossLaw, SCHEMA_VERSION)

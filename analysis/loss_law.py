@@ -8,11 +8,12 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.loss_points import COLUMNS, Form, LossPoints
+from hyperp.analysis.loss_points import COLUMNS, Form, LossPoints, further
 from hyperp.analysis.loss_solver import (
     EXPONENTS,
     NEGLIGIBLE,
@@ -173,25 +174,36 @@ def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
     for name, x in zip(names, points.x_Kn, strict=True):
         distinct, need = len(np.unique(x)), 3 - ("E" in pins)
         if distinct == 1:
-            raise Refusal(f"{name} does not vary, it is {x[0]:.4g} everywhere; run at another {name}")
+            more = [_beyond(points, name, times) for times in (2, 4, 8)[:free]]
+            reason = f"{name} does not vary, it is {x[0]:.4g} everywhere; run at another {name}"
+            raise Refusal(reason, more)
         if len(names) > 1 and distinct < need:
             raise Refusal(
                 f"{name} has {distinct} values and its term needs {need}; run between or beyond "
-                f"{x.min():.4g} and {x.max():.4g}"
+                f"{x.min():.4g} and {x.max():.4g}",
+                [_beyond(points, name, 2)],
             )
     if n < free + 1:
         beyond = " ".join(f"{k} {2 * x.max():.3g}" for k, x in zip(names, points.x_Kn, strict=True))
         raise Refusal(
             f"{n} {what} cannot fit {free} parameters, {free + 1} are needed; run {free + 1 - n} more, "
-            f"such as at {beyond}" + ("" if "E" in pins else ", or pin the floor with --pin E=VALUE")
+            f"such as at {beyond}" + ("" if "E" in pins else ", or pin the floor with --pin E=VALUE"),
+            [_beyond(points, names[k % len(names)], 2 ** (1 + k // len(names))) for k in range(free + 1 - n)],
         )
     if len(names) == 2:
         together = float(np.corrcoef(np.log(points.x_Kn))[0, 1])
         if abs(together) > 0.999:
             raise Refusal(
                 f"parameters and tokens move together (correlation {together:.4f} of their logs), so their "
-                "terms cannot be told apart; run the same model on other token budgets, or fit --form power"
+                "terms cannot be told apart; run the same model on other token budgets, or fit --form power",
+                [_beyond(points, "tokens", times) for times in (4, 1 / 4)],
             )
+
+
+def _beyond(points: LossPoints, name: str, times: float) -> dict[str, Any]:
+    """A run at so many times the largest value of one column, the others as at their largest."""
+    largest = dict(zip(COLUMNS[points.form], points.x_Kn.max(axis=1).tolist(), strict=True))
+    return further(points, **{**largest, name: times * largest[name]})
 
 
 def _at_bounds(points: LossPoints, z_P: np.ndarray, pins: Mapping[str, float]) -> tuple[str, ...]:

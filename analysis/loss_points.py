@@ -1,7 +1,7 @@
 """From a table of runs to the points of a loss law: what was dropped, and the best rate of every cell."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ class LossPoints:
         loss_n: mean over seeds of the best rate of a cell, or every row's own with `all_rows`.
         runs_n: the finished runs that a cell holds.
         rows: rows of the table, and `dropped` how many of them were not used, by reason.
+        sizes, rates: the standard covariates and the rates of the largest cell, from which to go on.
         edges: cells whose best rate is the lowest or highest one tried, so that their loss is too high.
     """
 
@@ -36,6 +37,8 @@ class LossPoints:
     edges: int
     all_rows: bool
     context: dict[str, str]
+    sizes: dict[str, float] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -73,6 +76,8 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
     x_Kn = cells[list(names)].to_numpy().T
     loss, runs = cells["loss"].to_numpy(), cells["runs"].to_numpy()
     order = np.lexsort((loss, *x_Kn))
+    largest = kept.loc[(kept[list(names)] == kept[list(names)].max()).all(axis=1)]
+    largest = kept.loc[[kept[names[-1]].idxmax()]] if largest.empty else largest
     return LossPoints(
         form=form,
         x_Kn=x_Kn[:, order],
@@ -83,7 +88,24 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
         edges=edges,
         all_rows=all_rows,
         context=context,
+        sizes={n: largest[n].iloc[0].item() for n in COVARIATES if n in largest.columns},
+        rates=tuple(sorted(set(largest["lr"].tolist()))) if "lr" in largest.columns else (),
     )
+
+
+def further(points: LossPoints, **at: float) -> dict[str, Any]:
+    """A suggestion: a run at such a compute, or at such parameters and tokens, from the largest cell.
+
+    More compute is the same model on more tokens where the table says how many; other parameters are another
+    model, whose width and depth are left open.
+    """
+    sizes = dict(points.sizes)
+    if "flops" in at and "tokens" in sizes:
+        sizes["tokens"] = round(sizes["tokens"] * at.pop("flops") / float(points.x_Kn[0].max()))
+    if "parameters" in at:
+        sizes = {n: v for n, v in sizes.items() if n not in ("width", "depth")}
+    rounded = {n: round(v) if n in ("parameters", "tokens") else float(f"{v:.4g}") for n, v in at.items()}
+    return {**points.context, **sizes, **rounded, "lr": list(points.rates)}
 
 
 def _no_twins(frame: pd.DataFrame) -> None:

@@ -36,6 +36,17 @@ def show_loss(law: LossLaw) -> None:
     _show_profile(law)
 
 
+def unconverged(law: LossLaw) -> list[str]:
+    """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
+    lines = []
+    if law.status != "converged":
+        lines.append("the fit has not converged: its parameters are not the best ones, do not rely on them")
+    how = law.resampling
+    if how is not None and how.not_converged > 0.01 * how.count:
+        lines.append(f"{how.not_converged} of {how.count} resamples have not converged: intervals are rough")
+    return lines
+
+
 def _points(law: LossLaw) -> str:
     if law.all_rows:
         return "every row"

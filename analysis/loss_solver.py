@@ -148,19 +148,39 @@ def _polish(
 def _step(
     z_RP: np.ndarray, state: State, damping_R: np.ndarray, low_RP: np.ndarray, high_RP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The damped Newton step in the free parameters, and the decrease that its quadratic model expects."""
+    """The damped Newton step within the box, and the decrease that its quadratic model expects.
+
+    A parameter whose step would leave the box goes to its bound and the others are solved for again: were
+    it only clipped, they would move as if it had gone all the way, and the approach to a bound would stall.
+    """
     g = state.gradient_RP
     held = ((z_RP <= low_RP) & (g >= 0)) | ((z_RP >= high_RP) & (g <= 0)) | (low_RP == high_RP)
-    free = ~held
-    g = np.where(free, g, 0.0)
     matrix = state.hessian_RPP + damping_R[:, None, None] * state.majoriser_RPP
     diagonal = np.einsum("rpp->rp", state.majoriser_RPP)
     ridge = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-12 * diagonal + 1e-300
-    matrix = matrix * (free[:, :, None] & free[:, None, :])
     index = np.arange(z_RP.shape[1])
-    matrix[:, index, index] += np.where(free, ridge, 1.0)
-    step = -np.linalg.solve(matrix, g[:, :, None])[:, :, 0]
-    return step, -0.5 * (g * step).sum(axis=1)
+    matrix[:, index, index] += ridge
+    step = _solve(matrix, g, held, np.zeros_like(g))
+    for _ in index:
+        inside = np.clip(z_RP + step, low_RP, high_RP) - z_RP
+        crossing = ~held & (inside != step) & ((z_RP + step < low_RP) | (z_RP + step > high_RP))
+        if not crossing.any():
+            break
+        held = held | crossing
+        step = _solve(matrix, g, held, np.where(held, inside, 0.0))
+    curved = np.matmul(matrix, step[:, :, None])[:, :, 0]
+    return step, np.abs(((g + 0.5 * curved) * step).sum(axis=1))
+
+
+def _solve(matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP: np.ndarray) -> np.ndarray:
+    """The minimum of g s + s M s / 2 with the steps of `held_RP` given by `to_RP`."""
+    free = ~held_RP
+    pull = g_RP + np.matmul(matrix_RPP, to_RP[:, :, None])[:, :, 0]
+    matrix = np.where(free[:, :, None] & free[:, None, :], matrix_RPP, 0.0)
+    index = np.arange(g_RP.shape[1])
+    matrix[:, index, index] += np.where(free, 0.0, 1.0)
+    step = -np.linalg.solve(matrix, np.where(free, pull, 0.0)[:, :, None])[:, :, 0]
+    return np.where(held_RP, to_RP, step)
 
 
 def _take(state: State, keep: np.ndarray) -> State:

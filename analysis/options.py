@@ -39,7 +39,10 @@ Fix = Annotated[
 Over = Annotated[str, typer.Option(help="what was tuned: lr, or lr and one more column, as lr,batch_tokens")]
 Window = Annotated[float, typer.Option(help=WINDOW_HELP)]
 MethodOption = Annotated[
-    str | None, typer.Option(help=f"how optima are found: {', '.join(METHODS)}", show_default=False)
+    str | None,
+    typer.Option(
+        help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Size = Annotated[str | None, typer.Option(metavar="N", help="size at the target, such as 520000 or 5.2e5")]
@@ -66,14 +69,22 @@ def answer(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except Refusal as refusal:
             _show_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
+            _say_left(command.__name__, kwargs.get("out"))
             raise typer.Exit(3) from None
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             typer.echo("error: " + " ".join(str(error).split()), err=True)
+            _say_left(command.__name__, kwargs.get("out"))
             raise typer.Exit(2) from None
 
     return wrapped
+
+
+def _say_left(command: str, out: Path | None) -> None:
+    """No answer was written, but an older one may lie there."""
+    if command in ("fit", "loss") and out is not None and out.is_file():
+        typer.echo(f"note: {out} is from an earlier fit and was left as it is", err=True)
 
 
 def _points_path(options: Mapping[str, Any]) -> Path | None:
@@ -91,7 +102,7 @@ def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
         typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
     typer.echo(f"refused: {refusal.reason}", err=True)
     for point in () if as_json else refusal.next_points:
-        rates = ", ".join(f"{rate:g}" for rate in point["lr"])
+        rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
         sizes = " ".join(
             f"{n}={v}" for n, v in point.items() if n not in (*CONTEXT[1:], "lr", "seeds", "factor")
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from hyperp.analysis.cli import answer
@@ -152,9 +153,50 @@ def test_bad_input_is_one_line_and_writes_nothing(runs, tmp_path, words, code, t
     result = _run(*(places.get(word, word) for word in words))
     assert result.exit_code == code, result.output
     assert text in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    first, *rest = result.stderr.strip().splitlines()
+    assert text in first
+    assert all(line.startswith(("run next:", "wrote")) for line in rest)
+    assert bool(rest) == (code == 3)
     assert result.stdout == ""
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == (["out.points.yaml"] if code == 3 else [])
+
+
+def test_a_refused_loss_law_says_what_to_run_and_leaves_an_older_file(runs, tmp_path):
+    out = tmp_path / "out.json"
+    out.write_text("{}")
+    words = ["loss", runs, *MAP, "--where", "petaflops=1000", "--where", "algo=sso", "-o", out]
+    result = _run(*words)
+    assert result.exit_code == 3
+    assert "run next: optimizer=sso flops=2e+18 lr=0.01, 0.02, 0.04" in result.stderr
+    assert f"note: {out} is from an earlier fit and was left as it is" in result.stderr
+    assert out.read_text() == "{}"
+    points = yaml.safe_load((tmp_path / "out.points.yaml").read_text())["blocks"]["out_points"]["points"]
+    assert {(p["flops"], p["base_lr"]) for p in points} == {
+        (c * 1e18, lr) for c in (2, 4, 8) for lr in (0.01, 0.02, 0.04)
+    }
+
+
+def test_leverage_between_curves_apart_writes_the_runs_that_would_meet(runs, tmp_path):
+    frame = pd.read_csv(runs)
+    frame.loc[frame["algo"] == "sso", "final loss"] -= 1.0
+    frame.to_csv(tmp_path / "apart.csv", index=False)
+    words = ["--baseline", "optimizer=muon", "--bootstrap", "10", "--points", tmp_path / "more.yaml"]
+    result = _run("leverage", tmp_path / "apart.csv", *MAP, *words)
+    assert result.exit_code == 3
+    assert "run muon beyond 1e+21 FLOPs" in result.stderr
+    points = yaml.safe_load((tmp_path / "more.yaml").read_text())["blocks"]["more"]["points"]
+    assert {p["flops"] for p in points} == {4e21}
+
+
+def test_a_fit_that_did_not_converge_is_the_first_thing_said(runs, tmp_path, monkeypatch):
+    from hyperp.analysis import loss_law
+
+    polish = loss_law.polish
+    monkeypatch.setattr(loss_law, "polish", lambda *given, **more: polish(*given, **{**more, "steps": 2}))
+    words = ["--where", "optimizer=muon", "--bootstrap", "0", "-o", tmp_path / "out.json"]
+    result = _run("loss", runs, *MAP, *words)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: the fit has not converged")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,18 @@ def test_a_law_without_a_floor_is_reported_as_such():
     assert fit_loss(loss_points(curve(noise=0.001), "power")).at_bounds == ()
 
 
+def test_a_floor_at_its_bound_converges():
+    """Losses that fall ever faster want E below 0: the steps end at E = 0 exactly, in resamples too."""
+    flops = [1.087e10, 1.529e10, 2.174e10, 3.058e10, 4.349e10, 6.149e10, 8.697e10, 1.3207e11]
+    loss = [2.4388, 2.3717, 2.2774, 2.1868, 2.0975, 1.9589, 1.8490, 1.9142]
+    points = loss_points(pd.DataFrame({"flops": flops, "loss": loss}), "power")
+    fit = fit_loss(points)
+    assert fit.converged
+    assert fit.z_P[0] == 0
+    assert fit.objective == pytest.approx(fit_loss(points, {"E": 0.0}).objective, rel=1e-9, abs=0)
+    assert bootstrap(fit, 500, seed=0).not_converged <= 10
+
+
 def test_a_covariate_that_does_nothing_is_reported_as_such():
     frame = grid(n=80)
     frame["loss"] = TRUTH["E"] + TRUTH["B"] * frame["tokens"] ** -TRUTH["beta"]
