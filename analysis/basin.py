@@ -1,9 +1,10 @@
 """One basin for all slices: the shape of loss about the best rate is estimated from every slice together.
 
-Model, relative to the floor L of a slice:  loss / L - 1 = S(u - X theta) + noise,  u the natural logs of what
-is tuned (rate, or rate and batch), X theta a law, S a quadratic form and all cubic terms. Loss rises faster
-above the best rate than below it, and a parabola over a wide window leans by that; the cubic terms are more
-than one slice can tell, but all slices together can. Each slice's optimum then follows with S held.
+Model, relative to the floor L of a slice:  loss / L - 1 = a S(u - X theta) + noise,  u the natural logs of
+what is tuned (rate, or rate and batch), X theta a law, S a quadratic form and all cubic terms, a one unless
+the curvature follows a law of its own (see basin_bend). Loss rises faster above the best rate than below it,
+and a parabola over a wide window leans by that; the cubic terms are more than one slice can tell, but all
+slices together can. Each slice's optimum then follows with S held.
 
 Runs far from the optimum say little about where it is. A run at excess r over the floor has the weight
 1 / (1 + (r/scale)^2) ON ITS RESIDUAL, so the square of that on its square: a cubic misses a far run by a
@@ -20,10 +21,19 @@ with a noise of 0.1% of the loss this has moved no prediction that matters.
 """
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
+from hyperp.analysis.basin_bend import (
+    GAIN,
+    ROUNDS,
+    CurvatureLaw,
+    amplitudes,
+    curvature_law,
+    own_amplitudes,
+)
 from hyperp.analysis.basin_optima import Located, locate, second_valleys, state_of, too_few
 from hyperp.analysis.basin_shape import (
     Curves,
@@ -69,6 +79,9 @@ class Basin:
         curves: the runs.
         shape: S, with `scale` of the weights that it was fitted at.
         noise: residual standard deviation of one run, relative to its loss.
+        df: degrees of freedom of the noise that the weights leave.
+        curvature: exponents of the curvature in the covariates as tested, and which are used; None without
+            covariates that identify one. The amplitude of each slice's basin is `curves.amplitude` (K,).
         states, reasons: of each slice; `reasons` is None where bracketed.
         optimum: (K, p) natural logs; NaN for too_few_rates and not_convex, outside the rates for an edge.
         cov: (K, p, p) covariance of each with the shape held.
@@ -82,6 +95,8 @@ class Basin:
     shape: Shape
     scale: float
     noise: float
+    df: float
+    curvature: CurvatureLaw | None
     states: tuple[State, ...]
     reasons: tuple[str | None, ...]
     optimum: np.ndarray
@@ -104,9 +119,12 @@ class Basin:
         """Standard errors of the optima in e-folds, (K, p)."""
         return np.sqrt(np.diagonal(self.cov, axis1=-2, axis2=-1))
 
-    def penalty(self, du: np.ndarray) -> np.ndarray:
-        """Relative excess loss at the displacement `du` (..., p) in natural logs from an optimum."""
-        return self.shape.penalty(du)
+    def penalty(self, du: np.ndarray, k: int | None = None) -> np.ndarray:
+        """Relative excess loss at `du` (..., p) natural logs from the optimum of slice `k`.
+
+        Without `k`, that of the common shape, which is the one at the geometric mean of the covariates.
+        """
+        return self.shape.penalty(du) * (1.0 if k is None else self.curves.amplitude[k])
 
 
 def fit_basin(
@@ -138,16 +156,21 @@ def fit_basin(
     if covariates is not None:
         design(covariates, len(curves.labels))  # a fault of the whole design is bad input, not a refusal
         covariates = np.asarray(covariates, dtype=float).reshape(len(curves.labels), -1)
-    fit, noise, found = _settle(curves, covariates, scale)
+    settled, curvature = _settle(curves, covariates, scale), None
+    if covariates is not None:
+        settled, curvature = _bent(settled, covariates, scale)
+    fit, noise, found = settled.fit, settled.noise, settled.found
     located = fit.located
     blind = np.array([state in BLIND for state, _ in found])
     cov = noise**2 * located.cov
     cov[blind] = np.nan
     return Basin(
-        curves=curves,
+        curves=settled.curves,
         shape=Shape(fit.powers, fit.pose.coef),
         scale=fit.scale,
         noise=noise,
+        df=located.df(~blind, len(fit.pose.coef)),
+        curvature=curvature,
         states=tuple(state for state, _ in found),
         reasons=tuple(reason for _, reason in found),
         optimum=np.where(blind[:, None], np.nan, located.optimum),
@@ -173,9 +196,42 @@ class _Fit:
     X: np.ndarray
 
 
-def _settle(
-    curves: Curves, covariates: np.ndarray | None, scale: float | None
-) -> tuple[_Fit, float, list[tuple[State, str | None]]]:
+@dataclass(frozen=True)
+class _Settled:
+    curves: Curves
+    fit: _Fit
+    noise: float
+    found: list[tuple[State, str | None]]
+
+    def curvature(self, Z: np.ndarray, among: np.ndarray) -> CurvatureLaw | None:
+        keep = np.array([state == "bracketed" for state, _ in self.found])
+        fit = self.fit
+        own = own_amplitudes(self.curves, fit.located, fit.powers, fit.pose.coef, self.noise, keep)
+        return curvature_law(*own, Z, among)
+
+
+def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled, CurvatureLaw | None]:
+    """The fit with significant exponents of the curvature, if the noise falls by as much as it has to."""
+    tested = plain.curvature(Z, np.ones(Z.shape[1], dtype=bool))
+    if tested is None or not tested.significant.any():
+        return plain, tested
+    used, bent = tested.significant, plain
+    for _ in range(ROUNDS):
+        law = bent.curvature(Z, used)
+        if law is None:
+            return plain, tested
+        amplitude = amplitudes(Z, np.nan_to_num(law.exponent))
+        try:
+            bent = _settle(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
+        except Refusal:
+            return plain, tested
+    if bent.noise > (1 - GAIN) * plain.noise:
+        return plain, tested
+    found = [np.where(used, a, b) for a, b in ((law.exponent, tested.exponent), (law.se, tested.se))]
+    return bent, CurvatureLaw(*found, np.where(used, law.p, tested.p), used)
+
+
+def _settle(curves: Curves, covariates: np.ndarray | None, scale: float | None) -> _Settled:
     """Fit, name the slices that are no bowl, and fit again without them until all that are left are."""
     found: list[tuple[State, str | None]] = [("bracketed", None)] * len(curves.labels)
     for k, (valley, few) in enumerate(zip(second_valleys(curves), too_few(curves), strict=True)):
@@ -192,7 +248,7 @@ def _settle(
             found[k] = state_of(curves, int(k), located, fit.scale, yardstick)
         if all(found[k][0] != "not_convex" for k in np.flatnonzero(usable)):
             break
-    return fit, noise, found
+    return _Settled(curves, fit, noise, found)
 
 
 def _fit_usable(
@@ -215,7 +271,8 @@ def _fit_usable(
     where, floor = curves.best, curves.loss.min(axis=1)
     where[keep], floor[keep] = np.clip(X @ pose.theta, part.low, part.high), pose.floor
     arrays = (curves.u, curves.loss, curves.count)
-    located = locate(*arrays, powers, pose.coef, where, floor, ITERATIONS, chosen, TOLERANCE)
+    coef = pose.coef * curves.amplitude[:, None]
+    located = locate(*arrays, powers, coef, where, floor, ITERATIONS, chosen, TOLERANCE)
     return _Fit(pose, powers, chosen, moved, located, keep, X)
 
 
@@ -227,7 +284,7 @@ def fit_shape(
     Raises:
         Refusal: the curves together have no bottom.
     """
-    arrays = (curves.u, curves.loss, curves.count)
+    arrays = (curves.u, curves.loss, curves.count, curves.amplitude)
     chosen = SCALE_START if scale is None else scale
     pose, moved = linear_start(curves, X, powers, chosen), np.inf
     if scale is None:
@@ -270,9 +327,9 @@ def linear_start(curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float
     lowest = curves.loss.min(axis=1)
     excess = curves.loss / lowest[:, None] - 1
     linear = (v[..., :, None] * X[:, None, None, :]).reshape(*v.shape[:2], p * P)
-    J, y = np.concatenate([terms(v, square), linear], axis=-1), excess
+    J = np.concatenate([terms(v, square), linear], axis=-1) * curves.amplitude[:, None, None]
     root = np.sqrt(run_weights(excess, curves.count, scale))
-    J, y = centred(J, y, root**2)
+    J, y = centred(J, excess, root**2)
     beta = np.linalg.lstsq((J * root[..., None]).reshape(-1, J.shape[-1]), (y * root).ravel(), rcond=None)[0]
     coef = np.concatenate([beta[: len(square)], np.zeros(len(powers) - len(square))])
     A = quadratic_form(powers, coef)
@@ -288,6 +345,7 @@ def gauss_newton(
     u: np.ndarray,
     loss: np.ndarray,
     count: np.ndarray,
+    amplitude: np.ndarray,
     X: np.ndarray,
     powers: np.ndarray,
     start: Pose,
@@ -306,11 +364,11 @@ def gauss_newton(
     moved = np.inf
     for step in range(iterations):
         v = u - (X @ theta)[..., None, :]
-        F = terms(v, powers)
+        F = terms(v, powers) * amplitude[:, None, None]
         excess = loss / floor[..., None] - 1
         w = run_weights(excess, count, scale)
         residual = excess - (F @ coef[..., None, :, None])[..., 0]
-        G = -slope(v, powers, coef[..., None, None, :])
+        G = -slope(v, powers, coef[..., None, None, :] * amplitude[:, None, None])
         J = np.concatenate([F, (G[..., None] * X[:, None, None, :]).reshape(*G.shape[:-1], p * P)], axis=-1)
         J_c, r_c = centred(J, residual, w)
         flat = J_c.reshape(*J_c.shape[:-3], -1, J_c.shape[-1])

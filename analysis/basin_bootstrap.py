@@ -68,11 +68,12 @@ def shared_bootstrap(
     loss = basin.floor[:, None] * (1 + _resampled(basin, resamples, rng))
     curves, powers = basin.curves, basin.shape.powers
     used, part = basin.bracketed, curves.pick(basin.shaped)
-    arrays = (part.u, loss[:, basin.shaped], part.count)
+    arrays = (part.u, loss[:, basin.shaped], part.count, part.amplitude)
     pose, _ = gauss_newton(*arrays, basin.X, powers, basin.pose, steps, basin.scale, damping=0.0)
     start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
     arrays = (curves.u[used], loss[:, used], curves.count[used])
-    located = locate(*arrays, powers, pose.coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
+    coef = pose.coef[:, None] * curves.amplitude[used][:, None]
+    located = locate(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
     # Less the curves without new noise: they keep their misfit, and so have optima a little off the fit's.
     moved = located.optimum[1:] - located.optimum[0]
     return _second_level(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)

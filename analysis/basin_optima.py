@@ -38,16 +38,20 @@ class Located:
     square: np.ndarray
 
     def noise(self, keep: np.ndarray, shared: int) -> float:
-        """Residual standard deviation of one run over the slices in the mask `keep`.
+        """Residual standard deviation of one run over the slices in the mask `keep`."""
+        squares = (self.weight * self.residual**2)[keep].sum()
+        return float(np.sqrt(squares / self.df(keep, shared)))
+
+    def df(self, keep: np.ndarray, shared: int) -> float:
+        """Degrees of freedom that the weights leave the noise over the slices in the mask `keep`.
 
         E[sum w e^2] = noise^2 (tr W - tr (J'WJ)^-1 J'W^2J): `spent` is the second trace for the slices' own
         columns, and each of the `shared` ones of the shape takes a mean run's part.
         """
-        squares = (self.weight * self.residual**2)[keep].sum()
         left = (self.size - self.spent)[keep].sum()
         left -= shared * self.square[keep].sum() / self.weight[keep].sum()
         # Never fewer than a tenth of the runs: an estimate from less would be a matter of luck.
-        return float(np.sqrt(squares / max(left, 0.1 * self.size[keep].sum())))
+        return float(max(left, 0.1 * self.size[keep].sum()))
 
 
 def locate(
@@ -67,7 +71,7 @@ def locate(
 
     Args:
         u, loss, count: (K, m, p), (..., K, m), (K, m); `loss` may hold many resamples.
-        powers, coef: the shape, (S, p) and (..., S).
+        powers, coef: the shape of each slice, (S, p) and (..., K, S).
         where, floor: where to start, (..., K, p) and (..., K).
         iterations: at most so many steps.
         scale: of the weights.
@@ -116,8 +120,8 @@ def _linearised(
     v = u - where[..., None, :]
     excess = loss / floor[..., None] - 1
     w = run_weights(excess, count, scale)
-    residual = excess - (terms(v, powers) @ coef[..., None, :, None])[..., 0]
-    G = -slope(v, powers, coef[..., None, None, :])
+    residual = excess - (terms(v, powers) @ coef[..., None])[..., 0]
+    G = -slope(v, powers, coef[..., None, :])
     return residual, w, G, centred(G, residual, w)[0]
 
 

@@ -20,7 +20,8 @@ class Curves:
     """Runs sorted into slices: `u` (K, m, p), `loss` (K, m), `count` (K, m), how many seeds a loss averages.
 
     Padding repeats the first run of the slice with a count of 0. `row` (K, m) is each run's place in the
-    input, -1 for padding, and `labels` (K,) the sorted slice indices.
+    input, -1 for padding, and `labels` (K,) the sorted slice indices. `amplitude` (K,) multiplies the common
+    shape in each slice.
     """
 
     u: np.ndarray
@@ -28,6 +29,7 @@ class Curves:
     count: np.ndarray
     row: np.ndarray
     labels: np.ndarray
+    amplitude: np.ndarray
 
     @property
     def low(self) -> np.ndarray:
@@ -47,7 +49,8 @@ class Curves:
 
     def pick(self, keep: np.ndarray) -> "Curves":
         """The slices in the mask `keep` (K,)."""
-        return Curves(*(a[keep] for a in (self.u, self.loss, self.count, self.row, self.labels)))
+        arrays = (self.u, self.loss, self.count, self.row, self.labels, self.amplitude)
+        return Curves(*(a[keep] for a in arrays))
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ def pack(U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarra
     row = np.full((len(labels), size.max()), -1)
     row[np.arange(size.max()) < size[:, None]] = order
     index = np.where(row < 0, row[:, :1], row)
-    return Curves(U[index], loss[index], np.where(row < 0, 0.0, weights[index]), row, labels)
+    return Curves(
+        U[index], loss[index], np.where(row < 0, 0.0, weights[index]), row, labels, np.ones(len(labels))
+    )
 
 
 def design(covariates: np.ndarray, count: int) -> np.ndarray:
@@ -140,14 +145,21 @@ def design(covariates: np.ndarray, count: int) -> np.ndarray:
 
 
 def check_identifiable(Z: np.ndarray) -> None:
-    """ValueError unless each log covariate in Z (n, q) moves by itself.
+    """ValueError unless each log covariate in Z (n, q) moves by itself."""
+    problem = not_identifiable(Z)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def not_identifiable(Z: np.ndarray) -> str | None:
+    """Why a log covariate in Z (n, q) has no exponent of its own, in one line; None where each has.
 
     A design of full rank is not enough: total parameters that differ by 0.3% between architectures have one,
     and an exponent for them would be noise over that.
     """
     spread = np.ptp(Z, axis=0)
     for j in np.flatnonzero(spread < OWN_RANGE):
-        raise ValueError(
+        return (
             f"covariate column {j} does not vary (by {np.expm1(spread[j]):.2g} of its value), so its "
             "exponent is not identifiable"
         )
@@ -155,10 +167,20 @@ def check_identifiable(Z: np.ndarray) -> None:
         others = np.column_stack([np.ones(len(Z)), np.delete(Z, j, axis=1)])
         own = Z[:, j] - others @ np.linalg.lstsq(others, Z[:, j], rcond=None)[0]
         if np.ptp(own) < OWN_RANGE:
-            raise ValueError(
+            return (
                 f"covariate column {j} moves together with the others (collinear), so their exponents are "
                 f"not identifiable"
             )
+    return None
+
+
+def identifiable_columns(Z: np.ndarray) -> list[int]:
+    """The columns of Z (n, q), the first ones first, that n slices can tell apart with one to spare."""
+    chosen: list[int] = []
+    for j in range(Z.shape[1]):
+        if len(Z) >= len(chosen) + 3 and not_identifiable(Z[:, [*chosen, j]]) is None:
+            chosen.append(j)
+    return chosen
 
 
 def powers_of(p: int, degree: int = 3) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
 from hyperp.analysis.basin import Basin as Fit
 from hyperp.analysis.basin import fit_basin
+from hyperp.analysis.basin_shape import centred, identifiable_columns, run_weights, slope, terms
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.methods import Basin, Estimation, Options, setting_means
 from hyperp.analysis.optimum import Optimum, edge, too_few
@@ -15,6 +17,7 @@ from hyperp.analysis.slices import Slice
 from hyperp.analysis.vocabulary import CENSORED
 
 LN2 = math.log(2.0)
+INFORMED = 0.25  # of the most that a seed of the slice says about its optimum; one that says less is left out
 
 
 def shared(slices: Sequence[Slice], options: Options) -> Estimation:
@@ -29,22 +32,26 @@ def shared(slices: Sequence[Slice], options: Options) -> Estimation:
     for members in groups.values():
         part = [slices[i] for i in members]
         try:
-            fit = _fit(part, options)
+            names, Z = _covariates(part, options)
+            fit = _fit(part, options, Z)
         except Refusal as refusal:
             for i in members:
                 optima[i] = _without_basin(slices[i], refusal.reason, options)
             continue
         shape = Basin(fit.shape.powers.tolist(), fit.shape.coef.tolist())
-        df = max(_degrees(fit), 1)
+        seeds = [_seed_optima(slices[i], fit, k) for k, i in enumerate(members)]
+        scatter, seed_df = _pooled(seeds)
         for k, i in enumerate(members):
-            optima[i] = _optimum(slices[i], fit, k, df, options)
+            floor = scatter / seeds[k].number
+            optima[i] = _optimum(slices[i], fit, k, floor, seed_df, options)
             basins[i] = shape
+        notes += _curvature_notes(fit, names)
         if not fit.converged:
             notes.append("the shared basin had not settled when its iterations ended")
     return Estimation(optima, basins, notes=notes)
 
 
-def _fit(slices: Sequence[Slice], options: Options) -> Fit:
+def _fit(slices: Sequence[Slice], options: Options, Z: np.ndarray | None) -> Fit:
     logs, losses, counts, labels = [], [], [], []
     for index, one in enumerate(slices):
         settings, means, seeds = setting_means(one, options)
@@ -53,44 +60,89 @@ def _fit(slices: Sequence[Slice], options: Options) -> Fit:
         counts.append(seeds)
         labels.append(np.full(len(means), index))
     U, loss, count, label = (np.concatenate(parts) for parts in (logs, losses, counts, labels))
-    return fit_basin(U, loss, label, count, _covariates(slices, options))
+    return fit_basin(U, loss, label, count, Z)
 
 
-def _covariates(slices: Sequence[Slice], options: Options) -> np.ndarray | None:
-    """Logs of as many covariates, those of the law first, as the slices tell apart; None for none."""
-    order = dict.fromkeys((*options.by, *slices[0].covariates))
-    columns: list[np.ndarray] = []
-    for name in order:
-        log = np.log([float(one.covariates[name]) for one in slices])
-        tried = np.column_stack([np.ones(len(slices)), *columns, log - log.mean()])
-        wide = np.linalg.svd(tried / np.maximum(np.abs(tried).max(axis=0), 1e-12), compute_uv=False)
-        if len(slices) > tried.shape[1] and wide[-1] > 1e-3:
-            columns.append(log)
-    return np.column_stack(columns) if columns else None
+def _covariates(slices: Sequence[Slice], options: Options) -> tuple[list[str], np.ndarray | None]:
+    """Names and logs of as many covariates, those of the law first, as the slices tell apart."""
+    names = list(dict.fromkeys((*options.by, *slices[0].covariates)))
+    Z = np.log([[float(one.covariates[name]) for name in names] for one in slices])
+    columns = identifiable_columns(Z)
+    return [names[j] for j in columns], Z[:, columns] if columns else None
 
 
-def _degrees(fit: Fit) -> int:
-    """Runs of the slices that have a location, less their floors and locations and the shape."""
-    usable = np.isfinite(fit.optimum).all(axis=1)
+def _curvature_notes(fit: Fit, names: Sequence[str]) -> list[str]:
+    law = fit.curvature
+    if law is None:
+        return []
+    return [
+        f"the basin's curvature changes as {names[j]}^{law.exponent[j]:.2f} (SE {law.se[j]:.2f}, "
+        f"p = {law.p[j]:.2g}); the common shape is the one at the middle of the slices"
+        for j in range(len(names))
+        if law.used[j]
+    ]
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """Optima of the seeds of one slice (s, p), natural logs, and how many seeds' worth the slice averages."""
+
+    optima: np.ndarray
+    number: float
+
+
+def _seed_optima(one: Slice, fit: Fit, k: int) -> _Seeds:
+    """Each seed's own optimum with the shape held, one Newton step from the slice's.
+
+    A seed that ran far fewer settings near the bottom than another would add its noise, so it says none.
+    """
     p = fit.optimum.shape[1]
-    return int((fit.curves.count[usable] > 0).sum()) - int(usable.sum()) * (1 + p) - len(fit.shape.coef)
+    if fit.states[k] != "bracketed":
+        return _Seeds(np.empty((0, p)), 1.0)
+    u = np.log(np.column_stack([one.lr, *one.tuned.values()]))
+    v, coef = u - fit.optimum[k], fit.shape.coef * fit.curves.amplitude[k]
+    excess = one.loss / fit.floor[k] - 1
+    model = terms(v, fit.shape.powers) @ coef
+    G = -slope(v, fit.shape.powers, coef)
+    w = run_weights(np.maximum(excess, model), np.ones(len(v)), fit.scale)
+    told, optima = [], []
+    for seed in np.unique(one.seed):
+        own = one.seed == seed
+        G_c, r_c = centred(G[own], (excess - model)[own], w[own])
+        normal = G_c.T @ (w[own][:, None] * G_c)
+        told.append(float(np.linalg.eigvalsh(normal)[0]))
+        optima.append(np.linalg.pinv(normal) @ G_c.T @ (w[own] * r_c))
+    information = np.maximum(told, 0.0)
+    if not information.any():
+        return _Seeds(np.empty((0, p)), 1.0)
+    number = float(information.sum() ** 2 / (information**2).sum())
+    return _Seeds(np.array(optima)[information > INFORMED * information.max()], number)
 
 
-def _optimum(one: Slice, fit: Fit, k: int, df: int, options: Options) -> Optimum:
+def _pooled(seeds: Sequence[_Seeds]) -> tuple[np.ndarray, int]:
+    """Variance (p,) of one seed's optimum within its slice, and its degrees of freedom."""
+    df = sum(max(len(s.optima) - 1, 0) for s in seeds)
+    squares = [((s.optima - s.optima.mean(axis=0)) ** 2).sum(axis=0) for s in seeds if len(s.optima) > 1]
+    return (np.sum(squares, axis=0) / df if df else np.zeros(seeds[0].optima.shape[1])), df
+
+
+def _optimum(one: Slice, fit: Fit, k: int, floor: np.ndarray, seed_df: int, options: Options) -> Optimum:
+    """The optimum of slice k, with a variance of at least `floor` (p,), that of the mean of its seeds."""
     state = fit.states[k]
     if state != "bracketed":
         return Optimum(state, fit.reasons[k], _next_rates(one, fit, k, options))
-    where, errors = fit.optimum[k] / LN2, fit.se[k] / LN2
+    df = seed_df if floor[0] > fit.se[k, 0] ** 2 else max(int(fit.df), 1)
+    where, errors = fit.optimum[k] / LN2, np.sqrt(np.maximum(fit.se[k] ** 2, floor)) / LN2
     half = float(stdtrit(df, 0.5 + options.level / 2)) * float(errors[0])
     real = fit.curves.count[k] > 0
     near = real & (fit.weight[k] >= 0.5 * fit.weight[k][real].max())
-    floor = float(fit.floor[k])
+    loss = float(fit.floor[k])
     return Optimum(
         "bracketed",
         None,
         log2_lr=float(where[0]),
-        loss=floor,
-        curvature=floor * float(fit.shape.quadratic[0, 0]) * LN2**2,
+        loss=loss,
+        curvature=loss * float(fit.shape.quadratic[0, 0] * fit.curves.amplitude[k]) * LN2**2,
         rates=tuple(np.unique(one.lr[_close(one.lr, np.exp(fit.curves.u[k][near, 0]))]).tolist()),
         seeds=len(np.unique(one.seed)),
         runs=int(near.sum()),
