@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from hyperp.analysis.fit import Question, assess, check_question
+from hyperp.analysis.fit import Question, check_question
+from hyperp.analysis.identify import assess
 from hyperp.analysis.law import SliceRecord, Strict
 from hyperp.analysis.methods import DEFAULT, estimate
 from hyperp.analysis.records import Runs, check_frame, filter_runs

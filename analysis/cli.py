@@ -234,6 +234,7 @@ def transfer(
     slice_by: SliceBy = None,
     method: MethodOption = None,
     window: Window = WINDOW,
+    points: PointsFile = None,  # noqa: ARG001, for `answer`
     as_json: AsJson = False,
 ) -> None:
     """Say how far the best rate moves along one axis, and what ignoring that costs.
@@ -242,6 +243,7 @@ def transfer(
     """
     from hyperp.analysis.check import check as ask
     from hyperp.analysis.show_transfer import show_transfer
+    from hyperp.analysis.transfer import another_value, brackets
     from hyperp.analysis.transfer import transfer as along
     from hyperp.analysis.vocabulary import COVARIATES
 
@@ -250,7 +252,10 @@ def transfer(
     slices = ask(table, rows, window, columns, method=_method(method)).slices
     found = along(slices, over)
     if not found:
-        raise Refusal(f"{over} has one value wherever slices are alike in the rest; run another value")
+        reason = f"{over} has one value wherever slices are alike in the rest; run another value"
+        raise Refusal(reason, another_value(slices, over))
+    if all(one.drift is None for one in found):
+        raise Refusal(f"no drift over {over} is identified: {found[0].problem}", brackets(slices, found))
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:

@@ -10,25 +10,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.identify import Stratum, assess, choose
 from hyperp.analysis.law import BasinRecord, Beside, Coefficients, Law, SliceRecord
+from hyperp.analysis.meta import MetaRegression, t_quantile
 from hyperp.analysis.methods import DEFAULT, Basin, Estimation, Options, available, estimate
 from hyperp.analysis.optimum import Optimum
 from hyperp.analysis.records import Runs, check_frame, filter_runs
 from hyperp.analysis.regress import (
     Sample,
     coefficients,
-    collinear,
     curvature_tests,
     fixed_tests,
     leave_one_out,
     rate_sd,
     regress,
-    still,
 )
-from hyperp.analysis.slices import Slice, next_point, short_label, split, strata, varying
+from hyperp.analysis.slices import Slice, short_label, split, strata
 from hyperp.analysis.tabulate import count_dropped, record, seed_spread
-from hyperp.analysis.vocabulary import CENSORED, CONTEXT, COVARIATES, LEVEL, REACH, WINDOW, MethodName, Space
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, LEVEL, REACH, WINDOW, MethodName, Space
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,6 @@ class Question:
         return Options(self.over, self.by, self.window, self.level)
 
 
-@dataclass(frozen=True)
-class Stratum:
-    """Slices that differ only in the law's covariates; `usable` are bracketed, `problem` says why no fit."""
-
-    members: list[int]
-    usable: list[int]
-    problem: str | None
-
-
 def fit_law(
     runs: Runs,
     by: Sequence[str],
@@ -107,7 +97,7 @@ def fit_law(
     inside = filter_runs(frame, question.where)
     slices, found = _optima(inside, question)
     groups = [assess(g, slices, found.optima, by) for g in strata(slices, [*by, *question.fix])]
-    chosen = _choose(groups, slices, found.optima, by)
+    chosen = choose(groups, slices, found.optima, by)
     records = _records(slices, found.optima, chosen) + _outside(frame, inside.index, question)
     return Law(
         **_fitted(question, slices, found, chosen),
@@ -139,7 +129,8 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
     regression = regress(sample)
     basin = _basin(question, slices, found, chosen)
     also_by = question.also_by or question.by
-    also = {n: regress(replace(sample, by=also_by, fix={}, space="log"), n) for n in question.over[1:]}
+    second = replace(sample, by=also_by, fix={}, space="log")
+    also = {n: regress(second, n) for n in question.over[1:]}
     factors = {one.factor for one in used}
     own = coefficients(regression, question.by, question.level)
     fields = {
@@ -153,7 +144,7 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
         "fixed": dict(question.fix),
         "fixed_tests": fixed_tests(sample, question.level),
         "curvature_tests": curvature_tests(sample),
-        "leave_one_out": leave_one_out(sample, regression, basin),
+        "leave_one_out": leave_one_out(sample, regression, basin, {n: (second, r) for n, r in also.items()}),
         "basin": basin,
         "rate_sd": rate_sd(sample, regression),
         "level": question.level,
@@ -164,8 +155,9 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
         "seed_spread": seed_spread(used, sample.optima),
     }
     beside = [] if question.given else _beside(question, [slices[i] for i in chosen.members], used)
-    half = regression.interval(question.level)
-    return {**fields, "beside": beside, "warnings": [*found.notes, *_disagreements(question, beside, *half)]}
+    fits = {"lr": (sample, regression), **{n: (second, r) for n, r in also.items()}}
+    doubts = _disagreements(question, beside, fits)
+    return {**fields, "beside": beside, "warnings": [*found.notes, *doubts]}
 
 
 def _basin(question: Question, slices: list[Slice], found: Estimation, chosen: Stratum) -> BasinRecord | None:
@@ -183,7 +175,12 @@ def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list
     held = sum(b * middle[n] for n, b in question.fix.items())
     rows = []
     for name in available():
-        if name == question.method or (name == "two-stage" and len(question.over) > 1):
+        if name == question.method:
+            continue
+        if name == "two-stage" and len(question.over) > 1:
+            rows.append(
+                Beside(method=name, slices=0, a=None, exponents={}, lr=None, problem="tunes lr alone")
+            )
             continue
         found = estimate(name, members, question.options)
         group = assess(list(range(len(members))), members, found.optima, question.by)
@@ -192,16 +189,27 @@ def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list
             rows.append(Beside(**row, a=None, exponents={}, lr=None, problem=group.problem))
             continue
         kept = [members[i] for i in group.usable], [found.optima[i] for i in group.usable]
-        beta = regress(Sample(*kept, question.by, question.fix, found.by_runs, question.space)).beta
-        exponents = dict(zip(question.by, beta[1:].tolist(), strict=True))
+        sample = Sample(*kept, question.by, question.fix, found.by_runs, question.space)
+        beta = regress(sample).beta
+        row["exponents"] = dict(zip(question.by, beta[1:].tolist(), strict=True))
         rate = math.exp(float(beta @ [1.0, *(middle[n] for n in question.by)]) + held)
-        rows.append(Beside(**row, a=float(beta[0]), exponents=exponents, lr=rate, problem=None))
+        by = question.also_by or question.by
+        second = replace(sample, by=by, fix={}, space="log")
+        x = [1.0, *(middle[n] for n in by)]
+        also = {n: math.exp(float(regress(second, n).beta @ x)) for n in question.over[1:]}
+        rows.append(Beside(**row, a=float(beta[0]), lr=rate, also=also, problem=None))
     return rows
 
 
-def _disagreements(question: Question, beside: list[Beside], low: np.ndarray, high: np.ndarray) -> list[str]:
+def _disagreements(
+    question: Question, beside: list[Beside], fits: Mapping[str, tuple[Sample, MetaRegression]]
+) -> list[str]:
+    """Exponents and values in the middle that another method puts outside the law's own intervals."""
+    low, high = fits["lr"][1].interval(question.level)
     warnings = []
     for other in beside:
+        if other.problem is not None and (other.slices or other.method != "two-stage"):
+            warnings.append(f"{other.method} gives no law of these slices: {other.problem}")
         for j, name in enumerate(question.by, start=1):
             value = other.exponents.get(name)
             if value is not None and not low[j] <= value <= high[j]:
@@ -209,7 +217,23 @@ def _disagreements(question: Question, beside: list[Beside], low: np.ndarray, hi
                     f"{other.method} puts the exponent of {name} at {value:.3f}, "
                     f"outside the interval {low[j]:.3f} to {high[j]:.3f} of {question.method}"
                 )
+        for response, (sample, fit) in fits.items():
+            value = other.lr if response == "lr" else other.also.get(response)
+            ends = _middle_interval(sample, fit, response, question.level)
+            if value is not None and not ends[0] <= value <= ends[1]:
+                warnings.append(
+                    f"{other.method} puts {response} in the middle of the slices at {value:.4g}, "
+                    f"outside the interval {ends[0]:.4g} to {ends[1]:.4g} of {question.method}"
+                )
     return warnings
+
+
+def _middle_interval(sample: Sample, fit: MetaRegression, response: str, level: float) -> tuple[float, float]:
+    """Confidence limits of the law itself at the geometric mean of its slices."""
+    x = sample.X.mean(axis=0)
+    centre = float(x @ fit.beta + sample.held(response).mean())
+    half = t_quantile(fit.df, level) * math.sqrt(max(float(x @ fit.cov @ x), 0.0)) + 1e-9
+    return math.exp(centre - half), math.exp(centre + half)
 
 
 def check_question(question: Question, frame: pd.DataFrame) -> None:
@@ -275,91 +299,6 @@ def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], Estima
         known = loss if math.isfinite(loss) else None
         optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))
     return slices, Estimation(optima, [None] * len(optima))
-
-
-def assess(
-    members: list[int], slices: Sequence[Slice], optima: Sequence[Optimum], by: Sequence[str]
-) -> Stratum:
-    """Whether a group of slices identifies the exponents of `by`, and if not, why."""
-    usable = [i for i in members if optima[i].state == "bracketed"]
-    return Stratum(members, usable, _problem(members, usable, slices, optima, by))
-
-
-def _problem(
-    members: list[int],
-    usable: list[int],
-    slices: Sequence[Slice],
-    optima: Sequence[Optimum],
-    by: Sequence[str],
-) -> str | None:
-    needed = len(by) + 2
-    for name in by:
-        why = still([slices[i].covariates[name] for i in members])
-        if why is not None:
-            return f"{name} {why}"
-    if len(usable) < needed:
-        size = f"{len(members)} slices" if len(members) > 1 else "one slice"
-        return f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
-    censored = sum(optima[i].state in CENSORED for i in members)
-    if 2 * censored > len(members):
-        # Those that are left are the ones that happened to lie inside, so they lean.
-        return f"{censored} of {len(members)} slices have their lowest loss at the end of their rates"
-    return collinear(Sample([slices[i] for i in usable], [], tuple(by), {}).X, by)
-
-
-def _choose(groups: list[Stratum], slices: list[Slice], optima: list[Optimum], by: Sequence[str]) -> Stratum:
-    able = [group for group in groups if group.problem is None]
-    if len(able) == 1:
-        return able[0]
-    if able:
-        first = [slices[group.members[0]] for group in able]
-        differ = [name for name in varying(first) if name not in by]
-        choices = [
-            " ".join(f"--where {n}={_quoted({**one.context, **one.covariates}[n])}" for n in differ)
-            for one in first
-        ]
-        raise ValueError(
-            f"{len(able)} groups of slices could carry the law; choose one: {' or '.join(choices[:12])}"
-        )
-    best = max(
-        groups,
-        key=lambda g: (len({tuple(slices[i].covariates[n] for n in by) for i in g.members}), len(g.usable)),
-    )
-    raise Refusal(*_refusal(best, slices, optima, by, len(groups)))
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return f"'{text}'" if " " in text else text
-
-
-def _refusal(
-    best: Stratum, slices: list[Slice], optima: list[Optimum], by: Sequence[str], groups: int
-) -> tuple[str, list[dict[str, Any]]]:
-    unbracketed = [i for i in best.members if optima[i].state != "bracketed"]
-    names = varying(slices)
-    why = "; ".join(f"{short_label(slices[i], names)}: {optima[i].reason}" for i in unbracketed)
-    group = "the slices" if groups == 1 else f"the best of {groups} groups of slices"
-    reason = f"the exponents of {', '.join(by)} are not identified: {group}: {best.problem}" + (
-        f" ({why})" if why else ""
-    )
-    points = [next_point(slices[i], optima[i].next_rates) for i in unbracketed if optima[i].next_rates]
-    if not unbracketed or (len(best.usable) >= len(by) + 2 and "end of their rates" not in str(best.problem)):
-        points = _more_values(best, slices, by)
-    return reason, points
-
-
-def _more_values(best: Stratum, slices: list[Slice], by: Sequence[str]) -> list[dict[str, Any]]:
-    last = slices[best.members[-1]]
-    rates = np.unique(last.lr)
-    points = []
-    for name in by:
-        values = {slices[i].covariates[name] for i in best.members}
-        missing = max(len(by) + 2 - len(values), 1)
-        for step in range(1, missing + 1):
-            bigger = replace(last, covariates={**last.covariates, name: max(values) * 2**step})
-            points.append(next_point(bigger, rates.tolist()))
-    return points
 
 
 def _outside(frame: pd.DataFrame, inside: pd.Index, question: Question) -> list[SliceRecord]:

@@ -143,13 +143,14 @@ class LeftOut(Strict):
 
 
 class Beside(Strict):
-    """What another method makes of the same slices; `lr` is its rate at `Law.middle`."""
+    """What another method makes of the same slices; `lr` and `also` are its values at `Law.middle`."""
 
     method: str
     slices: Count
     a: float | None
     exponents: dict[str, float]
     lr: Positive | None
+    also: dict[str, Positive] = {}
     problem: str | None
 
 

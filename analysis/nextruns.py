@@ -65,7 +65,8 @@ def next_runs(law: Law, target: Mapping[str, Number] | None = None, count: int =
     goal = _target(law, target or {})
     variance = law.tau**2 + law.slice_sd**2 or law.residual_sd**2
     if variance == 0:
-        raise Refusal("the slices lie exactly on the law: no further slice would shrink its interval")
+        reason = "the slices lie exactly on the law: no further slice would shrink its interval"
+        raise Refusal(f"{reason}; run one at the target to test it", [_at(law, goal)])
     used = [s for s in law.slices if s.used]
     costs = [c for c in (_cost(s.covariates) for s in used) if c is not None]
     dearest, typical = (max(costs), float(np.median(costs))) if costs else (1.0, 1.0)
@@ -112,6 +113,11 @@ def _target(law: Law, given: Mapping[str, Number]) -> dict[str, Number]:
     return {
         n: given.get(n, high * (AHEAD if n in law.exponents else 1)) for n, (_, high) in law.ranges.items()
     }
+
+
+def _at(law: Law, goal: Mapping[str, Number]) -> dict[str, Any]:
+    used = [s for s in law.slices if s.used]
+    return _point(law, {**used[-1].covariates, **goal}, _rates(law, used, goal), 1)
 
 
 def _candidates(law: Law, used: Sequence[SliceRecord]) -> list[dict[str, Number]]:

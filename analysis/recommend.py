@@ -1,7 +1,8 @@
 """From a law and a target scale to a rate, its prediction interval and its factors."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ class Recommendation(Strict):
 
     The interval is for the optimum that a slice like the fitted ones, with as many rates and seeds, would
     show at the target, if the law holds there. `penalty_low` and `penalty_high` are the relative loss
-    that the recommended rate would cost if the optimum lay at that end. `base_lr` is None where the
+    that the recommended rate would cost if the optimum lay at that end, and that of anything tuned beside it
+    wherever in its own interval this costs most. `base_lr` is None where the
     parametrization's factor differs between slices. `also` is what was tuned beside the rate.
     """
 
@@ -88,15 +90,19 @@ def predict(law: Law, target: Mapping[str, float], response: str = "lr") -> tupl
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
 
-def penalty(basin: BasinRecord, displacement: float) -> float:
-    """Relative excess loss at a rate that lies `displacement` natural logs above the optimum.
+def penalty(basin: BasinRecord, displacement: float | Sequence[float]) -> float:
+    """Relative excess loss where what is tuned lies `displacement` natural logs above its optimum.
 
-    A cubic turns over far out on its shallow side; from there its quadratic part alone is used.
+    A displacement for each quantity of the law's `over`, the rate first; one number is the rate's, the others
+    at their optimum. A cubic turns over far out on its
+    shallow side; from there its quadratic part alone is used.
     """
+    width = len(basin.powers[0])
+    given = [displacement] if isinstance(displacement, float | int) else list(displacement)
+    moved = [*given, *[0.0] * (width - len(given))]
     parts = [
-        (power[0], c * displacement ** power[0])
+        (sum(power), c * math.prod(d**p for d, p in zip(moved, power, strict=True)))
         for power, c in zip(basin.powers, basin.coef, strict=True)
-        if not any(power[1:])
     ]
     turned = sum(degree * part for degree, part in parts) < 0
     return max(sum(part for degree, part in parts if degree == 2 or not turned), 0.0)
@@ -135,7 +141,8 @@ def recommend(
         _within_reach(law, scale, extrapolation)
     # The optimum at the low end leaves the recommended rate too high by that much, and the other way round.
     ends = (math.log(lr / low), math.log(lr / high))
-    costs = [None if law.basin is None else penalty(law.basin, end) for end in ends]
+    also = {name: _beyond(law, scale, name) for name in law.also}
+    costs = [None if law.basin is None else _worst(law.basin, end, also) for end in ends]
     return Recommendation(
         lr=lr,
         low=low,
@@ -144,7 +151,7 @@ def recommend(
         df=law.df,
         penalty_low=costs[0],
         penalty_high=costs[1],
-        also={name: _beyond(law, scale, name) for name in law.also},
+        also=also,
         target=scale,
         context=law.context,
         factors=_factors(law, scale),
@@ -153,6 +160,12 @@ def recommend(
         rate_factor=law.rate_factor,
         base_lr=None if law.rate_factor is None else lr / law.rate_factor,
     )
+
+
+def _worst(basin: BasinRecord, end: float, also: Mapping[str, Beyond]) -> float:
+    """The cost of a displaced rate at whichever end of the other intervals makes it dearest."""
+    others = [(0.0, math.log(b.value / b.low), math.log(b.value / b.high)) for b in also.values()]
+    return max(penalty(basin, (end, *rest)) for rest in itertools.product(*others))
 
 
 def _beyond(law: Law, scale: Mapping[str, float], name: str) -> Beyond:
@@ -167,7 +180,26 @@ def _same_context(law: Law, asked: Mapping[str, str]) -> None:
             has = f"was fitted for {name} {own!r}" if own else f"does not say its {name}"
             raise Refusal(
                 f"the law {has} and cannot speak for {value!r}; fit one to runs of {value!r}",
+                _same_slices(law, asked),
             )
+
+
+def _same_slices(law: Law, asked: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The slices of the law again, for another optimizer or parametrization."""
+    context = {n: v for n, v in {**law.context, **asked}.items() if v}
+    return [
+        {**context, **s.covariates, "lr": sorted({p.lr for p in s.points} or {s.optimum.lr})}
+        for s in law.slices
+        if s.used and s.optimum is not None
+    ]
+
+
+def _point(law: Law, sizes: Mapping[str, float]) -> dict[str, Any]:
+    """A slice about the rate that the law gives, two octaves each side."""
+    rate = predict(law, sizes)[0]
+    rates = [float(f"{rate * 2.0**step:.4g}") for step in (-2, -1, 0, 1, 2)]
+    point = {**{n: v for n, v in law.context.items() if v}, **law.held, **sizes, "lr": rates}
+    return point if law.rate_factor is None else {**point, "factor": law.rate_factor}
 
 
 def _within_reach(law: Law, scale: Mapping[str, float], extrapolation: list[Extrapolation]) -> None:
@@ -179,14 +211,11 @@ def _within_reach(law: Law, scale: Mapping[str, float], extrapolation: list[Extr
     nearer = {**scale, worst.covariate: math.sqrt(edge * worst.value)}
     if isinstance(edge, int):
         nearer[worst.covariate] = round(nearer[worst.covariate])
-    rate = predict(law, nearer)[0]
-    rates = [float(f"{rate * 2.0**step:.4g}") for step in (-2, -1, 0, 1, 2)]
-    context = {n: v for n, v in law.context.items() if v}
     raise Refusal(
         f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
         f"{worst.low} to {worst.high}, and the law reaches {law.reach:g} times; "
         "run a slice nearer to it, or give --extrapolate",
-        [{**context, **nearer, "lr": rates}],
+        [_point(law, nearer)],
     )
 
 
@@ -204,7 +233,7 @@ def _complete(law: Law, target: Mapping[str, float]) -> dict[str, int | float]:
             raise Refusal(
                 f"the law {has} and cannot say what {value} does; "
                 f"fit again with --fix {name}=EXPONENT, or over runs where {name} varies",
-                [{**{n: v for n, v in law.context.items() if v}, **law.held, **target, "lr": []}],
+                [_point(law, {**_whole_middle(law), **target})],
             )
     needed = [name for name in law.ranges if name not in target]
     if needed:
@@ -212,6 +241,12 @@ def _complete(law: Law, target: Mapping[str, float]) -> dict[str, int | float]:
         raise ValueError(f"the law needs {', '.join(words)}: it varies with it")
     scale = {**law.held, **target}
     return {name: scale[name] for name in known if name in scale}
+
+
+def _whole_middle(law: Law) -> dict[str, int | float]:
+    """The middle of the law's slices, whole where its sizes are."""
+    whole = {n: isinstance(low, int) for n, (low, _) in law.ranges.items()}
+    return {n: round(v) if whole[n] else v for n, v in law.middle.items()}
 
 
 def _extrapolation(law: Law, name: str, value: float) -> Extrapolation:
@@ -262,7 +297,8 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
     if recommendation.base_lr is None:
         raise Refusal(
             "lr/base_lr differs between the law's slices, so the base rate at the target is not known; "
-            "sweep raw rates, every exponent of the parametrization zero"
+            "sweep raw rates, every exponent of the parametrization zero",
+            [_point(law, recommendation.target)],
         )
     words = [f"base_lr={recommendation.base_lr:.6g}"]
     words += [

@@ -165,30 +165,27 @@ def collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
     return None
 
 
-def leave_one_out(sample: Sample, fit: MetaRegression, basin: BasinRecord | None) -> list[LeftOut]:
-    """Each slice's optimum as the others predict it; the scatter tau is that of all of them."""
+def leave_one_out(
+    sample: Sample,
+    fit: MetaRegression,
+    basin: BasinRecord | None,
+    also: Mapping[str, tuple[Sample, MetaRegression]],
+) -> list[LeftOut]:
+    """Each slice's optimum as the others predict it; the scatter tau is that of all of them.
+
+    `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
+    missing all of them together.
+    """
     from hyperp.analysis.recommend import penalty
 
-    X, y, held = sample.X, sample.log_response() - sample.held("lr"), sample.held("lr")
-    se = sample.errors()
-    variance = fit.tau2 + (np.zeros(len(y)) if se is None else se**2)
-    runs = np.array([o.runs for o in sample.optima]) if sample.by_runs else np.ones(len(y))
-    root = np.sqrt(runs / np.where(variance > 0, variance, 1.0))
+    misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
     found = []
-    for i, one in enumerate(sample.slices):
-        rest = np.arange(len(y)) != i
-        if np.linalg.matrix_rank(X[rest]) < X.shape[1]:
+    rates = np.exp(sample.log_response()).tolist()
+    for one, own, error, *rest in zip(sample.slices, rates, *misses, strict=True):
+        if error is None:
             continue
-        if sample.space == "linear":
-            beta = _linear(y[rest], held[rest], X[rest]).beta if rest.sum() > X.shape[1] else None
-        else:
-            scaled = X[rest] * root[rest, None]
-            beta = np.linalg.lstsq(scaled, y[rest] * root[rest], rcond=None)[0]
-        if beta is None:
-            continue
-        error = float(X[i] @ beta - y[i])
-        own = math.exp(y[i] + held[i])
-        cost = None if basin is None else penalty(basin, error)
+        known = [e for e in rest if e is not None]
+        cost = None if basin is None or len(known) < len(rest) else penalty(basin, (error, *known))
         found.append(
             LeftOut(
                 covariates=one.covariates,
@@ -199,6 +196,33 @@ def leave_one_out(sample: Sample, fit: MetaRegression, basin: BasinRecord | None
             )
         )
     return found
+
+
+def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | None]:
+    """ln(predicted / own) of each slice left out; None where the others do not identify the line."""
+    X, held = sample.X, sample.held(response)
+    y = sample.log_response(response) - held
+    root = np.sqrt(1 / _variances(sample, fit, response))
+    found: list[float | None] = []
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        if np.linalg.matrix_rank(X[rest]) < X.shape[1]:
+            found.append(None)
+        elif sample.space == "linear":
+            enough = rest.sum() > X.shape[1]
+            found.append(float(X[i] @ _linear(y[rest], held[rest], X[rest]).beta - y[i]) if enough else None)
+        else:
+            beta = np.linalg.lstsq(X[rest] * root[rest, None], y[rest] * root[rest], rcond=None)[0]
+            found.append(float(X[i] @ beta - y[i]))
+    return found
+
+
+def _variances(sample: Sample, fit: MetaRegression, response: str) -> np.ndarray:
+    """The variance of each slice about the line, (K,), up to a factor common to all."""
+    se = sample.errors(response)
+    variance = fit.tau2 + (np.zeros(len(sample.slices)) if se is None else se**2)
+    runs = np.array([o.runs for o in sample.optima]) if sample.by_runs else np.ones(len(variance))
+    return np.where(variance > 0, variance, 1.0) / runs
 
 
 def fixed_tests(sample: Sample, level: float) -> dict[str, FixedTest]:

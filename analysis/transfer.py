@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -98,6 +99,25 @@ def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> 
         groups.setdefault(key, []).append(one)
     ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())
     return [_along(group, over, level) for group in ordered if len({s.covariates[over] for s in group}) > 1]
+
+
+def another_value(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
+    """The slice with the most rates, at twice and four times its value of the axis."""
+    one = max(slices, key=lambda s: len(s.points))
+    rates = sorted({p.lr for p in one.points})
+    context = {n: v for n, v in one.context.items() if v}
+    more = [{**context, **one.covariates, over: one.covariates[over] * k, "lr": rates} for k in (2, 4)]
+    return [p if one.factor is None else {**p, "factor": one.factor} for p in more] if rates else []
+
+
+def brackets(slices: Sequence[SliceRecord], answers: Sequence[Transfer]) -> list[dict[str, Any]]:
+    """The rates that would bracket the optima of the curves that have none."""
+    over, held = answers[0].axis, [(a.context, a.held) for a in answers]
+    return [
+        {**{n: v for n, v in s.context.items() if v}, **s.covariates, "lr": s.next_rates}
+        for s in slices
+        if s.next_rates and (s.context, {n: v for n, v in s.covariates.items() if n != over}) in held
+    ]
 
 
 def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:

@@ -14,7 +14,7 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.meta import meta_regression, paule_mandel, t_quantile
 from hyperp.analysis.methods import available
-from hyperp.analysis.recommend import penalty, predict
+from hyperp.analysis.recommend import penalty, predict, recommend
 from hyperp.analysis.records import Runs, check_frame
 from hyperp.analysis.vocabulary import METHODS
 
@@ -296,7 +296,7 @@ def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
     np.testing.assert_allclose(last.error, math.log(last.predicted / last.lr), rtol=1e-9, atol=1e-12)
     assert law.basin is not None
     assert last.loss_penalty is not None
-    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, last.error), rtol=1e-9, atol=0)
+    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, [last.error]), rtol=1e-9, atol=0)
     quadratic = law.basin.coef[law.basin.powers.index([2])] * last.error**2
     np.testing.assert_allclose(last.loss_penalty, quadratic, rtol=0.3, atol=0)
 
@@ -310,6 +310,67 @@ def test_methods_stand_beside_and_one_that_disagrees_is_a_warning(make_ladder):
     np.testing.assert_allclose(same.exponents["tokens"], argmin.exponents["tokens"].value, rtol=1e-12, atol=0)
     # Whole-octave rates leave argmin no way to agree with an exact fit.
     assert any(w.startswith("argmin puts the exponent of tokens") for w in law.warnings)
+
+
+def test_methods_that_differ_in_the_level_alone_are_a_warning(make_ladder):
+    """Optima 0.4 octaves off whole-octave rates at every size: argmin has the exponent, not the rate."""
+    frame = make_ladder(exponent=-1.0, log2_at_64k=-4.6, noise=1e-4, skew=0)
+    law = fit_law(_runs(frame), ["tokens"])
+    (argmin,) = [b for b in law.beside if b.method == "argmin"]
+    assert law.exponents["tokens"].low < argmin.exponents["tokens"] < law.exponents["tokens"].high
+    assert any(w.startswith("argmin puts lr in the middle of the slices at") for w in law.warnings)
+    assert not any(w.startswith("two-stage") for w in law.warnings)
+
+
+def _surface(scatter: float = 0.0) -> pd.DataFrame:
+    """Whole-octave grids of rate and batch; optimum 0.4 octaves off both grids, `scatter` in the batch's."""
+    rng, frames = np.random.default_rng(0), []
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(-10.0, 0), np.arange(5.0, 15)))
+    for k in range(5):
+        bottom = 9.4 + k - 2 + scatter * rng.normal()
+        excess = 0.01 * (x + 5.4 + k - 2) ** 2 + 0.02 * (y - bottom) ** 2
+        loss = 3 * (1 + excess) * (1 + 1e-4 * rng.normal(size=len(x)))
+        frames.append(pd.DataFrame({"lr": 2**x, "batch_tokens": 2**y, "loss": loss, "tokens": 2 ** (15 + k)}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_methods_that_differ_in_the_batch_are_a_warning():
+    law = fit_law(_runs(_surface()), ["tokens"], over=("lr", "batch_tokens"))
+    (argmin,) = [b for b in law.beside if b.method == "argmin"]
+    assert abs(math.log2(argmin.also["batch_tokens"] / 2**9.4)) == pytest.approx(0.4, abs=0.01)
+    assert any(w.startswith("argmin puts batch_tokens in the middle") for w in law.warnings)
+    (parabolas,) = [b for b in law.beside if b.method == "two-stage"]
+    assert parabolas.problem == "tunes lr alone"
+
+
+def test_leaving_a_slice_out_costs_what_missing_rate_and_batch_together_costs():
+    frame = _surface(scatter=0.5)
+    law = fit_law(_runs(frame), ["tokens"], over=("lr", "batch_tokens"))
+    last, at = law.leave_one_out[-1], {"tokens": 2**19}
+    rest = fit_law(_runs(frame[frame["tokens"] < 2**19]), ["tokens"], over=("lr", "batch_tokens"))
+    own = law.slices[-1].optimum
+    assert law.basin is not None
+    assert own is not None
+    assert last.loss_penalty is not None
+    missed = math.log(predict(rest, at, "batch_tokens")[0] / own.also["batch_tokens"])
+    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, [last.error, missed]), rtol=0.1, atol=0)
+    assert last.loss_penalty > 10 * penalty(law.basin, last.error)
+    found = recommend(law, at)
+    ends = found.also["batch_tokens"]
+    assert found.penalty_low is not None
+    for end in (ends.low, ends.high):
+        both = [math.log(found.lr / found.low), math.log(ends.value / end)]
+        assert found.penalty_low >= penalty(law.basin, both) * (1 - 1e-9)
+
+
+def test_a_prediction_in_linear_space_adds_the_scatter_in_rates(make_ladder):
+    law = fit_law(_runs(make_ladder(scatter=0.3)), ["tokens"], space="linear")
+    rate, low, high = predict(law, {"tokens": 2**20})
+    x = np.array([1.0, math.log(2**20)])
+    assert law.rate_sd is not None
+    variance = x @ np.array(law.covariance) @ x + (law.rate_sd / rate) ** 2
+    half = t_quantile(law.df, 0.95) * math.sqrt(variance)
+    np.testing.assert_allclose(np.log([rate / low, high / rate]), half, rtol=1e-9, atol=0)
 
 
 def test_mostly_censored_slices_are_refused(make_ladder):

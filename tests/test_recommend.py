@@ -45,6 +45,34 @@ def test_the_interval_adds_the_scatter_of_one_more_slice(law):
     )
 
 
+def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
+    """Basins steeper towards high rates: a rate too high, the optimum at the low end, costs more."""
+    law = fit_law(_runs(make_ladder(seed_shift=0.05, noise=5e-4, skew=0.3)), ["tokens"])
+    found = recommend(law, {"tokens": 2**20})
+    assert law.basin is not None
+    for cost, end in ((found.penalty_low, found.low), (found.penalty_high, found.high)):
+        assert cost is not None
+        d = math.log(found.lr / end)
+        value = sum(c * d ** p[0] for p, c in zip(law.basin.powers, law.basin.coef, strict=True))
+        np.testing.assert_allclose(cost, value, rtol=1e-9, atol=0)
+    assert found.penalty_low is not None
+    assert found.penalty_high is not None
+    assert found.penalty_low > found.penalty_high > 0
+
+
+def test_refusals_come_with_the_runs_that_would_answer(law):
+    with pytest.raises(Refusal, match="cannot speak for 'muon'") as caught:
+        recommend(law, {"tokens": 65536}, {"optimizer": "muon"})
+    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(15, 20)]
+    assert {p["optimizer"] for p in caught.value.next_points} == {"muon"}
+    assert all(len(p["lr"]) == 9 for p in caught.value.next_points)
+    with pytest.raises(Refusal, match="the law holds depth at 2") as caught:
+        recommend(law, {"tokens": 65536, "depth": 4})
+    (point,) = caught.value.next_points
+    assert (point["depth"], point["tokens"], point["width"]) == (4, 65536, 32)
+    assert point["lr"][2] == pytest.approx(recommend(law, {"tokens": 65536}).lr, rel=1e-3)
+
+
 def test_the_published_exponent_moves_nothing(law):
     ratio = predict(law, {"tokens": 2**22})[0] / predict(law, {"tokens": 2**21})[0]
     np.testing.assert_allclose(ratio, 2 ** law.exponents["tokens"].value, rtol=1e-12, atol=0)

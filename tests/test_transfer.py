@@ -57,6 +57,47 @@ def test_drift_and_penalty_are_carried_on_with_their_interval(answer):
         np.testing.assert_allclose(found.percent, (DRIFT * doublings) ** 2, rtol=0.25, atol=0)
 
 
+def _along(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[float, ...]) -> Transfer:
+    frames = [
+        make_ladder(
+            tokens=(131072,),
+            log2_at_64k=-4.0 + drift * math.log2(width / 32),
+            covariates={"width": width},
+            noise=1e-4,
+            skew=0,
+            rng_seed=k,
+            depth=depth,
+        )
+        for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
+    ]
+    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    (found,) = transfer(check(runs, method="two-stage").slices, "width")
+    return found
+
+
+@pytest.mark.parametrize("widths", [(32, 256), (32, 128, 512, 2048)])
+def test_drift_is_for_each_doubling_however_far_apart_the_values(make_ladder, widths):
+    found = _along(make_ladder, -0.25, widths, (0.01,) * len(widths))
+    assert found.drift is not None
+    np.testing.assert_allclose(found.drift.octaves_per_doubling, -0.25, rtol=0, atol=0.02)
+
+
+def test_the_extrapolated_cost_is_by_the_basin_of_the_largest(make_ladder):
+    found = _along(make_ladder, -0.5, (32, 64, 128), (0.01, 0.01, 0.04))
+    for ahead in found.ahead:
+        assert ahead.percent is not None
+        np.testing.assert_allclose(ahead.percent, 4.0 * ahead.octaves**2, rtol=0.1, atol=0)
+
+
+def test_a_drift_that_may_be_none_may_cost_nothing(make_ladder):
+    found = _along(make_ladder, 0.0, (32, 64, 128, 256), (0.01,) * 4)
+    assert found.drift is not None
+    assert found.drift.low is not None
+    assert found.drift.low < 0
+    assert [a.percent_low for a in found.ahead] == [0.0] * 3
+    assert all(a.percent_high is not None and a.percent_high > 0 for a in found.ahead)
+
+
 def test_an_axis_that_is_not_there_is_named(make_ladder):
     runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
     with pytest.raises(ValueError, match=r"--over must be one of width, .* got 'N'"):
