@@ -51,7 +51,7 @@ def shared_bootstrap(
     seed: int = 0,
     steps: int = STEPS,
 ) -> Bootstrap:
-    """Refit shape, optima and law to resampled losses; scale and states stay those of the fit.
+    """Refit shape, optima and law to resampled losses; scale, amplitudes and states stay those of the fit.
 
     Args:
         basin: the fit.

@@ -1,11 +1,16 @@
 """Every method takes slices and returns an optimum for each, right where the truth is known."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.fit import fit_law
 from hyperp.analysis.methods import POOL, Options, available, estimate
-from hyperp.analysis.records import check_frame
+from hyperp.analysis.records import Runs, check_frame
 from hyperp.analysis.slices import Slice, split
 
 TRUTH = -4.7 - 0.5 * np.arange(-1, 4)  # log2 of the ladder's optima
@@ -72,3 +77,55 @@ def test_a_flat_curve_has_no_optimum_by_any_method():
     lr = 2.0 ** np.arange(-8, 0)
     one = Slice({"optimizer": ""}, {"tokens": 1}, lr, np.zeros(8, dtype=int), np.full(8, 3.0), {}, (), None)
     assert all(estimate(name, [one], Options()).optima[0].state != "bracketed" for name in available())
+
+
+@pytest.mark.parametrize("seed_shift", [0.0, 0.2])
+def test_the_interval_of_a_slice_holds_though_seeds_move_the_optimum(make_ladder, seed_shift):
+    held = []
+    for rng_seed in range(60):
+        noise = {"seed_shift": seed_shift, "noise": 1e-3, "rng_seed": rng_seed}
+        found = estimate("shared", split(check_frame(make_ladder(**noise))), Options(by=("tokens",)))
+        assert all(o.low is not None and o.high is not None for o in found.optima)
+        held += [o.low <= 2.0**t <= o.high for o, t in zip(found.optima, TRUTH, strict=True)]  # pyright: ignore
+    assert 0.88 <= np.mean(held) <= 0.995
+
+
+def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder):
+    frames = [
+        make_ladder(tokens=(tokens,), depth=0.01 * 2.0 ** (0.5 * k), noise=2e-4, rng_seed=k)
+        for k, tokens in enumerate((32768, 65536, 131072, 262144, 524288))
+    ]
+    found = estimate("shared", split(check_frame(pd.concat(frames))), Options(by=("tokens",)))
+    np.testing.assert_allclose(_where(found), TRUTH, rtol=0, atol=0.05)
+    bends = [o.curvature / o.loss for o in found.optima]  # pyright: ignore
+    np.testing.assert_allclose(bends, 0.01 * 2.0 ** (0.5 * np.arange(5)), rtol=0.15, atol=0)
+    assert re.search(r"curvature changes as tokens\^0\.(4|5)\d", found.notes[0])
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_size_that_hardly_varies_does_not_stop_a_law_for_another(make_ladder, name):
+    odd = make_ladder(tokens=(65536,), covariates={"batch_tokens": 520})
+    frame = check_frame(pd.concat([make_ladder(covariates={"batch_tokens": 512}), odd]))
+    assert estimate(name, split(frame), Options(by=("tokens",))).optima[0].state == "bracketed"
+    law = fit_law(_runs(frame), ("tokens",), method=name)
+    assert law.exponents["tokens"].value == pytest.approx(-0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("name", [n for n in available() if n != "two-stage"])
+def test_a_size_that_hardly_varies_is_refused_by_every_method(name):
+    """StepLaw's mixtures of experts: total N moves by a quarter of a percent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_moe_lr_bs_loss.csv"
+    if not path.is_file():
+        pytest.skip("the folder shared/data does not lie beside the repository")
+    table = pd.read_csv(path)
+    table = table[np.isfinite(table["smooth loss"])]
+    sizes = {"N": table["N"], "Na": table["Na"], "tokens": table["D"], "batch_tokens": table["bs"] * 2048}
+    frame = check_frame(
+        pd.DataFrame({"lr": table["lr"], "loss": table["smooth loss"], **sizes}), sizes=("N", "Na")
+    )
+    with pytest.raises(Refusal, match="N does not vary"):
+        fit_law(_runs(frame), ("N", "Na", "tokens"), method=name, over=("lr", "batch_tokens"))
+
+
+def _runs(frame: pd.DataFrame) -> Runs:
+    return Runs(frame, "", "")

@@ -27,16 +27,25 @@ LN2 = np.log(2.0)
 EXPONENT, SKEW, DEPTH = -0.4, 0.15, 0.01  # of the law; of the basin, per octave; excess loss at one octave
 
 
-def sweep(rng: np.random.Generator, slices: int, noise: float, scatter: float, rates: int) -> dict:
-    """Skewed basins over a covariate's range of 16; logs are natural, `scatter` in octaves."""
+def sweep(
+    rng: np.random.Generator, slices: int, noise: float, scatter: float, rates: int, growth: float = 0.0
+) -> dict:
+    """Skewed basins over a covariate's range of 16; logs are natural, `scatter` in octaves.
+
+    Curvature is the covariate to the power `growth`. Fewer than eight rates lie octaves apart about the law.
+    """
     z = np.linspace(0.0, 4.0, slices) * LN2
     true = (-6 * LN2 + EXPONENT * (z - z.mean())) + scatter * LN2 * rng.standard_normal(slices)
-    u = np.linspace(-9.0, -3.0, rates) * LN2
+    u = np.tile(np.linspace(-9.0, -3.0, rates), (slices, 1)) * LN2
+    if rates < 8:
+        middle = np.round(-6 + EXPONENT * (z - z.mean()) / LN2)
+        u = (middle[:, None] + np.arange(rates) - rates // 2) * LN2
     k, octaves = 3 * SKEW, (u - true[:, None]) / LN2
-    loss = 3 * (1 + DEPTH * 2 * (np.exp(k * octaves) - 1 - k * octaves) / k**2)
+    depth = DEPTH * np.exp(growth * (z - z.mean()))[:, None]
+    loss = 3 * (1 + depth * 2 * (np.exp(k * octaves) - 1 - k * octaves) / k**2)
     loss *= 1 + noise * rng.standard_normal(loss.shape)
     labels = np.repeat(np.arange(slices), rates)
-    return {"z": z, "true": true, "U": np.tile(u, slices), "loss": loss.ravel(), "slices": labels}
+    return {"z": z, "true": true, "U": u.ravel(), "loss": loss.ravel(), "slices": labels}
 
 
 def predict(y: np.ndarray, se: np.ndarray | None, z: np.ndarray, at: float, new: bool) -> tuple[float, float]:
@@ -78,6 +87,47 @@ def coverage(replicates: int) -> None:
                 f"{100 * np.mean(row, axis=0)[0]:6.1f}% {np.median(row, axis=0)[1]:6.2f}" for row in rows
             )
             print(f"{slices:6} {noise:6.1%}   {cells}")
+
+
+def growth(replicates: int) -> None:
+    """The same where the curvature grows with the covariate, and how often its exponent's interval holds."""
+    print(f"\ncurvature as covariate^growth, noise 0.2%, scatter 0.05 octave, {replicates} sweeps each:")
+    print(
+        "coverage of the exponent's interval, and its bias; coverage of the prediction at 8 times the range,"
+    )
+    print("and its width in octaves; how often an exponent of the curvature is used")
+    heads = f"{'exponent':>8} {'bias':>8}   {'ahead':>7} {'width':>6}   {'used':>6}"
+    print(f"{'slices':>6} {'rates':>6} {'growth':>7}   {heads}")
+    for slices in (5, 7, 12):
+        for rates in (5, 12):
+            for power in (0.0, 0.5, 1.0):
+                row = np.array([_grown(seed, slices, rates, power) for seed in range(replicates)])
+                held, bias, ahead, _, used = row.mean(axis=0)
+                width = np.median(row[:, 3])
+                cells = f"{held:8.1%} {bias:+8.4f}   {ahead:7.1%} {width:6.2f}   {used:6.1%}"
+                print(f"{slices:6} {rates:6} {power:7.1f}   {cells}")
+
+
+def _grown(seed: int, slices: int, rates: int, power: float) -> tuple[float, ...]:
+    rng = np.random.default_rng([seed, slices, rates, 3])
+    data = sweep(rng, slices, 0.002, scatter=0.05, rates=rates, growth=power)
+    z, at = data["z"], data["z"][-1] + 3 * LN2
+    truth = -6 * LN2 + EXPONENT * (at - z.mean()) + 0.05 * LN2 * rng.standard_normal()
+    basin = fit_basin(data["U"], data["loss"], data["slices"], covariates=z)
+    used = basin.bracketed
+    y, se = basin.optimum[used, 0], basin.se[used, 0]
+    centre, half = predict(y, se, z[used], at, new=True)
+    line = meta_regression(y, se, np.column_stack([np.ones(len(y)), z[used]]))
+    low, high = line.interval()
+    bent = basin.curvature is not None and bool(basin.curvature.used.any())
+    held = low[1] <= EXPONENT <= high[1]
+    return (
+        float(held),
+        line.beta[1] - EXPONENT,
+        float(abs(centre - truth) <= half),
+        2 * half / LN2,
+        float(bent),
+    )
 
 
 def best_of(work: Callable[[], object], times: int = 5) -> float:
@@ -142,7 +192,7 @@ def speed(resamples: int) -> None:
 
 
 def main() -> None:
-    """Run both parts."""
+    """Run all parts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -152,6 +202,7 @@ def main() -> None:
     speed(options.resamples)
     if options.replicates:
         coverage(options.replicates)
+        growth(options.replicates)
 
 
 if __name__ == "__main__":
