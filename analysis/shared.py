@@ -77,7 +77,8 @@ def _curvature_notes(fit: Fit, names: Sequence[str]) -> list[str]:
         return []
     return [
         f"the basin's curvature changes as {names[j]}^{law.exponent[j]:.2f} (SE {law.se[j]:.2f}, "
-        f"p = {law.p[j]:.2g}); the common shape is the one at the middle of the slices"
+        f"p = {law.p[j]:.2g}); costs are read off the basin at the middle of the slices, and "
+        "change by that elsewhere"
         for j in range(len(names))
         if law.used[j]
     ]
