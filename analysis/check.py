@@ -1,5 +1,6 @@
 """What a table of runs holds, and which exponents it could identify."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from hyperp.analysis.fit import Question, check_question
@@ -30,6 +31,26 @@ class Check(Strict):
     varying: dict[str, list[int | float | str]]
     slices: list[SliceRecord]
     identifiable: list[Identifiable]
+    warnings: list[str]
+
+
+NEAR = 1.01  # values of a size closer than this are likely one value, written or rounded in two ways
+
+
+def _near(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
+    """Sizes that make separate slices of what may be one."""
+    found = []
+    for name, values in changing.items():
+        sizes = [v for v in values if not isinstance(v, str)]
+        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < NEAR * a]
+        if pairs:
+            (a, b), count = pairs[0], len(pairs)
+            more = f", and {count - 1} more such pairs" if count > 1 else ""
+            found.append(
+                f"{name} {a:.10g} and {b:.10g} differ by less than 1% and make separate slices{more}; "
+                "round them if they mean one size"
+            )
+    return found
 
 
 def check(
@@ -65,6 +86,7 @@ def check(
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
+        warnings=_near(changing),
         slices=[record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
     )

@@ -22,6 +22,7 @@ from hyperp.analysis.regress import (
     curvature_tests,
     fixed_tests,
     leave_one_out,
+    outliers,
     rate_sd,
     regress,
 )
@@ -156,7 +157,8 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
     }
     beside = [] if question.given else _beside(question, [slices[i] for i in chosen.members], used)
     fits = {"lr": (sample, regression), **{n: (second, r) for n, r in also.items()}}
-    doubts = _disagreements(question, beside, fits)
+    doubts = [line for n, (one, _) in fits.items() for line in outliers(one, n)]
+    doubts += _disagreements(question, beside, fits)
     return {**fields, "beside": beside, "warnings": [*found.notes, *doubts]}
 
 

@@ -77,7 +77,7 @@ def check_frame(
     for name in CONTEXT:
         check.text(name)
     check.status()
-    check.number("lr", positive=True)
+    check.rate()
     for name in (*COVARIATES, *sizes):
         if name in check.frame.columns:
             check.number(name, positive=True, whole_if_possible=True)
@@ -144,6 +144,14 @@ class _Check:
         whole = whole_if_possible and not self.bad.any() and ((number % 1 == 0) & (number < 2**62)).all()
         self.frame[name] = number.astype("int64") if whole else number
 
+    def rate(self) -> None:
+        """A run that has not finished may lack its rate: it is only counted."""
+        number = self.numeric("lr")
+        wrong = ~((number > 0) & (number < np.inf))
+        finished = (self.frame["status"] == "finished").to_numpy()
+        self.reject("lr", wrong & finished, "a positive finite number")
+        self.frame["lr"] = np.where(wrong, np.nan, number)
+
     def seed(self) -> None:
         if "seed" not in self.frame.columns:
             self.frame["seed"] = 0
@@ -155,7 +163,9 @@ class _Check:
     def loss(self) -> None:
         number = self.numeric("loss")
         finished = (self.frame["status"] == "finished").to_numpy()
-        self.reject("loss", finished & (number <= 0), "a positive number in a finished run")
+        self.reject(
+            "loss", finished & np.isfinite(number) & (number <= 0), "a positive number in a finished run"
+        )
         self.frame["loss"] = number
 
     def done(self) -> pd.DataFrame:

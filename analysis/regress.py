@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hyperp.analysis.law import BasinRecord, CurvatureTest, Estimate, FixedTest, LeftOut
-from hyperp.analysis.meta import MetaRegression, meta_regression
+from hyperp.analysis.meta import MetaRegression, meta_regression, p_value
 from hyperp.analysis.optimum import Optimum
-from hyperp.analysis.slices import Number, Slice
+from hyperp.analysis.slices import Number, Slice, short_label, varying
 from hyperp.analysis.vocabulary import VARIES, Space
 
 LN2 = math.log(2.0)
 COLLINEAR = (
     0.99  # of a covariate's variance explained by the others: its exponent's error is ten times larger
 )
+
+FAR = 4.0  # standard errors from the law of the others at which a slice is named
 
 # K: slices   P: coefficients
 
@@ -214,6 +216,36 @@ def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | 
         else:
             beta = np.linalg.lstsq(X[rest] * root[rest, None], y[rest] * root[rest], rcond=None)[0]
             found.append(float(X[i] @ beta - y[i]))
+    return found
+
+
+def outliers(sample: Sample, response: str = "lr") -> list[str]:
+    """The slices that lie further from the law of the others than chance allows, in words.
+
+    The residual of a slice left out over its standard error, both from the others alone (externally
+    studentised); at least FAR of them, and a p-value below 1% after Bonferroni's correction.
+    """
+    K, names = len(sample.slices), varying(sample.slices)
+    if sample.X.shape[1] + 1 >= K or sample.by_runs or sample.space == "linear":
+        return []
+    found = []
+    for i, one in enumerate(sample.slices):
+        rest = [k for k in range(K) if k != i]
+        others = replace(
+            sample, slices=[sample.slices[k] for k in rest], optima=[sample.optima[k] for k in rest]
+        )
+        if np.linalg.matrix_rank(others.X) < sample.X.shape[1]:
+            continue
+        fit, x, se = regress(others, response), sample.X[i], sample.errors(response)
+        own = 0.0 if se is None else float(se[i] ** 2)
+        spread = math.sqrt(max(float(x @ fit.cov @ x), 0.0) + fit.tau2 + own)
+        error = float((sample.log_response(response) - sample.held(response))[i] - x @ fit.beta)
+        if abs(error) > max(FAR * spread, 1e-6) and K * p_value(error, spread, fit.df, 0.0) < 0.01:
+            size = f"{abs(error) / spread:.3g} standard errors" if spread else "off"
+            found.append(
+                f"the slice {short_label(one, names)} lies {size} from the law of the other slices: "
+                f"its {response} is {math.exp(error):.3g} times theirs"
+            )
     return found
 
 

@@ -76,6 +76,8 @@ def show_check(answer: "Check") -> None:
         [v.covariate, "yes" if v.identified else "no", "; ".join(v.groups) if v.identified else str(v.reason)]
         for v in answer.identifiable
     ]
+    for line in answer.warnings:
+        print(f"warning: {line}")
     show_table(
         "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or why not"], rows
     )
@@ -83,7 +85,9 @@ def show_check(answer: "Check") -> None:
 
 def exponent_rows(law: Law) -> list[list[str]]:
     """One row a covariate: measured or fixed exponent, interval, and what was published."""
-    rows = []
+    a = law.a
+    ends = interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
+    rows = [["exp(a)", f"{math.exp(a.value):.4g} (factor)", "-", ends, "-", "-"]]
     for name in law.ranges:
         e = law.exponents.get(name)
         measured = (

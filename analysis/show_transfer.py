@@ -28,7 +28,8 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
         drift = [str(t.problem), "-"]
         if d is not None:
             ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
-            drift = [f"{d.octaves_per_doubling:+.2f}", ends]
+            without = f", without {t.axis} {', '.join(cell(v) for v in t.excluded)}" if t.excluded else ""
+            drift = [f"{d.octaves_per_doubling:+.2f}{without}", ends]
         penalty = "-" if p is None else f"{p.nats:.4f} nats ({p.percent:.2f}%)"
         held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
         rows.append(

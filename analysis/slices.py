@@ -143,6 +143,7 @@ class _Rows:
             if not keep.all():
                 dropped.update(NOT_FINITE if s == "finished" else str(s) for s in status[part][~keep])
             diverged = self.tuned[0][part][status[part] == "diverged"]
+            diverged = diverged[np.isfinite(diverged)]
             yield Slice(
                 context={n: str(v) for n, v in context[i].items()},
                 covariates=sizes[i],
@@ -161,7 +162,8 @@ def _ratios(frame: pd.DataFrame, lr: np.ndarray) -> np.ndarray | None:
 
 
 def _factor(ratio: np.ndarray) -> float | None:
-    low, high = float(ratio.min()), float(ratio.max())
+    ratio = ratio[~np.isnan(ratio)]  # runs that have not finished may lack a rate
+    low, high = (float(ratio.min()), float(ratio.max())) if len(ratio) else (np.nan, np.nan)
     if not np.isfinite(high - low) or high - low > 1e-6 * abs(low):
         return None
     # Snapped, so that rounding in a run's arithmetic does not read as a factor.

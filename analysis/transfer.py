@@ -66,8 +66,9 @@ class Ahead(Strict):
 class Transfer(Strict):
     """One context (optimizer, parametrization, other sizes) along the axis.
 
-    `penalties` are for every larger value, `penalty` the last of them, `ahead` the extrapolation to further
-    ones.
+    `excluded` are the values whose curves have no optimum, so that the drift is that of the rest (`points`
+    says why). `penalties` are for every larger value, `penalty` the last of them, `ahead` the extrapolation
+    to further ones.
     """
 
     axis: str
@@ -78,6 +79,7 @@ class Transfer(Strict):
     penalty: Penalty | None
     penalties: list[Penalty]
     ahead: list[Ahead]
+    excluded: list[int | float]
     problem: str | None
 
 
@@ -141,6 +143,7 @@ def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:
         penalty=_last(penalties, known[-1][0].covariates[over]) if known else None,
         penalties=penalties,
         ahead=ahead,
+        excluded=[s.covariates[over] for s in group if s.optimum is None],
         problem=problem,
     )
 

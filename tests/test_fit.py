@@ -10,6 +10,7 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperp.analysis.check import check
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.meta import meta_regression, paule_mandel, t_quantile
@@ -371,6 +372,32 @@ def test_a_prediction_in_linear_space_adds_the_scatter_in_rates(make_ladder):
     variance = x @ np.array(law.covariance) @ x + (law.rate_sd / rate) ** 2
     half = t_quantile(law.df, 0.95) * math.sqrt(variance)
     np.testing.assert_allclose(np.log([rate / low, high / rate]), half, rtol=1e-9, atol=0)
+
+
+def test_a_slice_far_from_the_law_of_the_others_is_named(make_ladder):
+    sizes = tuple(2**k for k in range(14, 22))
+    frame = make_ladder(tokens=sizes, scatter=0.03, noise=5e-4)
+    assert not any("lies" in w for w in fit_law(_runs(frame), ["tokens"]).warnings)
+    off = frame.assign(lr=frame["lr"].where(frame["tokens"] != 2**17, 2 * frame["lr"]))
+    named = [w for w in fit_law(_runs(off), ["tokens"]).warnings if "from the law of the other" in w]
+    assert len(named) == 1
+    assert named[0].startswith("the slice tokens 131072 lies ")
+
+
+def test_runs_that_have_not_finished_may_lack_a_rate(make_ladder):
+    frame = make_ladder()
+    rest = frame[:3].assign(status=["planned", "failed", "diverged"], lr=np.nan, loss=np.nan, base_lr=np.nan)
+    lost = frame[:1].assign(seed=7, loss=-np.inf)
+    law = fit_law(_runs(pd.concat([frame, rest, lost])), ["tokens"])
+    assert law.dropped == {"diverged": 1, "failed": 1, "finished, loss not finite": 1, "planned": 1}
+    assert law.exponents == fit_law(_runs(frame), ["tokens"]).exponents
+    assert law.rate_factor == 1.0
+
+
+def test_sizes_that_may_be_one_are_a_warning_of_the_check(make_ladder):
+    frame = pd.concat([make_ladder(), make_ladder(tokens=(66000,), rng_seed=1)])
+    assert [w[:30] for w in check(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
+    assert check(_runs(make_ladder())).warnings == []
 
 
 def test_mostly_censored_slices_are_refused(make_ladder):

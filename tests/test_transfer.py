@@ -8,6 +8,7 @@ import pytest
 
 from hyperp.analysis.check import check
 from hyperp.analysis.records import Runs, check_frame
+from hyperp.analysis.show_transfer import transfer_rows
 from hyperp.analysis.transfer import Transfer, transfer
 
 DRIFT = -0.5
@@ -96,6 +97,17 @@ def test_a_drift_that_may_be_none_may_cost_nothing(make_ladder):
     assert found.drift.low < 0
     assert [a.percent_low for a in found.ahead] == [0.0] * 3
     assert all(a.percent_high is not None and a.percent_high > 0 for a in found.ahead)
+
+
+def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
+    parts = [
+        make_ladder(tokens=(131072,), covariates={"width": 32 * 2**k}, octaves=span, noise=2e-4, rng_seed=k)
+        for k, span in enumerate([(-9, -1), (-9, -1), (-14, -9), (-9, -1)])
+    ]
+    runs = Runs(check_frame(pd.concat(parts)), "runs.parquet", "0" * 64)
+    (found,) = transfer(check(runs).slices, "width")
+    assert found.excluded == [128]
+    assert transfer_rows([found])[0][4].endswith(", without width 128")
 
 
 def test_an_axis_that_is_not_there_is_named(make_ladder):
