@@ -3,8 +3,9 @@
 Units (here slices) scatter about the line more than their own standard errors say, so a weighted fit that
 trusts those errors is too sure of itself. Paule and Mandel (J. Res. NBS 87, 1982) choose tau^2 so that the
 weighted residual sum equals its degrees of freedom; Knapp and Hartung (Stat. Med. 22, 2003) scale the
-covariance by that ratio and use Student's t. The scale is never taken below one (Jackson et al., Stat. Med.
-36, 2017), so that few, by chance collinear, units do not give a tiny interval.
+covariance by that ratio and use Student's t. With this tau^2 the ratio is one wherever tau^2 > 0, and at
+most one where tau^2 = 0; taken at no less than one (Jackson et al., Stat. Med. 36, 2017) it therefore never
+changes anything, so no scale appears below. What stays of their method is Student's t.
 """
 
 import math
@@ -86,9 +87,8 @@ def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> Meta
         beta, residuals, bread = _weighted(y, X, total)
         return MetaRegression(beta, 0 * bread, 0.0, K - P, 0.0, 0.0, residuals)
     beta, residuals, bread = _weighted(y, X, total)
-    scale = max(1.0, float(np.sum(residuals**2 / total)) / (K - P))
     residual_sd = math.sqrt(float(residuals @ residuals) / (K - P))
-    return MetaRegression(beta, scale * bread, tau2, K - P, float(v.mean()), residual_sd, residuals)
+    return MetaRegression(beta, bread, tau2, K - P, float(v.mean()), residual_sd, residuals)
 
 
 def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
