@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,8 +14,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hyperp.config import Config, compose, one_line, register_schema, resolve
+from hyperp.record import load
 
 BAD_INPUT = 2
 
@@ -27,10 +29,8 @@ def app(cfg: DictConfig) -> float | None:
         return run_in_sweep(resolve(cfg)).loss
     try:
         record = run_one(resolve(cfg))
-    except ValueError as error:
-        refuse(
-            error
-        )  # inside the job, since Hydra would print a line of its own about an error that leaves it
+    except (ValueError, OSError) as error:
+        refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
     if record.status != "finished":
         sys.exit(1)
     return record.loss
@@ -47,6 +47,8 @@ def run_one(config: Config):
     from hyperp.train import train
 
     run_dir = Path(config.runtime.root) / config.run_id()
+    if (ended := load(run_dir)) is not None and ended.status != "failed":
+        print("already done; remove its folder to do it again")
     with progress_bar(config) as report:
         record = train(config, run_dir, report)
     print_record(record, run_dir)
@@ -136,7 +138,9 @@ def main() -> None:
     """Entry point. Exit 0 finished, 1 diverged or failed, 2 bad input (one line, nothing written)."""
     words = sys.argv[1:]
     try:
-        if "--factors" in words:
+        if "--version" in words:
+            print(f"hyperp-train {version('hyperp-scaling')}")
+        elif "--factors" in words:
             print_factors([word for word in words if word != "--factors"])
         elif "--prepare" in words:
             prepare([word for word in words if word != "--prepare"])
@@ -147,8 +151,13 @@ def main() -> None:
                     plugin.load()()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
             app()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, YAMLError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
     except KeyboardInterrupt:
-        print("hyperp-train: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(
+            "hyperp-train: stopped; the same command goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -55,6 +55,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.clip) and self.clip >= 0):
             raise ValueError(f"optim.clip must be finite and at least 0, got {self.clip}")
+        hidden = self.algorithms.get("hidden", self.name)
+        if hidden != self.name:
+            raise ValueError(
+                f"optim.name must be the algorithm of the hidden matrices, {hidden}, got {self.name}; "
+                f"optim={self.name} chooses another optimizer"
+            )
 
 
 @dataclass(frozen=True)
@@ -261,8 +267,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong, in one line: an error and its cause, without OmegaConf's notes on types."""
+    """What is wrong, in one line: an error and its cause, without notes on types and advice that is wrong."""
     text = f"{error}\n{error.__cause__}" if error.__cause__ else str(error)
     lines = [line.strip() for line in text.splitlines()]
-    keep = [line for line in lines if line and not line.startswith(("reference_type=", "object_type="))]
+    noise = (
+        "reference_type=",
+        "object_type=",
+        "To append to your config use",
+    )  # + would not help: keys are typed
+    keep = [line for line in lines if line and not line.startswith(noise)]
     return " ".join(keep) or type(error).__name__

@@ -292,7 +292,7 @@ class Batches:
         count = tokens // self.context
         if not 1 <= count <= available:
             raise ValueError(
-                f"held-out tokens must be in {self.context} ... {available * self.context} (whole windows of "
+                f"data.held_out_tokens must be in {self.context} ... {available * self.context} (windows of "
                 f"{self.context} in the held-out part of data.source={self.corpus.name}), got {tokens}"
             )
         return self._gather(self.corpus.held_out, np.arange(count) * available // count)

@@ -1,4 +1,4 @@
-"""How learning rates, initialisation and multipliers follow the size of a run: four rules, as tables.
+"""How learning rates, initialisation and multipliers follow the size of a run: five rules, as tables.
 
 Every learning rate is
 
@@ -13,6 +13,8 @@ hyperp
     branches times 1/sqrt(2 d). Its code (microsoft/ArchScale, pretrain.py) applies one global rate to every
     role; its Table 1 has T on hidden matrices only, and 1/sqrt(d) alone on embeddings and unembedding.
     `token_exponent_on` chooses.
+raw
+    HyperP's model with every factor of the rate 1, for an experiment that measures an exponent.
 mup++
     arXiv 2507.06607, for AdamW, as ArchScale runs it (pretrain.py: setup and get_param_groups;
     lit_gpt/model.py: GPT and Block). sqrt(B) and 1/sqrt(d) on every role; 1/w on hidden matrices, while
@@ -39,7 +41,7 @@ from hyperp.scale import Scale, positive_int
 if TYPE_CHECKING:
     from hyperp.roles import Role
 
-RuleName = Literal["hyperp", "mup++", "mup", "standard"]
+RuleName = Literal["hyperp", "raw", "mup++", "mup", "standard"]
 ExponentOn = Literal["all", "hidden"]
 
 MATRIX_ROLES = ("hidden", "router", "expert")
@@ -72,6 +74,7 @@ EXPONENTS = (
 TABLES: dict[RuleName, dict[str, Any]] = {
     #                                    batch depth  token  width residual logit
     "hyperp": dict(zip(EXPONENTS, (0.5, -0.5, -0.32, 0.0, -0.5, 0.0), strict=True)),
+    "raw": dict(zip(EXPONENTS, (0.0, 0.0, 0.00, 0.0, -0.5, 0.0), strict=True)),
     "mup++": dict(zip(EXPONENTS, (0.5, -0.5, 0.00, -1.0, -0.5, -1.0), strict=True)),
     "mup": dict(zip(EXPONENTS, (0.0, 0.0, 0.00, -1.0, 0.0, -1.0), strict=True)),
     "standard": dict(zip(EXPONENTS, (0.0, 0.0, 0.00, 0.0, 0.0, 0.0), strict=True)),
@@ -96,7 +99,7 @@ class Parametrization:
     """One rule. A field left at None takes its value from the rule's table, and reads as that value.
 
     Args:
-        name: hyperp, mup++, mup or standard.
+        name: hyperp, raw, mup++, mup or standard.
         reference_width, reference_depth, reference_tokens, reference_batch_tokens: the sizes at which every
             factor is 1.
         batch_exponent, depth_exponent, token_exponent: of the learning rate.

@@ -153,15 +153,17 @@ def train(
     trainer = Trainer(config, corpus)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
-    tracker = Tracker(config, run_dir)
+    tracker = None
     try:
+        tracker = Tracker(config, run_dir)
         saved = checkpoint.load(run_dir / "checkpoint.pt", trainer.device)
         if saved is not None:
             trainer.restore(saved)
         result = finish(trainer, run_steps(trainer, run_dir, tracker, report))
     except Exception as error:
         record_failure(config, run_dir, error)
-        tracker.finish(None)
+        if tracker:
+            tracker.finish(None)
         raise
     tracker.finish(result)
     record.save(result, run_dir)

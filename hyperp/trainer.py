@@ -66,6 +66,7 @@ class Trainer:
             options=config.optim.options,
         )
         self.optimizer.project_()
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
         self.step, self.seconds, self.resumed = 0, 0.0, 0
         wanted = config.precision
@@ -94,8 +95,8 @@ class Trainer:
         limit = config.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         factor = config.schedule.factor(self.step, config.scale.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.monitor.update(total, norm)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from yaml import YAMLError
 
+from hyperp.config import one_line
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.plan import Plan, Point, check_runs, make_plan
 from hyperp.sweeps.status import DONE, Run, counts, counts_line, state_of, survey
@@ -122,7 +124,7 @@ def collect(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The .parquet to write [default: ROOT/runs.parquet]", show_default=False
+            "--output", "-o", help="The .parquet to write; ROOT/runs.parquet if not given", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -187,6 +189,9 @@ def main() -> None:
     """Entry point. Bad input is one line on standard error and exit code 2."""
     try:
         app()
-    except (ValueError, RuntimeError) as error:
+    except RuntimeError as error:
         print(f"hyperp-sweep: error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT if isinstance(error, ValueError) else FAILED)
+        sys.exit(FAILED)
+    except (ValueError, OSError, YAMLError) as error:
+        print(f"hyperp-sweep: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -42,7 +42,7 @@ def test_a_million_may_be_written_1e6_and_is_the_same_run():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scale.widht=64"], "widht"),
+        (["scale.widht=64"], r"widht((?!append to your config).)*$"),
         (["nonsense=1"], "nonsense"),
         (["scale.width=-32"], r"width must be .*-32"),
         (["scale.width=0"], r"width must be .*0"),
@@ -62,6 +62,10 @@ def test_a_million_may_be_written_1e6_and_is_the_same_run():
         (["model.kv_heads=3"], r"kv_heads"),
         (["model.head_size=15", "scale.width=30"], r"head_size"),
         (["optim=adam"], r"optim.*adam|adam.*optim"),
+        (
+            ["optim.name=sso"],
+            r"optim.name must be the algorithm of the hidden matrices, muonh, got sso; optim=sso",
+        ),
         (["optim.clip=-1"], r"optim.clip must be finite and at least 0, got -1"),
         (["data.source=web"], r"data.source must be stdlib, text or tokens, got 'web'"),
         (["data=text"], r"data.files must name at least one"),

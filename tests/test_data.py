@@ -144,7 +144,7 @@ def test_held_out_windows_are_fixed_even_and_apart_from_training():
 @pytest.mark.parametrize("tokens", [0, CONTEXT - 1, 101 * CONTEXT])
 def test_a_held_out_set_that_does_not_exist_is_refused(tokens):
     batches = Batches(corpus_of(2000, held_out=100 * CONTEXT + 1), CONTEXT, 4, seed=0)
-    with pytest.raises(ValueError, match=rf"held-out tokens must be in 16 ... 1600 .* got {tokens}"):
+    with pytest.raises(ValueError, match=rf"data.held_out_tokens must be in 16 ... 1600 .* got {tokens}"):
         batches.held_out(tokens)
 
 

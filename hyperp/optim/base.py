@@ -70,7 +70,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
         values = {key: value for key, value in group.items() if key not in _GROUP_KEYS}
         rule = make_rule(group["algorithm"], values)
         group.update(asdict(rule))
-        group.setdefault("initial_lr", group["lr"])
         super().add_param_group(group)
         try:
             for name, parameter in _named(self.param_groups[-1]):
