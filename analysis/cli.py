@@ -388,7 +388,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        message = cast(Any, error).format_message()
+        message = cast(Any, error).format_message().replace(": Value error, ", ": ")
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

@@ -57,7 +57,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
     return rows
 
 
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", "95% interval"]
+SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{percent()} interval"]
 
 
 def show_check(answer: "Check") -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from hyperp.analysis.console import number, show_table
+from hyperp.analysis.console import number, percent, show_table
 from hyperp.analysis.show import STATE_WORDS, cell
 from hyperp.analysis.transfer import Transfer
 
@@ -12,7 +12,7 @@ TRANSFER_COLUMNS = [
     "held",
     "optima",
     "octaves per doubling",
-    "95% interval",
+    f"{percent()} interval",
     "loss penalty",
 ]
 
@@ -50,7 +50,7 @@ AHEAD_COLUMNS = [
     "parametrization",
     "at",
     "octaves from the smallest one's optimum",
-    "95% interval",
+    f"{percent()} interval",
     "loss penalty of that optimum",
     "over the interval",
 ]

@@ -337,6 +337,30 @@ def test_a_table_that_cannot_answer_says_why_in_one_line(make_ladder, tmp_path, 
     assert not (tmp_path / "law.json").exists()
 
 
+@pytest.mark.parametrize(("by", "code"), [("width", 3), ("colour", 2)])
+def test_a_law_of_an_earlier_fit_is_left_and_said_to_be_so(demo, tmp_path, by, code):
+    out = tmp_path / "law.json"
+    out.write_bytes((demo / "law.json").read_bytes())
+    result = _run("fit", demo, "--by", by, "-o", out)
+    assert result.exit_code == code
+    assert result.stderr.splitlines()[-1] == f"note: {out} is from an earlier fit and was left as it is"
+    assert out.read_bytes() == (demo / "law.json").read_bytes()
+    assert "note:" not in _run("fit", demo, "--by", by, "-o", tmp_path / "new.json").stderr
+
+
+def test_transfer_and_recommend_write_what_to_run(demo, tmp_path):
+    points = tmp_path / "more.yaml"
+    for words, name, sizes in (
+        (["transfer", demo, "--over", "depth"], "scale.depth", {4, 8}),
+        (["recommend", demo / "law.json", "--tokens", "1e5", "--optimizer", "muon"], "scale.depth", {2}),
+        (["recommend", demo / "law.json", "--tokens", "1e5", "--depth", "8"], "scale.depth", {8}),
+    ):
+        assert _run(*words, "--points", points).exit_code == 3
+        rows = yaml.safe_load(points.read_text())["blocks"]["more"]["points"]
+        assert {row[name] for row in rows} == sizes
+        assert all(row["base_lr"] > 0 for row in rows)
+
+
 def test_a_wrong_option_is_one_line_too(demo):
     command = [
         sys.executable,
