@@ -32,6 +32,7 @@ from hyperp.analysis.options import (
     Where,
     Window,
     answer,
+    ends_in,
     fixed_of,
     load,
     names_of,
@@ -94,7 +95,9 @@ def fit(
     by: Annotated[
         str, typer.Option(help="sizes whose exponents to fit, comma-separated: any numeric column")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the law")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
+    ],
     over: Over = "lr",
     where: Where = None,
     fix: Fix = None,
@@ -266,7 +269,9 @@ def transfer(
 @answer
 def next_command(
     law: LawArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the points, as YAML")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="where to write the points", callback=ends_in(".yaml"))
+    ],
     slices: Annotated[int, typer.Option(help="how many further slices")] = 2,
     tokens: Size = None,
     width: Size = None,

@@ -168,7 +168,8 @@ def _basin(question: Question, slices: list[Slice], found: Estimation, chosen: S
     if not question.given and basins[0] is None and question.over == ("lr",):
         members = [slices[i] for i in chosen.members]
         basins = estimate("two-stage", members, question.options).basins
-    return None if basins[0] is None else BasinRecord(powers=basins[0].powers, coef=basins[0].coef)
+    one = basins[0]
+    return None if one is None else BasinRecord(powers=one.powers, coef=one.coef, bend=one.bend)
 
 
 def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list[Beside]:

@@ -3,6 +3,7 @@
 import json
 import math
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -107,11 +108,21 @@ class SeedSpread(Strict):
 class BasinRecord(Strict):
     """Relative excess loss about an optimum, a polynomial in natural logs of what is tuned.
 
-    `powers` has a row for each term and a column for each quantity of the law's `over`.
+    `powers` has a row for each term and a column for each quantity of the law's `over`. `bend` has, for each
+    covariate that the curvature follows, its exponent and the size at which `coef` holds.
     """
 
     powers: list[list[Count]]
     coef: list[float]
+    bend: dict[str, tuple[float, Positive]] = {}
+
+    def at(self, sizes: Mapping[str, float]) -> Self:
+        """The basin at these sizes; a size that is not given is taken where `coef` holds."""
+        known = [
+            (exponent, sizes.get(name, middle) / middle) for name, (exponent, middle) in self.bend.items()
+        ]
+        factor = math.prod(ratio**exponent for exponent, ratio in known)
+        return self.model_copy(update={"coef": [c * factor for c in self.coef], "bend": {}})
 
 
 class FixedTest(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where
+from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where, ends_in
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 FormOption = Annotated[
@@ -24,7 +24,9 @@ Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="writ
 
 def loss(
     runs: RunsArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the law")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
+    ],
     form: FormOption = "power",
     mapping: Map = None,
     where: Where = None,

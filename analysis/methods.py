@@ -29,10 +29,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Basin:
-    """Relative excess loss about an optimum: sum of coef * prod(v ** powers), v in natural logs of `over`."""
+    """Relative excess loss about an optimum: sum of coef * prod(v ** powers), v in natural logs of `over`.
+
+    `bend` has, for each covariate that the curvature follows, its exponent and the size where that is 1.
+    """
 
     powers: list[list[int]]
     coef: list[float]
+    bend: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,24 @@ At = Annotated[
     typer.Option("--at", metavar="NAME=SIZE", help="a size under any other name, such as N=1e9; repeatable"),
 ]
 Extrapolate = Annotated[bool, typer.Option(help="answer beyond the law's reach too")]
+
+
+def ends_in(suffix: str) -> Callable[[Path | None], Path | None]:
+    """A check that an output has its own ending, so that it never overwrites a table or is misread later."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix != suffix:
+            raise typer.BadParameter(f"must end in {suffix}, got {path}")
+        return path
+
+    return check
+
+
 SaveAnswer = Annotated[
-    Path | None, typer.Option("--out", "-o", help="also write the answer as JSON, for the report")
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="also write the answer as JSON, for the report", callback=ends_in(".json")
+    ),
 ]
 PointsFile = Annotated[
     Path | None,

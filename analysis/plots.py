@@ -116,7 +116,8 @@ def _draw_curve(
     axes.plot(lr, loss, marker, color=colour, mfc=face, ms=5.5, mew=1.2, zorder=3, label=label)
     if hollow or one.optimum is None or one.optimum.loss is None:
         return rows
-    rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base, basin)
+    here = None if basin is None else basin.at(one.covariates)
+    rows += _draw_optimum(axes, one.optimum, colour, LINES[index % len(LINES)], base, here)
     return rows
 
 

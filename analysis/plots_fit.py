@@ -58,7 +58,9 @@ def collapse(law: Law) -> tuple[Figure, Rows]:
             assert one.optimum.loss is not None
             label = ", ".join(named(n, one.covariates[n]) for n in law.ranges)
             u = [math.log2(p.lr / one.optimum.lr) for p in one.points]
-            r = [100 * (p.loss / one.optimum.loss - 1) for p in one.points]
+            # Over what the curvature law gives here, so that every slice lies on the basin of the middle.
+            scale = law.basin.at(one.covariates).coef[0] / law.basin.coef[0]
+            r = [100 * (p.loss / one.optimum.loss - 1) / scale for p in one.points]
             marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
             axes.plot(
                 u, r, marker, color=COLOURS[index % len(COLOURS)], ms=5, mfc="none", mew=1.2, label=label
@@ -75,7 +77,8 @@ def collapse(law: Law) -> tuple[Figure, Rows]:
         top = float(np.quantile(excess, 0.9))  # a few runs that nearly diverged must not flatten the rest
         axes.set_ylim(min(min(excess), 0) - 0.05 * top, 1.3 * top)
         axes.set_xlabel("log2 of the rate over the slice's optimum (octaves)")
-        axes.set_ylabel("loss above the slice's floor, %")
+        bend = ", ".join(f"{n.replace('_', ' ')}^{k:.2f}" for n, (k, _) in law.basin.bend.items())
+        axes.set_ylabel("loss above the slice's floor, %" + (f", over ({bend})" if bend else ""))
         axes.set_title("All slices on one basin", loc="left", fontweight="bold")
         if len(used) <= 20:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,8 @@ def recommend(
     # The optimum at the low end leaves the recommended rate too high by that much, and the other way round.
     ends = (math.log(lr / low), math.log(lr / high))
     also = {name: _beyond(law, scale, name) for name in law.also}
-    costs = [None if law.basin is None else _worst(law.basin, end, also) for end in ends]
+    basin = None if law.basin is None else law.basin.at(scale)
+    costs = [None if basin is None else _worst(basin, end, also) for end in ends]
     return Recommendation(
         lr=lr,
         low=low,
@@ -288,8 +290,17 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     return factors
 
 
+# The configuration group that each column of a record comes from.
+GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
+
+
+def _is_option(law: Law, group: str, column: str) -> bool:
+    """Whether what the law is for can be chosen by name; a foreign table may say something else there."""
+    return (files("hyperp.conf") / group / f"{law.context.get(column)}.yaml").is_file()
+
+
 def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, float]) -> str:
-    """Override words for hyperp-train and hyperp-sweep: the base rate, and the sizes that were asked for.
+    """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and the sizes.
 
     Raises:
         Refusal: lr/base_lr differs between the law's slices, so no base rate stands for the recommended one.
@@ -300,7 +311,10 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
             "sweep raw rates, every exponent of the parametrization zero",
             [_point(law, recommendation.target)],
         )
-    words = [f"base_lr={recommendation.base_lr:.6g}"]
+    words = [
+        f"{group}={law.context[column]}" for group, column in GROUPS.items() if _is_option(law, group, column)
+    ]
+    words += [f"base_lr={recommendation.base_lr:.6g}"]
     words += [
         f"scale.{name}={recommendation.target[name]}"
         for name in COVARIATES

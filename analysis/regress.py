@@ -187,7 +187,11 @@ def leave_one_out(
         if error is None:
             continue
         known = [e for e in rest if e is not None]
-        cost = None if basin is None or len(known) < len(rest) else penalty(basin, (error, *known))
+        cost = (
+            None
+            if basin is None or len(known) < len(rest)
+            else penalty(basin.at(one.covariates), (error, *known))
+        )
         found.append(
             LeftOut(
                 covariates=one.covariates,

@@ -38,7 +38,7 @@ def shared(slices: Sequence[Slice], options: Options) -> Estimation:
             for i in members:
                 optima[i] = _without_basin(slices[i], refusal.reason, options)
             continue
-        shape = Basin(fit.shape.powers.tolist(), fit.shape.coef.tolist())
+        shape = Basin(fit.shape.powers.tolist(), fit.shape.coef.tolist(), _bend(fit, names, Z))
         seeds = [_seed_optima(slices[i], fit, k) for k, i in enumerate(members)]
         scatter, seed_df = _pooled(seeds)
         for k, i in enumerate(members):
@@ -77,11 +77,19 @@ def _curvature_notes(fit: Fit, names: Sequence[str]) -> list[str]:
         return []
     return [
         f"the basin's curvature changes as {names[j]}^{law.exponent[j]:.2f} (SE {law.se[j]:.2f}, "
-        f"p = {law.p[j]:.2g}); costs are read off the basin at the middle of the slices, and "
-        "change by that elsewhere"
+        f"p = {law.p[j]:.2g}), and costs with it"
         for j in range(len(names))
         if law.used[j]
     ]
+
+
+def _bend(fit: Fit, names: Sequence[str], Z: np.ndarray | None) -> dict[str, tuple[float, float]]:
+    """Exponent of the curvature in each covariate that it follows, and the size where the shape holds."""
+    law = fit.curvature
+    if law is None or Z is None:
+        return {}
+    middle = np.exp(Z.mean(axis=0))
+    return {names[j]: (float(law.exponent[j]), float(middle[j])) for j in range(len(names)) if law.used[j]}
 
 
 @dataclass(frozen=True)

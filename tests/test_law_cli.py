@@ -102,9 +102,17 @@ def test_recommend_in_three_forms(demo):
     assert f"lr = {answer['lr']:.4g}" in text.stdout
     assert "95% prediction interval" in text.stdout
     assert "-0.32 (10B to 166B tokens" in text.stdout
-    assert words.stdout == f"base_lr={answer['lr']:.6g} scale.tokens=520000\n"
+    assert words.stdout.split()[:3] == ["optim=muonh", "parametrization=hyperp", "schedule=linear"]
+    assert words.stdout.split()[3:] == [f"base_lr={answer['lr']:.6g}", "scale.tokens=520000"]
     assert "warning: tokens=520000 lies 1.98 times outside" in text.stderr
     assert "note: base_lr = lr / 1" in words.stderr
+
+
+def test_an_output_never_overwrites_a_table(demo):
+    before = (demo / "runs.parquet").read_bytes()
+    assert _run("fit", demo, "--by", "tokens", "-o", demo / "runs.parquet").exit_code == 2
+    assert _run("next", demo / "law.json", "-o", demo / "runs.parquet").exit_code == 2
+    assert (demo / "runs.parquet").read_bytes() == before
 
 
 def test_transfer_gives_drift_for_both_optimizers(demo):

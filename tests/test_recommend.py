@@ -10,8 +10,8 @@ import pytest
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.fit import fit_law
-from hyperp.analysis.law import Law
-from hyperp.analysis.recommend import hydra_words, predict, recommend
+from hyperp.analysis.law import BasinRecord, Law
+from hyperp.analysis.recommend import hydra_words, penalty, predict, recommend
 from hyperp.analysis.records import Runs, check_frame
 from hyperp.analysis.validate import validate
 
@@ -118,7 +118,10 @@ def test_a_target_that_is_none(law, target, message):
 
 def test_hydra_words_hold_the_base_rate_and_the_sizes_asked_for(law, make_ladder):
     found = recommend(law, {"tokens": 520000})
-    assert hydra_words(law, found, {"tokens": 520000}) == f"base_lr={found.lr:.6g} scale.tokens=520000"
+    words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} scale.tokens=520000"
+    assert hydra_words(law, found, {"tokens": 520000}) == words
+    foreign = law.model_copy(update={"context": {**law.context, "optimizer": "lion", "schedule": "wsd"}})
+    assert hydra_words(foreign, found, {}).startswith("parametrization=hyperp base_lr=")
     # Every run at 0.7 times its base rate: the base rate is that much larger.
     frame = make_ladder(seed_shift=0.05)
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] / 0.7)), ["tokens"])
@@ -221,3 +224,11 @@ def test_runs_that_cannot_check_the_law(law, make_curve, make_ladder):
     with pytest.raises(Refusal, match="only the recommended rate was run") as caught:
         validate(law, _runs(frame.iloc[1:2]))
     assert len(caught.value.next_points[0]["lr"]) == 2
+
+
+def test_a_basin_that_narrows_with_a_size_costs_more_there():
+    basin = BasinRecord(powers=[[2], [3]], coef=[0.01, 0.001], bend={"tokens": (0.5, 1000.0)})
+    assert basin.at({"tokens": 1000}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
+    assert basin.at({"width": 64}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
+    assert basin.at({"tokens": 4000}).coef == pytest.approx([0.02, 0.002], rel=1e-12)
+    assert penalty(basin.at({"tokens": 4000}), 0.3) == pytest.approx(2 * penalty(basin, 0.3), rel=1e-12)

@@ -156,7 +156,10 @@ def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_comm
         (["run", "+experiment=nothing"], r".*experiment/nothing.*"),
         (["run", "scale.width=-3"], r"scale\.width must be .*, got -3"),
         (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000"),
-        (["run", "optim.name=foo"], r"optim.name must be the algorithm of the hidden matrices, muonh, got foo; optim=foo chooses .*"),
+        (
+            ["run", "optim.name=foo"],
+            r"optim.name must be the algorithm of the hidden matrices, muonh, got foo; optim=foo chooses .*",
+        ),
         (
             ["run", "runtime.device=moon"],
             r"runtime\.device must be auto or a device of this machine, got 'moon'.*",
