@@ -64,11 +64,12 @@ def test_every_run_ends_with_a_record_longest_first(tmp_path):
 def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path):
     plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG},1024,1280,1536]}}")
     victim = plan.points[0]
-    reasons = {}
+    reasons, killed = {}, False
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         for event in events:
-            if isinstance(event, Progressed) and event.run_id == victim.run_id and not reasons:
+            if isinstance(event, Progressed) and event.run_id == victim.run_id and not killed:
                 os.kill(worker_pid(event.worker), signal.SIGKILL)
+                killed = True
             if isinstance(event, Ended):
                 reasons[event.run_id] = (event.status, event.reason)
     assert reasons.pop(victim.run_id) == ("failed", "worker killed by signal 9")
