@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.analysis.law import save_json
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, option_words
 
 
 def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
     """Write the points; False, and nothing written, where none names a rate."""
-    rows = [row for point in points for row in _rows(point)]
-    if not rows:
+    contexts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for point in points:
+        if point["lr"]:
+            contexts.setdefault(tuple(str(point.get(name, "")) for name in CONTEXT), []).append(point)
+    if not contexts:
         return False
-    contexts = {", ".join(f"{n} {point[n]}" for n in CONTEXT if n in point): None for point in points}
-    lines = [f"# {' '.join(why.split())}"]
-    lines += [f"# For: {context}" for context in contexts if context]
-    lines += [f"# Run with: {run_command(path)}", "blocks:", f"  {_block(path)}:", "    points:", *rows]
+    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", "blocks:"]
+    for index, members in enumerate(contexts.values()):
+        known = {name: str(members[0][name]) for name in CONTEXT if name in members[0]}
+        lines += [f"  {_block(path)}{index or ''}: # " + ", ".join(f"{n} {v}" for n, v in known.items())]
+        if words := option_words(known):
+            lines += [f"    overrides: [{', '.join(words)}]"]
+        lines += ["    points:", *(row for point in members for row in _rows(point))]
     save_json("\n".join(lines) + "\n", path)
     return True
 

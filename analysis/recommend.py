@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import BasinRecord, Law, Strict
 from hyperp.analysis.meta import t_quantile
 from hyperp.analysis.published import PUBLISHED
-from hyperp.analysis.vocabulary import COVARIATES
+from hyperp.analysis.vocabulary import COVARIATES, option_words
 
 
 class Factor(Strict):
@@ -290,15 +289,6 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     return factors
 
 
-# The configuration group that each column of a record comes from.
-GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
-
-
-def _is_option(law: Law, group: str, column: str) -> bool:
-    """Whether what the law is for can be chosen by name; a foreign table may say something else there."""
-    return (files("hyperp.conf") / group / f"{law.context.get(column)}.yaml").is_file()
-
-
 def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, float]) -> str:
     """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and the sizes.
 
@@ -311,9 +301,7 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
             "sweep raw rates, every exponent of the parametrization zero",
             [_point(law, recommendation.target)],
         )
-    words = [
-        f"{group}={law.context[column]}" for group, column in GROUPS.items() if _is_option(law, group, column)
-    ]
+    words = option_words(law.context)
     words += [f"base_lr={recommendation.base_lr:.6g}"]
     words += [
         f"scale.{name}={recommendation.target[name]}"

@@ -1,5 +1,7 @@
 """Names and defaults that every part of the analysis shares; imports nothing heavy."""
 
+from collections.abc import Mapping
+from importlib.resources import files
 from typing import Literal, get_args
 
 # What a law is for, and what it may depend on: the columns that define a slice, in the order of every table.
@@ -11,6 +13,18 @@ CENSORED = ("edge_low", "edge_high")
 MethodName = Literal["shared", "two-stage", "pool", "argmin"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 Space = Literal["log", "linear"]
+
+# The configuration group that each of these columns comes from.
+GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
+
+
+def option_words(context: Mapping[str, str]) -> list[str]:
+    """Words that choose what runs were made with, such as optim=muonh; none for a name that is no option here."""
+    known = {group: context.get(column) for group, column in GROUPS.items()}
+    return [
+        f"{g}={name}" for g, name in known.items() if (files("hyperp.conf") / g / f"{name}.yaml").is_file()
+    ]
+
 
 WINDOW = 1.5  # octaves each side of the vertex
 LEVEL = 0.95  # coverage of every interval

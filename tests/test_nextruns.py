@@ -83,6 +83,19 @@ def test_the_file_holds_every_run_once(law, tmp_path):
     assert not (tmp_path / "none.yaml").exists()
 
 
+def test_runs_of_two_optimizers_are_two_blocks_that_say_so(tmp_path):
+    points = [
+        {"optimizer": name, "schedule": "linear", "tokens": 5, "lr": [0.1]} for name in ("muonh", "lion")
+    ]
+    assert save_points(points, tmp_path / "points.yaml", "both")
+    blocks = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]
+    assert blocks["points"]["overrides"] == ["optim=muonh", "schedule=linear"]
+    assert blocks["points1"]["overrides"] == [
+        "schedule=linear"
+    ]  # a table from elsewhere: no such option here
+    assert [len(block["points"]) for block in blocks.values()] == [1, 1]
+
+
 def test_a_very_small_rate_is_still_a_number(tmp_path):
     save_points([{"N": 1e9, "lr": [1e-5, 2.5e-7], "factor": 0.5}], tmp_path / "points.yaml", "small")
     rows = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
