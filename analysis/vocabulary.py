@@ -19,7 +19,7 @@ GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule"
 
 
 def option_words(context: Mapping[str, str]) -> list[str]:
-    """Words that choose what runs were made with, such as optim=muonh; none for a name that is no option here."""
+    """Words that choose what runs were made with, such as optim=muonh; none for what is no option here."""
     known = {group: context.get(column) for group, column in GROUPS.items()}
     return [
         f"{g}={name}" for g, name in known.items() if (files("hyperp.conf") / g / f"{name}.yaml").is_file()
