@@ -1,0 +1,147 @@
+"""A run's id: every field that makes the run what it is moves it, and nothing else does."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from hyperp.config import Config, compose, resolve
+
+Leaf = tuple[str, ...]
+OTHER = "something else"
+HASHED = ("optim=sso", "model.query_heads=2", "data.files=[a,b]")
+
+
+def config(*words: str) -> Config:
+    return resolve(compose([*words]))
+
+
+def items(value: Any) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        yield from ((f.name, getattr(value, f.name)) for f in fields(value))
+    elif isinstance(value, dict):
+        yield from value.items()
+
+
+def leaves(value: Any, path: Leaf = ()) -> Iterator[Leaf]:
+    """Paths of everything that holds no fields or keys, found in the objects and not in `identity()`."""
+    found = list(items(value))
+    if not found:
+        yield path
+    for name, inner in found:
+        yield from leaves(inner, (*path, name))
+
+
+def changed(whole: Config, path: Leaf, value: Any) -> Config:
+    """A copy with one leaf replaced, whether or not such a run could be done."""
+    whole = copy.deepcopy(whole)
+    part: Any = whole
+    for name in path[:-1]:
+        part = part[name] if isinstance(part, dict) else getattr(part, name)
+    if isinstance(part, dict):
+        part[path[-1]] = value
+    else:
+        object.__setattr__(part, path[-1], value)
+    return whole
+
+
+def test_the_walk_finds_every_part():
+    found = set(leaves(config(*HASHED)))
+    for path in (
+        ("seed",),
+        ("precision",),
+        ("scale", "sparsity"),
+        ("model", "rope_base"),
+        ("optim", "algorithms", "hidden"),
+        ("optim", "options", "sso", "tolerance"),
+        ("parametrization", "init_hidden_gain"),
+        ("schedule", "final"),
+        ("data", "files"),
+        ("data", "held_out_tokens"),
+        ("runtime", "root"),
+    ):
+        assert path in found
+
+
+def test_every_leaf_moves_the_id_to_one_of_its_own_and_no_runtime_leaf_does():
+    whole = config(*HASHED)
+    ids = {path: changed(whole, path, OTHER).run_id() for path in leaves(whole)}
+    runtime = {path for path in ids if path[0] == "runtime"}
+    assert {ids[path] for path in runtime} == {whole.run_id()}
+    others = [ids[path] for path in ids if path not in runtime]
+    assert len(others) > 40
+    assert whole.run_id() not in others
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed=1",
+        "base_lr=0.0156",
+        "precision=float32",
+        "scale.tokens=131584",
+        "scale.batch_tokens=1024",
+        "model.gated_attention=true",
+        "model.rope_base=10000.5",
+        "optim=sso",
+        "optim.clip=0.5",
+        "optim.options.muonh.momentum=0.9",
+        "optim.algorithms.unembedding=adamw",
+        "parametrization=raw",
+        "parametrization.token_exponent=-0.33",
+        "parametrization.token_exponent_on=hidden",
+        "parametrization.reference_depth=9",
+        "schedule=cosine",
+        "schedule.final=0.2",
+        "schedule.warmup_steps=1",
+        "data.held_out_tokens=32768",
+    ],
+)
+def test_a_word_that_makes_another_run_makes_another_id(word):
+    assert config(word).run_id() != config().run_id()
+
+
+def test_another_text_makes_another_id():
+    ids = [
+        config("data=text", "data.files=[a]").run_id(),
+        config("data=text", "data.files=[b]").run_id(),
+        config("data=text", "data.files=[a,b]").run_id(),
+        config("data=tokens", "data.path=a").run_id(),
+        config("data=tokens", "data.path=b").run_id(),
+        config().run_id(),
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_order_of_words_and_of_keys_does_not_matter():
+    one, two = "schedule.final=0.2", "optim.options.adamw.eps=1e-7"
+    whole = config(one, two)
+    assert config(two, one).run_id() == whole.run_id()
+    options = dict(reversed(whole.optim.options.items()))
+    assert changed(whole, ("optim", "options"), options).run_id() == whole.run_id()
+
+
+def test_an_id_is_twelve_hexadecimal_digits():
+    name = config().run_id()
+    assert len(name) == 12
+    assert set(name) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_another_process_with_another_hash_seed_gives_the_same_id(seed):
+    code = f"from hyperp.config import compose, resolve; print(resolve(compose({list(HASHED)!r})).run_id())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == config(*HASHED).run_id()
