@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyperp.config import Config, compose, one_line, register_schema, resolve
-from hyperp.record import load
+from hyperp.files import HeldError
+from hyperp.record import load_or_set_aside
 
 BAD_INPUT = 2
 
@@ -28,8 +29,9 @@ def app(cfg: DictConfig) -> float | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_in_sweep(resolve(cfg)).loss
     try:
+        refuse_plan(cfg)
         record = run_one(resolve(cfg))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
     if record.status != "finished":
         sys.exit(1)
@@ -42,15 +44,33 @@ def refuse(error: Exception) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
+def refuse_plan(cfg: DictConfig) -> None:
+    """Raise ValueError for the plan of a sweep: one run of it alone is hardly what was meant."""
+    blocks = list(cfg.sweep.get("blocks", {}))
+    if blocks:
+        raise ValueError(
+            f"sweep.blocks is a plan of many runs ({', '.join(map(str, blocks))}): "
+            "run it with -m, or with hyperp-sweep run; sweep=none trains one run"
+        )
+
+
 def run_one(config: Config):
     """Train with a progress bar and print how the run ended. A ValueError of `train` is bad input."""
+    from hyperp.data import load_corpus
     from hyperp.train import train
 
     run_dir = Path(config.runtime.root) / config.run_id()
-    if (ended := load(run_dir)) is not None and ended.status != "failed":
+    ended, corpus = load_or_set_aside(run_dir), load_corpus(config.data)
+    if ended is not None and ended.status != "failed":
+        before = ended.environment.get("corpus_sha256", corpus.digest)
+        if before != corpus.digest:
+            raise ValueError(
+                f"data.source={config.data.source} is not the text that {run_dir} was trained on (SHA-256 "
+                f"{before[:12]}, now {corpus.digest[:12]}); remove that folder to train again"
+            )
         print("already done; remove its folder to do it again")
     with progress_bar(config) as report:
-        record = train(config, run_dir, report)
+        record = train(config, run_dir, report, corpus)
     print_record(record, run_dir)
     return record
 
@@ -135,7 +155,7 @@ def prepare(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit 0 finished, 1 diverged or failed, 2 bad input (one line, nothing written)."""
+    """Entry point. Exit 0 finished, 1 diverged or failed, 2 bad input (one line on standard error)."""
     words = sys.argv[1:]
     try:
         if "--version" in words:

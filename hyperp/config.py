@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.flops import Shape
 from hyperp.parametrization import Parametrization
-from hyperp.scale import Scale
+from hyperp.scale import Scale, positive_int
 from hyperp.schedule import Schedule
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -41,6 +41,18 @@ class ModelConfig:
     qk_norm: bool = True
     gated_attention: bool = False
     rope_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("context", "head_size", "kv_heads", "mlp_ratio"):
+            positive_int(name, getattr(self, name))
+        if self.query_heads is not None:
+            positive_int("query_heads", self.query_heads)
+        if self.head_size % 2:
+            raise ValueError(f"head_size must be even (rotary embedding), got {self.head_size}")
+        if self.query_heads is not None and self.query_heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide query_heads={self.query_heads}, got {self.kv_heads}")
+        if not (math.isfinite(self.rope_base) and self.rope_base > 0):
+            raise ValueError(f"rope_base must be finite and positive, got {self.rope_base}")
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,6 @@ class RuntimeConfig:
                 raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
         if self.log_every < 1:
             raise ValueError(f"runtime.log_every must be at least 1, got {self.log_every}")
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"runtime.checkpoint_every must be a multiple of runtime.log_every={self.log_every}, "
-                f"got {self.checkpoint_every}"
-            )
 
 
 @dataclass(frozen=True)
@@ -164,15 +171,23 @@ class Config:
     def shape(self, vocab: int) -> Shape:
         """Sizes of the decoder for a vocabulary of `vocab` ids."""
         m = self.model
-        if m.query_heads is None and self.scale.width % m.head_size:
-            raise ValueError(
-                f"scale.width must be a multiple of model.head_size={m.head_size}, got {self.scale.width}"
-            )
+        heads = m.query_heads
+        if heads is None:
+            if self.scale.width % m.head_size:
+                raise ValueError(
+                    f"scale.width must be a multiple of model.head_size={m.head_size}, got {self.scale.width}"
+                )
+            heads = self.scale.width // m.head_size
+            if heads % m.kv_heads:
+                raise ValueError(
+                    f"model.kv_heads must divide the {heads} query heads (scale.width / model.head_size), "
+                    f"got {m.kv_heads}"
+                )
         return Shape(
             vocab=vocab,
             context=m.context,
             head_size=m.head_size,
-            query_heads=m.query_heads or self.scale.width // m.head_size,
+            query_heads=heads,
             kv_heads=m.kv_heads,
             mlp_ratio=m.mlp_ratio,
             qk_norm=m.qk_norm,
@@ -252,7 +267,7 @@ def from_dict(values: dict[str, Any]) -> Config:
             raise ValueError(f"{key}: {error}") from None
         except ValueError as error:
             text = str(error)
-            raise ValueError(text if text.startswith(key) else f"{key}.{text}") from None
+            raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from None
     return Config(**parts)
 
 
@@ -276,4 +291,5 @@ def one_line(error: BaseException) -> str:
         "To append to your config use",
     )  # + would not help: keys are typed
     keep = [line for line in lines if line and not line.startswith(noise)]
-    return " ".join(keep) or type(error).__name__
+    text = " ".join(keep) or type(error).__name__
+    return text.replace("str is not a ListConfig, list or tuple.", "a list is wanted, such as [a,b].")

@@ -26,7 +26,7 @@ mup
     arXiv 2203.03466, Table 8, for Adam. 1/w on hidden matrices, logits times w0/w, the rest constant; the
     initial std of the unembedding must not depend on width. No rule for depth, batch or tokens.
 standard
-    Every factor is 1.
+    Every factor is 1; the initialisation is HyperP's, as in every rule here.
 """
 
 from __future__ import annotations

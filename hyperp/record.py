@@ -1,10 +1,15 @@
 """What one run leaves behind: `record.json`, written once, atomically, when the run has ended."""
 
 import json
-import os
+import logging
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from hyperp.files import write_json
+from hyperp.scale import Scale
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 METRIC = "held-out loss, nats per token"
@@ -16,7 +21,9 @@ class Record:
     """One ended run. `loss` is nats per token on the held-out set and is a number only if it finished.
 
     `lr` is the peak rate of the hidden matrices after every factor, `base_lr` the rate before them, `factors`
-    the factors of every role; `config` is the whole resolved configuration, of which `run_id` is the hash.
+    the factors of every role and `algorithms` its algorithm with every option, defaults included; `config` is
+    the whole resolved configuration, of which `run_id` is the hash. `bits_per_byte` takes the bytes a token
+    of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on.
     """
 
     run_id: str
@@ -31,12 +38,14 @@ class Record:
     base_lr: float
     config: dict[str, Any]
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    algorithms: dict[str, dict[str, Any]] = field(default_factory=dict)
     reason: str | None = None
     metric: str = METRIC
     loss: float | None = None
     bits_per_byte: float | None = None
     train_loss: float | None = None
     steps: int = 0
+    epochs: float | None = None
     parameters: int | None = None
     flops: float | None = None
     seconds: float | None = None
@@ -47,21 +56,19 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scale, dict):
+            raise ValueError(f"scale must be a mapping, got {self.scale!r}")
+        Scale(**self.scale)
+        if not isinstance(self.config, dict):
+            raise ValueError(f"config must be a mapping, got {self.config!r}")
+        for name in ("lr", "base_lr"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if self.status not in ENDED:
             raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
         if (self.loss is not None) != (self.status == "finished"):
             raise ValueError(f"loss must be a number exactly when status is finished, got {self.loss}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename: a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save(record: Record, run_dir: Path) -> None:
@@ -76,12 +83,10 @@ def load(run_dir: Path) -> Record | None:
     """
     path = run_dir / "record.json"
     try:
-        text = path.read_text()
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"{path}: not a record: {error}") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else value
@@ -91,3 +96,13 @@ def load(run_dir: Path) -> Record | None:
         return Record(**{key: item for key, item in value.items() if key in known})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def load_or_set_aside(run_dir: Path) -> Record | None:
+    """`load`, but a record that cannot be read is renamed to record.damaged, with a warning."""
+    try:
+        return load(run_dir)
+    except ValueError as error:
+        log.warning("%s; set aside as record.damaged, running again", error)
+        (run_dir / "record.json").replace(run_dir / "record.damaged")
+        return None

@@ -24,24 +24,30 @@ class DivergenceMonitor:
 
     def __init__(self, vocab: int, device: torch.device):
         self.uniform = math.log(vocab)
-        # mean loss (it starts at a uniform guess), worst mean, bad gradients in a row, most of them in a row
-        self.state = torch.tensor([self.uniform, 0.0, 0.0, 0.0], dtype=torch.float64, device=device)
+        # mean loss (it starts at a uniform guess), worst mean, bad gradients in a row, most of them in a row,
+        # weight of that uniform guess in the mean
+        self.state = torch.tensor([self.uniform, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64, device=device)
 
     def update(self, loss: Tensor, gradient_norm: Tensor) -> None:
         """Take in one step; both are scalars on the device."""
-        mean, worst, bad, most = self.state.unbind()
+        mean, worst, bad, most, start = self.state.unbind()
         mean = mean + (loss.detach().double() - mean) / WINDOW
         bad = (bad + 1) * ~torch.isfinite(gradient_norm)
-        self.state = torch.stack((mean, torch.maximum(worst, mean), bad, torch.maximum(most, bad)))
+        worst, most = torch.maximum(worst, mean), torch.maximum(most, bad)
+        self.state = torch.stack((mean, worst, bad, most, start * (1 - 1 / WINDOW)))
 
     def mean_loss(self) -> float | None:
-        """Training loss over about the last WINDOW steps, nats per token; None if it is not finite."""
-        mean = float(self.state[0])
+        """Training loss over about the last WINDOW steps, nats per token; None if it is not finite.
+
+        The uniform guess that the average began with is taken out again.
+        """
+        mean, *_, start = self.state.tolist()
+        mean = (mean - start * self.uniform) / (1 - start) if start < 1 else math.nan
         return mean if math.isfinite(mean) else None
 
     def reason(self, step: int) -> str | None:
         """Why the run has diverged by `step`, or None."""
-        _, worst, _, most = self.state.tolist()
+        _, worst, _, most, _ = self.state.tolist()
         if not math.isfinite(worst):
             return f"training loss not finite by step {step}"
         if worst > 2 * self.uniform:

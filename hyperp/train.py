@@ -1,11 +1,12 @@
-"""Make a run folder end in a record: the loop over steps, its checkpoints, and the `hyperp-train` command."""
+"""Make a run folder end in a record: the loop over steps, its log, its checkpoints, and how it ended."""
 
 import math
 import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,79 +15,80 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from hyperp import checkpoint, record
+from hyperp import checkpoint, heartbeat, record
 from hyperp.config import Config
 from hyperp.data import Corpus
+from hyperp.files import HeldError, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
+from hyperp.heartbeat import Heartbeat
+from hyperp.metrics import MetricsLog
+from hyperp.optim.rule import RULES, option_names
 from hyperp.record import Record
+from hyperp.roles import Role
 from hyperp.tracking import Tracker
 from hyperp.trainer import Trainer
 
-HEARTBEAT_SECONDS = 1.0
+LOCK = ".lock"
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
 Report = Callable[[int, int, float, float], None]
 
 
 class Clock:
-    """Seconds of training, over restarts, and the heartbeat that other processes read."""
+    """Seconds of training, over restarts, and tokens per second of this process."""
 
-    def __init__(self, trainer: Trainer, run_dir: Path):
-        self.trainer, self.run_dir = trainer, run_dir
-        self.start = time.monotonic() - trainer.seconds
-        self.first_step, self.first_seconds = trainer.step, trainer.seconds
-        self.last_beat = 0.0
+    def __init__(self, trainer: Trainer):
+        self.start, self.earlier, self.first_step = time.monotonic(), trainer.seconds, trainer.step
+        self.batch_tokens = trainer.config.scale.batch_tokens
 
-    def speed(self) -> float:
-        """Count the seconds; return tokens per second since this process began."""
-        t = self.trainer
-        t.seconds = time.monotonic() - self.start
-        done = (t.step - self.first_step) * t.config.scale.batch_tokens
-        return done / max(t.seconds - self.first_seconds, 1e-9)
+    def seconds(self) -> float:
+        """Of training so far, those of earlier processes included."""
+        return self.earlier + time.monotonic() - self.start
 
-    def beat(self) -> None:
-        """Say that the run is alive, at most once in HEARTBEAT_SECONDS."""
-        if time.monotonic() - self.last_beat < HEARTBEAT_SECONDS:
-            return
-        self.last_beat = time.monotonic()
-        steps = {"step": self.trainer.step, "steps": self.trainer.config.scale.steps}
-        speed = {"tokens_per_second": self.speed(), "time": time.time(), "host": socket.gethostname()}
-        record.write_json(self.run_dir / "heartbeat.json", steps | speed)
+    def speed(self, step: int) -> float:
+        """Tokens per second since this process began."""
+        return (step - self.first_step) * self.batch_tokens / max(time.monotonic() - self.start, 1e-9)
 
 
 def run_steps(trainer: Trainer, run_dir: Path, tracker: Tracker, report: Report | None) -> str | None:
     """Train to the end, or until the run has diverged: then returns the reason."""
-    runtime, steps = trainer.config.runtime, trainer.config.scale.steps
-    metrics = checkpoint.MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
-    clock = Clock(trainer, run_dir)
-    reason, mean, losses = None, float("nan"), []
-    try:
+    config, steps = trainer.config, trainer.config.scale.steps
+    runtime, clock = config.runtime, Clock(trainer)
+    metrics = MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
+    reason, losses = None, []
+
+    def news() -> dict[str, Any]:
+        speed = clock.speed(trainer.step)
+        return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
+
+    with closing(metrics), Heartbeat(run_dir, news):
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
             step = trainer.step
-            clock.beat()
             if step % runtime.log_every == 0 or step == steps:
-                mean = float(torch.stack(losses).mean())
+                mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
                 losses.clear()
-                speed = clock.speed()
                 if report:
                     report(step, steps, mean, speed)
-                rate = trainer.config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
+                rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
                 metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed)
                 reason = trainer.monitor.reason(step)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
-            due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0 and step < steps
-            if due and reason is None:
-                checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
-    finally:
-        metrics.close()
+            if runtime.checkpoint_every and step % runtime.checkpoint_every == 0 and step < steps:
+                reason = reason or trainer.monitor.reason(step)
+                if reason is None:
+                    trainer.seconds = clock.seconds()
+                    checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
+        trainer.seconds = clock.seconds()
     return reason
 
 
-def base_record(config: Config, **values: Any) -> Record:
-    """A record of what is known from the configuration alone, and `values`."""
-    rate = config.parametrization.effective_lr("hidden", config.scale, config.base_lr)
+def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: Any) -> Record:
+    """A record of what is known from the configuration alone, with the rates of `roles`, and `values`."""
+    rule = config.parametrization
+    rates = {role: rule.effective_lr(role, config.scale, config.base_lr) for role in roles}
+    rate = rule.effective_lr("hidden", config.scale, config.base_lr)
     known = {
         "run_id": config.run_id(),
         "optimizer": config.optim.name,
@@ -97,6 +99,7 @@ def base_record(config: Config, **values: Any) -> Record:
         "seed": config.seed,
         "lr": rate.lr,
         "base_lr": config.base_lr,
+        "factors": {role: {**r.factors, "lr": r.lr} for role, r in rates.items()},
         "config": asdict(config),
         "version": version("hyperp-scaling"),
     }
@@ -115,13 +118,15 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
     )
     return base_record(
         config,
+        roles=trainer.rates,
         status="diverged" if reason else "finished",
         reason=reason,
-        factors={role: {**rate.factors, "lr": rate.lr} for role, rate in trainer.rates.items()},
+        algorithms={group["role"]: _algorithm(group) for group in trainer.optimizer.param_groups},
         loss=loss,
         bits_per_byte=None if loss is None else loss / math.log(2) / trainer.corpus.bytes_per_token,
         train_loss=trainer.monitor.mean_loss(),
         steps=trainer.step,
+        epochs=tokens / len(trainer.corpus.train),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         flops=training_flops(config.scale, trainer.shape) * trainer.step / config.scale.steps,
         seconds=round(trainer.seconds, 3),
@@ -131,11 +136,17 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
             "corpus_sha256": trainer.corpus.digest,
             "device": device,
             "host": socket.gethostname(),
+            "precision": trainer.precision,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": str(torch.get_num_threads()),
         },
     )
+
+
+def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
+    names = option_names(RULES[group["algorithm"]])
+    return {"algorithm": group["algorithm"], **{name: group[name] for name in names}}
 
 
 def train(
@@ -145,47 +156,76 @@ def train(
 
     A run that has finished or diverged before is not done again; one that was killed resumes from its last
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
-    before anything is written; a later exception leaves the record of a failed run and is raised again.
+    before anything is written, and HeldError if another process is doing the run. An exception later becomes the
+    record of a failed run, which the next call does again; its traceback is in `run_dir`/error.txt.
     """
-    ended = record.load(run_dir)
-    if ended is not None and ended.status != "failed":
+    ended = _ended(run_dir)
+    if ended is not None:
         return ended
     trainer = Trainer(config, corpus)
     run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
-    tracker = None
-    try:
-        tracker = Tracker(config, run_dir)
-        saved = checkpoint.load(run_dir / "checkpoint.pt", trainer.device)
-        if saved is not None:
-            trainer.restore(saved)
-        result = finish(trainer, run_steps(trainer, run_dir, tracker, report))
-    except Exception as error:
-        record_failure(config, run_dir, error)
-        if tracker:
-            tracker.finish(None)
-        raise
-    tracker.finish(result)
-    record.save(result, run_dir)
-    for leftover in ("checkpoint.pt", "heartbeat.json", "error.txt"):
-        (run_dir / leftover).unlink(missing_ok=True)
+    with lock(run_dir / LOCK, f"run {config.run_id()}"):
+        ended = record.load_or_set_aside(run_dir)
+        if ended is not None and ended.status != "failed":  # by the process that held the lock
+            return ended
+        remove_leftovers(run_dir)
+        with replacing(run_dir / "config.yaml") as file:
+            OmegaConf.save(OmegaConf.create(asdict(config)), file)
+        try:
+            result = _train(trainer, run_dir, report)
+        except Exception as error:
+            return record_failure(config, run_dir, error)
+        for leftover in ("checkpoint.pt", "error.txt", LOCK):
+            (run_dir / leftover).unlink(missing_ok=True)
     return result
 
 
-def record_failure(config: Config, run_dir: Path, error: Exception) -> Record:
-    """Write a record with status `failed` and the exception's one line, and its traceback to `error.txt`."""
+def _ended(run_dir: Path) -> Record | None:
+    try:
+        ended = record.load(run_dir)
+    except ValueError:  # damaged: set aside once this process holds the run
+        return None
+    return None if ended is None or ended.status == "failed" else ended
+
+
+def _train(trainer: Trainer, run_dir: Path, report: Report | None) -> Record:
+    saved = checkpoint.load(run_dir / "checkpoint.pt")
+    if saved is not None:
+        trainer.restore(saved)
+    tracker = Tracker(trainer.config, run_dir)
+    try:
+        result = finish(trainer, run_steps(trainer, run_dir, tracker, report))
+    except Exception as error:
+        tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
+        raise
+    record.save(result, run_dir)
+    tracker.finish(result)
+    return result
+
+
+def record_failure(config: Config, run_dir: Path, error: Exception | str) -> Record:
+    """Write the record of a failed run: a reason, or an exception with its traceback in error.txt."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "error.txt").write_text("".join(traceback.format_exception(error)))
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = error if isinstance(error, str) else one_line(error)
+    if isinstance(error, Exception):
+        with replacing(run_dir / "error.txt") as file:
+            file.write("".join(traceback.format_exception(error)))
     failed = base_record(config, status="failed", reason=reason)
     record.save(failed, run_dir)
-    (run_dir / "heartbeat.json").unlink(missing_ok=True)
+    (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed
 
 
+def one_line(error: Exception) -> str:
+    """The class of an exception and the first line of its text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def train_or_record_failure(config: Config, run_dir: Path, report: Report | None = None) -> Record:
-    """`train`, but an exception becomes the record of a failed run, and is not raised."""
+    """`train`, but a configuration that cannot be run here becomes the record of a failed run too."""
     try:
         return train(config, run_dir, report)
+    except HeldError:
+        raise
     except Exception as error:
         return record_failure(config, run_dir, error)

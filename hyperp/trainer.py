@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperp import tracking
+from hyperp.clipping import clip_gradients
 from hyperp.config import Config
 from hyperp.data import Batches, Corpus, load_corpus
 from hyperp.model.transformer import Transformer
-from hyperp.optim import build
+from hyperp.optim import GroupedOptimizer, build
 from hyperp.parametrization import LearningRate
 from hyperp.roles import ROLES, Role, roles_of
 from hyperp.stability import DivergenceMonitor
@@ -58,22 +59,32 @@ class Trainer:
         self.rates: dict[Role, LearningRate] = {
             role: rule.effective_lr(role, scale, config.base_lr) for role in ROLES if role in present
         }
-        self.optimizer = build(
-            self.model,
-            config.optim.name,
-            lr={role: rate.lr for role, rate in self.rates.items()},
-            algorithms=cast("dict[Role, str]", config.optim.algorithms),
-            options=config.optim.options,
-        )
+        self.optimizer = self._build_optimizer()
         self.optimizer.project_()
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
         self.step, self.seconds, self.resumed = 0, 0.0, 0
-        wanted = config.precision
-        bf16 = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
+        self.precision = config.precision
+        if self.precision == "auto":
+            self.precision = "bfloat16" if self.device.type == "cuda" else "float32"
+        bf16 = self.precision == "bfloat16"
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
         if config.runtime.compile:
+            torch._dynamo.reset()  # a process that does run after run would reach the limit of recompilations
             self.model.compile()
+
+    def _build_optimizer(self) -> GroupedOptimizer:
+        optim = self.config.optim
+        try:
+            return build(
+                self.model,
+                optim.name,
+                lr={role: rate.lr for role, rate in self.rates.items()},
+                algorithms=cast("dict[Role, str]", optim.algorithms),
+                options=optim.options,
+            )
+        except ValueError as error:
+            raise ValueError(f"optim: {error}") from None
 
     def loss(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         """Mean cross entropy, nats per token."""
@@ -92,8 +103,7 @@ class Trainer:
             loss = self.loss(x, y)
             (loss / parts).backward()
             total += loss.detach() / parts
-        limit = config.optim.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = clip_gradients(self.model.parameters(), config.optim.clip)
         factor = config.schedule.factor(self.step, config.scale.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
@@ -114,7 +124,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a later process needs to go on with the same bits."""
         return {
-            "run_id": self.config.run_id(),
+            "made_with": self.made_with(),
             "step": self.step,
             "seconds": self.seconds,
             "resumed": self.resumed,
@@ -123,9 +133,23 @@ class Trainer:
             "monitor": self.monitor.state,
         }
 
+    def made_with(self) -> dict[str, str]:
+        """What has to be the same when the run goes on, or its result would belong to no configuration."""
+        return {
+            "run_id": self.config.run_id(),
+            "data.source": f"{self.corpus.name}, text with SHA-256 {self.corpus.digest}",
+            "precision": self.precision,
+        }
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
-        assert state["run_id"] == self.config.run_id()
+        """Go on from `state()`. Raises ValueError if the text or the precision is not what it was."""
+        for name, value in self.made_with().items():
+            saved = state["made_with"].get(name)
+            if saved != value:
+                raise ValueError(
+                    f"{name} must be what the checkpoint was made with, {saved}, got {value}; "
+                    "remove the run's folder to start over"
+                )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.state = state["monitor"].to(self.device)

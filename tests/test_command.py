@@ -42,6 +42,12 @@ def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
         (["--factors", "scale.depth=0"], "depth must be"),
         (["+experiment=demos"], "demos"),
         (["runtime.device=teapot"], "teapot"),
+        (["+experiment=demo"], "sweep.blocks is a plan of many runs (ladder, muonh_width, adamw_width)"),
+        (["optim.options.muonh=null"], "optim: options.muonh must be a mapping of options, got None"),
+        (
+            ["data=text", "data.files=corpus.txt"],
+            "data.files=corpus.txt Invalid value assigned: a list is wanted",
+        ),
     ],
 )
 def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, words, message):

@@ -14,7 +14,7 @@ KNOWN = {
     "parametrization": "hyperp",
     "schedule": "linear",
     "data": "stdlib",
-    "scale": {"width": 32},
+    "scale": {"width": 32, "depth": 2, "tokens": 65536, "batch_tokens": 512, "granularity": 1, "sparsity": 1},
     "seed": 0,
     "lr": 0.1,
     "base_lr": 0.1,
@@ -67,3 +67,22 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(value))
     with pytest.raises(ValueError, match="schema must be 1, got 99"):
         record.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scale", {}, "missing 4 required"),
+        ("scale", None, "scale must be a mapping, got None"),
+        ("scale", KNOWN["scale"] | {"width": "wide"}, "width must be a whole number"),
+        ("lr", "fast", "lr must be a number, got 'fast'"),
+        ("config", [], r"config must be a mapping, got \[\]"),
+    ],
+)
+def test_a_record_edited_to_nonsense_names_the_field(tmp_path, field, value, message):
+    text = asdict(Record(status="finished", loss=2.0, **KNOWN)) | {field: value}
+    (tmp_path / "record.json").write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=rf"record\.json: .*{message}"):
+        record.load(tmp_path)
+    assert record.load_or_set_aside(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["record.damaged"]

@@ -44,3 +44,16 @@ def test_without_the_library_the_field_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"runtime.wandb=demo needs the wandb library"):
         tracking.check(resolve(compose(WORDS)))
     tracking.check(resolve(compose()))
+
+
+def test_an_error_of_the_service_loses_no_run(tmp_path, monkeypatch, caplog):
+    class Failing:
+        def log(self, values, step):
+            raise ConnectionError("service unavailable")
+
+    config = resolve(compose([*WORDS[:-1], f"runtime.root={tmp_path}"]))
+    tracker = tracking.Tracker(config, tmp_path)
+    tracker.run = Failing()
+    monkeypatch.setattr("hyperp.train.Tracker", lambda *_: tracker)
+    assert train(config, tmp_path / config.run_id()).status == "finished"
+    assert "tracking has stopped (ConnectionError: service unavailable)" in caplog.text

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperp import record
+from hyperp import checkpoint, record
 from hyperp.config import Config, compose, resolve
+from hyperp.files import HeldError, lock
 from hyperp.train import train, train_or_record_failure
 from hyperp.trainer import Trainer
 
@@ -154,6 +155,76 @@ def test_a_failure_is_a_record_that_a_later_run_repairs(tmp_path, monkeypatch):
     assert "broken" in (run_dir / "error.txt").read_text()
     assert train(made, run_dir).status == "finished"
     assert not (run_dir / "error.txt").exists()
+
+
+def test_an_error_in_training_is_a_failed_record_and_never_bad_input(tmp_path, monkeypatch):
+    made = config(tmp_path)
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    one = train(made, tmp_path / made.run_id())
+    assert (one.status, one.reason) == ("failed", "OSError: No space left on device")
+
+
+def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
+    made = config(tmp_path)
+    run_dir = tmp_path / made.run_id()
+    run_dir.mkdir()
+    for do in (train, train_or_record_failure):
+        with (
+            lock(run_dir / ".lock", "it"),
+            pytest.raises(HeldError, match=f"run {made.run_id()} is held by process"),
+        ):
+            do(made, run_dir)
+    assert record.load(run_dir) is None
+    assert train(made, run_dir).status == "finished"
+
+
+def test_a_damaged_record_is_set_aside_and_the_run_done_again(tmp_path, caplog):
+    one = run(tmp_path)
+    path = tmp_path / one.run_id / "record.json"
+    path.write_text(path.read_text()[:100])
+    assert facts(run(tmp_path)) == facts(one)
+    assert "set aside as record.damaged" in caplog.text
+
+
+def test_a_run_does_not_go_on_with_other_text(tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_bytes(bytes(range(32, 127)) * 4000)
+    made = config(tmp_path, "data=text", f"data.files=[{text}]")
+    run_dir = tmp_path / made.run_id()
+    trainer = Trainer(made)
+    for _ in range(4):
+        trainer.train_step()
+    run_dir.mkdir()
+    checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
+    text.write_bytes(bytes(range(32, 126)) * 4000)
+    one = train(made, run_dir)
+    assert one.status == "failed"
+    assert "data.source must be what the checkpoint was made with" in (one.reason or "")
+    assert (run_dir / "checkpoint.pt").exists()
+
+
+def test_the_record_says_every_option_and_its_precision(tmp_path):
+    one = run(tmp_path, "optim=sso")
+    assert one.algorithms["hidden"]["algorithm"] == "sso"
+    assert one.algorithms["hidden"]["momentum"] == 0.9
+    assert one.algorithms["embedding"]["algorithm"] == "adamw"
+    assert one.environment["precision"] == "float32"
+    assert one.epochs is not None
+    assert 0 < one.epochs < 1
+
+
+def test_the_training_loss_is_of_the_last_steps_alone(tmp_path):
+    one = run(tmp_path, "scale.tokens=4096", "runtime.log_every=1")
+    logged = [loss for _, loss, _ in losses(tmp_path / one.run_id) if loss is not None]
+    assert len(logged) == 16
+    assert one.train_loss is not None
+    weights = [(31 / 32) ** (16 - 1 - i) for i in range(16)]
+    mean = sum(w * x for w, x in zip(weights, logged, strict=True)) / sum(weights)
+    assert one.train_loss == pytest.approx(mean, rel=1e-6)
 
 
 def test_bad_input_writes_nothing(tmp_path):

@@ -9,6 +9,7 @@ Every matrix is a parameter of its own, (d_out, d_in), so that each lies on a sp
 declares the roles of its parameters; optimizers and rules read the role and never a name.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -65,21 +66,21 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPS)
 
 
 def rotary_tables(positions: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables (T, N/2), float32, of rotary embedding (arXiv 2104.09864)."""
+    """Tables (T, N), float32, of rotary embedding (arXiv 2104.09864): (cos, cos) and (-sin, sin)."""
     frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x_BTHN: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> Tensor:
-    """Rotate the two halves of every head by the angle of its position."""
-    a, b = x_BTHN.chunk(2, dim=-1)
+    """Rotate the two halves (a, b) of every head by its position: (a cos - b sin, b cos + a sin)."""
     cos, sin = cos_TN[:, None, :].to(x_BTHN.dtype), sin_TN[:, None, :].to(x_BTHN.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return x_BTHN * cos + x_BTHN.roll(x_BTHN.shape[-1] // 2, dims=-1) * sin
 
 
 class Attention(nn.Module):
@@ -160,8 +161,8 @@ class Transformer(nn.Module):
 
     def __init__(self, scale: Scale, shape: Shape, rule: Parametrization, rope_base: float = 10_000.0):
         super().__init__()
-        if not rope_base > 0:
-            raise ValueError(f"rope_base must be positive, got {rope_base}")
+        if not (math.isfinite(rope_base) and rope_base > 0):
+            raise ValueError(f"rope_base must be finite and positive, got {rope_base}")
         self.shape, self.rule, self.width = shape, rule, scale.width
         self.logit_multiplier = rule.logit_multiplier(scale.width)
         self.embedding = Embedding(shape.vocab, scale.width)

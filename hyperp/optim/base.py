@@ -40,10 +40,14 @@ class GroupedOptimizer(torch.optim.Optimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         checks.at_least("lr", lr, 0)
+        for name, values in (options or {}).items():
+            checks.one_of("algorithm", name, RULES)
+            if not isinstance(values, Mapping):
+                raise ValueError(f"options.{name} must be a mapping of options, got {values!r}")
         self.options = {name: dict(values) for name, values in (options or {}).items()}
         self.default_algorithm = algorithm
-        for name in filter(None, [algorithm, *self.options]):
-            checks.one_of("algorithm", name, RULES)
+        if algorithm is not None:
+            checks.one_of("algorithm", algorithm, RULES)
         super().__init__(params, {"lr": lr})
 
     def __getstate__(self) -> dict[str, Any]:

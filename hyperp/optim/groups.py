@@ -8,7 +8,7 @@ from torch import nn
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
-from hyperp.optim.rule import Rule
+from hyperp.optim.rule import RULES, Rule
 from hyperp.roles import ROLES, Role, roles_of
 
 # Rows: arXiv 2601.08393 for sso and muonsphere (the router with the hidden matrices, the unembedding on
@@ -45,6 +45,9 @@ def param_groups(
     algorithm, from `options[algorithm]`. Raises ValueError for a role without algorithm or rate, and for what
     `roles_of` refuses.
     """
+    for name, values in (options or {}).items():
+        if not isinstance(values, Mapping):
+            raise ValueError(f"options.{name} must be a mapping of options, got {values!r}")
     roles = roles_of(model, unembedding)
     named = dict(model.named_parameters())
     groups = []
@@ -52,7 +55,7 @@ def param_groups(
         members = [(name, named[name]) for name, its_role in roles.items() if its_role == role]
         if members:
             algorithm = _of_role("algorithms", algorithms, role)
-            checks.one_of(f"algorithm of role {role}", algorithm, TABLE)
+            checks.one_of(f"algorithm of role {role}", algorithm, RULES)
             rate = _of_role("lr", lr, role) if isinstance(lr, Mapping) else lr
             checks.at_least(f"lr of role {role}", rate, 0)
             group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate}
