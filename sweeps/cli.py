@@ -1,10 +1,12 @@
 """`hyperp-sweep`: plan many runs, do them, see what became of them, collect them into a table."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +16,7 @@ from yaml import YAMLError
 from hyperp.config import one_line
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.plan import Plan, Point, check_runs, make_plan
-from hyperp.sweeps.status import DONE, Run, counts, counts_line, state_of, survey
+from hyperp.sweeps.status import DONE, concluded, counts, counts_line, states, survey
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 
@@ -32,12 +34,26 @@ A plan is the `sweep` section of the configuration; conf/sweep/example.yaml show
 """
 
 app = typer.Typer(
-    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"hyperp-sweep {version('hyperp-scaling')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
 
 Words = Annotated[
     list[str] | None,
@@ -56,7 +72,7 @@ def plan(words: Words = None, as_json: Json = False) -> None:
     Example: hyperp-sweep plan +experiment=demo runtime.root=runs/other
     """
     made = make_plan(words or [])
-    done = {point.run_id for point, state in _states(made) if state.status in DONE}
+    done = {state.run_id for state in states(made) if state.status in DONE}
     summary = tables.plan_summary(made, done)
     if as_json:
         print(json.dumps({"root": str(made.root), "blocks": summary}, indent=1))
@@ -79,23 +95,25 @@ def run(words: Words = None) -> None:
     from hyperp.sweeps.pool import read_launcher  # after the plan: it needs more imports than bad input does
 
     launcher = read_launcher(made)
-    todo = []
-    for point, state in _states(made):
+    before = states(made)
+    for state in before:
         if state.damaged:
             _warn(f"{state.damaged}; it will be run again")
-        if state.status not in DONE:
-            todo.append(point)
-    total = len(made.points)
-    if not todo:
-        planfile.write(made)
-        print(f"nothing to do: {total} of {total} runs are done ({_counts_line(made)}); {made.root}")
-        return
-    check_runs(todo)
-    _check_devices(todo)
+    todo = [point for point, state in zip(made.points, before, strict=True) if state.status not in DONE]
+    if todo:
+        check_runs(todo)
+        _check_devices(todo)
     with planfile.lock(made.root):
         planfile.write(made)
-        _work(made, todo, launcher)
-    _conclude(made)
+        reasons = _work(made, todo, launcher) if todo else {}
+    after = concluded(made, reasons)
+    if not todo:
+        total = len(after)
+        print(f"nothing to do: {total} of {total} runs are done ({_found(counts(after))}); {made.root}")
+        return
+    print(f"{counts_line(after)}; {made.root}")
+    if tables.show_not_done(after, made.root):
+        sys.exit(FAILED)
 
 
 @app.command()
@@ -146,35 +164,28 @@ def _check_devices(todo: Sequence[Point]) -> None:
         resolve_device(name)
 
 
-def _states(made: Plan) -> list[tuple[Point, Run]]:
-    return [(point, state_of(made.root, point.run_id, None)) for point in made.points]
+def _found(number: dict[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in number.items())
 
 
-def _counts_line(made: Plan) -> str:
-    return ", ".join(f"{n} {name}" for name, n in counts(state for _, state in _states(made)).items())
-
-
-def _work(made: Plan, todo: Sequence[Point], launcher: Any) -> None:
-    from hyperp.sweeps.pool import run_pool
+def _work(made: Plan, todo: Sequence[Point], launcher: Any) -> dict[str, str]:
+    """Do the runs; returns the reasons of those that failed, by id."""
+    from hyperp.sweeps.pool import Ended, run_pool
     from hyperp.sweeps.progress import make_display
 
+    reasons = {}
     try:
         with make_display(todo) as display, closing(run_pool(todo, launcher)) as events:
             for event in events:
                 display.show(event)
+                if isinstance(event, Ended) and event.status == "failed":
+                    reasons[event.run_id] = event.reason
     except KeyboardInterrupt:
-        print(f"stopped ({_counts_line(made)}); the same command goes on from here", file=sys.stderr)
+        print(
+            f"stopped ({_found(counts(states(made)))}); the same command goes on from here", file=sys.stderr
+        )
         sys.exit(STOPPED)
-
-
-def _conclude(made: Plan) -> None:
-    states = [state for _, state in _states(made)]
-    print(f"{counts_line(states)}; {made.root}")
-    failed = [state for state in states if state.status == "failed"]
-    for state in failed:
-        print(f"failed {state.run_id}: {state.reason} (see {made.root / state.run_id})", file=sys.stderr)
-    if failed:
-        sys.exit(FAILED)
+    return reasons
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001
@@ -186,12 +197,27 @@ def _warn(text: str) -> None:
 
 
 def main() -> None:
-    """Entry point. Bad input is one line on standard error and exit code 2."""
+    """Entry point. Bad input, a wrong option too, is one line on standard error and exit code 2."""
     try:
-        app()
-    except RuntimeError as error:
-        print(f"hyperp-sweep: error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except typer.Abort:  # Ctrl-C before there is anything to stop
+        code = STOPPED
     except (ValueError, OSError, YAMLError) as error:
-        print(f"hyperp-sweep: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        code = _refuse(one_line(error), BAD_INPUT)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option; Typer's class for it depends on its version
+            code = _refuse(" ".join(error.format_message().split()), BAD_INPUT)
+        elif isinstance(error, RuntimeError):
+            code = _refuse(str(error), FAILED)
+        else:
+            raise
+    sys.exit(code)
+
+
+def _refuse(text: str, code: int) -> int:
+    print(f"hyperp-sweep: error: {text}", file=sys.stderr)
+    return code

@@ -1,8 +1,11 @@
 """The table of a sweep: one row a run, whatever became of it, as Parquet and as CSV."""
 
 import csv
+import hashlib
+import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from hyperp.config import from_dict
+from hyperp.config import from_dict, one_line
 from hyperp.record import METRIC
+from hyperp.scale import Scale
 from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import make_point
 from hyperp.sweeps.status import Run, survey
@@ -27,7 +32,7 @@ COLUMNS = pa.schema(
     ]
     + [
         pa.field(name, pa.string(), False)
-        for name in ("optimizer", "parametrization", "schedule", "data", "metric")
+        for name in ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
     ]
     + [pa.field(name, pa.int64(), False) for name in (*COVARIATES, "seed")]
     + [pa.field(name, pa.float64(), False) for name in ("lr", "base_lr")]
@@ -36,12 +41,14 @@ COLUMNS = pa.schema(
     + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
     + [pa.field("version", pa.string(), False)]
 )
+SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over
 ORDER = (
     "block",
     "optimizer",
     "parametrization",
     "schedule",
     "data",
+    "setting",
     *COVARIATES,
     "seed",
     "base_lr",
@@ -63,8 +70,9 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
             warn(run.damaged)
         try:
             rows.append(row(root, run))
-        except ValueError as error:
-            warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({error})")
+        except (ValueError, TypeError, OSError) as error:
+            reason = one_line(error)
+            warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({reason})")
     rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
@@ -74,17 +82,26 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
 
 
 def row(root: Path, run: Run) -> dict[str, Any]:
-    """The columns of one run. Raises ValueError if nothing below the root says what it is."""
+    """The columns of one run. Raises ValueError, TypeError or OSError if nothing says what it is."""
     common = {"run_id": run.run_id, "status": run.status, "reason": run.reason, "block": run.block}
     if run.record is None:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
     ended = run.record
-    rest = [name for name in COLUMNS.names if name not in common and name not in COVARIATES]
-    return (
-        common
-        | {name: ended.scale[name] for name in COVARIATES}
-        | {name: getattr(ended, name) for name in rest}
-    )
+    found = common | asdict(Scale(**ended.scale)) | {"setting": setting(ended.config)}
+    return found | {name: getattr(ended, name) for name in COLUMNS.names if name not in found}
+
+
+def setting(config: dict[str, Any]) -> str:
+    """8 hexadecimal digits that runs share which differ in nothing but scale, base_lr and seed.
+
+    Keys that an older version did not write count with their defaults, as far as it can be read at all.
+    """
+    try:
+        identity = from_dict(config).identity()
+    except (ValueError, TypeError):  # of a version with other keys
+        identity = {key: value for key, value in config.items() if key != "runtime"}
+    kept = {key: value for key, value in identity.items() if key not in SWEPT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
@@ -95,7 +112,8 @@ def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
         "schedule": config["schedule"]["shape"],
         "data": config["data"]["source"],
         "metric": METRIC,
-        **config["scale"],
+        "setting": setting(config),
+        **asdict(Scale(**config["scale"])),
         "seed": config["seed"],
         "lr": planned.lr,
         "base_lr": config["base_lr"],
@@ -105,12 +123,13 @@ def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
 
 def _planned_by_folder(run_dir: Path) -> planfile.Planned:
     """What a run without a plan was, from the config.yaml that it wrote when it began."""
+    path = run_dir / "config.yaml"
     try:
-        values = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    except (OSError, OmegaConfBaseException) as error:
-        raise ValueError(str(error)) from None
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{run_dir / 'config.yaml'} must be a mapping")
+        raise ValueError(f"{path} must be a mapping, got {values!r}")
     config = from_dict({str(key): value for key, value in values.items()})
     return planfile.entry(make_point((), (), config), "")
 

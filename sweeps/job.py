@@ -1,19 +1,25 @@
 """One run as a function of plain values: what a worker of this machine calls, and a job of a cluster."""
 
+import json
 import logging
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from hyperp import record
 from hyperp.config import from_dict
 from hyperp.record import Record
+from hyperp.sweeps.plan import validation_line
 
 if TYPE_CHECKING:
     from hyperp.train import Report
 
 log = logging.getLogger(__name__)
+TYPES = TypeAdapter(Record)
 
 
 def run_job(config: dict[str, Any], run_dir: str, report: "Report | None" = None) -> dict[str, Any]:
@@ -40,10 +46,23 @@ def run_job(config: dict[str, Any], run_dir: str, report: "Report | None" = None
 
 
 def load_record(run_dir: Path) -> Record | None:
-    """The record of a run folder, None without one. Raises ValueError if it is damaged or another run's."""
+    """The record of a run folder, None without one.
+
+    Raises ValueError if it is damaged or another run's, OSError if it cannot be read.
+    """
     ended = record.load(run_dir)
-    if ended is not None and ended.run_id != run_dir.name:
-        raise ValueError(f"{run_dir / 'record.json'}: run_id must be {run_dir.name}, got {ended.run_id!r}")
+    if ended is None:
+        return None
+    path = run_dir / "record.json"
+    if ended.run_id != run_dir.name:
+        raise ValueError(f"{path}: run_id must be {run_dir.name}, got {ended.run_id!r}")
+    try:  # dataclasses do not check types, and one wrong number would spoil the whole table
+        TYPES.validate_json(json.dumps(asdict(ended)), strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {validation_line('record', error)}") from None
+    for name, value in vars(ended).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path}: {name} must be finite, got {value}")
     return ended
 
 

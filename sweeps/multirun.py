@@ -1,10 +1,11 @@
 """`hyperp-train -m +experiment=...`: a Hydra sweeper that hands a plan's runs to any Hydra launcher."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -13,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.config import one_line
-from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import check_runs, make_plan
-from hyperp.sweeps.status import DONE, state_of
+from hyperp.sweeps import planfile, tables
+from hyperp.sweeps.plan import Point, check_runs, make_plan
+from hyperp.sweeps.status import DONE, concluded, counts_line, states
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"
@@ -39,22 +40,36 @@ class PlanSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch what is missing. Raises ValueError for a bad plan, before anything is written."""
-        assert self.launcher is not None
+        """Launch what is missing, and exit with code 1 if a run failed.
+
+        Raises ValueError for a bad plan, before anything is written.
+        """
         plan = make_plan(arguments, self._compose)
-        states = {point.run_id: state_of(plan.root, point.run_id, None) for point in plan.points}
-        todo = [point for point in plan.points if states[point.run_id].status not in DONE]
-        if not todo:
-            planfile.write(plan)
-            print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
-            return []
-        check_runs(todo)
+        before = states(plan)
+        todo = [point for point, run in zip(plan.points, before, strict=True) if run.status not in DONE]
+        if todo:
+            check_runs(todo)
         with planfile.lock(plan.root):
             planfile.write(plan)
-            results = self.launcher.launch([list(point.words) for point in todo], initial_job_idx=0)
-        for result in results:
-            _ = result.return_value  # raises what the job raised, now that the others have ended too
+            results = self._launch(todo) if todo else []
+        if not todo:
+            print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
+            return []
+        after = states(plan) if results is None else concluded(plan, _reasons(todo, results))
+        print(f"{counts_line(after)}; {plan.root}")
+        if tables.show_not_done(after, plan.root) or results is None:
+            sys.exit(1)
         return [results]
+
+    def _launch(self, todo: Sequence[Point]) -> Sequence[JobReturn] | None:
+        """What the jobs returned, None if the launcher gave up on them."""
+        assert self.launcher is not None
+        try:
+            return self.launcher.launch([list(point.words) for point in todo], initial_job_idx=0)
+        except RuntimeError as error:  # submitit's for a job that died; others may still be under way
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"hyperp-train: error: the launcher gave up: {text}", file=sys.stderr)
+            return None
 
     def _compose(self, words: Sequence[str]) -> DictConfig:
         """What `hyperp.config.compose` does, inside the Hydra that is running already."""
@@ -73,6 +88,16 @@ class PlanSweeper(Sweeper):
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
+
+
+def _reasons(todo: Sequence[Point], results: Sequence[JobReturn]) -> dict[str, str]:
+    """What the jobs raised, by run id: mostly that there was no place for a record."""
+    errors = {
+        point.run_id: result._return_value  # `return_value` prints a line of its own
+        for point, result in zip(todo, results, strict=False)
+        if result.status == JobStatus.FAILED
+    }
+    return {run_id: f"{type(error).__name__}: {one_line(error)}" for run_id, error in errors.items()}
 
 
 def register() -> None:

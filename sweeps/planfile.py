@@ -8,13 +8,58 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
 from hyperp.record import write_json
-from hyperp.sweeps.plan import Plan, Point
+from hyperp.scale import Scale
+from hyperp.sweeps.plan import Plan, Point, validation_line
 
 SCHEMA = 1
 NAME = "plan.json"
+
+
+class Named(BaseModel, extra="allow"):
+    """A section whose choice is its name."""
+
+    name: str
+
+
+class Shaped(BaseModel, extra="allow"):
+    """The section `schedule`."""
+
+    shape: str
+
+
+class Sourced(BaseModel, extra="allow"):
+    """The section `data`."""
+
+    source: str
+
+
+def _scale(value: Any) -> Scale:
+    try:
+        return Scale(**value)
+    except TypeError as error:  # no mapping, or other keys
+        raise ValueError(str(error)) from None
+
+
+class ReadAgain(BaseModel, extra="allow", allow_inf_nan=False):
+    """What is read of a planned configuration; the rest of it is kept as it stands."""
+
+    scale: Annotated[Scale, BeforeValidator(_scale)]
+    base_lr: float
+    seed: int
+    optim: Named
+    parametrization: Named
+    schedule: Shaped
+    data: Sourced
+
+
+def _readable(config: dict[str, Any]) -> dict[str, Any]:
+    ReadAgain.model_validate(config, strict=True)
+    return config
 
 
 @dataclass(frozen=True)
@@ -27,7 +72,10 @@ class Planned:
     planned: str
     lr: float
     flops: float
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_readable)]
+
+
+POINTS = TypeAdapter(list[Planned])
 
 
 def read(root: Path) -> list[Planned]:
@@ -38,18 +86,18 @@ def read(root: Path) -> list[Planned]:
     except FileNotFoundError:
         return []
     except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(
-            f"{path} is not a plan ({error}); remove it and plan again, records are kept"
-        ) from None
+        raise _damaged(path, str(error)) from None
     found = value.get("schema") if isinstance(value, dict) else value
     if found != SCHEMA:
         raise ValueError(f"{path}: schema must be {SCHEMA}, got {found!r}")
     try:
-        return [Planned(**point) for point in value["points"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a plan ({error}); remove it and plan again, records are kept"
-        ) from None
+        return POINTS.validate_python(value.get("points"))
+    except ValidationError as error:
+        raise _damaged(path, validation_line("points", error)) from None
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is not a plan ({reason}); remove it and plan again, records are kept")
 
 
 def write(plan: Plan) -> None:
@@ -91,9 +139,10 @@ def lock(root: Path) -> Iterator[None]:
     Raises ValueError if another process holds it: two that train the same run would overwrite each other.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
+    path = root / ".lock"
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{root} is held by another sweep; wait for it or stop it") from None
+        except BlockingIOError:
+            raise ValueError(f"{path} is held by another sweep; wait for it or stop it") from None
         yield

@@ -1,16 +1,17 @@
 """What became of every run below a root, from what the runs themselves wrote."""
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hyperp.record import Record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.job import load_record
+from hyperp.sweeps.plan import Plan, validation_line
 from hyperp.sweeps.planfile import Planned
 
 STATUSES = ("planned", "running", "finished", "diverged", "failed")
@@ -23,7 +24,7 @@ class Run:
     """One run: planned, or found below the root without a plan (`planned` is None then).
 
     `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
-    is what is wrong with its record.json, if it has one that cannot be read; it counts as failed.
+    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed.
     """
 
     run_id: str
@@ -40,6 +41,17 @@ class Run:
     def block(self) -> str | None:
         """The block of the plan that it belongs to."""
         return self.planned.blocks[0] if self.planned and self.planned.blocks else None
+
+
+class Heartbeat(BaseModel):
+    """The sign of life of a run; `time` is in seconds of the epoch."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    step: int
+    steps: int
+    tokens_per_second: float
+    time: float
 
 
 def survey(root: Path) -> list[Run]:
@@ -63,32 +75,52 @@ def survey(root: Path) -> list[Run]:
 def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
     """The state of one run. A record, once written, decides; only a failed run may be running again."""
     run_dir = root / run_id
-    beat = _heartbeat(run_dir)
-    fresh = beat is not None and time.time() - float(beat["time"]) < FRESH_SECONDS
+    beat, trouble = _heartbeat(run_dir)
+    fresh = beat is not None and time.time() - beat.time < FRESH_SECONDS
     try:
         ended = load_record(run_dir)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return Run(run_id, "failed", f"damaged record: {error}", planned, damaged=str(error))
     if ended is not None and not (ended.status == "failed" and fresh):
         return Run(run_id, ended.status, ended.reason, planned, ended, step=ended.steps, steps=ended.steps)
     if beat is not None:
-        reason = None if fresh else f"stopped at step {beat['step']} of {beat['steps']}"
-        progress = {
-            "step": beat["step"],
-            "steps": beat["steps"],
-            "tokens_per_second": beat["tokens_per_second"],
-        }
+        reason = None if fresh else f"stopped at step {beat.step} of {beat.steps}"
+        progress = beat.model_dump(exclude={"time"})
         return Run(run_id, "running" if fresh else "planned", reason, planned, **progress)
-    stopped = (run_dir / "checkpoint.pt").exists()
-    return Run(run_id, "planned", "stopped, has a checkpoint" if stopped else None, planned)
+    if trouble is None and (run_dir / "checkpoint.pt").exists():
+        trouble = "stopped, has a checkpoint"
+    return Run(run_id, "planned", trouble, planned)
 
 
-def _heartbeat(run_dir: Path) -> dict[str, Any] | None:
+def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
+    """The heartbeat, if there is one, or what is wrong with it."""
     try:
-        beat = json.loads((run_dir / "heartbeat.json").read_text())
-        return {key: beat[key] for key in ("step", "steps", "tokens_per_second", "time")}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version: it is only news
-        return None
+        return Heartbeat.model_validate_json((run_dir / "heartbeat.json").read_bytes()), None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, None
+    except ValidationError as error:
+        return None, f"damaged heartbeat: {validation_line('heartbeat.json', error)}"
+    except OSError as error:
+        return None, f"damaged heartbeat: {error}"
+
+
+def states(plan: Plan) -> list[Run]:
+    """The state of every run of a plan, in its order."""
+    return [state_of(plan.root, point.run_id, None) for point in plan.points]
+
+
+def concluded(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
+    """The runs of a plan when nothing works on them any more: each is finished, diverged or failed.
+
+    `reasons` say why runs failed, by id: a run that could not begin has no record to say it.
+    """
+    runs = []
+    for run in states(plan):
+        if run.status not in DONE:
+            reason = reasons.get(run.run_id) or (run.status == "failed" and run.reason)
+            run = replace(run, status="failed", reason=reason or "it ended without a record")
+        runs.append(run)
+    return runs
 
 
 def counts(runs: Iterable[Run]) -> dict[str, int]:

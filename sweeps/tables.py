@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperp.sweeps.plan import Plan
-from hyperp.sweeps.status import STATUSES, Run, counts, counts_line
+from hyperp.sweeps.status import DONE, STATUSES, Run, counts, counts_line
 
 WIDE = 160  # columns where the output is no terminal, so that no line is folded
 
@@ -77,7 +79,7 @@ def notable(runs: Sequence[Run]) -> list[Run]:
 
 def describe(run: Run) -> dict[str, Any]:
     """One run as plain values."""
-    config = run.planned.config if run.planned else run.record.config if run.record else {}
+    config = run.planned.config if run.planned else asdict(run.record) if run.record else {}
     return {
         "run_id": run.run_id,
         "block": run.block,
@@ -109,6 +111,15 @@ def show_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
             table.add_row(*_cells(describe(run)))
         show(table)
     print(counts_line(runs))
+
+
+def show_not_done(runs: Sequence[Run], root: Path) -> bool:
+    """A line on standard error for each run that neither finished nor diverged; whether there is any."""
+    left = [run for run in runs if run.status not in DONE]
+    for run in left:
+        reason = f"{run.reason} " if run.reason else ""
+        print(f"{run.status} {run.run_id}: {reason}(see {root / run.run_id})", file=sys.stderr)
+    return bool(left)
 
 
 def _cells(values: dict[str, Any]) -> list[str]:

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from hyperp import record
 from hyperp.record import METRIC
 from hyperp.sweeps import planfile
-from hyperp.sweeps.collect import collect
+from hyperp.sweeps.collect import collect, setting
 from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.status import state_of, survey
+from hyperp.sweeps.tables import show_status
 from hyperp.train import base_record
 
 COLUMNS = [
@@ -28,6 +29,7 @@ COLUMNS = [
     "schedule",
     "data",
     "metric",
+    "setting",
     "width",
     "depth",
     "tokens",
@@ -235,3 +237,118 @@ def test_heartbeats_tell_running_from_stopped(sweep):
     assert (stopped.status, stopped.reason) == ("planned", "stopped at step 64 of 128")
     (waiting.run_dir / "heartbeat.json").write_text("{")
     assert state_of(root, waiting.run_id, None).status == "planned"
+
+
+def test_settings_tell_apart_what_slices_must_not_mix(tmp_path):
+    """Equal where runs differ in scale, rate and seed alone, or in how they are done; different otherwise."""
+    root = f"runtime.root={tmp_path}"
+    same = [[], ["seed=1"], ["base_lr=0.1"], ["scale.depth=3", "scale.tokens=65536"], ["runtime.threads=2"]]
+    other = [
+        ["optim.options.muonh.momentum=0.9"],
+        ["model.mlp_ratio=2"],
+        ["optim.clip=0"],
+        ["schedule.final=0"],
+    ]
+    configs = [asdict(make_plan([root, *words]).points[0].config) for words in [*same, *other]]
+    found = [setting(config) for config in configs]
+    assert len(set(found[: len(same)])) == 1
+    assert len(set(found)) == 1 + len(other)
+    older = {key: value for key, value in configs[0].items() if key not in ("precision", "runtime")}
+    assert setting(older) == found[0]
+    assert setting(older | {"retired": 1}) not in found
+
+
+def test_planned_and_recorded_runs_have_their_setting_in_both_files(sweep):
+    root, plan = sweep
+    collect(root, root / "runs.parquet", refuse)
+    expected = {setting(asdict(plan.points[0].config))}
+    assert set(read(root / "runs.parquet").setting) == expected
+    assert set(pd.read_csv(root / "runs.csv", dtype={"setting": str}).setting) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scale", {}, "missing 4 required"),
+        ("scale", None, "scale"),
+        ("scale", {"width": 32, "depth": 2, "tokens": 65536, "batch_tokens": "512"}, "batch_tokens"),
+        ("lr", "0.1", "lr"),
+        ("seed", None, "seed"),
+        ("loss", "3.25", "loss"),
+        ("loss", math.nan, "loss must be finite, got nan"),
+        ("optimizer", None, "optimizer"),
+        ("parameters", 1.5, "parameters"),
+        ("config", [], "config"),
+    ],
+)
+def test_a_wrong_field_of_a_record_is_named_and_costs_no_other_row(sweep, key, value, message):
+    root, plan = sweep
+    path = plan.points[0].run_dir / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    named = []
+    collect(root, root / "runs.parquet", named.append)
+    frame = read(root / "runs.parquet")
+    line = frame.loc[plan.points[0].run_id]
+    assert (len(frame), len(named)) == (4, 1)
+    assert line.status == "failed"
+    assert message in line.reason
+    assert message in named[0]
+    show_status(survey(root), survey(root))
+
+
+def test_folders_that_cannot_be_read_are_failed_rows(sweep):
+    root, plan = sweep
+    waiting, done = plan.points[3], plan.points[0]
+    waiting.run_dir.write_text("a file where the run's folder should be")
+    (done.run_dir / "record.json").unlink()
+    (done.run_dir / "record.json").mkdir()
+    named = []
+    collect(root, root / "runs.parquet", named.append)
+    frame = read(root / "runs.parquet")
+    assert [frame.status[point.run_id] for point in (waiting, done)] == ["failed", "failed"]
+    assert "Not a directory" in frame.reason[waiting.run_id]
+    assert "Is a directory" in frame.reason[done.run_id]
+    assert len(named) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.yaml"),
+        ("- 1", "must be a mapping"),
+        ("seed: 0\n", "base_lr"),
+        ("scale: 3\nbase_lr: 0.1\n", "scale"),
+        ("a: ${b\n", "config.yaml"),
+        ("\ufffd\x00", "config.yaml"),
+        (None, "config.yaml"),
+    ],
+)
+def test_a_config_that_cannot_be_read_either_costs_its_row_alone(sweep, text, message):
+    root, _ = sweep
+    run_dir = root / "0123456789ab"
+    run_dir.mkdir()
+    (run_dir / "record.json").write_text("{")
+    if text is None:
+        (run_dir / "config.yaml").mkdir()
+    else:
+        (run_dir / "config.yaml").write_text(text)
+    named = []
+    assert len(collect(root, root / "runs.parquet", named.append)) == 5
+    assert len(read(root / "runs.parquet")) == 4
+    assert "has no row" in named[1]
+    assert message in named[1]
+    assert "\n" not in named[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("time", "noon"), ("time", None), ("step", 1.5), ("steps", [1]), ("time", math.inf)]
+)
+def test_a_damaged_heartbeat_is_told_and_hides_no_other_run(sweep, key, value):
+    root, plan = sweep
+    waiting = plan.points[3]
+    beat = {"step": 64, "steps": 128, "tokens_per_second": 1e5, "time": time.time(), "host": "here"}
+    waiting.run_dir.mkdir()
+    (waiting.run_dir / "heartbeat.json").write_text(json.dumps(beat | {key: value}))
+    runs = survey(root)
+    assert [run.status for run in runs] == ["finished", "diverged", "failed", "planned"]
+    assert f"damaged heartbeat: heartbeat.json.{key}: " in (runs[3].reason or "")
