@@ -156,8 +156,8 @@ def train(
 
     A run that has finished or diverged before is not done again; one that was killed resumes from its last
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
-    before anything is written, and HeldError if another process is doing the run. An exception later becomes the
-    record of a failed run, which the next call does again; its traceback is in `run_dir`/error.txt.
+    before anything is written, and HeldError if another process is doing the run. A later exception becomes
+    the record of a failed run, which the next call does again; its traceback is in `run_dir`/error.txt.
     """
     ended = _ended(run_dir)
     if ended is not None:
