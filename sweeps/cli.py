@@ -164,6 +164,15 @@ def _check_devices(todo: Sequence[Point]) -> None:
         resolve_device(name)
 
 
+def _gpus(todo: Sequence[Point]) -> list[str]:
+    from torch import cuda
+
+    from hyperp.sweeps.resources import dealt_gpus
+
+    devices = {point.config.runtime.device for point in todo}
+    return dealt_gpus(devices, os.environ.get("CUDA_VISIBLE_DEVICES"), cuda.device_count())
+
+
 def _found(number: dict[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in number.items())
 
@@ -175,7 +184,7 @@ def _work(made: Plan, todo: Sequence[Point], launcher: Any) -> dict[str, str]:
 
     reasons = {}
     try:
-        with make_display(todo) as display, closing(run_pool(todo, launcher)) as events:
+        with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus(todo))) as events:
             for event in events:
                 display.show(event)
                 if isinstance(event, Ended) and event.status == "failed":

@@ -1,4 +1,4 @@
-"""The local launcher: runs on this machine, several at a time, each in a process pinned to its own cores.
+"""The local launcher: runs on this machine, several at a time, each in a process with its own cores and GPU.
 
 Workers are spawned once and do run after run, so that each imports torch once. A worker that dies takes its
 run down as `failed` and is replaced; if this process dies, however it does, its workers follow.
@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from hyperp.sweeps.job import forget_heartbeat, record_failure, redirect_output, run_job
 from hyperp.sweeps.plan import Plan, Point, Strict, validation_line
+from hyperp.sweeps.resources import core_shares, usable_cores
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
 MESSAGE_SECONDS = 0.25  # between two progress messages of a worker
@@ -29,7 +30,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class LocalLauncher(Strict):
-    """The `launcher` section. `workers` 0 is one for every `threads` usable cores."""
+    """The `launcher` section. `workers` 0 is one a GPU, or one for every `threads` usable cores."""
 
     name: Literal["local"]
     workers: int = Field(ge=0)
@@ -81,40 +82,51 @@ def read_launcher(plan: Plan) -> LocalLauncher:
         raise ValueError(validation_line("launcher", error)) from None
 
 
-def run_pool(points: Sequence[Point], launcher: LocalLauncher) -> Generator[Event, None, None]:
+def run_pool(
+    points: Sequence[Point], launcher: LocalLauncher, gpus: Sequence[str] = ()
+) -> Generator[Event, None, None]:
     """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
 
+    `gpus` are dealt out to the workers in turn, each of which sees no other; without any, all see the same.
     A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.
     To be used from the main thread, which alone may shield the workers from Ctrl-C.
     """
-    pool = _Pool(points, launcher)
+    pool = _Pool(points, launcher, gpus)
     try:
         yield from pool.events()
     finally:
         pool.stop()
 
 
-def core_shares(launcher: LocalLauncher, runs: int) -> list[list[int] | None]:
-    """The cores of each worker; None leaves one unpinned, where there are too few cores or no way to pin."""
-    can_pin = hasattr(os, "sched_setaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
-    workers = min(launcher.workers or max(1, len(cores) // launcher.threads), runs)
-    if not can_pin or workers * launcher.threads > len(cores):
-        return [None] * workers
-    return [cores[i * launcher.threads : (i + 1) * launcher.threads] for i in range(workers)]
+@dataclass(frozen=True)
+class Share:
+    """What one worker has of the machine: `cores` None is unpinned, `gpu` None whatever this process sees."""
+
+    cores: list[int] | None
+    threads: int
+    gpu: str | None = None
+
+
+def shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> list[Share]:
+    """The share of each worker; never more workers than runs."""
+    cores, usable = usable_cores()
+    workers = min(launcher.workers or len(gpus) or max(1, usable // launcher.threads), runs)
+    pinned = core_shares(cores, usable, workers, launcher.threads)
+    return [
+        Share(own, launcher.threads, gpus[i % len(gpus)] if gpus else None) for i, own in enumerate(pinned)
+    ]
 
 
 class _Worker:
     """A spawned process and this end of its pipe."""
 
-    def __init__(self, index: int, cores: list[int] | None, threads: int):
-        self.index, self.cores, self.threads = index, cores, threads
+    def __init__(self, index: int, share: Share):
+        self.index, self.share = index, share
         self.task: Point | None = None
         self.ready = False
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
-        arguments = (other, cores, threads)
-        self.process: SpawnProcess = context.Process(target=work, args=arguments, name=f"worker {index}")
+        self.process: SpawnProcess = context.Process(target=work, args=(other, share), name=f"worker {index}")
         # Inherited from the first instruction on, so that Ctrl-C in a terminal reaches this process alone.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -126,7 +138,7 @@ class _Worker:
     def give(self, point: Point) -> None:
         self.task = point
         config = asdict(point.config)
-        config["runtime"]["threads"] = self.threads
+        config["runtime"]["threads"] = self.share.threads
         self.pipe.send((config, str(point.run_dir)))
 
     def stop(self) -> None:
@@ -136,17 +148,16 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, points: Sequence[Point], launcher: LocalLauncher):
+    def __init__(self, points: Sequence[Point], launcher: LocalLauncher, gpus: Sequence[str]):
         self.queue = deque(sorted(points, key=lambda point: -point.flops))
         self.workers: list[_Worker] = []
-        self.shares = core_shares(launcher, len(points))
-        self.threads = launcher.threads
+        self.shares = shares(launcher, len(points), gpus)
 
     def events(self) -> Iterator[Event]:
         if not self.queue:
             return
-        for index, cores in enumerate(self.shares):
-            self.workers.append(_Worker(index, cores, self.threads))
+        for index, share in enumerate(self.shares):
+            self.workers.append(_Worker(index, share))
         while self.queue or any(worker.task for worker in self.workers):
             ready = wait([worker.pipe for worker in self.workers], timeout=TICK_SECONDS)
             if not ready:
@@ -194,7 +205,7 @@ class _Pool:
             yield Ended(worker.index, worker.task.run_id, status, reason)
         self.workers.remove(worker)
         if self.queue:
-            self.workers.append(_Worker(worker.index, worker.cores, worker.threads))
+            self.workers.append(_Worker(worker.index, worker.share))
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -212,13 +223,15 @@ def _note_failure(point: Point, reason: str) -> tuple[str, str | None]:
     return ended["status"], ended["reason"]
 
 
-def work(pipe: Connection, cores: list[int] | None, threads: int) -> None:
+def work(pipe: Connection, share: Share) -> None:
     """A worker process: take runs from the pipe until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
+    if share.cores is not None:
+        os.sched_setaffinity(0, share.cores)
     for name in THREAD_VARIABLES:  # read when torch is imported, which is below
-        os.environ[name] = str(threads)
+        os.environ[name] = str(share.threads)
+    if share.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     threading.Thread(target=_follow_parent, daemon=True).start()
     import hyperp.train  # noqa: F401
 

@@ -1,5 +1,6 @@
 """The local launcher with real worker processes and real, tiny trainings."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,17 @@ from hyperp import record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.job import record_failure, run_job
 from hyperp.sweeps.plan import make_plan
-from hyperp.sweeps.pool import Ended, LocalLauncher, Progressed, Started, core_shares, read_launcher, run_pool
+from hyperp.sweeps.pool import (
+    Ended,
+    LocalLauncher,
+    Progressed,
+    Share,
+    Started,
+    read_launcher,
+    run_pool,
+    shares,
+)
+from hyperp.sweeps.resources import usable_cores
 from hyperp.sweeps.status import state_of, survey
 
 TINY = [
@@ -155,13 +166,65 @@ def is_alive(pid):
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
-def test_shares_of_cores_are_disjoint_or_nothing_is_pinned():
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    every = core_shares(LocalLauncher(name="local", workers=0, threads=1), 1000)
-    if cores:
-        assert every == [[core] for core in cores]
-    assert len(core_shares(LocalLauncher(name="local", workers=0, threads=1), 1)) == 1
-    assert core_shares(LocalLauncher(name="local", workers=500, threads=2), 1000) == [None] * 500
+def test_workers_are_as_many_as_asked_or_as_gpus_or_as_cores_and_never_more_than_runs():
+    _, usable = usable_cores()
+    auto = LocalLauncher(name="local", workers=0, threads=1)
+    assert len(shares(auto, 1000, [])) == usable
+    assert [share.gpu for share in shares(auto, 1000, ["2", "0", "1"])] == ["2", "0", "1"]
+    assert [share.gpu for share in shares(auto, 2, ["2", "0", "1"])] == ["2", "0"]
+    assert [share.gpu for share in shares(TWO_WORKERS, 9, ["7"])] == ["7", "7"]
+    assert [share.gpu for share in shares(TWO_WORKERS, 9, [])] == [None, None]
+    assert len(shares(auto, 1, [])) == 1
+    many = shares(LocalLauncher(name="local", workers=500, threads=2), 1000, [])
+    assert many == [Share(None, 2)] * 500
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_running_workers_keep_to_their_own_cores(tmp_path):
+    plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG}],seed:[0,1]}}")
+    expected = {i: share.cores for i, share in enumerate(shares(TWO_WORKERS, 2, []))}
+    if None in expected.values():
+        pytest.skip("needs two cores without a quota")
+    found = {}
+    with closing(run_pool(plan.points, TWO_WORKERS)) as events:
+        for event in events:
+            if isinstance(event, Progressed):
+                found[event.worker] = sorted(os.sched_getaffinity(worker_pid(event.worker)))
+            if len(found) == 2:
+                break
+    assert found == expected
+    assert set(found[0]).isdisjoint(found[1])
+
+
+# Stands in for torch in the workers, to see the world as torch sees it: waits for both, then ends them.
+WITNESS = """
+import json, os, pathlib, time
+here = pathlib.Path(__file__).parent
+names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+(here / f"{os.getpid()}.tmp").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+(here / f"{os.getpid()}.tmp").rename(here / f"{os.getpid()}.seen")
+deadline = time.monotonic() + 60
+while len(list(here.glob("*.seen"))) < 2 and time.monotonic() < deadline:
+    time.sleep(0.01)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("gpus", [[], ["3", "GPU-5ebe9f43"]])
+def test_threads_and_gpus_are_set_before_a_worker_imports_torch(tmp_path, monkeypatch, gpus):
+    (tmp_path / "torch.py").write_text(WITNESS)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    plan = plan_of(tmp_path / "root", "{scale.tokens:[1024],seed:[0,1]}")
+    launcher = LocalLauncher(name="local", workers=2, threads=3)
+    with pytest.raises(RuntimeError, match="exited with code 3"):
+        list(run_pool(plan.points, launcher, gpus))
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.seen")]
+    assert len(seen) == 2
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        assert {world[name] for world in seen} == {"3"}
+    assert sorted(world["CUDA_VISIBLE_DEVICES"] for world in seen) == (gpus or ["5,6", "5,6"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""What of this machine a sweep may use: cores, and the GPUs to deal out to its workers."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> tuple[list[int], int]:
+    """The cores that this process may run on, and how many of them it may keep busy at once."""
+    can_pin = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
+    groups = Path("/proc/self/cgroup")
+    quota = cpu_quota(CGROUPS, groups.read_text()) if groups.exists() else math.inf
+    return cores, max(1, math.floor(min(len(cores), quota)))
+
+
+def cpu_quota(mount: Path, membership: str) -> float:
+    """Cores' worth of time that the control groups of a process allow; infinite without a limit.
+
+    `mount` is where they are mounted, `membership` the text of /proc/self/cgroup. A limit binds everything
+    below it, so all ancestors count; groups outside a container's own mount are not there to be read.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html and .../scheduler/sched-bwc.html (version 1)
+    """
+    quotas = [math.inf]
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            quotas += [_quota(folder / "cpu.max") for folder in _ancestors(mount, path)]
+        elif "cpu" in controllers.split(","):
+            for base in (mount / "cpu", mount / controllers):
+                folders = _ancestors(base, path)
+                quotas += [
+                    _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in folders
+                ]
+    return min(quotas)
+
+
+def _ancestors(base: Path, path: str) -> list[Path]:
+    folder = base / path.strip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
+
+
+def _quota(*files: Path) -> float:
+    """Quota over period, in microseconds each: both in one file (version 2) or in two (version 1)."""
+    try:
+        quota, period = " ".join(file.read_text() for file in files).split()
+        return float(quota) / float(period) if quota not in ("max", "-1") else math.inf
+    except (OSError, ValueError):  # no such group, or no such controller
+        return math.inf
+
+
+def dealt_gpus(devices: Iterable[str], visible: str | None, count: int) -> list[str]:
+    """What each GPU is called in CUDA_VISIBLE_DEVICES; none where the runs do not use whichever is there.
+
+    `devices` are the runs' runtime.device, `visible` the value of CUDA_VISIBLE_DEVICES, `count` how many
+    devices CUDA finds. A run that names one (cuda:1) must see all, so then none are dealt out.
+    """
+    asked = set(devices)
+    if not count or not asked & {"auto", "cuda"} or any(device.startswith("cuda:") for device in asked):
+        return []
+    if visible is None:
+        return [str(i) for i in range(count)]
+    entries = [entry.strip() for entry in visible.split(",")]
+    # CUDA ends the list at the first entry that is not there, and counts one at most of MIG's instances.
+    return entries if entries[0].startswith("MIG-") else entries[:count]
+
+
+def core_shares(cores: Sequence[int], usable: int, workers: int, threads: int) -> list[list[int] | None]:
+    """The cores of each worker; None leaves one unpinned.
+
+    Where a quota allows less than the cores there are, every container on the machine would crowd onto the
+    same first ones, so none are pinned then; nor where there are too few, or no way to pin.
+    """
+    pin = hasattr(os, "sched_setaffinity") and workers * threads <= len(cores) == usable
+    return [list(cores[i * threads : (i + 1) * threads]) if pin else None for i in range(workers)]
