@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -42,9 +43,6 @@ from hyperp.analysis.vocabulary import REACH, WINDOW
 
 app = typer.Typer(
     name="hyperp-law",
-    help="From a table of runs to a learning rate with an interval, or to what to run next.\n\n"
-    "Exit codes: 0 an answer, 1 the recommended rate did not hold, 2 bad input, 3 the data cannot tell.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -52,6 +50,24 @@ app = typer.Typer(
 
 
 register(app, answer)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hyperp-law {installed_version('hyperp-scaling')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[  # noqa: ARG001, eager
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """From a table of runs to a learning rate with an interval, or to what to run next.
+
+    Exit codes: 0 an answer, 1 the recommended rate did not hold, 2 bad input, 3 the data cannot tell.
+    """
 
 
 def _method(text: str | None) -> Any:
@@ -385,7 +401,7 @@ def report(
 def main() -> None:
     """Entry point of hyperp-law: a wrong option, too, is one line."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -86,7 +86,15 @@ def check_frame(
         check.number("base_lr")
     if "loss" in check.frame.columns:
         check.loss()
-    return check.done()
+    return _without_implied_setting(check.done())
+
+
+def _without_implied_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """The hash says something only where runs that are alike in the rest of the context differ in it."""
+    rest = [name for name in CONTEXT if name != "setting"]
+    if frame.empty or frame.groupby(rest)["setting"].nunique().max() <= 1:
+        frame["setting"] = ""
+    return frame
 
 
 class _Check:

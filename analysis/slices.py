@@ -104,7 +104,7 @@ class _Rows:
         pair = self.frame.iloc[kept[first - 1 : first + 1]]
         at = ", ".join(f"{name}={pair[name].iloc[1]:.6g}" for name in over)
         skip = {"loss", "run_id"}
-        differ = [str(c) for c in pair.columns if c not in skip and pair[c].iloc[0] != pair[c].iloc[1]]
+        differ = [str(c) for c in pair.columns if c not in skip and pair[c].nunique(dropna=False) > 1]
         hint = f"they differ in {', '.join(differ[:6])}" if differ else "they are alike"
         raise ValueError(
             f"two finished runs have {at} and seed={pair['seed'].iloc[1]} in one slice ({hint}); keep one, "

@@ -5,7 +5,8 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 # What a law is for, and what it may depend on: the columns that define a slice, in the order of every table.
-CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric")
+# `setting` is a hash of everything else that a run was made with; it is kept where it tells runs apart.
+CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]

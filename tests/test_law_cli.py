@@ -61,6 +61,24 @@ def test_help_teaches_with_an_example(command):
     assert f"Example: hyperp-law {command}" in " ".join(result.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "out", "err"),
+    [
+        ([], 0, "Commands:\n", ""),
+        (["--version"], 0, "hyperp-law 0.", ""),
+        (["chek"], 2, "", "error: No such command"),
+    ],
+)
+def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err):
+    command = [sys.executable, "-m", "hyperp.analysis.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert out in done.stdout
+    assert err in done.stderr
+    assert bool(err) == bool(done.stderr)
+    assert bool(out) == bool(done.stdout)
+
+
 def test_check_says_what_is_there(demo):
     result = _run("check", demo)
     assert result.exit_code == 0

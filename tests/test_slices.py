@@ -200,3 +200,13 @@ def test_where_filters_and_names_what_there_is(make_ladder):
         filter_runs(frame, {"tokens": "many"})
     with pytest.raises(ValueError, match="--where must be COLUMN=VALUE"):
         parse_where(["optimizer"])
+
+
+def test_a_setting_tells_runs_apart_only_where_nothing_else_does(make_ladder):
+    frame = make_ladder(tokens=(65536,), seeds=1)
+    one, other = frame.assign(setting="aaaa"), frame.assign(setting="bbbb")
+    assert [s.context["setting"] for s in split(check_frame(one))] == [""]
+    both = pd.concat([one, other], ignore_index=True)
+    assert [s.context["setting"] for s in split(check_frame(both))] == ["aaaa", "bbbb"]
+    apart = pd.concat([one, other.assign(optimizer="sso")], ignore_index=True)
+    assert [s.context["setting"] for s in split(check_frame(apart))] == ["", ""]
