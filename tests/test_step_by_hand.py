@@ -17,7 +17,7 @@ from hyperp.config import Config, compose, resolve
 from hyperp.data import Batches, Corpus
 from hyperp.model.transformer import Transformer
 from hyperp.optim import MuonSphere, build
-from hyperp.roles import ROLES, roles_of
+from hyperp.roles import ROLES, Role, roles_of
 from hyperp.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -63,21 +63,27 @@ def corpus() -> Corpus:
 
 @dataclass
 class ByHand:
-    """What a run is, spelled out. `norms` are the gradient's before clipping."""
+    """What a run is, spelled out.
+
+    `algorithms` differ from the optimizer's own; `norms` are those of the gradient before clipping.
+    """
 
     made: Config
+    algorithms: dict[Role, str] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         made = self.made
         net = Transformer(made.scale, made.shape(VOCAB), made.parametrization, made.model.rope_base)
         self.net = net.initialize(made.seed)
-        self.peaks = {
+        self.peaks: dict[Role, float] = {
             role: made.parametrization.effective_lr(role, made.scale, made.base_lr).lr
             for role in ROLES
             if role in roles_of(net).values()
         }
-        self.optimizer = build(net, made.optim.name, lr=self.peaks, options=made.optim.options)
+        self.optimizer = build(
+            net, made.optim.name, lr=self.peaks, algorithms=self.algorithms, options=made.optim.options
+        )
         self.optimizer.project_()
         self.batches = Batches(corpus(), made.model.context, 8, made.seed)
 
@@ -105,6 +111,19 @@ class ByHand:
         return (first + second) / 2
 
 
+def follow(trainer: Trainer, hand: ByHand) -> None:
+    """Both do every step, and agree after each."""
+    assert_same(trainer.model, hand.net)
+    for number in range(STEPS):
+        before = copies(hand.net)
+        loss = hand.step(number)
+        assert float(trainer.train_step()) == pytest.approx(loss, rel=1e-6)
+        assert_same(trainer.model, hand.net)
+        for name, p in hand.net.named_parameters():
+            moved = (p - before[name]).norm() / before[name].norm()
+            assert moved > 1e-3, f"{name} hardly moves in step {number}"
+
+
 def copies(net: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in net.named_parameters()}
 
@@ -121,17 +140,14 @@ def assert_same(got: torch.nn.Module, want: torch.nn.Module) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_three_steps_are_those_by_hand(optimizer, clip):
     made = config(f"optim={optimizer}", f"optim.clip={clip}")
-    trainer, hand = Trainer(made, corpus()), ByHand(made)
-    assert_same(trainer.model, hand.net)
-    for number in range(STEPS):
-        before = copies(hand.net)
-        loss = hand.step(number)
-        assert float(trainer.train_step()) == pytest.approx(loss, rel=1e-6)
-        assert_same(trainer.model, hand.net)
-        for name, p in hand.net.named_parameters():
-            assert (p - before[name]).norm() > 1e-3 * before[name].norm(), (
-                f"{name} hardly moves in step {number}"
-            )
+    follow(Trainer(made, corpus()), ByHand(made))
+
+
+def test_other_algorithms_and_options_are_followed():
+    words = ("optim.algorithms.unembedding=adamw", "optim.options.muonh.momentum=0.5")
+    made = config("optim=muonh", *words, "optim.options.adamw.weight_decay=0.3")
+    assert made.optim.options["muonh"]["momentum"] == 0.5
+    follow(Trainer(made, corpus()), ByHand(made, {"unembedding": "adamw"}))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -165,7 +181,8 @@ def test_a_damaged_gradient_leaves_its_own_matrix_alone_and_no_other(optimizer):
     damage(hurt, {1})
     for _ in range(2):
         before = copies(hurt.model)
-        hurt.train_step(), whole.train_step()
+        hurt.train_step()
+        whole.train_step()
     healthy = copies(whole.model)
     for name, p in hurt.model.named_parameters():
         assert torch.equal(p, before[name] if name == UNLUCKY else healthy[name]), name

@@ -82,6 +82,7 @@ def test_the_loss_of_a_record_is_the_mean_over_the_held_out_windows(tmp_path, mo
     made = config()
     one = train(made, tmp_path, corpus=corpus())
     twin = trained(made)  # the same bits, since the same configuration gives them
+    assert one.loss is not None
     assert one.loss == pytest.approx(held_out_loss(twin, 7), rel=1e-6)
     assert one.bits_per_byte == pytest.approx(one.loss / math.log(2) / BYTES_PER_TOKEN, rel=1e-12)
     assert one.train_loss == pytest.approx(twin.monitor.mean_loss(), rel=1e-12)
@@ -145,6 +146,29 @@ def test_bfloat16_changes_the_loss_slightly():
     assert exact.evaluate() != rough.evaluate()
     assert rough.evaluate() == pytest.approx(exact.evaluate(), rel=0.02)
     assert exact.evaluate() == trained(config("precision=auto")).evaluate()
+
+
+def test_a_logged_loss_is_the_mean_since_the_last_and_a_logged_rate_the_last_used(tmp_path):
+    made = config(
+        "parametrization=hyperp",
+        "schedule.warmup_steps=2",
+        "runtime.log_every=5",
+        "runtime.checkpoint_every=0",
+    )
+    train(made, tmp_path, corpus=corpus())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, STEPS]
+    twin = Trainer(made, corpus())
+    losses, rates = [], []
+    for _ in range(STEPS):
+        losses.append(float(twin.train_step()))
+        rates += [group["lr"] for group in twin.optimizer.param_groups if group["role"] == "hidden"]
+    starts = [0, 5, 10, 15]
+    for start, row in zip(starts, rows, strict=True):
+        part = losses[start : row["step"]]
+        assert row["loss"] == pytest.approx(sum(part) / len(part), rel=1e-6)
+        assert row["lr"] == pytest.approx(rates[row["step"] - 1], rel=1e-12)
+    assert made.parametrization.effective_lr("hidden", made.scale, 1.0).lr != 1.0
 
 
 class Stopwatch:
