@@ -91,7 +91,10 @@ def test_gradient_accumulation_is_the_same_run(tmp_path):
     assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["muonh", "sso", "adamw"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("muonsphere", "adamh", "muon")]
+
+
+@pytest.mark.parametrize("optimizer", ["muonh", "sso", "adamw", *OTHERS])
 def test_sigkill_and_resume_give_the_same_bits(tmp_path, optimizer):
     words = ("scale.tokens=131072", f"optim={optimizer}", "runtime.eval_every=100")
     whole = run(tmp_path / "whole", *words)
