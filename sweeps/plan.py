@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hyperp.config import Config, compose, one_line, resolve
 from hyperp.flops import training_flops
-from hyperp.sweeps.words import Compose, choices, parse, word
+from hyperp.sweeps.words import Compose, choices, composed, did_you_mean, parse, word
 
-BYTES = 256  # ids of every source but `tokens`
+BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
 
 
 class Strict(BaseModel):
@@ -152,7 +152,7 @@ def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
     roots: set[str] = set()
     launcher: dict[str, Any] | None = None
     for variant in choices(words):
-        cfg = compose(variant)
+        cfg = composed(variant, compose)
         launcher = launcher or _container(cfg, "launcher")
         for point in _expand(cfg, variant, compose):
             roots.add(point.config.runtime.root)
@@ -182,6 +182,8 @@ def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Poi
     given = {override.key_or_group for override in parse(words)}
     for name, block in sweep.blocks.items():
         swept = block.keys() | {override.key_or_group for override in parse(block.overrides)}
+        if block.lr and not _rate_refers(cfg, name):
+            swept |= {"base_lr"}
         for key in sorted(swept & given):
             raise ValueError(
                 f"{key} is given as a word and set by sweep.blocks.{name} too; leave one of them out"
@@ -189,10 +191,16 @@ def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Poi
         yield from _expand_block(name, block, words, compose)
 
 
+def _rate_refers(cfg: DictConfig, name: str) -> bool:
+    """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as conf/sweep/check has it."""
+    lr = cfg.sweep.blocks[name].lr
+    return "rate" in lr and OmegaConf.is_interpolation(lr, "rate")
+
+
 def _expand_block(name: str, block: Block, words: list[str], compose: Compose) -> Iterator[Point]:
     words = [*words, *block.overrides]
     try:
-        base = compose(words)
+        base = composed(words, compose)
         OmegaConf.set_struct(base, False)
         base.pop("sweep")  # it may be long, and no run reads it
         OmegaConf.set_struct(base, True)
@@ -243,7 +251,8 @@ class _Setter:
                     )
                 OmegaConf.update(cfg, key, value, merge=True)
         except OmegaConfBaseException as error:
-            raise ValueError(one_line(error)) from None
+            hint = next(filter(None, (did_you_mean(key, self.base) for key in values)), "")
+            raise ValueError(f"{one_line(error)}{hint}") from None
         return resolve(cfg)
 
 
@@ -256,7 +265,7 @@ def make_point(blocks: tuple[str, ...], words: Sequence[str], config: Config) ->
 
 def _vocab(config: Config) -> int:
     if config.data.source != "tokens":
-        return BYTES
+        return BYTE_IDS
     from hyperp.data import read_sidecar
 
     return read_sidecar(Path(str(config.data.path))).vocab_size

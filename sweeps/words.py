@@ -1,14 +1,15 @@
 """Hydra's override words: expanding comma choices, and writing values so that they read back."""
 
+import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hyperp.config import one_line
 
@@ -45,6 +46,30 @@ def choices(words: Sequence[str]) -> Iterator[list[str]]:
         variants.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     for combination in itertools.product(*variants):
         yield list(combination)
+
+
+def composed(words: Sequence[str], compose: Compose) -> DictConfig:
+    """What the words compose. A ValueError for a word of an unknown key names the known one that is close."""
+    try:
+        return compose(words)
+    except ValueError as error:
+        keys = [override.key_or_group for override in parse(words)]
+        hint = next(filter(None, (did_you_mean(key, compose([])) for key in keys if key in str(error))), "")
+        raise ValueError(f"{error}{hint}") from None
+
+
+def did_you_mean(key: str, cfg: DictConfig) -> str:
+    """`; did you mean scale.width?` for a key that `cfg` lacks if it has one that is close, else nothing."""
+    known = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
+    close = [] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _keys(section: Any) -> Iterator[str]:
+    if isinstance(section, Mapping):
+        for name, value in section.items():
+            yield str(name)
+            yield from (f"{name}.{key}" for key in _keys(value))
 
 
 def word(key: str, value: Any) -> str:

@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.plugins.launcher import Launcher
+from submitit.core.utils import UncompletedJobError
 
 from hyperp import record
+from hyperp.config import compose
+from hyperp.sweeps import planfile
+from hyperp.sweeps.multirun import PlanSweeper
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
 
@@ -81,6 +86,63 @@ def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
     assert set(found) == {point.run_id for point in points}
     assert (found[points[0].run_id], found[points[1].run_id]) == (1.0, None)
     assert all(1.0 < found[point.run_id] < 8.0 for point in points[2:])
+
+
+def test_failed_runs_are_named_and_fail_the_command(tmp_path):
+    words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1,2]}"]
+    file, log, good = make_plan(words).points
+    file.run_dir.write_text("a file where the run's folder should be")
+    log.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)
+    done = command("hyperp-train", "-m", *words)
+    assert done.returncode == 1
+    assert done.stdout.endswith(f"3 runs: 1 finished, 2 failed; {tmp_path}\n")
+    assert len(done.stderr.splitlines()) == 2
+    for line, point in zip(done.stderr.splitlines(), (file, log), strict=True):
+        assert line.startswith(f"failed {point.run_id}: ")
+        assert line.endswith(f" (see {point.run_dir})")
+    assert "IsADirectoryError" in done.stderr
+    assert record.load(good.run_dir) is not None
+
+
+class Broken(Launcher):
+    """A launcher whose first job died, as submitit's says it."""
+
+    def setup(self, **_):
+        """Nothing to set up."""
+
+    def launch(self, job_overrides, initial_job_idx):
+        """Give up."""
+        raise UncompletedJobError("Job 1 (task: 0) was killed\nwith a trace")
+
+
+def test_a_launcher_that_gives_up_fails_the_command_in_one_line(tmp_path, capsys, monkeypatch):
+    sweeper = PlanSweeper()
+    sweeper.launcher = Broken()
+    words = [*TINY[1:], f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]
+    monkeypatch.setattr(sweeper, "_compose", compose)
+    with pytest.raises(SystemExit, match="1"):
+        sweeper.sweep(words)
+    printed = capsys.readouterr()
+    first, second = make_plan(words).points
+    assert printed.out == f"2 runs: 2 planned; {tmp_path}\n"
+    assert printed.err.splitlines() == [
+        "hyperp-train: error: the launcher gave up: UncompletedJobError: Job 1 (task: 0) was killed",
+        f"planned {first.run_id}: (see {first.run_dir})",
+        f"planned {second.run_id}: (see {second.run_dir})",
+    ]
+
+
+def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
+    done_root, new_root = tmp_path / "done", tmp_path / "new"
+    words = [*TINY, "+sweep.blocks.a.grid={seed:[0]}"]
+    point = make_plan([*words, f"runtime.root={done_root}"]).points[0]
+    record.save(base_record(point.config, status="finished", loss=1.0), point.run_dir)
+    for root in (done_root, new_root):  # without runs to do, and with
+        with planfile.lock(root):
+            done = command("hyperp-train", "-m", *words, f"runtime.root={root}")
+        expected = f"hyperp-train: error: {root / '.lock'} is held by another sweep; wait for it or stop it\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+        assert not (root / "plan.json").exists()
 
 
 @pytest.mark.parametrize(

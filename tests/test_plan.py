@@ -24,7 +24,7 @@ def ids(plan):
     return [point.run_id for point in plan.points]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     center=st.floats(-12, 2),
     slope=st.floats(-1, 1),
@@ -62,7 +62,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(VALUES)
 def test_hydra_reads_a_word_back_as_the_value_it_was_made_of(value):
     parsed = OverridesParser.create().parse_overrides([word("key", value)])[0]
@@ -124,12 +124,12 @@ def test_comma_choices_multiply_the_plan():
 
 
 def test_two_thousand_points_are_planned_in_seconds():
-    start = time.monotonic()
+    start = time.process_time()  # not of the wall: the machine may be busy
     plan = make_plan(
         [f"+sweep.blocks.big={{grid:{{seed:{list(range(500))},scale.tokens:[4096,8192,1024,2048]}}}}"]
     )
     assert len(set(ids(plan))) == 2000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,18 @@ def test_two_thousand_points_are_planned_in_seconds():
             ["+sweep.blocks.a.grid={seed:[1]}", "seed=2"],
             r"seed is given as a word and set by sweep\.blocks\.a",
         ),
+        (
+            ["sweep=example", "base_lr=0.1"],
+            r"base_lr is given as a word and set by sweep\.blocks\.ladder too; leave one of them out",
+        ),
+        (
+            ["+experiment=demo", "scale.tokens=65536"],
+            r"scale\.tokens is given as a word and set by sweep\.blocks\.ladder",
+        ),
+        (["scale.widht=32"], r"widht.*; did you mean scale\.width\?$"),
+        (["+sweep.blocks.a.grid={sede:[32]}"], r"sweep\.blocks\.a: .*sede.*; did you mean seed\?$"),
+        (["+sweep.blocks.a.overrides=['scale.dept=3']"], r"dept.*; did you mean scale\.depth\?$"),
+        (["scale.width=32", "zzzzzz=32"], r"zzzzzz[^?]*$"),
         (["+sweep.blocks.a.grid={runtime.root:[x,y]}"], r"runtime\.root must be the same .* x, y"),
         (["seed=interval(0,1)"], r"seed=interval\(0,1\): a plan takes lists of values"),
         (["sede=1"], r"sede"),
@@ -212,13 +224,39 @@ def test_an_earlier_plan_is_kept_and_the_same_plan_changes_nothing(tmp_path):
         ("{", "is not a plan"),
         ("[]", "schema must be 1"),
         (json.dumps({"schema": 2}), "schema must be 1, got 2"),
-        (json.dumps({"schema": 1, "points": [{"id": 1}]}), "is not a plan"),
+        (json.dumps({"schema": 1}), "is not a plan .*points: "),
+        (json.dumps({"schema": 1, "points": [{"id": 1}]}), r"is not a plan .*points\.0\."),
     ],
 )
 def test_a_damaged_plan_is_named(tmp_path, text, message):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=rf"plan\.json.*{message}"):
         planfile.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scale", {}),
+        ("scale", {"width": "32", "depth": 2, "tokens": 65536, "batch_tokens": 512}),
+        ("base_lr", "0.1"),
+        ("seed", None),
+        ("optim", "muonh"),
+        ("schedule", {}),
+    ],
+)
+def test_a_damaged_configuration_in_a_plan_is_named(tmp_path, key, value):
+    planfile.write(make_plan([f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["points"][1]["config"][key] = value
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=rf"is not a plan \(points\.1\.config\.{key}.*records are kept"):
+        planfile.read(tmp_path)
+
+
+def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
+    plan = make_plan(["+experiment=demo_check", "base_lr=0.1"])
+    assert {point.config.base_lr for point in plan.points} == {0.05, 0.1, 0.2}
 
 
 def test_one_sweep_at_a_time_holds_a_root(tmp_path):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from hyperp import record
+from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
 
@@ -149,10 +151,58 @@ def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_comm
     assert json.loads(path.read_text())["loss"] == loss
 
 
+def test_runs_without_a_place_for_a_record_fail_the_sweep_and_say_why(tmp_path):
+    """What fails before the training leaves no record; the exit code and the reason must not need one."""
+    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1,2]}"]
+    file, log, good = make_plan(grid).points
+    file.run_dir.write_text("a file where the run's folder should be")
+    log.run_dir.joinpath("output.log").mkdir(parents=True)
+    done = sweep("run", *grid)
+    assert done.returncode == 1
+    assert done.stdout == f"3 runs: 1 finished, 2 failed; {tmp_path}\n"
+    assert f"failed {file.run_id}: FileExistsError: " in done.stderr
+    assert f"failed {log.run_id}: IsADirectoryError: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert record.load(log.run_dir) is None
+    assert record.load(good.run_dir) is not None
+
+
+def test_a_held_root_is_refused_by_its_lock_and_nothing_written(finished, tmp_path):
+    root, _ = finished
+    with planfile.lock(tmp_path), planfile.lock(root):
+        before = (root / "plan.json").read_bytes()
+        for held in (tmp_path, root):  # with runs to do, and without
+            done = sweep("run", *words(held))
+            expected = (
+                f"hyperp-sweep: error: {held / '.lock'} is held by another sweep; wait for it or stop it\n"
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert (root / "plan.json").read_bytes() == before
+
+
+def test_version():
+    done = sweep("--version")
+    assert (done.returncode, done.stdout) == (0, f"hyperp-sweep {version('hyperp-scaling')}\n")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["run", "sede=1"], r".*sede.*"),
+        (["--nonsense"], r"No such option: --nonsense.*"),
+        (["run", "--nonsense"], r"No such option: --nonsense.*"),
+        (["nonsense"], r"No such command 'nonsense'.*"),
+        (["status"], r"Missing argument 'root'.*"),
+        (["collect", ".", "-o"], r"Option '-o' requires an argument.*"),
+        (["status", ".", "more"], r"Got unexpected extra argument.*"),
+        (["run", "sede=1"], r".*sede.*; did you mean seed\?"),
+        (["run", "scale.widht=64"], r".*widht.*; did you mean scale\.width\?"),
+        (["run", "zzzzzz=64"], r".*zzzzzz[^?]*"),
+        (["run", "+sweep.blocks.a.grid={scale.widht:[32]}"], r".*widht.*; did you mean scale\.width\?"),
+        (
+            ["run", "+experiment=demo", "base_lr=0.1"],
+            r"base_lr is given as a word and set by sweep\.blocks\.ladder.*",
+        ),
         (["run", "+experiment=nothing"], r".*experiment/nothing.*"),
         (["run", "scale.width=-3"], r"scale\.width must be .*, got -3"),
         (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000"),
