@@ -68,7 +68,7 @@ def aspect(W: Tensor) -> float:
 
 
 EXACT = {"msign": "svd"}
-EXACT_SSO = {**EXACT, "tolerance": 1e-11, "max_evaluations": 200, "block": 64}
+EXACT_SSO = {**EXACT, "evaluations": 100, "block": 64}
 
 
 def twin_cases() -> dict[str, tuple[str, dict[str, Any], Callable[[Tensor, list[Tensor]], Tensor]]]:

@@ -94,6 +94,44 @@ def tangent_direction(M: Tensor, u: Tensor, v: Tensor, sign: Sign = polar_factor
     return (h_high * phi_low - h_low * phi_high) / (h_high - h_low), high
 
 
+def tangent_search(
+    M: Tensor, u: Tensor, v: Tensor, sign: Sign = polar_factor, tolerance: float = 1e-3, most: int = 60
+) -> tuple[Tensor, int]:
+    """`tangent.tangent_step` to be read: Phi and the number of matrix signs it took, for one matrix.
+
+    Goes on until <M, Phi> is certainly within `tolerance` of its optimum, or <u v^T, Phi> within it of 0.
+    """
+    theta, signs = torch.outer(u, v), 0
+
+    def evaluate(multiplier: float) -> tuple[float, float, Tensor]:
+        nonlocal signs
+        signs += 1
+        phi = sign(M + multiplier * theta)
+        return multiplier, float((theta * phi).sum()), phi
+
+    near, far = evaluate(0.0), None  # the ends of the bracket; until there are two, walk away from 0
+    stride = -0.1 * near[1] * float((M * near[2]).sum())
+    while abs(near[1]) > tolerance and signs < most and far is None:
+        reached = evaluate(max(-math.sqrt(2), min(math.sqrt(2), near[0] + stride)))
+        far = reached if reached[1] * near[1] <= 0 else None
+        near, stride = (near, stride) if far else (reached, 3 * stride)
+    if far is None:
+        return near[2] - near[1] * theta, signs
+    weights = [near[1], far[1]]
+    while True:
+        phi = (far[1] * near[2] - near[1] * far[2]) / (far[1] - near[1])
+        shortfall = -near[1] * far[1] * (far[0] - near[0]) / (far[1] - near[1])
+        enough = shortfall <= tolerance * float((M * phi).sum()) or abs(far[1]) <= tolerance
+        if enough or abs(near[1]) <= tolerance or signs >= most:
+            return phi - (theta * phi).sum() * theta, signs
+        new = evaluate((weights[1] * near[0] - weights[0] * far[0]) / (weights[1] - weights[0]))
+        # Illinois: the end that stays weighs half, or the search would creep up from one side.
+        if new[1] * near[1] > 0:
+            near, weights = new, [new[1], weights[1] / 2]
+        else:
+            far, weights = new, [weights[0] / 2, new[1]]
+
+
 def sso_step(
     W: Tensor,
     M: Tensor,

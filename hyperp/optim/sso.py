@@ -18,8 +18,9 @@ from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, unit_frobenius, validate
 from hyperp.optim.muon import muon_scale
 from hyperp.optim.rule import Rule, SphereError, State, register
-from hyperp.optim.spectral import BLOCK, TopTriple, cold_triple, tangent_step
+from hyperp.optim.spectral import BLOCK, TopTriple, cold_triple
 from hyperp.optim.sphere import SpectralSphere
+from hyperp.optim.tangent import COLD_SLOPE, tangent_step
 from hyperp.roles import Role
 
 RadiusMode = Literal["aspect", "unit"]
@@ -79,12 +80,13 @@ class MuonSphereRule(Rule):
         W, top = SpectralSphere().retract(W, state["basis"], torch.full_like(W[:, 0, 0], self.radius(*shape)))
         momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
         ahead = torch.lerp(G, momentum, self.momentum) if self.nesterov else momentum
-        W = torch.add(W, self.direction(ahead, top), alpha=-lr * self.length(*shape))
-        return W, {"momentum": momentum, "basis": top.basis_Bnk}
+        direction, learnt = self.direction(ahead, top, state)
+        W = torch.add(W, direction, alpha=-lr * self.length(*shape))
+        return W, {"momentum": momentum, "basis": top.basis_Bnk, **learnt}
 
-    def direction(self, M: Tensor, top: TopTriple) -> Tensor:  # noqa: ARG002 - the pair binds SSO alone
-        """Steepest step of unit spectral norm."""
-        return self.sign(M)
+    def direction(self, M: Tensor, top: TopTriple, state: State) -> tuple[Tensor, State]:  # noqa: ARG002
+        """Steepest step of unit spectral norm, and what changes of the state."""
+        return self.sign(M), {}
 
     def sign(self, M: Tensor) -> Tensor:
         """The matrix sign, as configured."""
@@ -99,22 +101,30 @@ class MuonSphereRule(Rule):
 @register
 @dataclass(frozen=True)
 class SSORule(MuonSphereRule):
-    """Those of MuonSphere, and when the search for the tangent multiplier stops (see `tangent_step`)."""
+    """Those of MuonSphere, and the matrix signs that the tangent step may take (see `tangent`)."""
 
     name = "sso"
 
+    evaluations: int = 2
+    # Of a search that went on until it was good enough: checked, unused, for configurations that name them.
     tolerance: float = 1e-2
     max_evaluations: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.whole("evaluations", self.evaluations, 1)
         checks.positive("tolerance", self.tolerance)
         checks.whole("max_evaluations", self.max_evaluations, 1)
 
-    def direction(self, M: Tensor, top: TopTriple) -> Tensor:
-        """Steepest step of at most unit spectral norm that is tangent to the sphere."""
+    def init(self, W: Tensor) -> State:
+        """Those of MuonSphere, and how steeply h rises, which every step learns."""
+        return {**super().init(W), "slope": torch.full_like(W[:, 0, 0], COLD_SLOPE)}
+
+    def direction(self, M: Tensor, top: TopTriple, state: State) -> tuple[Tensor, State]:
+        """Steepest step tangent to the sphere."""
         M = unit_frobenius(M)
-        return tangent_step(M, top.u_Bm, top.v_Bn, self.sign, self.tolerance, self.max_evaluations).phi_Bmn
+        step = tangent_step(M, top.u_Bm, top.v_Bn, self.sign, state["slope"], self.evaluations)
+        return step.phi_Bmn, {"slope": step.slope_B}
 
 
 def _nonzero(W_Bmn: Tensor) -> Tensor:
@@ -184,6 +194,7 @@ class SSO(GroupedOptimizer):
         radius_factor: float = 1.0,
         radius_mode: RadiusMode = "aspect",
         scale_mode: ScaleMode = "radius",
+        evaluations: int = 2,
         tolerance: float = 1e-2,
         max_evaluations: int = 20,
         msign: Method = "polar_express",
@@ -199,6 +210,7 @@ class SSO(GroupedOptimizer):
             radius_factor=radius_factor,
             radius_mode=radius_mode,
             scale_mode=scale_mode,
+            evaluations=evaluations,
             tolerance=tolerance,
             max_evaluations=max_evaluations,
             msign=msign,

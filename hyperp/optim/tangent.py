@@ -1,37 +1,42 @@
-"""The steepest step that is tangent to the spectral sphere, in a fixed number of matrix signs.
+"""The steepest step tangent to the spectral sphere, in two matrix signs.
 
 Shapes: B matrices of m = d_out rows and n = d_in columns.
 
-SSO's direction (arXiv 2601.08393) maximises <M, Phi> over |Phi| <= 1 in the spectral norm and <u v^T, Phi> = 0,
-with M the momentum of Frobenius norm 1 and (u, v) the top singular pair of the weight. It is Phi(lambda) =
-msign(M + lambda u v^T) at the root of h(lambda) = <u v^T, Phi(lambda)>, which increases and has its root within
-sqrt(2) of 0. The published code brackets the root and bisects: 9 to 19 matrix signs. Here two are enough:
+SSO's direction (arXiv 2601.08393) maximises <M, Phi> over |Phi| <= 1 in the spectral norm with <u v^T, Phi> =
+0; M is the momentum, of Frobenius norm 1, and (u, v) the top singular pair of the weight. It is Phi(lambda) =
+msign(M + lambda u v^T) at the root of h(lambda) = <u v^T, Phi(lambda)>, which increases and has its root
+within sqrt(2) of 0. The published code doubles a bracket and bisects it, 9 to 19 matrix signs. Two are
+enough:
 
-- Once h is known on both sides of its root, (h_R Phi_L - h_L Phi_R) / (h_R - h_L) is tangent exactly, of norm at
-  most 1 as a convex combination, and short of the best <M, Phi> by at most
-  |h_L h_R| (lambda_R - lambda_L) / (h_R - h_L). Near a maximum that is second order: the root itself is not needed.
-- One side is lambda = 0. The other is 1.6 times as far as the root should be, to land beyond it, by the slope of h
-  that the steps before have seen. The slope is remembered in units of 1 / (mean singular value of M), as a
-  geometric mean over steps, which makes it nearly a constant: 0.3 to 7, and 1/0.6 before the first step.
+- With h known on both sides of its root, (h_R Phi_L - h_L Phi_R) / (h_R - h_L) is tangent exactly, of norm at
+  most 1 as a convex combination, and short of the best <M, Phi> by at most |h_L h_R| (lambda_R - lambda_L) /
+  (h_R - h_L).
+- One side is lambda = 0. The other lies 1.6 times as far as the root should, to be beyond it, going by the
+  slope of h in the steps before. Over the reciprocal of the mean singular value of M, and as a geometric mean
+  over steps, that slope is nearly a constant: 0.6 to 2.3 in the median of a run, which leaves the first step
+  nothing to search for.
 
-Measured in float32 on the momenta of byte-level models (16 x 32 to 256 x 64, 2,560 steps of SSO in four runs at
-rates from 0.006, where |h(0)| is 0.07 to 0.14 in the median, to 0.05, where it is 0.5):
+Measured in float32 on the momenta of byte-level models (16 x 32 to 256 x 64, 21,000 steps of single matrices
+in four runs of SSO; |h(0)| is 0.06 in the median where steps are small, 0.5 where they are large; the optimum
+from SVDs in float64):
 
-    evaluations   bracketed    <M, Phi> short of its optimum: median, 90%, most
-    1             -            5e-5 to 1.4e-2   4e-4 to 4e-2   0.12 (the matrix sign less its part along u v^T)
-    2             94 to 100%   1e-5 to 6e-3     1e-4 to 2e-2   0.05
-    3             100%         1e-7 to 3e-4     1e-6 to 3e-3   0.04
+    signs   bracketed   relative shortfall of <M, Phi>: median, 90%, largest
+    1       -           2.6e-3   2.2e-2   1.2e-1   (the matrix sign less its part along u v^T)
+    2       97.2%       7.6e-4   7.6e-3   4.6e-2
+    3       99.96%      2.3e-5   7.2e-4   3.7e-2
 
-and |<u v^T, Phi>| 4e-8 in the median, 2e-7 at most. A third evaluation on the first step alone changes nothing: the
-constant brackets all first steps, 9e-4 short at most. The slope of the last step in absolute units brackets 92 to
-99% and is up to a third shorter of the optimum; an overshoot of 1.4 brackets 86 to 99% and is a third closer; 2.0
-brackets 99% and is twice as far.
+With two, |<u v^T, Phi>| is 1e-8 in the median and 4e-7 at most, and |Phi| at most 1.10 where the root is not
+bracketed. All first steps are bracketed, short by 2e-3 at most, so that they need no third sign. The bound on
+the shortfall holds to 1e-3, by which eight polynomial steps miss the matrix sign. The slope of the last step
+alone, in absolute units, brackets 92 to 99% by kind of matrix where this one does 94 to 99.7%, and is as
+short in the median. An overshoot of 1.4 brackets 86 to 99% and is a third closer, 2.0 brackets 99% and is
+twice as far.
 
-Tried, and left out. (1) Newton-Schulz on the combination, 1.5 Phi - 0.5 Phi Phi^T Phi, combined again with the end
-of the other sign: twice divides the median shortfall by 3 to 30 for a sixth of an evaluation. It is sound, and worth
-adding where 0.5% of a step matter; nowhere yet. (2) A block Krylov space from u and v serves every lambda at once by
-matrix-vector products, but its estimate of the root beats the remembered slope only from 32 vectors of 64 on: h
-depends on all of the spectrum.
+Tried and left out: (1) One Newton-Schulz step on the combination, combined again with the end of the other
+sign, divides the median shortfall by 2 to 8, a second by another 2 to 4, each for a tenth of a sign. They
+keep every promise above, and are what to add where half a percent of a step matters. (2) A block Krylov space
+from u and v gives h for every lambda from matrix-vector products, but a root is found to |h| = 0.1 only with
+16 vectors of 32 and 32 of 64: h depends on the whole spectrum.
 """
 
 import math
@@ -41,17 +46,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OVERSHOOT = 1.6  # of the first secant step, so that it lands beyond the root and brackets it
+OVERSHOOT = 1.6  # of the second point, so that it lands beyond the root and brackets it
 COLD_SLOPE = 1 / 0.6  # of h, times the mean singular value of M, before any was seen
+LEAST_SLOPE, GREATEST_SLOPE = 1e-2, 1e2
 NOISE = 1e-3  # in h: bfloat16 matrix signs err by as much, and no slope is learnt from less
-SLOPES = (1e-2, 1e2)
 
 
 class TangentStep(NamedTuple):
-    """Phi, and how it was found: all but Phi are (B,).
+    """Phi, and how it was found; all but Phi are (B,).
 
-    `multiplier_B` is lambda, `shortfall_B` the certified distance of <M, Phi> from its optimum, `excess_B` what |Phi|
-    can exceed 1 by (0 where bracketed), `slope_B` what the next step wants to know.
+    `multiplier_B` is lambda. <M, Phi> is at most `shortfall_B` below its optimum. |Phi| <= 1 + `excess_B`,
+    which is 0 where the root is bracketed. `slope_B` is for the next step.
     """
 
     phi_Bmn: Tensor
@@ -59,21 +64,6 @@ class TangentStep(NamedTuple):
     shortfall_B: Tensor
     excess_B: Tensor
     slope_B: Tensor
-
-
-class _Point(NamedTuple):
-    """One end of the bracket: t = |lambda|, g = h with the sign that makes g(0) >= 0, and Phi."""
-
-    t_B: Tensor
-    g_B: Tensor
-    phi_Bmn: Tensor
-
-    def replaced(self, mask_B: Tensor, new: "_Point") -> "_Point":
-        return _Point(
-            torch.where(mask_B, new.t_B, self.t_B),
-            torch.where(mask_B, new.g_B, self.g_B),
-            torch.where(mask_B[:, None, None], new.phi_Bmn, self.phi_Bmn),
-        )
 
 
 def tangent_step(
@@ -86,37 +76,115 @@ def tangent_step(
 ) -> TangentStep:
     """Steepest direction of unit spectral norm that is tangent to the sphere, by `evaluations` matrix signs.
 
-    `M_Bmn` has Frobenius norm 1, or 0, which gives a Phi of 0; `slope_B` is that of the step before, at first
-    COLD_SLOPE. <u v^T, Phi> is 0 to rounding. Where the root is not bracketed, the point nearest to it loses its part
-    along u v^T, so that |Phi| <= 1 + |h| there. From the third evaluation on a bracketed secant search (regula falsi,
-    Illinois) closes in; dozens are exact. Nothing is read back to the host: masks stand for branches.
+    `M_Bmn` has Frobenius norm 1, or 0, which gives a Phi of 0; `slope_B` comes from the step before, at first
+    COLD_SLOPE. <u v^T, Phi> is 0 to rounding. Where the root is not bracketed, the point nearest to it loses
+    its part along u v^T, so that |Phi| <= 1 + |h| there. From the third evaluation on a bracketed secant
+    search closes in; dozens are exact. Nothing is read back to the host: masks stand for branches.
     """
-    tiny = torch.finfo(M_Bmn.dtype).tiny
-    phi = sign(M_Bmn)
-    h_B = _component(phi, u_Bm, v_Bn)
+
+    def along_pair(X_Bmn: Tensor) -> Tensor:
+        return ((X_Bmn @ v_Bn[:, :, None]).squeeze(-1) * u_Bm).sum(-1)
+
+    def add_pair(X_Bmn: Tensor, factor_B: Tensor) -> Tensor:
+        return torch.baddbmm(X_Bmn, (factor_B[:, None] * u_Bm)[:, :, None], v_Bn[:, None, :])
+
+    phi_Bmn = sign(M_Bmn)
+    h_B = along_pair(phi_Bmn)
     side_B = torch.where(h_B < 0, -1.0, 1.0).to(h_B.dtype)
-    mean_B = (M_Bmn * phi).sum((-2, -1)) / min(M_Bmn.shape[-2:])  # singular value of M
-    near = start = _Point(torch.zeros_like(h_B), h_B.abs(), phi)
-    far = _Point(torch.full_like(h_B, math.sqrt(2)), torch.full_like(h_B, -1.0), phi)
-    bracketed_B = torch.zeros_like(h_B, dtype=torch.bool)
-    fall_B = slope_B.to(h_B.dtype) / mean_B.clamp_min(tiny)
-    weights = near.g_B, far.g_B
-    was_near_B = ~bracketed_B
+    mean_B = (M_Bmn * phi_Bmn).sum((-2, -1)) / min(M_Bmn.shape[-2:])  # singular value of M
+    start = _Point(torch.zeros_like(h_B), h_B.abs(), phi_Bmn)
+    bracket = _Bracket.from_start(start, slope_B.to(h_B.dtype) / _above_zero(mean_B))
     for _ in range(evaluations - 1):
-        beyond_B = near.t_B + OVERSHOOT * near.g_B / fall_B.clamp_min(tiny)
-        secant_B = (weights[0] * far.t_B - weights[1] * near.t_B) / (weights[0] - weights[1]).clamp_min(tiny)
-        t_B = torch.where(bracketed_B, secant_B, torch.minimum(beyond_B, far.t_B))
-        phi = sign(torch.baddbmm(M_Bmn, (-side_B * t_B)[:, None, None] * u_Bm[:, :, None], v_Bn[:, None, :]))
-        new = _Point(t_B, _component(phi, u_Bm, v_Bn) * side_B, phi)
-        is_near_B = new.g_B >= 0
-        seen_B = (near.g_B - new.g_B) / (t_B - near.t_B).clamp_min(tiny)
-        fall_B = torch.where(seen_B > 0, seen_B, fall_B)
-        # Illinois: an end that stays twice in a row weighs half, or the search would creep up from one side.
-        half_B = torch.where(is_near_B == was_near_B, 0.5, 1.0).to(h_B.dtype)
-        weights = (
-            torch.where(is_near_B, new.g_B, weights[0] * half_B),
-            torch.where(is_near_B, weights[1] * half_B, new.g_B),
+        t_B = bracket.candidate()
+        phi_Bmn = sign(add_pair(M_Bmn, -side_B * t_B))
+        bracket = bracket.with_point(_Point(t_B, side_B * along_pair(phi_Bmn), phi_Bmn))
+
+    near, far, bracketed_B = bracket.near, bracket.far, bracket.bracketed_B
+    share_B = bracket.share_of_far()
+    phi_Bmn = torch.lerp(near.phi_Bmn, far.phi_Bmn, share_B[:, None, None])
+    root_B = torch.lerp(near.t_B, far.t_B, share_B)
+    fall_B = torch.where(bracketed_B, start.g_B / _above_zero(root_B), bracket.fall_B)
+    reach_B = torch.where(
+        bracketed_B, (1 - share_B) * far.t_B + share_B * near.t_B, side_B * along_pair(M_Bmn)
+    )
+    return TangentStep(
+        phi_Bmn=add_pair(phi_Bmn, -along_pair(phi_Bmn)),
+        multiplier_B=-side_B * root_B,
+        shortfall_B=near.g_B * (reach_B - near.t_B),
+        excess_B=torch.where(bracketed_B, 0.0, near.g_B),
+        slope_B=_learn(slope_B, fall_B * mean_B, start.g_B),
+    )
+
+
+def _learn(slope_B: Tensor, seen_B: Tensor, h_B: Tensor) -> Tensor:
+    """Geometric mean of the slopes remembered and seen, where h is more than noise and falls."""
+    mean_B = (slope_B * seen_B.clamp(LEAST_SLOPE, GREATEST_SLOPE)).sqrt()
+    return torch.where((h_B > NOISE) & (seen_B > 0), mean_B, slope_B)
+
+
+def _above_zero(x: Tensor) -> Tensor:
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+class _Point(NamedTuple):
+    """Phi at t = |lambda|, and g = |h| or, beyond the root, -|h|."""
+
+    t_B: Tensor
+    g_B: Tensor
+    phi_Bmn: Tensor
+
+    def replaced(self, by: "_Point", where_B: Tensor) -> "_Point":
+        return _Point(
+            torch.where(where_B, by.t_B, self.t_B),
+            torch.where(where_B, by.g_B, self.g_B),
+            torch.where(where_B[:, None, None], by.phi_Bmn, self.phi_Bmn),
         )
-        near, far = near.replaced(is_near_B, new), far.replaced(~is_near_B, new)
-        bracketed_B, was_near_B = bracketed_B | ~is_near_B, is_near_B
-    return _finish(start.g_B)
+
+
+class _Bracket(NamedTuple):
+    """The root of g, which falls from g(0) >= 0: a near point before it, and a far one once there is one.
+
+    The weights are g, halved for a point that stayed twice in a row, or the search would creep up from one
+    side (regula falsi, Illinois).
+    """
+
+    near: _Point
+    far: _Point
+    near_weight_B: Tensor
+    far_weight_B: Tensor
+    bracketed_B: Tensor
+    was_near_B: Tensor
+    fall_B: Tensor  # -dg/dt as last seen
+
+    @classmethod
+    def from_start(cls, near: _Point, fall_B: Tensor) -> "_Bracket":
+        far = _Point(torch.full_like(near.t_B, math.sqrt(2)), torch.full_like(near.g_B, -1.0), near.phi_Bmn)
+        nowhere_B = torch.zeros_like(near.g_B, dtype=torch.bool)
+        return cls(near, far, near.g_B, far.g_B, nowhere_B, ~nowhere_B, fall_B)
+
+    def candidate(self) -> Tensor:
+        """t by the secant between both points, or well beyond where the root should be."""
+        near, far = self.near, self.far
+        span_B = _above_zero(self.near_weight_B - self.far_weight_B)
+        secant_B = (self.near_weight_B * far.t_B - self.far_weight_B * near.t_B) / span_B
+        beyond_B = near.t_B + OVERSHOOT * near.g_B / _above_zero(self.fall_B)
+        return torch.where(self.bracketed_B, secant_B, torch.minimum(beyond_B, far.t_B))
+
+    def with_point(self, new: _Point) -> "_Bracket":
+        """The bracket that a new point inside of it leaves."""
+        is_near_B = new.g_B >= 0
+        fall_B = (self.near.g_B - new.g_B) / _above_zero(new.t_B - self.near.t_B)
+        half_B = torch.where(is_near_B == self.was_near_B, 0.5, 1.0).to(new.g_B.dtype)
+        return _Bracket(
+            self.near.replaced(new, is_near_B),
+            self.far.replaced(new, ~is_near_B),
+            torch.where(is_near_B, new.g_B, self.near_weight_B * half_B),
+            torch.where(is_near_B, self.far_weight_B * half_B, new.g_B),
+            self.bracketed_B | ~is_near_B,
+            is_near_B,
+            torch.where(fall_B > 0, fall_B, self.fall_B),
+        )
+
+    def share_of_far(self) -> Tensor:
+        """Weight of the far point in the convex combination with g = 0; 0 where there is none."""
+        return self.near.g_B / _above_zero(self.near.g_B - self.far.g_B) * self.bracketed_B
