@@ -92,6 +92,20 @@ def test_the_loss_of_a_record_is_the_mean_over_the_held_out_windows(tmp_path, mo
     assert one.steps == STEPS
 
 
+def test_a_record_says_what_was_run(tmp_path):
+    words = ("seed=5", "optim=sso", "parametrization=mup", "schedule=cosine")
+    made = config(*words, "parametrization.reference_width=8", "parametrization.init_embedding_std=0.1")
+    one = train(made, tmp_path, corpus=corpus())
+    assert (one.run_id, one.seed) == (made.run_id(), 5)
+    assert (one.optimizer, one.parametrization, one.schedule) == ("sso", "mup", "cosine")
+    assert one.base_lr == 0.02
+    assert one.lr == pytest.approx(0.02 * 8 / 16, rel=1e-12)  # 1/width on hidden matrices
+    assert one.factors["embedding"]["lr"] == pytest.approx(0.02, rel=1e-12)
+    assert one.epochs == pytest.approx(4096 / 16_000, rel=1e-12)
+    sizes = {"width": 16, "depth": 1, "tokens": 4096, "batch_tokens": 256, "granularity": 1, "sparsity": 1}
+    assert one.scale == sizes
+
+
 def test_held_out_windows_follow_no_seed_and_training_batches_do():
     one, same, other = (Trainer(config(f"seed={s}"), corpus()) for s in (1, 1, 2))
     for a, b in zip(one.held_out, other.held_out, strict=True):
@@ -209,7 +223,9 @@ def test_seconds_add_up_over_a_restart_and_speed_is_that_of_the_process(tmp_path
         watch.stop_at, watch.step_seconds = -1, 2.0
         watch.now += 3600
         one = train(config(), tmp_path, lambda *news: speeds.append(news[3]), corpus())
+    whole = train(config(), tmp_path / "whole", corpus=corpus())
     assert one.resumed == 1
+    assert (one.loss, one.train_loss, one.steps) == (whole.loss, whole.train_loss, whole.steps)
     assert one.seconds == pytest.approx(8 * 0.5 + 8 * 2.0, abs=1e-3)
     assert one.tokens_per_second == pytest.approx(4096 / 20.0, rel=1e-3)
     assert speeds == pytest.approx([BATCH_TOKENS / 2.0] * 2, rel=1e-9)
