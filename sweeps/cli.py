@@ -16,7 +16,7 @@ from yaml import YAMLError
 from hyperp.config import one_line
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.plan import Plan, Point, check_runs, make_plan
-from hyperp.sweeps.status import DONE, concluded, counts, counts_line, states, survey
+from hyperp.sweeps.status import DONE, concluded, counts, counts_line, set_aside, states, survey
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 
@@ -96,14 +96,12 @@ def run(words: Words = None) -> None:
 
     launcher = read_launcher(made)
     before = states(made)
-    for state in before:
-        if state.damaged:
-            _warn(f"{state.damaged}; it will be run again")
     todo = [point for point, state in zip(made.points, before, strict=True) if state.status not in DONE]
     if todo:
         check_runs(todo)
         _check_devices(todo)
     with planfile.lock(made.root):
+        set_aside(made.root, before, _warn)
         planfile.write(made)
         reasons = _work(made, todo, launcher) if todo else {}
     after = concluded(made, reasons)

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyperp.config import from_dict, one_line
+from hyperp.files import replacing
 from hyperp.record import METRIC
 from hyperp.scale import Scale
 from hyperp.sweeps import planfile
@@ -76,8 +76,12 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
     rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
-    _replace(output, lambda path: pq.write_table(table, path))
-    _replace(output.with_suffix(".csv"), lambda path: _write_csv(path, rows))
+    with replacing(output, "wb") as file:
+        pq.write_table(table, file)
+    with replacing(output.with_suffix(".csv")) as file:
+        writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return runs
 
 
@@ -132,16 +136,3 @@ def _planned_by_folder(run_dir: Path) -> planfile.Planned:
         raise ValueError(f"{path} must be a mapping, got {values!r}")
     config = from_dict({str(key): value for key, value in values.items()})
     return planfile.entry(make_point((), (), config), "")
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.replace(path)
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

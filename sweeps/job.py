@@ -1,7 +1,6 @@
 """One run as a function of plain values: what a worker of this machine calls, and a job of a cluster."""
 
 import json
-import logging
 import math
 import os
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hyperp import record
+from hyperp import heartbeat, record
 from hyperp.config import from_dict
 from hyperp.record import Record
 from hyperp.sweeps.plan import validation_line
@@ -18,31 +17,14 @@ from hyperp.sweeps.plan import validation_line
 if TYPE_CHECKING:
     from hyperp.train import Report
 
-log = logging.getLogger(__name__)
 TYPES = TypeAdapter(Record)
 
 
 def run_job(config: dict[str, Any], run_dir: str, report: "Report | None" = None) -> dict[str, Any]:
-    """Do the run, or what is left of it, and return its record as plain values.
-
-    A run that finished or diverged before is not done again. An exception becomes a failed record. A record
-    that cannot be read is set aside, and the run done again.
-    """
-    folder = Path(run_dir)
-    try:
-        ended = load_record(folder)
-    except ValueError as error:
-        log.warning("%s; set aside as record.damaged, running again", error)
-        (folder / "record.json").replace(folder / "record.damaged")
-        ended = None
-    if ended is not None and ended.status != "failed":
-        return asdict(ended)
+    """Do the run, or what is left of it, and return its record as plain values; see `hyperp.train.train`."""
     from hyperp.train import train_or_record_failure  # imports torch
 
-    result = train_or_record_failure(from_dict(config), folder, report)
-    if result.status == "failed":
-        forget_heartbeat(folder)
-    return asdict(result)
+    return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report))
 
 
 def load_record(run_dir: Path) -> Record | None:
@@ -68,24 +50,20 @@ def load_record(run_dir: Path) -> Record | None:
 
 def record_failure(config: dict[str, Any], run_dir: str, reason: str) -> dict[str, Any]:
     """The record of a run whose process died without writing one; writes it unless the run had just ended."""
-    from hyperp.train import base_record
+    from hyperp import train
 
-    folder = Path(run_dir)
     try:
-        ended = load_record(folder)
+        ended = load_record(Path(run_dir))
     except ValueError:
         ended = None
-    if ended is not None and ended.status != "failed":
-        return asdict(ended)
-    failed = base_record(from_dict(config), status="failed", reason=reason)
-    record.save(failed, folder)
-    forget_heartbeat(folder)
-    return asdict(failed)
+    if ended is None or ended.status == "failed":
+        ended = train.record_failure(from_dict(config), Path(run_dir), reason)
+    return asdict(ended)
 
 
 def forget_heartbeat(run_dir: Path) -> None:
     """Remove the heartbeat of a process that is known to be gone, so that the run does not look running."""
-    (run_dir / "heartbeat.json").unlink(missing_ok=True)
+    (run_dir / heartbeat.FILE).unlink(missing_ok=True)
 
 
 def redirect_output(run_dir: Path) -> None:

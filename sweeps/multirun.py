@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hyperp.config import one_line
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.plan import Point, check_runs, make_plan
-from hyperp.sweeps.status import DONE, concluded, counts_line, states
+from hyperp.sweeps.status import DONE, concluded, counts_line, set_aside, states
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"
@@ -50,6 +50,7 @@ class PlanSweeper(Sweeper):
         if todo:
             check_runs(todo)
         with planfile.lock(plan.root):
+            set_aside(plan.root, before, _warn)
             planfile.write(plan)
             results = self._launch(todo) if todo else []
         if not todo:
@@ -98,6 +99,10 @@ def _reasons(todo: Sequence[Point], results: Sequence[JobReturn]) -> dict[str, s
         if result.status == JobStatus.FAILED
     }
     return {run_id: f"{type(error).__name__}: {one_line(error)}" for run_id, error in errors.items()}
+
+
+def _warn(text: str) -> None:
+    print(f"hyperp-train: warning: {text}", file=sys.stderr)
 
 
 def register() -> None:

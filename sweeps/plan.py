@@ -192,7 +192,7 @@ def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Poi
 
 
 def _rate_refers(cfg: DictConfig, name: str) -> bool:
-    """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as conf/sweep/check has it."""
+    """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as in sweep=check."""
     lr = cfg.sweep.blocks[name].lr
     return "rate" in lr and OmegaConf.is_interpolation(lr, "rate")
 

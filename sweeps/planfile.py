@@ -1,9 +1,8 @@
 """`plan.json`: every run that was ever planned below a root, so that none is lost to the table."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
-from hyperp.record import write_json
+from hyperp import files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan import Plan, Point, validation_line
 
@@ -116,7 +115,7 @@ def write(plan: Plan) -> None:
     points += [point for run_id, point in earlier.items() if run_id not in ids]
     if points != list(earlier.values()):
         header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.words)}
-        write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
+        files.write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
 
 
 def entry(point: Point, time: str) -> Planned:
@@ -136,13 +135,14 @@ def entry(point: Point, time: str) -> Planned:
 def lock(root: Path) -> Iterator[None]:
     """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
 
-    Raises ValueError if another process holds it: two that train the same run would overwrite each other.
+    Raises ValueError if another process holds it: two that do the same runs would get in each other's way.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / ".lock"
-    with path.open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path} is held by another sweep; wait for it or stop it") from None
+            stack.enter_context(files.lock(path, str(path)))
+        except files.HeldError as error:
+            raise ValueError(f"{error}; wait for it or stop it") from None
+        files.remove_leftovers(root)
         yield

@@ -1,13 +1,15 @@
 """What became of every run below a root, from what the runs themselves wrote."""
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hyperp import heartbeat
 from hyperp.record import Record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.job import load_record
@@ -95,11 +97,11 @@ def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
 def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
     """The heartbeat, if there is one, or what is wrong with it."""
     try:
-        return Heartbeat.model_validate_json((run_dir / "heartbeat.json").read_bytes()), None
+        return Heartbeat.model_validate_json((run_dir / heartbeat.FILE).read_bytes()), None
     except (FileNotFoundError, NotADirectoryError):
         return None, None
     except ValidationError as error:
-        return None, f"damaged heartbeat: {validation_line('heartbeat.json', error)}"
+        return None, f"damaged heartbeat: {validation_line(heartbeat.FILE, error)}"
     except OSError as error:
         return None, f"damaged heartbeat: {error}"
 
@@ -107,6 +109,17 @@ def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
 def states(plan: Plan) -> list[Run]:
     """The state of every run of a plan, in its order."""
     return [state_of(plan.root, point.run_id, None) for point in plan.points]
+
+
+def set_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> None:
+    """Rename damaged records to record.damaged, so that their runs are done again; only under the lock."""
+    for run in runs:
+        path = root / run.run_id / "record.json"
+        if not run.damaged:
+            continue
+        with contextlib.suppress(OSError):  # which the run itself will meet, and fail alone
+            path.replace(path.with_suffix(".damaged"))
+            warn(f"{run.damaged}; set aside as record.damaged, running again")
 
 
 def concluded(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:

@@ -1,6 +1,7 @@
 """`hyperp-train -m` makes the runs that `hyperp-sweep run` makes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_failed_runs_are_named_and_fail_the_command(tmp_path):
     assert record.load(good.run_dir) is not None
 
 
+def test_another_runs_record_is_set_aside_and_the_run_done(tmp_path):
+    words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0]}"]
+    point, other = make_plan(words).points[0], make_plan([*TINY, "seed=7"]).points[0]
+    record.save(base_record(other.config, status="finished", loss=1.0), point.run_dir)
+    done = command("hyperp-train", "-m", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"run_id must be {point.run_id}, got '{other.run_id}'; set aside as record.damaged" in done.stderr
+    assert losses(tmp_path).keys() == {point.run_id}
+    assert (point.run_dir / "record.damaged").exists()
+
+
 class Broken(Launcher):
     """A launcher whose first job died, as submitit's says it."""
 
@@ -140,7 +152,8 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
     for root in (done_root, new_root):  # without runs to do, and with
         with planfile.lock(root):
             done = command("hyperp-train", "-m", *words, f"runtime.root={root}")
-        expected = f"hyperp-train: error: {root / '.lock'} is held by another sweep; wait for it or stop it\n"
+        expected = f"hyperp-train: error: {root / '.lock'} is held by process {os.getpid()} on "
+        expected += f"{os.uname().nodename}; wait for it or stop it\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
         assert not (root / "plan.json").exists()
 

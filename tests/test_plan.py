@@ -262,7 +262,7 @@ def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
 def test_one_sweep_at_a_time_holds_a_root(tmp_path):
     with (
         planfile.lock(tmp_path),
-        pytest.raises(ValueError, match="held by another sweep"),
+        pytest.raises(ValueError, match=r"\.lock is held by process \d+ on .*; wait for it or stop it"),
         planfile.lock(tmp_path),
     ):
         pass

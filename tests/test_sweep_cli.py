@@ -1,6 +1,7 @@
 """`hyperp-sweep` as a user meets it: real processes, exit codes, what is printed where."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -173,9 +174,8 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(finished, tmp_pa
         before = (root / "plan.json").read_bytes()
         for held in (tmp_path, root):  # with runs to do, and without
             done = sweep("run", *words(held))
-            expected = (
-                f"hyperp-sweep: error: {held / '.lock'} is held by another sweep; wait for it or stop it\n"
-            )
+            expected = f"hyperp-sweep: error: {held / '.lock'} is held by process {os.getpid()} on "
+            expected += f"{os.uname().nodename}; wait for it or stop it\n"
             assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert (root / "plan.json").read_bytes() == before
