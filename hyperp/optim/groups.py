@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.rule import RULES, Rule
+from hyperp.optim.split import Split, splits_of
 from hyperp.roles import ROLES, Role, roles_of
 
 # Rows: arXiv 2601.08393 for sso and muonsphere (the router with the hidden matrices, the unembedding on
@@ -41,24 +43,28 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """One group for each role that the model has, in the order of ROLES, for any `GroupedOptimizer`.
 
-    A group holds "params" as (name, tensor) pairs, "role", "algorithm", "lr" and the options of its
-    algorithm, from `options[algorithm]`. Raises ValueError for a role without algorithm or rate, and for what
-    `roles_of` refuses.
+    Parameters of one role whose modules declare different `param_splits` make several groups. A group holds
+    "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm, from
+    `options[algorithm]`. Raises ValueError for a role without algorithm or rate, for a split that does not
+    fit, and for what `roles_of` refuses.
     """
     for name, values in (options or {}).items():
         if not isinstance(values, Mapping):
             raise ValueError(f"options.{name} must be a mapping of options, got {values!r}")
     roles = roles_of(model, unembedding)
-    named = dict(model.named_parameters())
+    named, splits = dict(model.named_parameters()), splits_of(model)
     groups = []
     for role in ROLES:
-        members = [(name, named[name]) for name, its_role in roles.items() if its_role == role]
-        if members:
+        of_role = [(name, named[name]) for name, its_role in roles.items() if its_role == role]
+        by_split: dict[Split | None, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in of_role:
+            by_split.setdefault(splits.get(parameter), []).append((name, parameter))
+        for split, members in by_split.items():
             algorithm = _of_role("algorithms", algorithms, role)
             checks.one_of(f"algorithm of role {role}", algorithm, RULES)
             rate = _of_role("lr", lr, role) if isinstance(lr, Mapping) else lr
             checks.at_least(f"lr of role {role}", rate, 0)
-            group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate}
+            group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate, "split": split}
             groups.append({**(options or {}).get(algorithm, {}), **group})
     return groups
 
@@ -71,6 +77,7 @@ def build(
     algorithms: Mapping[Role, str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     unembedding: Iterable[nn.Module] = (),
+    process_group: dist.ProcessGroup | None = None,
 ) -> GroupedOptimizer:
     """The optimizer `name` for a model: `TABLE[name]` says which algorithm each role follows.
 
@@ -82,7 +89,7 @@ def build(
         checks.one_of("role", role, ROLES)
     table: dict[Role, str] = {**TABLE[name], **(algorithms or {})}
     groups = param_groups(model, lr=lr, algorithms=table, options=options, unembedding=unembedding)
-    return GroupedOptimizer(groups, options=options)
+    return GroupedOptimizer(groups, options=options, process_group=process_group)
 
 
 def resolve(
