@@ -341,7 +341,7 @@ def test_a_config_that_cannot_be_read_either_costs_its_row_alone(sweep, text, me
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("time", "noon"), ("time", None), ("step", 1.5), ("steps", [1]), ("time", math.inf)]
+    ("key", "value"), [("time", "noon"), ("time", None), ("step", "64"), ("steps", [1]), ("time", math.inf)]
 )
 def test_a_damaged_heartbeat_is_told_and_hides_no_other_run(sweep, key, value):
     root, plan = sweep

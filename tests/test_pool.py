@@ -241,6 +241,16 @@ def test_a_wrong_launcher_is_refused(word, message):
         read_launcher(make_plan([word]))
 
 
+def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
+    point = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
+    point.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
+    written, save = [], record.save
+    monkeypatch.setattr(record, "save", lambda *of: (written.append(of), save(*of)))
+    result = run_job(asdict(point.config), str(point.run_dir))
+    assert result["status"] == "failed"
+    assert len(written) == 1
+
+
 def test_a_job_does_nothing_for_a_finished_run_and_again_what_left_a_damaged_record(tmp_path):
     point = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
     config, run_dir = asdict(point.config), str(point.run_dir)
