@@ -114,6 +114,27 @@ def twin_cases() -> dict[str, tuple[str, dict[str, Any], Callable[[Tensor, list[
             sso(one, aspect),
         ),
         "sso, original scale": ("sso", {**EXACT_SSO, "scale_mode": "original"}, sso(aspect, expand)),
+        "sso, radius 2, original scale": (
+            "sso",
+            {**EXACT_SSO, "radius_factor": 2.0, "scale_mode": "original"},
+            sso(lambda W: 2 * aspect(W), lambda W: 2 * expand(W)),
+        ),
+        "sso, dynamic": ("sso", {**EXACT_SSO, "retraction": "dynamic"}, sso(aspect, aspect, dynamic=True)),
+        "muonsphere, dynamic": (
+            "muonsphere",
+            {**EXACT, "block": 64, "retraction": "dynamic"},
+            sso(aspect, aspect, tangent=False, dynamic=True),
+        ),
+        "muonsphere, radius 3, unit, aspect scale": (
+            "muonsphere",
+            {**EXACT, "block": 64, "radius_factor": 3.0, "radius_mode": "unit", "scale_mode": "aspect"},
+            sso(lambda W: 3.0, lambda W: 3 * aspect(W), tangent=False),
+        ),
+        "muonsphere, radius 2, rms scale": (
+            "muonsphere",
+            {**EXACT, "block": 64, "radius_factor": 2.0, "scale_mode": "match_rms_adamw"},
+            sso(lambda W: 2 * aspect(W), lambda W: 2 * match_rms(W), tangent=False),
+        ),
         "muonsphere": ("muonsphere", {**EXACT, "block": 64}, sso(aspect, aspect, tangent=False)),
         "muonsphere, rms scale": (
             "muonsphere",

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperp.optim import reference
 from hyperp.optim.msign import msign, unit_frobenius
@@ -220,8 +221,6 @@ def test_opposite_pairs_are_one_pair():
 def test_the_step_traces_without_reading_the_device():
     # A host read would break the graph: fullgraph refuses .item() and branches on tensors.
     M, u, v = (x.float() for x in momenta(8, 6, seed=4, along=0.2))
-    program = torch.fx.experimental.proxy_tensor.make_fx(
-        lambda M, u, v: solve(M, u, v).phi_Bmn, tracing_mode="fake"
-    )(M, u, v)
+    program = make_fx(lambda M, u, v: solve(M, u, v).phi_Bmn, tracing_mode="fake")(M, u, v)
     assert not [node for node in program.graph.nodes if "local_scalar_dense" in str(node.target)]
     torch.testing.assert_close(program(M, u, v), solve(M, u, v).phi_Bmn, rtol=1e-6, atol=1e-6)

@@ -4,7 +4,6 @@ from hyperp.optim.adamh import AdamH
 from hyperp.optim.adamw import AdamW
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import TABLE, build, param_groups
-from hyperp.optim.msign import msign
 from hyperp.optim.muon import Muon
 from hyperp.optim.muonh import MuonH
 from hyperp.optim.sso import SSO, MuonSphere
@@ -19,6 +18,5 @@ __all__ = [
     "MuonH",
     "MuonSphere",
     "build",
-    "msign",
     "param_groups",
 ]

@@ -9,17 +9,9 @@ from torch import Tensor, nn
 from hyperp.optim.adamw import adam_direction, adam_state, check_adam
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rule, SphereError, State, register
+from hyperp.optim.rule import Rule, State, register, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
-
-
-def frobenius_radius(W_Bmn: Tensor) -> Tensor:
-    """Frobenius norms that the matrices have now, (B,); SphereError for one that is zero or not finite."""
-    radius_B = FrobeniusSphere().norm(W_Bmn)
-    if not bool((radius_B.isfinite() & (radius_B > 0)).all()):
-        raise SphereError(f"must have a finite norm above 0 to be held on a sphere, got {radius_B.tolist()}")
-    return radius_B
 
 
 @register
@@ -28,6 +20,7 @@ class AdamHRule(Rule):
     """Decay rates of the two moments, and the term that keeps the division finite."""
 
     name = "adamh"
+    sphere = FrobeniusSphere()
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -37,12 +30,16 @@ class AdamHRule(Rule):
 
     def init(self, W: Tensor) -> State:
         """Zero moments, and the norm the matrix has now as its radius."""
-        return {**adam_state(W), "radius": frobenius_radius(W)}
+        return {**adam_state(W), **self.sphere.init(W)}
+
+    def project(self, W: Tensor) -> Tensor:
+        """As it is: the sphere goes through it."""
+        return self.sphere.project(W)
 
     def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
         """W <- W - lr radius U/|U|, then rescaled to the radius; U is Adam's bias-corrected direction."""
         direction, moments = adam_direction(G, state, self.betas, self.eps)
-        W = FrobeniusSphere().step(W, direction, lr, state["radius"])
+        W, _ = self.sphere.retract(self.sphere.step(W, direction, lr, state), state, lr)
         return W, moments
 
 
@@ -65,4 +62,5 @@ class AdamH(GroupedOptimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
     ) -> None:
-        super().__init__(**resolve(params, lr, AdamHRule(betas=betas, eps=eps), options, unembedding))
+        rule = rule_of(AdamHRule, locals())
+        super().__init__(**resolve(params, lr, rule, options, unembedding))

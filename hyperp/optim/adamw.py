@@ -1,6 +1,6 @@
 """AdamW (arXiv 1711.05101): for embeddings, vectors and whatever has no better geometry."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rule, State, register
+from hyperp.optim.rule import Rule, State, register, rule_of
 from hyperp.roles import Role
 
 
 def check_adam(betas: tuple[float, float], eps: float) -> None:
     """Raise ValueError unless both betas are in [0, 1) and eps > 0."""
-    if len(betas) != 2:
-        raise ValueError(f"betas must be two decay rates, got {betas}")
+    if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"betas must be two decay rates, got {betas!r}")
     checks.below_one("betas[0]", betas[0])
     checks.below_one("betas[1]", betas[1])
     checks.positive("eps", eps)
@@ -84,9 +84,5 @@ class AdamW(GroupedOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        rule = AdamWRule(
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-        )
+        rule = rule_of(AdamWRule, locals())
         super().__init__(**resolve(params, lr, rule))

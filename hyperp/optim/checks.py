@@ -2,30 +2,37 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 
 def at_least(name: str, value: float, lowest: float) -> None:
     """Finite and >= lowest."""
-    if not (math.isfinite(value) and value >= lowest):
-        raise ValueError(f"{name} must be finite and at least {lowest:g}, got {value}")
+    if not (_number(value) and math.isfinite(value) and value >= lowest):
+        raise ValueError(f"{name} must be finite and at least {lowest:g}, got {value!r}")
 
 
 def positive(name: str, value: float) -> None:
     """Finite and > 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+    if not (_number(value) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and greater than 0, got {value!r}")
 
 
 def below_one(name: str, value: float) -> None:
     """In [0, 1), as a decay rate of an average has to be."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")
+    if not (_number(value) and 0 <= value < 1):
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
 
 
 def whole(name: str, value: int, lowest: int) -> None:
     """An integer >= lowest."""
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+
+
+def flag(name: str, value: bool) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -33,3 +40,7 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

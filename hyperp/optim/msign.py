@@ -101,12 +101,15 @@ def _compose(x: Tensor, polynomials: Sequence[Quintic]) -> Tensor:
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
     for a, b, c in polynomials:
-        gram = x @ x.mT
+        gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.reshape(shape)
 
 
 def _svd_polar(x: Tensor) -> Tensor:
+    # LAPACK raises on what is not finite; NaN in, NaN out is what the polynomials do.
+    finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    x = torch.where(finite, x, torch.zeros_like(x))
     U, S, Vh = torch.linalg.svd(x, full_matrices=False)
     noise = S[..., :1] * max(x.shape[-2:]) * torch.finfo(x.dtype).eps
-    return (U * (noise < S).to(x.dtype).unsqueeze(-2)) @ Vh
+    return torch.where(finite, (U * (noise < S).to(x.dtype).unsqueeze(-2)) @ Vh, torch.nan)

@@ -12,7 +12,7 @@ from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, validate
-from hyperp.optim.rule import Rule, State, register
+from hyperp.optim.rule import Rule, State, register, rule_of
 from hyperp.roles import Role
 
 # Length of a step of a (d_out, d_in) matrix over lr: the names are those of torch.optim.Muon.
@@ -41,6 +41,7 @@ class MuonRule(Rule):
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
+        checks.flag("nesterov", self.nesterov)
         checks.one_of("scale_mode", self.scale_mode, get_args(MuonScale))
         checks.at_least("weight_decay", self.weight_decay, 0)
         validate(self.msign, self.msign_steps, self.msign_dtype)
@@ -81,13 +82,5 @@ class Muon(GroupedOptimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
     ) -> None:
-        rule = MuonRule(
-            momentum=momentum,
-            nesterov=nesterov,
-            scale_mode=scale_mode,
-            weight_decay=weight_decay,
-            msign=msign,
-            msign_steps=msign_steps,
-            msign_dtype=msign_dtype,
-        )
+        rule = rule_of(MuonRule, locals())
         super().__init__(**resolve(params, lr, rule, options, unembedding))

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.optim import checks
-from hyperp.optim.adamh import frobenius_radius
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, validate
-from hyperp.optim.rule import Rule, State, register
+from hyperp.optim.rule import Rule, State, register, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
 
@@ -23,6 +22,7 @@ class MuonHRule(Rule):
     """Momentum, a sum and not an average, and how the matrix sign is computed (see `msign`)."""
 
     name = "muonh"
+    sphere = FrobeniusSphere()
 
     momentum: float = 0.95
     nesterov: bool = True
@@ -32,18 +32,23 @@ class MuonHRule(Rule):
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
+        checks.flag("nesterov", self.nesterov)
         validate(self.msign, self.msign_steps, self.msign_dtype)
 
     def init(self, W: Tensor) -> State:
         """Zero momentum, and the norm the matrix has now as its radius."""
-        return {"momentum": torch.zeros_like(W), "radius": frobenius_radius(W)}
+        return {"momentum": torch.zeros_like(W), **self.sphere.init(W)}
+
+    def project(self, W: Tensor) -> Tensor:
+        """As it is: the sphere goes through it."""
+        return self.sphere.project(W)
 
     def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
         """W <- W - lr radius U/|U|, then rescaled to the radius; U is the matrix sign of the momentum."""
         momentum = torch.add(G, state["momentum"], alpha=self.momentum)
         ahead = torch.add(G, momentum, alpha=self.momentum) if self.nesterov else momentum
         direction = msign(ahead, self.msign, self.msign_steps, self.msign_dtype)
-        W = FrobeniusSphere().step(W, direction, lr, state["radius"])
+        W, _ = self.sphere.retract(self.sphere.step(W, direction, lr, state), state, lr)
         return W, {"momentum": momentum}
 
 
@@ -69,11 +74,5 @@ class MuonH(GroupedOptimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
     ) -> None:
-        rule = MuonHRule(
-            momentum=momentum,
-            nesterov=nesterov,
-            msign=msign,
-            msign_steps=msign_steps,
-            msign_dtype=msign_dtype,
-        )
+        rule = rule_of(MuonHRule, locals())
         super().__init__(**resolve(params, lr, rule, options, unembedding))

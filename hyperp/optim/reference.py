@@ -142,11 +142,12 @@ def sso_step(
     length: float,
     tangent: bool = True,
     nesterov: bool = True,
+    dynamic: bool = False,
     sign: Sign = polar_factor,
 ) -> tuple[Tensor, Tensor]:
     """One step of SSO, or of MuonSphere without `tangent`: new W and new momentum (arXiv 2601.08393)."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    W = W * (radius / S[0])
+    W = W * (1 + 0.05 * lr * torch.sign(radius - S[0]) if dynamic else radius / S[0])
     M = momentum * M + (1 - momentum) * G
     ahead = momentum * M + (1 - momentum) * G if nesterov else M
     ahead = ahead / ahead.norm()

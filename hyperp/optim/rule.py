@@ -4,6 +4,7 @@ A rule works on units. A unit is a matrix (d_out, d_in), or for AdamW a whole te
 dtype are updated at once, so every tensor of the state has B as its first axis.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -51,6 +52,11 @@ def register(rule: RuleType) -> RuleType:
 def option_names(rule: type[Rule]) -> list[str]:
     """The hyperparameters of a rule."""
     return [field.name for field in fields(rule)]
+
+
+def rule_of(rule: type[Rule], arguments: Mapping[str, Any]) -> Rule:
+    """The rule whose hyperparameters are among the arguments of a function."""
+    return rule(**{name: arguments[name] for name in option_names(rule)})
 
 
 def make_rule(name: str, options: dict[str, Any]) -> Rule:

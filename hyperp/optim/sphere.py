@@ -1,58 +1,116 @@
-"""The sphere that a weight matrix lives on: which norm it fixes, and how a matrix is put there.
+"""The sphere that a weight matrix lives on: which norm it fixes, and how a step stays on it.
 
-Shapes: B matrices of m = d_out rows and n = d_in columns. A new geometry is a new class with the same two
-methods.
+Shapes: B matrices of m = d_out rows and n = d_in columns. A new geometry is a new class with the four methods
+of `Sphere`; the rules know no more of it.
 """
 
-from typing import Protocol
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from hyperp.optim.msign import unit_frobenius
-from hyperp.optim.spectral import TopTriple, warm_triple
+from hyperp.optim.rule import SphereError, State
+from hyperp.optim.spectral import BLOCK, cold_triple, warm_triple
+
+RadiusMode = Literal["aspect", "unit"]
+Retraction = Literal["hard", "dynamic"]
+DYNAMIC = 0.05  # relative change of a matrix in a dynamic retraction, over lr (arXiv 2601.08393)
 
 
 class Sphere(Protocol):
     """All matrices of one norm."""
 
-    def norm(self, W_Bmn: Tensor) -> Tensor:
-        """The norm of each matrix, (B,)."""
+    def init(self, W_Bmn: Tensor) -> State:
+        """What the sphere keeps for every matrix; SphereError for one that is zero or not finite."""
         ...
 
-    def project(self, W_Bmn: Tensor, radius_B: Tensor) -> Tensor:
-        """The matrices rescaled to norm `radius_B`; none of them may be zero."""
+    def project(self, W_Bmn: Tensor) -> Tensor:
+        """Where training starts: exactly on the sphere; SphereError for a matrix that is zero or not
+        finite."""
+        ...
+
+    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """Back to the sphere, cheaply, and what is known of the matrices there, news for the state among
+        it."""
+        ...
+
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:
+        """Move against `direction` by `lr` radii; a retraction comes after this or before the next."""
         ...
 
 
+@dataclass(frozen=True)
 class FrobeniusSphere:
-    """Matrices of one Frobenius norm (arXiv 2606.16899, 2603.28743)."""
+    """Matrices of the Frobenius norm that they started with (arXiv 2606.16899, 2603.28743)."""
 
-    def norm(self, W_Bmn: Tensor) -> Tensor:
-        """Root of the sum of squares."""
-        return torch.linalg.vector_norm(W_Bmn, dim=(-2, -1))
+    def init(self, W_Bmn: Tensor) -> State:
+        """The norm that every matrix has now as its radius."""
+        return {"radius": _positive(torch.linalg.vector_norm(W_Bmn, dim=(-2, -1)))}
 
-    def project(self, W_Bmn: Tensor, radius_B: Tensor) -> Tensor:
-        """Rescale to Frobenius norm `radius_B`."""
-        return W_Bmn * (radius_B / self.norm(W_Bmn))[:, None, None]
+    def project(self, W_Bmn: Tensor) -> Tensor:
+        """They are there."""
+        self.init(W_Bmn)
+        return W_Bmn
 
-    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, radius_B: Tensor) -> Tensor:
-        """Move against `direction` by `lr` radii, whatever its length, and come back to the sphere."""
-        return self.project(W_Bmn - (lr * radius_B)[:, None, None] * unit_frobenius(direction_Bmn), radius_B)
+    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:  # noqa: ARG002
+        """Rescale to the radius; a matrix of norm zero, or too long for its norm, becomes NaN."""
+        norm_B = torch.linalg.vector_norm(W_Bmn, dim=(-2, -1))
+        scale_B = torch.where(norm_B.isfinite(), state["radius"] / norm_B, torch.nan)
+        return W_Bmn * scale_B[:, None, None], {}
+
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:
+        """Move by `lr` radii, whatever the length of `direction`."""
+        return W_Bmn - (lr * state["radius"])[:, None, None] * unit_frobenius(direction_Bmn)
 
 
+@dataclass(frozen=True)
 class SpectralSphere:
-    """Matrices of one largest singular value (arXiv 2601.08393)."""
+    """Matrices of one largest singular value (arXiv 2601.08393).
 
-    def norm(self, W_Bmn: Tensor) -> Tensor:
-        """Largest singular value, from an SVD."""
-        return torch.linalg.matrix_norm(W_Bmn, ord=2)
+    It is `factor` times sqrt(d_out/d_in) ("aspect") or 1 ("unit"). A hard retraction rescales to it; a
+    dynamic one goes towards it by 0.05 lr, W <- (1 + 0.05 lr sign(R - sigma)) W. `block` right singular
+    vectors are kept to find the top pair again.
+    """
 
-    def project(self, W_Bmn: Tensor, radius_B: Tensor) -> Tensor:
-        """Rescale to largest singular value `radius_B`, exactly."""
-        return W_Bmn * (radius_B / self.norm(W_Bmn))[:, None, None]
+    factor: float = 1.0
+    mode: RadiusMode = "aspect"
+    retraction: Retraction = "hard"
+    block: int = BLOCK
 
-    def retract(self, W_Bmn: Tensor, basis_Bnk: Tensor, radius_B: Tensor) -> tuple[Tensor, TopTriple]:
-        """Rescale to `radius_B` by the triple that the warm block finds; returns the triple too."""
-        top = warm_triple(W_Bmn, basis_Bnk)
-        return W_Bmn * (radius_B / top.sigma_B)[:, None, None], top._replace(sigma_B=radius_B)
+    def radius(self, d_out: int, d_in: int) -> float:
+        """Largest singular value of a (d_out, d_in) matrix."""
+        return self.factor * (math.sqrt(d_out / d_in) if self.mode == "aspect" else 1.0)
+
+    def init(self, W_Bmn: Tensor) -> State:
+        """The top right singular vectors, from an SVD."""
+        _positive(W_Bmn.abs().amax((-2, -1)))
+        return {"basis": cold_triple(W_Bmn, self.block).basis_Bnk}
+
+    def project(self, W_Bmn: Tensor) -> Tensor:
+        """Rescale to the radius by an SVD."""
+        _positive(W_Bmn.abs().amax((-2, -1)))
+        sigma_B = torch.linalg.matrix_norm(W_Bmn, ord=2)
+        return W_Bmn * (self.radius(*W_Bmn.shape[-2:]) / sigma_B)[:, None, None]
+
+    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+        """Rescale by the top triple that the block finds, or go towards it; the new block, and the pair u,
+        v."""
+        radius, top = self.radius(*W_Bmn.shape[-2:]), warm_triple(W_Bmn, state["basis"])
+        if self.retraction == "hard":
+            scale_B = radius / top.sigma_B
+        else:
+            scale_B = 1 + DYNAMIC * lr * torch.sign(radius - top.sigma_B)
+        return W_Bmn * scale_B[:, None, None], {"basis": top.basis_Bnk, "u": top.u_Bm, "v": top.v_Bn}
+
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:  # noqa: ARG002
+        """Move by `lr` radii along a `direction` of unit spectral norm."""
+        return torch.add(W_Bmn, direction_Bmn, alpha=-lr * self.radius(*W_Bmn.shape[-2:]))
+
+
+def _positive(norm_B: Tensor) -> Tensor:
+    if not bool((norm_B.isfinite() & (norm_B > 0)).all()):
+        raise SphereError(f"must be finite and not zero to be held on a sphere, got norms {norm_B.tolist()}")
+    return norm_B

@@ -17,13 +17,12 @@ from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, unit_frobenius, validate
 from hyperp.optim.muon import muon_scale
-from hyperp.optim.rule import Rule, SphereError, State, register
-from hyperp.optim.spectral import BLOCK, TopTriple, cold_triple
-from hyperp.optim.sphere import SpectralSphere
+from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.spectral import BLOCK
+from hyperp.optim.sphere import RadiusMode, Retraction, SpectralSphere
 from hyperp.optim.tangent import COLD_SLOPE, tangent_step
 from hyperp.roles import Role
 
-RadiusMode = Literal["aspect", "unit"]
 ScaleMode = Literal["radius", "aspect", "original", "match_rms_adamw"]
 
 
@@ -34,6 +33,7 @@ class MuonSphereRule(Rule):
 
     radius_mode: largest singular value over `radius_factor`: sqrt(d_out/d_in) ("aspect") or 1 ("unit").
     scale_mode: length of a step over lr and `radius_factor`: as the radius, or by one of the published rules.
+    retraction: rescale to the radius every step ("hard"), or go towards it by 0.05 lr ("dynamic").
     block: right singular vectors kept between steps for each matrix.
     """
 
@@ -44,6 +44,7 @@ class MuonSphereRule(Rule):
     radius_factor: float = 1.0
     radius_mode: RadiusMode = "aspect"
     scale_mode: ScaleMode = "radius"
+    retraction: Retraction = "hard"
     msign: Method = "polar_express"
     msign_steps: int | None = None
     msign_dtype: str | None = None
@@ -51,51 +52,52 @@ class MuonSphereRule(Rule):
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
+        checks.flag("nesterov", self.nesterov)
         checks.positive("radius_factor", self.radius_factor)
         checks.one_of("radius_mode", self.radius_mode, get_args(RadiusMode))
         checks.one_of("scale_mode", self.scale_mode, get_args(ScaleMode))
+        checks.one_of("retraction", self.retraction, get_args(Retraction))
         checks.whole("block", self.block, 1)
         validate(self.msign, self.msign_steps, self.msign_dtype)
 
-    def radius(self, d_out: int, d_in: int) -> float:
-        """Largest singular value of a (d_out, d_in) matrix on its sphere."""
-        return self.radius_factor * (math.sqrt(d_out / d_in) if self.radius_mode == "aspect" else 1.0)
+    @property
+    def sphere(self) -> SpectralSphere:
+        """Where the matrices live."""
+        return SpectralSphere(self.radius_factor, self.radius_mode, self.retraction, self.block)
 
     def length(self, d_out: int, d_in: int) -> float:
         """Spectral norm of a step at lr = 1."""
         if self.scale_mode == "radius":
-            return self.radius(d_out, d_in)
+            return self.sphere.radius(d_out, d_in)
         if self.scale_mode == "aspect":
             return self.radius_factor * math.sqrt(d_out / d_in)
         return self.radius_factor * muon_scale(self.scale_mode, d_out, d_in)
 
     def init(self, W: Tensor) -> State:
         """Zero momentum, and the top right singular vectors."""
-        top = cold_triple(_nonzero(W), self.block)
-        return {"momentum": torch.zeros_like(W), "basis": top.basis_Bnk}
+        return {"momentum": torch.zeros_like(W), **self.sphere.init(W)}
+
+    def project(self, W: Tensor) -> Tensor:
+        """Rescale to the radius."""
+        return self.sphere.project(W)
 
     def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
         """Retract W to the sphere, then W <- W - lr length Phi."""
-        shape = W.shape[-2:]
-        W, top = SpectralSphere().retract(W, state["basis"], torch.full_like(W[:, 0, 0], self.radius(*shape)))
+        W, place = self.sphere.retract(W, state, lr)
         momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
         ahead = torch.lerp(G, momentum, self.momentum) if self.nesterov else momentum
-        direction, learnt = self.direction(ahead, top, state)
-        W = torch.add(W, direction, alpha=-lr * self.length(*shape))
-        return W, {"momentum": momentum, "basis": top.basis_Bnk, **learnt}
+        direction, learnt = self.direction(ahead, place["u"], place["v"], state)
+        shape = W.shape[-2:]
+        W = self.sphere.step(W, direction, lr * self.length(*shape) / self.sphere.radius(*shape), state)
+        return W, {"momentum": momentum, "basis": place["basis"], **learnt}
 
-    def direction(self, M: Tensor, top: TopTriple, state: State) -> tuple[Tensor, State]:  # noqa: ARG002
+    def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:  # noqa: ARG002
         """Steepest step of unit spectral norm, and what changes of the state."""
         return self.sign(M), {}
 
     def sign(self, M: Tensor) -> Tensor:
         """The matrix sign, as configured."""
         return msign(M, self.msign, self.msign_steps, self.msign_dtype)
-
-    def project(self, W: Tensor) -> Tensor:
-        """Rescale to the radius."""
-        radius_B = torch.full_like(W[:, 0, 0], self.radius(*W.shape[-2:]))
-        return SpectralSphere().project(_nonzero(W), radius_B)
 
 
 @register
@@ -120,20 +122,10 @@ class SSORule(MuonSphereRule):
         """Those of MuonSphere, and how steeply h rises, which every step learns."""
         return {**super().init(W), "slope": torch.full_like(W[:, 0, 0], COLD_SLOPE)}
 
-    def direction(self, M: Tensor, top: TopTriple, state: State) -> tuple[Tensor, State]:
+    def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Steepest step tangent to the sphere."""
-        M = unit_frobenius(M)
-        step = tangent_step(M, top.u_Bm, top.v_Bn, self.sign, state["slope"], self.evaluations)
+        step = tangent_step(unit_frobenius(M), u, v, self.sign, state["slope"], self.evaluations)
         return step.phi_Bmn, {"slope": step.slope_B}
-
-
-def _nonzero(W_Bmn: Tensor) -> Tensor:
-    largest_B = W_Bmn.abs().amax((-2, -1))
-    if not bool((largest_B.isfinite() & (largest_B > 0)).all()):
-        raise SphereError(
-            f"must be finite and not zero to be held on a sphere, got largest entries {largest_B.tolist()}"
-        )
-    return W_Bmn
 
 
 class MuonSphere(GroupedOptimizer):
@@ -156,6 +148,7 @@ class MuonSphere(GroupedOptimizer):
         radius_factor: float = 1.0,
         radius_mode: RadiusMode = "aspect",
         scale_mode: ScaleMode = "radius",
+        retraction: Retraction = "hard",
         msign: Method = "polar_express",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
@@ -163,17 +156,7 @@ class MuonSphere(GroupedOptimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
     ) -> None:
-        rule = MuonSphereRule(
-            momentum=momentum,
-            nesterov=nesterov,
-            radius_factor=radius_factor,
-            radius_mode=radius_mode,
-            scale_mode=scale_mode,
-            msign=msign,
-            msign_steps=msign_steps,
-            msign_dtype=msign_dtype,
-            block=block,
-        )
+        rule = rule_of(MuonSphereRule, locals())
         super().__init__(**resolve(params, lr, rule, options, unembedding))
 
 
@@ -194,6 +177,7 @@ class SSO(GroupedOptimizer):
         radius_factor: float = 1.0,
         radius_mode: RadiusMode = "aspect",
         scale_mode: ScaleMode = "radius",
+        retraction: Retraction = "hard",
         evaluations: int = 2,
         tolerance: float = 1e-2,
         max_evaluations: int = 20,
@@ -204,18 +188,5 @@ class SSO(GroupedOptimizer):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
     ) -> None:
-        rule = SSORule(
-            momentum=momentum,
-            nesterov=nesterov,
-            radius_factor=radius_factor,
-            radius_mode=radius_mode,
-            scale_mode=scale_mode,
-            evaluations=evaluations,
-            tolerance=tolerance,
-            max_evaluations=max_evaluations,
-            msign=msign,
-            msign_steps=msign_steps,
-            msign_dtype=msign_dtype,
-            block=block,
-        )
+        rule = rule_of(SSORule, locals())
         super().__init__(**resolve(params, lr, rule, options, unembedding))
