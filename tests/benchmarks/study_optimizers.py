@@ -1,0 +1,224 @@
+"""Five optimizers at their best rates: loss, cost, stability, and how far the best rate moves with width.
+
+    hyperp-sweep run +experiment=optimizers
+    hyperp-sweep collect runs/optimizers
+    python tests/benchmarks/study_optimizers.py runs/optimizers/runs.parquet reports/optimizers
+
+The sweep gives losses and optima. What it does not keep, step times and the sizes of activations and weights,
+is measured here in further runs at the tuned rates; run it on an idle machine.
+"""
+
+import argparse
+import math
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from hyperp.analysis.check import check
+from hyperp.analysis.law import SliceRecord
+from hyperp.analysis.plots import save_figure, transfer_panels
+from hyperp.analysis.records import read_runs
+from hyperp.analysis.transfer import Transfer, transfer
+from hyperp.config import Config, compose, resolve
+from hyperp.trainer import Trainer
+
+TIMED = 100  # steps, after as many to warm up
+COMMON = ("+experiment=optimizers", "sweep=none", "runtime.device=cpu")
+
+
+@dataclass
+class Stability:
+    """Of one run at the tuned rate: over its steps, and at its end."""
+
+    milliseconds: float  # of a step, the median
+    optimizer_share: float  # of that, the optimizer's
+    largest_activation: float  # in absolute value, of any block's output, over the last quarter of the run
+    sigma: tuple[float, float]  # smallest and largest over hidden matrices: sigma_max / sqrt(d_out / d_in)
+    gap: float  # median over hidden matrices of 1 - sigma_2 / sigma_1
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, help="the table of the sweep")
+    parser.add_argument("out", type=Path, help="folder of the report")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = read_runs(arguments.runs)
+    slices = check(runs).slices
+    answers = transfer(slices, "width")
+    figure, rows = transfer_panels(slices, answers)
+    save_figure(figure, rows, arguments.out, "transfer")
+    measured = {}
+    for one in track([s for s in slices if s.optimum], "stability"):
+        measured[key(one)] = stability(configure(one))
+    lines = [*header(runs.frame), *losses(slices), *drifts(answers), *costs(slices, measured)]
+    (arguments.out / "report.md").write_text("\n".join(lines) + "\n")
+    print(f"wrote {arguments.out / 'report.md'}")
+
+
+def key(one: SliceRecord) -> tuple:
+    """What tells slices apart."""
+    return (one.context["optimizer"], one.covariates["width"], one.covariates["tokens"])
+
+
+def configure(one: SliceRecord) -> Config:
+    """The run of a slice at its fitted optimum."""
+    assert one.optimum is not None
+    sizes = [f"scale.{name}={value}" for name, value in one.covariates.items()]
+    made_with = [f"optim={one.context['optimizer']}", f"parametrization={one.context['parametrization']}"]
+    return resolve(compose([*COMMON, *made_with, *sizes, f"base_lr={one.optimum.lr}"]))
+
+
+def stability(config: Config) -> Stability:
+    """Train once, watching."""
+    trainer = Trainer(config)
+    largest = torch.zeros(())
+    watching = False
+
+    def watch(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal largest
+        if watching:
+            largest = torch.maximum(largest, output.detach().abs().max())
+
+    for block in trainer.model.blocks:
+        block.register_forward_hook(watch)
+    step_seconds, optimizer_seconds = [], []
+    inner = trainer.optimizer.step
+
+    def timed(closure: None = None) -> None:
+        start = time.perf_counter()
+        inner(closure)
+        optimizer_seconds.append(time.perf_counter() - start)
+
+    trainer.optimizer.step = timed  # pyright: ignore[reportAttributeAccessIssue]
+    for step in range(config.scale.steps):
+        watching = step >= config.scale.steps * 3 // 4
+        start = time.perf_counter()
+        trainer.train_step()
+        step_seconds.append(time.perf_counter() - start)
+    shares, gaps = [], []
+    for group in trainer.optimizer.param_groups:
+        for weight in group["params"] if group["role"] == "hidden" else ():
+            values = torch.linalg.svdvals(weight.detach())
+            shares.append(float(values[0]) / math.sqrt(weight.shape[0] / weight.shape[1]))
+            gaps.append(1 - float(values[1] / values[0]))
+    window = slice(TIMED, 2 * TIMED)
+    median = float(np.median(step_seconds[window]))
+    return Stability(
+        milliseconds=1e3 * median,
+        optimizer_share=float(np.median(optimizer_seconds[window])) / median,
+        largest_activation=float(largest),
+        sigma=(min(shares), max(shares)),
+        gap=float(np.median(gaps)),
+    )
+
+
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown."""
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
+    return [f"| {line} |" for line in lines] + [""]
+
+
+def header(frame: pd.DataFrame) -> list[str]:
+    """What was run, and how."""
+    counts = frame["status"].value_counts()
+    made = ", ".join(f"{n} {status}" for status, n in counts.items())
+    text = f"""# Five optimizers at their best rates
+
+{len(frame)} runs ({made}) of a byte-level decoder of depth 2 on the source text of Python's standard library,
+batches of 512 tokens, linear decay to 0.1 without warm-up, clip 1. Hidden matrices follow the optimizer;
+embeddings and vectors AdamW; the unembedding AdamH beside MuonH, and AdamW else. AdamW runs under `standard`
+(every factor 1), the others under `raw` (HyperP's model, every factor 1).
+
+Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, one thread a run.
+"""
+    return [*text.splitlines(), ""]
+
+
+def losses(slices: list[SliceRecord]) -> list[str]:
+    """Best loss of every slice, with the spread of its seeds at the best rate of the grid."""
+    rows = []
+    for one in slices:
+        name, width, tokens = key(one)
+        points = pd.DataFrame([point.model_dump() for point in one.points])
+        if points.empty:
+            continue
+        by_rate = points.groupby("lr")["loss"].agg(["mean", "std", "count"])
+        complete = by_rate[by_rate["count"] == by_rate["count"].max()]
+        best = complete.loc[complete["mean"].idxmin()]
+        fitted = "-" if one.optimum is None else f"2^{math.log2(one.optimum.lr):.2f}"
+        error = "-" if one.optimum is None or one.optimum.se is None else f"{one.optimum.se:.2f}"
+        rate = math.log2(float(complete["mean"].idxmin()))  # pyright: ignore[reportArgumentType]
+        sizes = [name, f"{width}", f"{tokens:,}", fitted, error, f"2^{rate:.0f}"]
+        spread = [f"{best['mean']:.4f}", f"{best['std']:.4f}", f"{int(best['count'])}"]
+        rows.append([*sizes, *spread, str(len(one.diverged))])
+    columns = [
+        "optimizer",
+        "width",
+        "tokens",
+        "optimum",
+        "SE, octaves",
+        "best rate of the grid",
+        "its mean loss",
+    ]
+    columns += ["SD over seeds", "seeds", "rates that diverged"]
+    return ["## Loss", "", *table(columns, rows)]
+
+
+def drifts(answers: list[Transfer]) -> list[str]:
+    """How far the optimum moves."""
+    rows = []
+    for one in answers:
+        values = ", ".join("-" if p.lr is None else f"{p.value}: 2^{math.log2(p.lr):.2f}" for p in one.points)
+        drift = one.drift
+        if drift is None:
+            rows.append(
+                [one.context["optimizer"], f"{one.held['tokens']:,}", values, one.problem or "-", "-", "-"]
+            )
+            continue
+        interval = "-" if drift.low is None else f"{drift.low:+.2f} to {drift.high:+.2f}"
+        penalty = "-" if one.penalty is None else f"{one.penalty.nats:.4f} ({one.penalty.percent:.2f}%)"
+        moved = f"{drift.octaves_per_doubling:+.2f}"
+        rows.append([one.context["optimizer"], f"{one.held['tokens']:,}", values, moved, interval, penalty])
+    columns = ["optimizer", "tokens", "optima by width", "octaves per doubling", "95% interval"]
+    columns += ["loss when the smallest width's rate is kept, nats more"]
+    return [
+        "## Drift of the best rate with width",
+        "",
+        "![transfer](transfer.png)",
+        "",
+        *table(columns, rows),
+    ]
+
+
+def costs(slices: list[SliceRecord], measured: dict[tuple, Stability]) -> list[str]:
+    """Step time and the sizes that stay bounded or not."""
+    rows = []
+    for one in slices:
+        name, width, tokens = key(one)
+        found = measured.get(key(one))
+        if found:
+            low, high = found.sigma
+            times = [f"{found.milliseconds:.2f}", f"{found.optimizer_share:.0%}"]
+            norms = [f"{found.largest_activation:.1f}", f"{low:.3f} to {high:.3f}", f"{found.gap:.1e}"]
+            rows.append([name, f"{width}", f"{tokens:,}", *times, *norms])
+    columns = ["optimizer", "width", "tokens", "ms a step", "the optimizer's share", "largest activation"]
+    columns += ["sigma_max / sqrt(d_out/d_in) at the end", "median gap 1 - sigma_2/sigma_1"]
+    text = (
+        "At the fitted optimum, seed 0; the largest absolute output of a block is of the run's last quarter."
+    )
+    return ["## Cost and stability", "", text, "", *table(columns, rows)]
+
+
+if __name__ == "__main__":
+    main()
