@@ -311,6 +311,15 @@ def test_named_parameters_groups_and_later_groups_are_taken():
     torch.testing.assert_close(c.data, alone.data, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_maximize_climbs(name: str):
+    up, down = nn.Parameter(gaussian(4, 3)), nn.Parameter(gaussian(4, 3))
+    grads = gradients((4, 3), seed=1)
+    run(CLASSES[name]([up], lr=0.1, maximize=True), [up], [grads])
+    run(CLASSES[name]([down], lr=0.1), [down], [[-g for g in grads]])
+    torch.testing.assert_close(up.data, down.data, rtol=1e-12, atol=1e-12)
+
+
 def test_schedulers_drive_the_rate():
     parameter = nn.Parameter(gaussian(4, 3))
     optimizer = MuonH([parameter], lr=0.4)

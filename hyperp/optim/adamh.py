@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hyperp.optim.adamw import adam_direction, adam_state, check_adam
 from hyperp.optim.base import GroupedOptimizer
@@ -49,7 +50,7 @@ class AdamH(GroupedOptimizer):
     `params` is a module, whose embeddings and vectors then follow AdamW, or what any torch optimizer takes.
     `lr` is the length of a step over the radius: one rate, or one for each role of a module. `options`
     reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output modules of
-    a foreign model.
+    a foreign model. `maximize` and `process_group` are those of `GroupedOptimizer`.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class AdamH(GroupedOptimizer):
         eps: float = 1e-8,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
+        maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         rule = rule_of(AdamHRule, locals())
-        super().__init__(**resolve(params, lr, rule, options, unembedding))
+        resolved = resolve(params, lr, rule, options, unembedding)
+        super().__init__(**resolved, maximize=maximize, process_group=process_group)

@@ -72,7 +72,7 @@ class AdamW(GroupedOptimizer):
     """AdamW with decoupled weight decay, W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps).
 
     `params` is a module or what any torch optimizer takes. `lr` is one rate, or one for each role of a
-    module.
+    module. `maximize` is that of `GroupedOptimizer`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class AdamW(GroupedOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        maximize: bool = False,
     ) -> None:
         rule = rule_of(AdamWRule, locals())
-        super().__init__(**resolve(params, lr, rule))
+        super().__init__(**resolve(params, lr, rule), maximize=maximize)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
@@ -65,6 +66,7 @@ class Muon(GroupedOptimizer):
     `params` is a module, whose embeddings, unembedding and vectors then follow AdamW, or what any torch
     optimizer takes. `lr` is one rate, or one for each role of a module. `options` reaches the other
     algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output modules of a foreign model.
+    `maximize` and `process_group` are those of `GroupedOptimizer`.
     """
 
     def __init__(
@@ -81,6 +83,9 @@ class Muon(GroupedOptimizer):
         msign_dtype: str | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
+        maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         rule = rule_of(MuonRule, locals())
-        super().__init__(**resolve(params, lr, rule, options, unembedding))
+        resolved = resolve(params, lr, rule, options, unembedding)
+        super().__init__(**resolved, maximize=maximize, process_group=process_group)

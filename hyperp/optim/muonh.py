@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
@@ -58,7 +59,7 @@ class MuonH(GroupedOptimizer):
     `params` is a module, whose unembedding then follows AdamH and whose embeddings and vectors AdamW, or what
     any torch optimizer takes. `lr` is the length of a step over the radius: one rate, or one for each role of
     a module. `options` reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks
-    the output modules of a foreign model.
+    the output modules of a foreign model. `maximize` and `process_group` are those of `GroupedOptimizer`.
     """
 
     def __init__(
@@ -73,6 +74,9 @@ class MuonH(GroupedOptimizer):
         msign_dtype: str | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
+        maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         rule = rule_of(MuonHRule, locals())
-        super().__init__(**resolve(params, lr, rule, options, unembedding))
+        resolved = resolve(params, lr, rule, options, unembedding)
+        super().__init__(**resolved, maximize=maximize, process_group=process_group)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
@@ -135,7 +136,8 @@ class MuonSphere(GroupedOptimizer):
     `params` is a module, whose embeddings, unembedding and vectors then follow AdamW, or what any torch
     optimizer takes. `lr` is the length of a step over the radius: one rate, or one for each role of a module.
     `options` reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output
-    modules of a foreign model. The other arguments are those of `MuonSphereRule`.
+    modules of a foreign model. `maximize` and `process_group` are those of `GroupedOptimizer`. The other
+    arguments are those of `MuonSphereRule`.
     """
 
     def __init__(
@@ -155,15 +157,18 @@ class MuonSphere(GroupedOptimizer):
         block: int = BLOCK,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
+        maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         rule = rule_of(MuonSphereRule, locals())
-        super().__init__(**resolve(params, lr, rule, options, unembedding))
+        resolved = resolve(params, lr, rule, options, unembedding)
+        super().__init__(**resolved, maximize=maximize, process_group=process_group)
 
 
 class SSO(GroupedOptimizer):
     """The spectral sphere optimizer: the steepest step tangent to the sphere of radius c sqrt(d_out/d_in).
 
-    `params`, `lr`, `options` and `unembedding` are those of `MuonSphere`; the other arguments are those of
+    What comes before `momentum` and after `block` is as for `MuonSphere`; the other arguments are those of
     `SSORule`.
     """
 
@@ -187,6 +192,9 @@ class SSO(GroupedOptimizer):
         block: int = BLOCK,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         unembedding: Iterable[nn.Module] = (),
+        maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         rule = rule_of(SSORule, locals())
-        super().__init__(**resolve(params, lr, rule, options, unembedding))
+        resolved = resolve(params, lr, rule, options, unembedding)
+        super().__init__(**resolved, maximize=maximize, process_group=process_group)
