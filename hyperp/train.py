@@ -159,14 +159,15 @@ def train(
     before anything is written, and HeldError if another process is doing the run. A later exception becomes
     the record of a failed run, which the next call does again; its traceback is in `run_dir`/error.txt.
     """
-    ended = _ended(run_dir)
+    ended = _ended(config, run_dir)
     if ended is not None:
         return ended
     trainer = Trainer(config, corpus)
     run_dir.mkdir(parents=True, exist_ok=True)
     with lock(run_dir / LOCK, f"run {config.run_id()}"):
-        ended = record.load_or_set_aside(run_dir)
-        if ended is not None and ended.status != "failed":  # by the process that held the lock
+        record.load_or_set_aside(run_dir)
+        ended = _ended(config, run_dir)
+        if ended is not None:  # by the process that held the lock
             return ended
         remove_leftovers(run_dir)
         with replacing(run_dir / "config.yaml") as file:
@@ -180,11 +181,15 @@ def train(
     return result
 
 
-def _ended(run_dir: Path) -> Record | None:
+def _ended(config: Config, run_dir: Path) -> Record | None:
     try:
         ended = record.load(run_dir)
     except ValueError:  # damaged: set aside once this process holds the run
         return None
+    if ended is not None and ended.run_id != config.run_id():
+        raise ValueError(
+            f"{run_dir} holds run {ended.run_id}, and not {config.run_id()}, which was to go there"
+        )
     return None if ended is None or ended.status == "failed" else ended
 
 

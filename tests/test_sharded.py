@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.multiprocessing.spawn import spawn as start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from hyperp.optim import GroupedOptimizer, build
@@ -49,7 +49,7 @@ class Model(nn.Module):
         self.third = nn.Linear(7, 7, bias=False)
         self.fourth = nn.Linear(7, 7, bias=False)
         self.qkv = nn.Linear(7, 16, bias=False)
-        self.qkv.param_splits = {"weight": qkv_split(4, 2, 2, by="component")}  # pyright: ignore[reportAttributeAccessIssue]
+        self.qkv.param_splits = {"weight": qkv_split(4, 2, 2, by="component")}  # pyright: ignore[reportArgumentType]
         self.narrow = nn.Linear(16, 10, bias=False)
         self.experts = Experts()
         self.frozen = nn.Linear(6, 6, bias=False).requires_grad_(False)
@@ -185,7 +185,7 @@ def spawn(task: Any, ranks: int, arguments: list[tuple[str, str]]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(entry, args=(ranks, port, task, tuple(arguments)), nprocs=ranks)
+    start_processes(entry, args=(ranks, port, task, tuple(arguments)), nprocs=ranks)
 
 
 EVERY = [

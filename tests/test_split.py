@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.optim import SSO, GroupedOptimizer, MuonH
-from hyperp.optim.split import gate_up_split, qkv_split, split_rows
+from hyperp.optim.split import By, gate_up_split, qkv_split, split_rows
 
 torch.set_num_threads(1)
 WIDTH, HEADS, KV, SIZE = 8, 4, 2, 4
@@ -78,7 +78,7 @@ def test_modules_declare_their_splits():
             super().__init__()
             self.gate_up = nn.Linear(WIDTH, 32, bias=False)
             self.down = nn.Linear(16, WIDTH, bias=False)
-            self.gate_up.param_splits = {"weight": gate_up_split(16)}  # pyright: ignore[reportAttributeAccessIssue]
+            self.gate_up.param_splits = {"weight": gate_up_split(16)}  # pyright: ignore[reportArgumentType]
 
     model = Fused()
     groups = MuonH(model).param_groups
@@ -95,10 +95,11 @@ def test_components_are_all_queries_all_keys_all_values(interleaved):
         heads.sort(key=lambda head: "qkv".index(head[0]))
     for name, g in heads:
         names += [f"{name}{g}"] * SIZE
-    for by, expected in (
-        ("component", [{"q0", "q1"}, {"k0", "k1"}, {"v0", "v1"}]),
-        ("group", [{"q0", "k0", "v0"}, {"q1", "k1", "v1"}]),
-    ):
+    expectations: dict[By, list[set[str]]] = {
+        "component": [{"q0", "q1"}, {"k0", "k1"}, {"v0", "v1"}],
+        "group": [{"q0", "k0", "v0"}, {"q1", "k1", "v1"}],
+    }
+    for by, expected in expectations.items():
         split = qkv_split(HEADS, KV, SIZE, by=by, interleaved=interleaved)
         assert [{names[row] for a, b in m for row in range(a, b)} for m in split] == expected
         assert sorted(row for m in split for a, b in m for row in range(a, b)) == list(range(ROWS))

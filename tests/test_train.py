@@ -193,6 +193,14 @@ def test_a_damaged_record_is_set_aside_and_the_run_done_again(tmp_path, caplog):
     assert "set aside as record.damaged" in caplog.text
 
 
+def test_a_folder_of_another_run_is_left_alone(tmp_path):
+    one = run(tmp_path)
+    other = config(tmp_path, "seed=1")
+    with pytest.raises(ValueError, match=f"holds run {one.run_id}, and not {other.run_id()}"):
+        train(other, tmp_path / one.run_id)
+    assert record.load(tmp_path / one.run_id) == one
+
+
 def test_a_run_does_not_go_on_with_other_text(tmp_path):
     text = tmp_path / "corpus.txt"
     text.write_bytes(bytes(range(32, 127)) * 4000)
