@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hyperp.optim.msign import unit_frobenius
 from hyperp.optim.rule import SphereError, State
 from hyperp.optim.spectral import BLOCK, cold_triple, warm_triple
 
@@ -62,8 +61,10 @@ class FrobeniusSphere:
         return W_Bmn * scale_B[:, None, None], {}
 
     def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:
-        """Move by `lr` radii, whatever the length of `direction`."""
-        return W_Bmn - (lr * state["radius"])[:, None, None] * unit_frobenius(direction_Bmn)
+        """Move by `lr` radii, whatever the length of `direction`; not at all along one shorter than 1e-15."""
+        norm_B = torch.linalg.vector_norm(direction_Bmn, dim=(-2, -1))
+        factor_B = torch.where(norm_B < 1e-15, 0, lr * state["radius"] / norm_B)
+        return torch.addcmul(W_Bmn, direction_Bmn, factor_B[:, None, None], value=-1)
 
 
 @dataclass(frozen=True)

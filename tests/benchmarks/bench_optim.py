@@ -1,0 +1,177 @@
+"""Times the sphere optimizers beside each other, interleaved in one run, and prints ratios of step times.
+
+    python tests/benchmarks/bench_optim.py [--quick] [--threads 1] [--rounds 7] [--device cpu]
+
+Every round steps every optimizer of a table once, in turn; a ratio is the median over rounds of the ratio
+within a round, with the least and the largest. The bisection is the solver that arXiv 2601.08393 describes,
+one matrix after the other, with the matrix sign and the top pair of SSO: what differs is how lambda is found.
+torch.optim.Muon computes its matrix sign in bfloat16, whatever the parameters are; MuonH stands beside it in
+float32, its default, and in bfloat16, which is like with like.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hyperp.optim import SSO, GroupedOptimizer, MuonH, MuonSphere
+from hyperp.optim.msign import unit_frobenius
+from hyperp.optim.rule import State, register
+from hyperp.optim.sso import SSORule
+
+FULL = {"256 x 256, 16": (16, 256, 256), "512 x 2048, 8": (8, 512, 2048), "1024 x 1024, 4": (4, 1024, 1024)}
+QUICK = {"64 x 64, 16": (16, 64, 64), "128 x 512, 8": (8, 128, 512), "256 x 256, 4": (4, 256, 256)}
+PULL = 0.1  # part of a gradient along its weight, for an |h(0)| of 0.1 to 0.3, as in training
+
+
+@register
+@dataclass(frozen=True)
+class BisectionRule(SSORule):
+    """SSO with lambda bracketed by doubling from 1e-3, at most ten times, then bisected, at most twenty."""
+
+    name = "sso_bisection"
+    signs: ClassVar[list[int]] = []  # matrix signs that every matrix took in every step
+
+    def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """One matrix after the other, until its |h| is at most 2e-4."""
+        return torch.cat([self.solve(*one) for one in zip(unit_frobenius(M), u, v, strict=True)]), {}
+
+    def solve(self, M: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Phi of one matrix, as a batch of one."""
+        theta = torch.outer(u, v)
+        self.signs.append(0)
+
+        def evaluate(multiplier: float) -> tuple[Tensor, float]:
+            self.signs[-1] += 1
+            phi = self.sign((M + multiplier * theta)[None])
+            return phi, float((theta * phi).sum())
+
+        phi, h = evaluate(0.0)
+        near, far = 0.0, math.copysign(1e-3, -h)
+        for _ in range(10):
+            if evaluate(far)[1] * h <= 0:
+                break
+            near, far = far, 2 * far
+        for _ in range(20):
+            middle = (near + far) / 2
+            phi, h_middle = evaluate(middle)
+            if abs(h_middle) <= 2e-4:
+                break
+            near, far = (near, middle) if h_middle * h <= 0 else (middle, far)
+        return phi
+
+
+def bisection(parameters: list[nn.Parameter]) -> GroupedOptimizer:
+    """The rule above as an optimizer."""
+    return GroupedOptimizer(parameters, 0.01, algorithm="sso_bisection")
+
+
+CANDIDATES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "MuonSphere": lambda p: MuonSphere(p, 0.01),
+    "SSO": lambda p: SSO(p, 0.01),
+    "bisection": bisection,
+    "torch Muon": lambda p: torch.optim.Muon(p, 0.01, weight_decay=0.0),
+    "MuonH": lambda p: MuonH(p, 0.01),
+    "MuonH bf16": lambda p: MuonH(p, 0.01, msign_dtype="bfloat16"),
+}
+RATIOS = {  # label: above, below, what is aimed at
+    "SSO / MuonSphere": ("SSO", "MuonSphere", "at most 2.2"),
+    "bisection / SSO": ("bisection", "SSO", "at least 4"),
+    "MuonH / torch Muon": ("MuonH", "torch Muon", "at most 1.0"),
+    "MuonH bf16 / torch Muon": ("MuonH bf16", "torch Muon", "at most 1.0"),
+}
+
+
+class Runner:
+    """One optimizer on parameters of its own, fed the same gradients as the others."""
+
+    def __init__(self, name: str, starts: list[Tensor]):
+        self.parameters = [nn.Parameter(start.clone()) for start in starts]
+        self.optimizer = CANDIDATES[name](self.parameters)
+        if isinstance(self.optimizer, GroupedOptimizer):
+            self.optimizer.project_()
+
+    def step(self, noises: list[Tensor]) -> float:
+        """Seconds of one step."""
+        for parameter, noise in zip(self.parameters, noises, strict=True):
+            weight = parameter.detach()
+            parameter.grad = noise / noise.norm() + PULL * weight / weight.norm()
+        synchronize(noises[0].device)
+        begin = time.perf_counter()
+        self.optimizer.step()
+        synchronize(noises[0].device)
+        return time.perf_counter() - begin
+
+    def vectors_beyond_momentum(self) -> float:
+        """State beyond the momentum, in vectors of the longer side, for one matrix."""
+        state = self.optimizer.state[self.parameters[0]]
+        beyond = sum(value.nbytes for key, value in state.items() if "momentum" not in key)
+        return beyond / (4 * max(self.parameters[0].shape))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU, or for nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(
+    shape: tuple[int, int, int], rounds: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, Runner]]:
+    """Seconds of each candidate in each round."""
+    count, m, n = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def gaussians() -> list[Tensor]:
+        spectrum = torch.linspace(0.05, 1, min(m, n)) ** 2
+        return [
+            (torch.randn(m, len(spectrum), generator=generator) * spectrum
+             @ torch.randn(len(spectrum), n, generator=generator)).to(device)
+            for _ in range(count)
+        ]  # fmt: skip
+
+    starts = [torch.randn(m, n, generator=generator).to(device) / math.sqrt(n) for _ in range(count)]
+    runners = {name: Runner(name, starts) for name in CANDIDATES}
+    seconds: dict[str, list[float]] = {name: [] for name in CANDIDATES}
+    for number in range(rounds + 1):
+        noises = gaussians()
+        for name, runner in runners.items():
+            taken = runner.step(noises)
+            if number:  # the first is to warm up
+                seconds[name].append(taken)
+    return seconds, runners
+
+
+def main() -> None:
+    """Print one table for every shape."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small matrices: seconds instead of minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, float32 parameters")
+    for label, shape in (QUICK if arguments.quick else FULL).items():
+        BisectionRule.signs.clear()
+        seconds, runners = measure(shape, arguments.rounds, arguments.device)
+        times = ", ".join(f"{name} {1e3 * median(taken):.1f}" for name, taken in seconds.items())
+        print(f"\n{label} matrices; ms a step: {times}")
+        for name, (above, below, aim) in RATIOS.items():
+            ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
+            print(f"  {name:24s} {median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  aim: {aim}")
+        vectors = runners["SSO"].vectors_beyond_momentum()
+        print(f"  matrix signs: {fmean(BisectionRule.signs):.1f} in the mean for the bisection, 2 for SSO")
+        print(f"  SSO beyond the momentum: {vectors:.1f} vectors a matrix; aim: at most 16")
+
+
+if __name__ == "__main__":
+    main()
