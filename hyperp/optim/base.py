@@ -158,9 +158,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for whole in wholes:
             assert whole.G is not None
             self._ensure_state(rule, group, whole, names[whole.parameter])
-            if not whole.W.numel():  # the shard of a small parameter
-                continue
             for piece in _pieces(rule, group, whole):
+                if not piece.count:  # this rank holds none of the experts
+                    continue
                 key = (piece.shape, whole.W.dtype, whole.W.device, whole.G.dtype)
                 batches.setdefault(key, []).append((whole, piece))
         for batch in batches.values():
@@ -187,10 +187,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
         names = [name for name in _state_names(*states[0]) if name != "skipped"]
         old = {key: joined([piece.state(s[piece.key(key)]) for s, piece in states]) for key in names}
         # Of the norm, as in clipping: the square of a huge entry would stay in AdamW's second moment.
-        ok_B = torch.linalg.vector_norm(G.reshape(len(G), -1), dim=1).isfinite()
+        ok_B = torch.linalg.vector_norm(G.reshape(len(G), G[0].numel()), dim=1).isfinite()
         lr = float(group["lr"])
         # A CPU looks at the flags for less than the masks cost; on a GPU that would make the host wait.
-        if ok_B.device.type == "cpu" and bool(ok_B.all()):
+        if ok_B.device.type == "cpu" and not torch.compiler.is_compiling() and bool(ok_B.all()):
             new_W, new = rule.update(W, G, old, lr)
         else:
             new_W, new = rule.update(W, torch.where(_like(ok_B, G), G, 0), old, lr)
@@ -206,7 +206,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def gathered_state_dict(self) -> dict[str, Any]:
         """`state_dict` as one process would have it: what each rank keeps, put together, on all of them.
 
-        To be called on all ranks. `load_state_dict` takes it on any number of ranks; each keeps its share.
+        A copy, to be asked for on all ranks. `load_state_dict` takes it on any number of ranks; each keeps its share.
         """
         made = self.state_dict()
         for group in self.dealer.loads:
@@ -219,7 +219,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if isinstance(parameter, DTensor) and index in made["state"] and not self._dealt(parameter):
                 state = made["state"][index].items()
                 made["state"][index] = {key: _full(value, parameter) for key, value in state}
-        made["state"] = dict(sorted(made["state"].items()))
+        in_order = sorted(made["state"].items())
+        made["state"] = {index: {k: v.clone() for k, v in state.items()} for index, state in in_order}
         return made
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
