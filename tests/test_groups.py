@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
+from hyperp.config import compose, resolve
 from hyperp.optim import (
     SSO,
     TABLE,
@@ -20,6 +22,7 @@ from hyperp.optim import (
     build,
     param_groups,
 )
+from hyperp.optim.rule import make_rule
 from hyperp.roles import ROLES, Role
 
 torch.set_num_threads(1)
@@ -192,8 +195,7 @@ CLASSES: dict[str, Callable[..., GroupedOptimizer]] = {
         ("sso", {"radius_factor": 0.0}, "radius_factor must be finite and greater than 0, got 0.0"),
         ("sso", {"radius_mode": "big"}, "radius_mode must be one of aspect, unit, got 'big'"),
         ("sso", {"scale_mode": "big"}, "scale_mode must be one of radius, aspect, .*, got 'big'"),
-        ("sso", {"tolerance": 0.0}, "tolerance must be finite and greater than 0, got 0.0"),
-        ("sso", {"max_evaluations": 0}, "max_evaluations must be a whole number of at least 1, got 0"),
+        ("sso", {"evaluations": 0}, "evaluations must be a whole number of at least 1, got 0"),
         ("muonsphere", {"block": 0}, "block must be a whole number of at least 1, got 0"),
         ("muonh", {"momentum": -0.1}, "momentum must be at least 0 and less than 1, got -0.1"),
         ("muonh", {"msign_steps": 2.5}, "msign_steps must be a whole number of at least 1, got 2.5"),
@@ -246,3 +248,13 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was():
     with pytest.raises(ValueError, match="must be a matrix"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.randn(2))], "algorithm": "sso"})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_configuration_says_every_option_with_its_default_and_the_table(name):
+    optim = resolve(compose([f"optim={name}"])).optim
+    assert optim.algorithms == TABLE[name]
+    assert set(optim.options) == set(TABLE[name].values())
+    for algorithm, options in optim.options.items():
+        defaults = asdict(make_rule(algorithm, {}))
+        assert {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()} == defaults

@@ -58,7 +58,7 @@ def test_the_walk_finds_every_part():
         ("scale", "sparsity"),
         ("model", "rope_base"),
         ("optim", "algorithms", "hidden"),
-        ("optim", "options", "sso", "tolerance"),
+        ("optim", "options", "sso", "evaluations"),
         ("parametrization", "init_hidden_gain"),
         ("schedule", "final"),
         ("data", "files"),

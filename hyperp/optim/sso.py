@@ -109,15 +109,10 @@ class SSORule(MuonSphereRule):
     name = "sso"
 
     evaluations: int = 2
-    # Of a search that went on until it was good enough: checked, unused, for configurations that name them.
-    tolerance: float = 1e-2
-    max_evaluations: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.whole("evaluations", self.evaluations, 1)
-        checks.positive("tolerance", self.tolerance)
-        checks.whole("max_evaluations", self.max_evaluations, 1)
 
     def init(self, W: Tensor) -> State:
         """Those of MuonSphere, and how steeply h rises, which every step learns."""
@@ -184,8 +179,6 @@ class SSO(GroupedOptimizer):
         scale_mode: ScaleMode = "radius",
         retraction: Retraction = "hard",
         evaluations: int = 2,
-        tolerance: float = 1e-2,
-        max_evaluations: int = 20,
         msign: Method = "polar_express",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
