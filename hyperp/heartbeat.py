@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hyperp import allocation
 from hyperp.files import write_json
 
 SECONDS = 1.0  # between two signs
@@ -18,7 +19,7 @@ FILE = "heartbeat.json"
 class Heartbeat:
     """Writes `run_dir`/heartbeat.json from a thread, so that long steps look alive too; the end removes it.
 
-    `news` gives step, steps and tokens_per_second; the file adds time (of the epoch, s), host and process.
+    `news` gives step, steps and tokens_per_second; the file adds time (of the epoch, s), host, process, job.
     """
 
     def __init__(self, run_dir: Path, news: Callable[[], dict[str, Any]]):
@@ -42,6 +43,6 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        who = {"time": time.time(), "host": socket.gethostname(), "process": os.getpid()}
+        who = {"host": socket.gethostname(), "process": os.getpid(), "job": allocation.job_id()}
         with contextlib.suppress(OSError):  # a full disk must not end a run for a sign of life
-            write_json(self.path, self.news() | who, durable=False)
+            write_json(self.path, self.news() | {"time": time.time()} | who, durable=False)

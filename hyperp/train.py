@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from hyperp import checkpoint, heartbeat, record
+from hyperp import allocation, checkpoint, heartbeat, record
 from hyperp.config import Config
 from hyperp.data import Corpus
 from hyperp.files import HeldError, lock, remove_leftovers, replacing
@@ -34,6 +34,14 @@ LOCK = ".lock"
 Report = Callable[[int, int, float, float], None]
 
 
+class Stopped(BaseException):
+    """The run was asked to stop, and has saved `step` to go on from. Not an Exception: nothing has failed."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}, which is saved")
+        self.step = step
+
+
 class Clock:
     """Seconds of training, over restarts, and tokens per second of this process."""
 
@@ -50,8 +58,17 @@ class Clock:
         return (step - self.first_step) * self.batch_tokens / max(time.monotonic() - self.start, 1e-9)
 
 
-def run_steps(trainer: Trainer, run_dir: Path, tracker: Tracker, report: Report | None) -> str | None:
-    """Train to the end, or until the run has diverged: then returns the reason."""
+def run_steps(
+    trainer: Trainer,
+    run_dir: Path,
+    tracker: Tracker,
+    report: Report | None,
+    stop: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Train to the end, or until the run has diverged: then returns the reason.
+
+    `stop` is asked after every step; if it says so, the step is saved and Stopped raised.
+    """
     config, steps = trainer.config, trainer.config.scale.steps
     runtime, clock = config.runtime, Clock(trainer)
     metrics = MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
@@ -75,11 +92,15 @@ def run_steps(trainer: Trainer, run_dir: Path, tracker: Tracker, report: Report 
                 reason = trainer.monitor.reason(step)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
-            if runtime.checkpoint_every and step % runtime.checkpoint_every == 0 and step < steps:
+            stopping = stop()
+            due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0
+            if (due or stopping) and step < steps:
                 reason = reason or trainer.monitor.reason(step)
                 if reason is None:
                     trainer.seconds = clock.seconds()
                     checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
+                    if stopping:
+                        raise Stopped(step)
         trainer.seconds = clock.seconds()
     return reason
 
@@ -140,6 +161,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": str(torch.get_num_threads()),
+            **allocation.environment(),
         },
     )
 
@@ -150,14 +172,19 @@ def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(
-    config: Config, run_dir: Path, report: Report | None = None, corpus: Corpus | None = None
+    config: Config,
+    run_dir: Path,
+    report: Report | None = None,
+    corpus: Corpus | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Record:
     """Do the run in `run_dir`, or what is left of it, and return its record.
 
     A run that has finished or diverged before is not done again; one that was killed resumes from its last
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
-    before anything is written, and HeldError if another process is doing the run. A later exception becomes
-    the record of a failed run, which the next call does again; its traceback is in `run_dir`/error.txt.
+    before anything is written, HeldError if another process is doing the run, and Stopped once `stop` says
+    so. A later exception becomes the record of a failed run, which the next call does again; its traceback is
+    in `run_dir`/error.txt.
     """
     ended = _ended(config, run_dir)
     if ended is not None:
@@ -173,7 +200,7 @@ def train(
         with replacing(run_dir / "config.yaml") as file:
             OmegaConf.save(OmegaConf.create(asdict(config)), file)
         try:
-            result = _train(trainer, run_dir, report)
+            result = _train(trainer, run_dir, report, stop)
         except Exception as error:
             return record_failure(config, run_dir, error)
         for leftover in ("checkpoint.pt", "error.txt", LOCK):
@@ -193,13 +220,13 @@ def _ended(config: Config, run_dir: Path) -> Record | None:
     return None if ended is None or ended.status == "failed" else ended
 
 
-def _train(trainer: Trainer, run_dir: Path, report: Report | None) -> Record:
+def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callable[[], bool]) -> Record:
     saved = checkpoint.load(run_dir / "checkpoint.pt")
     if saved is not None:
         trainer.restore(saved)
     tracker = Tracker(trainer.config, run_dir)
     try:
-        result = finish(trainer, run_steps(trainer, run_dir, tracker, report))
+        result = finish(trainer, run_steps(trainer, run_dir, tracker, report, stop))
     except Exception as error:
         tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
         raise
@@ -208,14 +235,20 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None) -> Record:
     return result
 
 
-def record_failure(config: Config, run_dir: Path, error: Exception | str) -> Record:
-    """Write the record of a failed run: a reason, or an exception with its traceback in error.txt."""
+def record_failure(
+    config: Config, run_dir: Path, error: Exception | str, environment: dict[str, str] | None = None
+) -> Record:
+    """Write the record of a failed run: a reason, or an exception with its traceback in error.txt.
+
+    `environment` is where the run was; None means here.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     reason = error if isinstance(error, str) else one_line(error)
     if isinstance(error, Exception):
         with replacing(run_dir / "error.txt") as file:
             file.write("".join(traceback.format_exception(error)))
-    failed = base_record(config, status="failed", reason=reason)
+    where = allocation.environment() if environment is None else environment
+    failed = base_record(config, status="failed", reason=reason, environment=where)
     record.save(failed, run_dir)
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed
@@ -226,10 +259,15 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def train_or_record_failure(config: Config, run_dir: Path, report: Report | None = None) -> Record:
+def train_or_record_failure(
+    config: Config,
+    run_dir: Path,
+    report: Report | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
     """`train`, but a configuration that cannot be run here becomes the record of a failed run too."""
     try:
-        return train(config, run_dir, report)
+        return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
     except Exception as error:

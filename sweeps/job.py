@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 TYPES = TypeAdapter(Record)
 
 
-def run_job(config: dict[str, Any], run_dir: str, report: "Report | None" = None) -> dict[str, Any]:
+def run_job(
+    config: dict[str, Any],
+    run_dir: str,
+    report: "Report | None" = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Do the run, or what is left of it, and return its record as plain values; see `hyperp.train.train`."""
     from hyperp.train import train_or_record_failure  # imports torch
 
-    return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report))
+    return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report, stop))
 
 
 def load_record(run_dir: Path) -> Record | None:

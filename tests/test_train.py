@@ -14,7 +14,7 @@ import torch
 from hyperp import checkpoint, record
 from hyperp.config import Config, compose, resolve
 from hyperp.files import HeldError, lock
-from hyperp.train import train, train_or_record_failure
+from hyperp.train import Stopped, train, train_or_record_failure
 from hyperp.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -253,3 +253,23 @@ def test_the_record_says_every_factor(tmp_path):
             product *= 1.0 if name == "lr" else value
         assert factors["lr"] == pytest.approx(product, rel=1e-12)
     assert one.lr == one.factors["hidden"]["lr"]
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_to_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", "runtime.checkpoint_every=0")
+    made, steps = config(tmp_path / "stopped", "runtime.checkpoint_every=0"), []
+    folder = tmp_path / "stopped" / made.run_id()
+    for stop_after in (1, 5, 6):
+
+        def asked(after: int = stop_after) -> bool:
+            saved = len(steps)
+            steps.append(saved)
+            return saved + 1 == after
+
+        with pytest.raises(Stopped, match=f"stopped at step {stop_after}, which is saved"):
+            train(made, folder, stop=asked)
+        assert record.load(folder) is None
+    ended = train(made, folder)
+    assert ended.resumed == 3
+    assert facts(ended) == facts(whole)
+    assert losses(folder) == losses(tmp_path / "whole" / whole.run_id)
