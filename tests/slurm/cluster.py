@@ -22,9 +22,6 @@ from pathlib import Path
 FOLDER = Path(os.environ.get("HYPERP_SLURM_DIR", "/tmp/hyperp-slurm"))  # short: it holds Unix sockets
 NODES = ("n1", "n2")
 GPUS = ("null", "zero")  # a character device passes for a GPU; a file leaves CUDA_VISIBLE_DEVICES unset
-    "null",
-    "zero",
-)  # any character device passes for a GPU; a plain file leaves CUDA_VISIBLE_DEVICES unset
 CONTROLLER_PORT, DATABASE_PORT, ACCOUNTING_PORT, FIRST_NODE_PORT = 26817, 23306, 26819, 27001
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "sbatch", "mariadbd", "mariadb")
 PACKAGES = (
