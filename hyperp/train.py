@@ -72,7 +72,7 @@ def run_steps(
     config, steps = trainer.config, trainer.config.scale.steps
     runtime, clock = config.runtime, Clock(trainer)
     metrics = MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
-    reason, losses = None, []
+    reason, losses = None, trainer.unlogged
 
     def news() -> dict[str, Any]:
         speed = clock.speed(trainer.step)

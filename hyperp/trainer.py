@@ -64,6 +64,7 @@ class Trainer:
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
         self.step, self.seconds, self.resumed = 0, 0.0, 0
+        self.unlogged: list[Tensor] = []  # training losses since the last line of the log
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "bfloat16" if self.device.type == "cuda" else "float32"
@@ -131,6 +132,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state,
+            "unlogged": self.unlogged,
         }
 
     def made_with(self) -> dict[str, str]:
@@ -153,4 +155,5 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.state = state["monitor"].to(self.device)
+        self.unlogged = [loss.to(self.device) for loss in state.get("unlogged", [])]
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"] + 1
