@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from hyperp.optim.adamw import adam_direction, adam_state, check_adam
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
 
@@ -37,7 +37,7 @@ class AdamHRule(Rule):
         """As it is: the sphere goes through it."""
         return self.sphere.project(W)
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """W <- W - lr radius U/|U|, then rescaled to the radius; U is Adam's bias-corrected direction."""
         direction, moments = adam_direction(G, state, self.betas, self.eps)
         W, _ = self.sphere.retract(self.sphere.step(W, direction, lr, state), state, lr)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, descend, register, rule_of
 from hyperp.roles import Role
 
 
@@ -62,10 +62,10 @@ class AdamWRule(Rule):
         """Zero moments."""
         return adam_state(W)
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps)."""
         direction, state = adam_direction(G, state, self.betas, self.eps)
-        return torch.add(W * (1 - lr * self.weight_decay), direction, alpha=-lr), state
+        return descend(W * (1 - lr * self.weight_decay), direction, lr), state
 
 
 class AdamW(GroupedOptimizer):

@@ -188,7 +188,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         old = {key: joined([piece.state(s[piece.key(key)]) for s, piece in states]) for key in names}
         # Of the norm, as in clipping: the square of a huge entry would stay in AdamW's second moment.
         ok_B = torch.linalg.vector_norm(G.reshape(len(G), G[0].numel()), dim=1).isfinite()
-        lr = float(group["lr"])
+        lr = group["lr"].to(W.device) if isinstance(group["lr"], Tensor) else float(group["lr"])
         # A CPU looks at the flags for less than the masks cost; on a GPU that would make the host wait.
         if ok_B.device.type == "cpu" and not torch.compiler.is_compiling() and bool(ok_B.all()):
             new_W, new = rule.update(W, G, old, lr)
@@ -206,7 +206,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def gathered_state_dict(self) -> dict[str, Any]:
         """`state_dict` as one process would have it: what each rank keeps, put together, on all of them.
 
-        A copy, to be asked for on all ranks. `load_state_dict` takes it on any number of ranks; each keeps its share.
+        A copy, to be asked for on all ranks. `load_state_dict` takes it on any number; each keeps its share.
         """
         made = self.state_dict()
         for group in self.dealer.loads:

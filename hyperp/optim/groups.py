@@ -44,7 +44,7 @@ def param_groups(
     """One group for each role that the model has, in the order of ROLES, for any `GroupedOptimizer`.
 
     Parameters of one role whose modules declare different `param_splits` make several groups. A group holds
-    "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm, from
+    "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm, of
     `options[algorithm]`. Raises ValueError for a role without algorithm or rate, for a split that does not
     fit, and for what `roles_of` refuses.
     """

@@ -13,7 +13,7 @@ from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, validate
-from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, descend, register, rule_of
 from hyperp.roles import Role
 
 # Length of a step of a (d_out, d_in) matrix over lr: the names are those of torch.optim.Muon.
@@ -51,13 +51,13 @@ class MuonRule(Rule):
         """Zero momentum."""
         return {"momentum": torch.zeros_like(W)}
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """W <- (1 - lr weight_decay) W - lr scale msign(momentum)."""
         momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
         ahead = torch.lerp(G, momentum, self.momentum) if self.nesterov else momentum
         direction = msign(ahead, self.msign, self.msign_steps, self.msign_dtype)
         length = lr * muon_scale(self.scale_mode, *W.shape[-2:])
-        return torch.add(W * (1 - lr * self.weight_decay), direction, alpha=-length), {"momentum": momentum}
+        return descend(W * (1 - lr * self.weight_decay), direction, length), {"momentum": momentum}
 
 
 class Muon(GroupedOptimizer):

@@ -12,7 +12,7 @@ from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, validate
-from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
 
@@ -44,7 +44,7 @@ class MuonHRule(Rule):
         """As it is: the sphere goes through it."""
         return self.sphere.project(W)
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """W <- W - lr radius U/|U|, then rescaled to the radius; U is the matrix sign of the momentum."""
         momentum = torch.add(G, state["momentum"], alpha=self.momentum)
         ahead = torch.add(G, momentum, alpha=self.momentum) if self.nesterov else momentum

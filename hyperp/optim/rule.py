@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+Rate = float | Tensor  # a tensor is on the device, so that a captured CUDA graph can follow a schedule
 
 
 class SphereError(ValueError):
@@ -28,13 +30,20 @@ class Rule:
         """State before the first step, for units `W` of shape (B, *unit)."""
         raise NotImplementedError
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """New units, and what changes of the state, from finite gradients `G`; alters no argument."""
         raise NotImplementedError
 
     def project(self, W: Tensor) -> Tensor:
         """Where training has to start: on the sphere. Most rules start where they are."""
         return W
+
+
+def descend(W: Tensor, direction: Tensor, length: Rate) -> Tensor:
+    """W - length * direction."""
+    if isinstance(length, Tensor):
+        return W - length * direction
+    return torch.add(W, direction, alpha=-length)
 
 
 RULES: dict[str, type[Rule]] = {}

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hyperp.optim.rule import SphereError, State
+from hyperp.optim.rule import Rate, SphereError, State, descend
 from hyperp.optim.spectral import BLOCK, cold_triple, warm_triple
 
 RadiusMode = Literal["aspect", "unit"]
@@ -31,12 +31,12 @@ class Sphere(Protocol):
         finite."""
         ...
 
-    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def retract(self, W_Bmn: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """Back to the sphere, cheaply, and what is known of the matrices there, news for the state among
         it."""
         ...
 
-    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: Rate, state: State) -> Tensor:
         """Move against `direction` by `lr` radii; a retraction comes after this or before the next."""
         ...
 
@@ -54,13 +54,13 @@ class FrobeniusSphere:
         self.init(W_Bmn)
         return W_Bmn
 
-    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:  # noqa: ARG002
+    def retract(self, W_Bmn: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:  # noqa: ARG002
         """Rescale to the radius; a matrix of norm zero, or too long for its norm, becomes NaN."""
         norm_B = torch.linalg.vector_norm(W_Bmn, dim=(-2, -1))
         scale_B = torch.where(norm_B.isfinite(), state["radius"] / norm_B, torch.nan)
         return W_Bmn * scale_B[:, None, None], {}
 
-    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: Rate, state: State) -> Tensor:
         """Move by `lr` radii, whatever the length of `direction`; not at all along one shorter than 1e-15."""
         norm_B = torch.linalg.vector_norm(direction_Bmn, dim=(-2, -1))
         factor_B = torch.where(norm_B < 1e-15, 0, lr * state["radius"] / norm_B)
@@ -96,7 +96,7 @@ class SpectralSphere:
         sigma_B = torch.linalg.matrix_norm(W_Bmn, ord=2)
         return W_Bmn * (self.radius(*W_Bmn.shape[-2:]) / sigma_B)[:, None, None]
 
-    def retract(self, W_Bmn: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def retract(self, W_Bmn: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """Rescale by the top triple that the block finds, or go towards it; the new block, and the pair u,
         v."""
         radius, top = self.radius(*W_Bmn.shape[-2:]), warm_triple(W_Bmn, state["basis"])
@@ -106,9 +106,9 @@ class SpectralSphere:
             scale_B = 1 + DYNAMIC * lr * torch.sign(radius - top.sigma_B)
         return W_Bmn * scale_B[:, None, None], {"basis": top.basis_Bnk, "u": top.u_Bm, "v": top.v_Bn}
 
-    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: float, state: State) -> Tensor:  # noqa: ARG002
+    def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: Rate, state: State) -> Tensor:  # noqa: ARG002
         """Move by `lr` radii along a `direction` of unit spectral norm."""
-        return torch.add(W_Bmn, direction_Bmn, alpha=-lr * self.radius(*W_Bmn.shape[-2:]))
+        return descend(W_Bmn, direction_Bmn, lr * self.radius(*W_Bmn.shape[-2:]))
 
 
 def _positive(norm_B: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
 from hyperp.optim.msign import Method, msign, unit_frobenius, validate
 from hyperp.optim.muon import muon_scale
-from hyperp.optim.rule import Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register, rule_of
 from hyperp.optim.spectral import BLOCK
 from hyperp.optim.sphere import RadiusMode, Retraction, SpectralSphere
 from hyperp.optim.tangent import COLD_SLOPE, tangent_step
@@ -82,7 +82,7 @@ class MuonSphereRule(Rule):
         """Rescale to the radius."""
         return self.sphere.project(W)
 
-    def update(self, W: Tensor, G: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
+    def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
         """Retract W to the sphere, then W <- W - lr length Phi."""
         W, place = self.sphere.retract(W, state, lr)
         momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
