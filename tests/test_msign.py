@@ -127,3 +127,8 @@ def test_bad_arguments_are_named(arguments: dict, message: str):
 def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"at least 2 dimensions, \(\.\.\., m, n\), got shape \(3,\)"):
         msign(torch.randn(3))
+
+
+def test_polynomials_can_be_differentiated():
+    X = gaussian(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: msign(x, "newton_schulz", 2), (X,))

@@ -95,7 +95,7 @@ def unit_frobenius(x: Tensor) -> Tensor:
     tiny = torch.finfo(x.dtype).tiny
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     x = x / largest.clamp_min(tiny)
-    return x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny))
+    return x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
 
 
 def _compose(x: Tensor, polynomials: Sequence[Quintic]) -> Tensor:
