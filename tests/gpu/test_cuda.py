@@ -49,3 +49,56 @@ def test_a_step_on_cuda_is_the_step_on_the_cpu(optimizer):
         weights[device] = {name: p.detach().cpu() for name, p in model.named_parameters()}
     for name, w in weights["cpu"].items():
         torch.testing.assert_close(weights["cuda"][name], w, rtol=2e-3, atol=2e-4 * w.abs().max().item())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_never_waits_for_the_device(optimizer):
+    trainer = Trainer(resolve(compose([*WORDS, f"optim={optimizer}", "runtime.device=cuda"])))
+    for _ in range(2):
+        trainer.train_step()
+    for p in trainer.model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_captured_step_follows_a_rate_that_is_a_tensor(optimizer):
+    weights = {}
+    for captured in (False, True):
+        trainer = Trainer(resolve(compose([*WORDS, "runtime.device=cuda"])))
+        stepper = build(trainer.model, optimizer, lr=0.01)
+        stepper.project_()
+        rate = torch.tensor(0.01, device="cuda")
+        for group in stepper.param_groups:
+            group["lr"] = rate
+        parameters = list(trainer.model.parameters())
+        generator = torch.Generator().manual_seed(0)
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator).cuda()
+        step = stepper.step
+        if captured:
+            kept = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+            saved = torch.utils._pytree.tree_map(lambda v: v.clone(), dict(stepper.state))
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries make their workspaces before the capture
+                stepper.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                stepper.step()
+            trainer.model.load_state_dict(kept)
+            for p, state in saved.items():
+                for key, value in state.items():
+                    stepper.state[p][key].copy_(value)
+            step = graph.replay
+        for factor in (1.0, 0.5, 0.25):
+            rate.fill_(0.01 * factor)
+            step()
+        weights[captured] = [p.detach().clone() for p in parameters]
+    for a, b in zip(weights[False], weights[True], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
