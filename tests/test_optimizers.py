@@ -343,11 +343,13 @@ def test_a_copy_goes_its_own_way():
     assert len(optimizer.param_groups) == 1
 
 
-def test_low_precision_parameters_are_updated_in_float32():
+@pytest.mark.parametrize("name", CLASSES)
+def test_low_precision_parameters_are_updated_in_float32(name: str):
     start = gaussian(8, 8).bfloat16()
     low, high = nn.Parameter(start.clone()), nn.Parameter(start.float())
     for parameter in (low, high):
-        run(MuonH([parameter], lr=0.05), [parameter], [[g.bfloat16() for g in gradients((8, 8), seed=1)][:1]])
+        grads = [g.bfloat16() for g in gradients((8, 8), seed=1)]
+        run(CLASSES[name]([parameter], lr=0.05), [parameter], [grads[:1]])
     assert torch.equal(low, high.bfloat16())
 
 

@@ -77,6 +77,12 @@ def test_a_frobenius_step_ignores_the_length_of_its_direction():
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-30])
+def test_a_frobenius_step_along_next_to_nothing_is_none(length: float):
+    sphere, W = FrobeniusSphere(), gaussian(3, 5, 4).float()
+    assert torch.equal(sphere.step(W, length * gaussian(3, 5, 4, seed=1).float(), 0.1, sphere.init(W)), W)
+
+
 def test_a_spectral_retraction_knows_the_top_pair_and_keeps_a_block_for_the_next():
     W, sphere = gaussian(3, 5, 4), SpectralSphere()
     on, place = sphere.retract(W, sphere.init(gaussian(3, 5, 4, seed=1)), lr=0.1)
