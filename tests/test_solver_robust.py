@@ -112,6 +112,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("sso", {"momentum": "abc"}, "momentum must be at least 0 and less than 1, got 'abc'"),
     ("sso", {"momentum": True}, "momentum must be at least 0 and less than 1, got True"),
     ("sso", {"momentum": None}, "momentum must be at least 0 and less than 1, got None"),
+    ("sso", {"radius_factor": True}, "radius_factor must be finite and greater than 0, got True"),
     ("sso", {"nesterov": "no"}, "nesterov must be true or false, got 'no'"),
     ("sso", {"radius_factor": "2"}, "radius_factor must be finite and greater than 0, got '2'"),
     ("sso", {"retraction": "soft"}, "retraction must be one of hard, dynamic, got 'soft'"),

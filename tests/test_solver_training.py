@@ -7,6 +7,7 @@ from torch import Tensor
 from hyperp.config import compose, resolve
 from hyperp.optim import sphere, sso
 from hyperp.optim.rule import RULES
+from hyperp.optim.tangent import COLD_SLOPE
 from hyperp.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -43,7 +44,12 @@ def watched() -> dict[str, Tensor]:
     losses = [float(trainer.train_step()) for _ in range(STEPS)]
     patch.undo()
     assert losses[-1] < 0.75 * losses[0]
-    return {"steps": torch.cat(steps).double(), "triples": torch.cat(triples).double()}
+    slopes = [state["slope"].flatten() for state in trainer.optimizer.state.values() if "slope" in state]
+    return {
+        "steps": torch.cat(steps).double(),
+        "triples": torch.cat(triples).double(),
+        "slopes": torch.cat(slopes),
+    }
 
 
 def test_two_matrix_signs_bracket_nearly_every_root_and_are_tangent(watched: dict[str, Tensor]):
@@ -62,6 +68,11 @@ def test_the_warm_block_holds_the_norm(watched: dict[str, Tensor]):
     assert low.max() < 1e-2
     assert off.abs().median() < 2e-3
     assert off.abs().max() < 2e-2
+
+
+def test_the_slopes_are_learnt_and_stay_of_the_order_of_one(watched: dict[str, Tensor]):
+    assert (watched["slopes"] - COLD_SLOPE).abs().min() > 1e-3
+    assert 0.2 < watched["slopes"].min() < watched["slopes"].max() < 20
 
 
 @pytest.mark.parametrize("name", ["sso", "muonsphere", "muonh"])
