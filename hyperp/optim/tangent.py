@@ -32,6 +32,9 @@ alone, in absolute units, brackets 92 to 99% by kind of matrix where this one do
 short in the median. An overshoot of 1.4 brackets 86 to 99% and is a third closer, 2.0 brackets 99% and is
 twice as far.
 
+Held-out loss with 1, 2, 3 and 20 signs (width 32, 131,072 tokens, mean of two seeds): 2.1099, 2.1093, 2.1090
+and 2.1090 at rate 0.01; 2.024, 2.027, 2.027 and 2.029 at 0.04, where seeds differ by 0.02.
+
 Tried and left out:
 
 - One Newton-Schulz step on the combination, combined again with the end of the other sign, divides the median
