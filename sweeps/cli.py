@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
@@ -15,10 +16,13 @@ from yaml import YAMLError
 
 from hyperp.config import one_line
 from hyperp.sweeps import planfile, tables
+from hyperp.sweeps.account import account, last_sent, with_jobs
 from hyperp.sweeps.plan import Plan, Point, check_runs, make_plan
-from hyperp.sweeps.status import DONE, concluded, counts, counts_line, set_aside, states, survey
+from hyperp.sweeps.status import DONE, concluded, counts, counts_line, set_aside, states
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+UNDER_WAY = ("queued", "running")
+WATCH_SECONDS = 5.0
 
 HELP = """Train a grid of runs and account for every one of them.
 
@@ -26,7 +30,8 @@ HELP = """Train a grid of runs and account for every one of them.
   hyperp-sweep plan +experiment=demo                    what would be run; starts nothing
   hyperp-sweep run +experiment=demo                     run what is missing, several at a time
   hyperp-sweep run +experiment=demo launcher.workers=1  any Hydra words: key=value, group=option, key=a,b
-  hyperp-sweep status runs/demo                         planned, running, finished, diverged, failed
+  hyperp-sweep submit +experiment=demo launcher=slurm   hand what is missing to Slurm, and return at once
+  hyperp-sweep status runs/demo                         what became of each, and why
   hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
 
 A run's id is a hash of its configuration, so the same command run again does only what is missing or failed.
@@ -115,16 +120,94 @@ def run(words: Words = None) -> None:
 
 
 @app.command()
+def submit(words: Words = None) -> None:
+    """Hand every run of a plan that is neither done nor under way to Slurm, and return at once.
+
+    Example: hyperp-sweep submit +experiment=demo launcher=slurm launcher.partition=gpu launcher.gpus=1
+    """
+    made = make_plan(words or [])
+    if made.launcher.get("name") == "local":
+        raise ValueError("launcher must be slurm to submit; hyperp-sweep run does the runs on this machine")
+    from hyperp.sweeps.submit import read_launcher
+    from hyperp.sweeps.submit import submit as hand_over
+
+    launcher = read_launcher(made)
+    with planfile.lock(made.root):
+        before = with_jobs(made.root, states(made), _refuse_blind)
+        done = (*DONE, *UNDER_WAY)
+        todo = [point for point, run in zip(made.points, before, strict=True) if run.status not in done]
+        check_runs(todo)
+        set_aside(made.root, before, _warn)
+        planfile.write(made)
+        sent = hand_over(made.root, todo, launcher)
+    left = [run for run in before if run.status in done]
+    already = f" ({_found(counts(left))} before)" if left else ""
+    jobs = ", ".join(one.job or one.name for one in sent)
+    where = f" as {sum(len(one.tasks) for one in sent)} jobs, Slurm's {jobs}" if sent else ""
+    print(f"submitted {len(todo)} of {len(made.points)} runs{where}{already}; {made.root}")
+
+
+@app.command()
+def cancel(
+    root: Root,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(help="Runs to cancel; all if none is named", show_default=False)
+    ] = None,
+) -> None:
+    """Take runs out of Slurm's queue, or off their nodes; what they saved is kept.
+
+    Runs that share a job go together. Example: hyperp-sweep cancel runs/demo
+    """
+    from hyperp.sweeps import slurm
+
+    sent = last_sent(root, slurm.queue())
+    unknown = sorted(set(run_ids or []) - set(sent))
+    if unknown:
+        raise ValueError(f"RUN_IDS must be runs that were submitted from {root}, got {', '.join(unknown)}")
+    chosen = [one for run_id, one in sent.items() if not run_ids or run_id in run_ids]
+    jobs = sorted({one.job.job_id for one in chosen if one.job and one.job.in_flight})
+    slurm.cancel(jobs)
+    print(f"cancelled {len(jobs)} job{'s' * (len(jobs) != 1)}; {root}")
+
+
+@app.command()
+def logs(
+    root: Root,
+    run_id: Annotated[str, typer.Argument(help="The run, as status names it", show_default=False)],
+) -> None:
+    """Print what a run printed, its traceback if it failed, and what its last job said outside of it.
+
+    Example: hyperp-sweep logs runs/demo 0123456789ab
+    """
+    found = [root / run_id / name for name in ("output.log", "error.txt")]
+    one = last_sent(root, {}).get(run_id)
+    if one and one.job_id:
+        folder = root / one.submission.folder
+        found += [folder / f"{one.job_id}_0_log.{kind}" for kind in ("out", "err")]
+    there = [path for path in found if path.is_file()]
+    if not there:
+        raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
+    for path in there:
+        print(f"==> {path} <==")
+        print(path.read_text(errors="replace").rstrip())
+
+
+@app.command()
 def status(
     root: Root,
     as_json: Json = False,
     every: Annotated[bool, typer.Option("--all", help="List every run, not only those of note")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until no run is under way")] = False,
 ) -> None:
     """Count the runs of a sweep by block and status; list what runs, diverged, failed or was stopped.
 
     Example: hyperp-sweep status runs/demo --all
     """
-    runs = survey(root)
+    runs = account(root, _warn)
+    while watch and any(run.status in UNDER_WAY for run in runs):
+        tables.show_status(runs, runs if every else tables.notable(runs))
+        time.sleep(WATCH_SECONDS)
+        runs = account(root, _warn)
     listed = runs if every else tables.notable(runs)
     if as_json:
         blocks = {name: counts(members) for name, members in tables.by_block(runs).items()}
@@ -197,6 +280,10 @@ def _work(made: Plan, todo: Sequence[Point], launcher: Any) -> dict[str, str]:
 
 def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise KeyboardInterrupt
+
+
+def _refuse_blind(text: str) -> NoReturn:
+    raise RuntimeError(text.partition(";")[0])
 
 
 def _warn(text: str) -> None:

@@ -20,8 +20,9 @@ from hyperp.files import replacing
 from hyperp.record import METRIC
 from hyperp.scale import Scale
 from hyperp.sweeps import planfile
+from hyperp.sweeps.account import account
 from hyperp.sweeps.plan import make_point
-from hyperp.sweeps.status import Run, survey
+from hyperp.sweeps.status import Run
 
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
 NULLABLE_STRINGS = ("reason", "block")
@@ -64,7 +65,7 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
     """
     if output.suffix != ".parquet":
         raise ValueError(f"-o must end in .parquet, got {output}")
-    runs, rows = survey(root), []
+    runs, rows = account(root, warn), []
     for run in runs:
         if run.damaged:
             warn(run.damaged)

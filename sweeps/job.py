@@ -54,8 +54,13 @@ def load_record(run_dir: Path) -> Record | None:
     return ended
 
 
-def record_failure(config: dict[str, Any], run_dir: str, reason: str) -> dict[str, Any]:
-    """The record of a run whose process died without writing one; writes it unless the run had just ended."""
+def record_failure(
+    config: dict[str, Any], run_dir: str, reason: str, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The record of a run whose process died without writing one; writes it unless the run had just ended.
+
+    `environment` is where it ran; None means in this process's own.
+    """
     from hyperp import train
 
     try:
@@ -63,7 +68,7 @@ def record_failure(config: dict[str, Any], run_dir: str, reason: str) -> dict[st
     except ValueError:
         ended = None
     if ended is None or ended.status == "failed":
-        ended = train.record_failure(from_dict(config), Path(run_dir), reason)
+        ended = train.record_failure(from_dict(config), Path(run_dir), reason, environment)
     return asdict(ended)
 
 

@@ -16,7 +16,7 @@ from hyperp.sweeps.job import load_record
 from hyperp.sweeps.plan import Plan, validation_line
 from hyperp.sweeps.planfile import Planned
 
-STATUSES = ("planned", "running", "finished", "diverged", "failed")
+STATUSES = ("planned", "queued", "running", "finished", "diverged", "failed", "lost")
 DONE = ("finished", "diverged")  # not done again
 FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
 
@@ -26,7 +26,8 @@ class Run:
     """One run: planned, or found below the root without a plan (`planned` is None then).
 
     `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
-    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed.
+    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `job` is its
+    last in Slurm and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
     """
 
     run_id: str
@@ -38,6 +39,9 @@ class Run:
     step: int | None = None
     steps: int | None = None
     tokens_per_second: float | None = None
+    job: str | None = None
+    beat_job: str | None = None
+    time_left: str | None = None
 
     @property
     def block(self) -> str | None:
@@ -54,6 +58,7 @@ class Heartbeat(BaseModel):
     steps: int
     tokens_per_second: float
     time: float
+    job: str | None = None
 
 
 def survey(root: Path) -> list[Run]:
@@ -87,8 +92,9 @@ def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
         return Run(run_id, ended.status, ended.reason, planned, ended, step=ended.steps, steps=ended.steps)
     if beat is not None:
         reason = None if fresh else f"stopped at step {beat.step} of {beat.steps}"
-        progress = beat.model_dump(exclude={"time"})
-        return Run(run_id, "running" if fresh else "planned", reason, planned, **progress)
+        progress = beat.model_dump(exclude={"time", "job"})
+        status = "running" if fresh else "planned"
+        return Run(run_id, status, reason, planned, beat_job=beat.job, **progress)
     if trouble is None and (run_dir / "checkpoint.pt").exists():
         trouble = "stopped, has a checkpoint"
     return Run(run_id, "planned", trouble, planned)

@@ -74,7 +74,11 @@ def by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def notable(runs: Sequence[Run]) -> list[Run]:
     """Runs that a person wants to hear of: running, diverged, failed, or stopped half-way."""
-    return [run for run in runs if run.status in ("running", "diverged", "failed") or run.reason]
+    return [run for run in runs if run.status not in ("planned", "queued", "finished") or _says_more(run)]
+
+
+def _says_more(run: Run) -> bool:
+    return run.reason is not None and run.status != "queued"
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -92,15 +96,20 @@ def describe(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "tokens_per_second": run.record.tokens_per_second if run.record else run.tokens_per_second,
         "loss": run.record.loss if run.record else None,
+        "job": run.job,
+        "time_left": run.time_left,
+        "restarts": _restarts(run),
     }
 
 
 def show_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
     """Counts by block and status, the listed runs, and the sum in a line."""
-    table = new_table("block", *STATUSES)
+    there = counts(runs)
+    shown = [status for status in STATUSES if status in there or status not in ("queued", "lost")]
+    table = new_table("block", *shown)
     for name, members in by_block(runs).items():
         found = counts(members)
-        table.add_row(name, *(str(found.get(status, "")) for status in STATUSES))
+        table.add_row(name, *(str(found.get(status, "")) for status in shown))
     show(table)
     if listed:
         table = new_table(
@@ -111,6 +120,11 @@ def show_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
             table.add_row(*_cells(describe(run)))
         show(table)
     print(counts_line(runs))
+
+
+def _restarts(run: Run) -> int | None:
+    count = run.record.environment.get("slurm_restart_count") if run.record else None
+    return int(count) if count and count.isdecimal() else None
 
 
 def show_not_done(runs: Sequence[Run], root: Path) -> bool:

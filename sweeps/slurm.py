@@ -1,0 +1,163 @@
+"""What Slurm knows of jobs, through its own commands: squeue, sacct, scontrol, scancel."""
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING")
+ACTIVE = (*RUNNING, "SUSPENDED", "STOPPED", "STAGE_OUT")
+QUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "exit_code", "RestartCnt", "TimeLeft")
+ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "ReqMem", "MaxRSS", "NodeList")
+WHY = {
+    "TIMEOUT": "time limit reached",
+    "DEADLINE": "deadline reached",
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "node failure",
+    "BOOT_FAIL": "node failure",
+    "PREEMPTED": "preempted",
+    "CANCELLED": "cancelled",
+    "REVOKED": "revoked",
+}
+AT_ONCE = 500  # job ids in one command line
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm is missing or failed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of an array. `why` says how it ended; `waits` why it is still pending."""
+
+    job_id: str
+    name: str
+    state: str
+    waits: str | None = None
+    why: str | None = None
+    restarts: int = 0
+    time_left: str | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits for its turn, the first time or again."""
+        return self.state in PENDING
+
+    @property
+    def active(self) -> bool:
+        """Whether it has a node."""
+        return self.state in ACTIVE
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it may still do something."""
+        return self.pending or self.active
+
+
+def queue() -> dict[str, Job]:
+    """This user's jobs that the controller remembers, ended ones too for a few minutes, by id."""
+    layout = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
+    text = _output("squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-O", layout)
+    jobs = {}
+    for line in text.splitlines():
+        values = dict(zip(QUEUE_FIELDS, (value.strip() for value in line.split("|")), strict=False))
+        state, status = values["State"], int(values["exit_code"] or 0)
+        why = _why(state, status >> 8, status & 127)
+        jobs[values["JobArrayID"]] = Job(
+            values["JobArrayID"],
+            values["Name"],
+            state,
+            waits=values["Reason"] if state in PENDING else None,
+            why=None if state in (*PENDING, *ACTIVE) else why,
+            restarts=int(values["RestartCnt"] or 0),
+            time_left=values["TimeLeft"],
+        )
+    return jobs
+
+
+def accounts(job_ids: Iterable[str]) -> dict[str, Job]:
+    """What the accounting says of jobs; nothing where a cluster keeps none."""
+    jobs: dict[str, Job] = {}
+    for some in _batches(sorted(job_ids)):
+        try:
+            text = _output("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
+        except SlurmError:
+            return jobs
+        rows = [dict(zip(ACCOUNT_FIELDS, line.split("|"), strict=False)) for line in text.splitlines()]
+        steps: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            steps.setdefault(row["JobID"].partition(".")[0], []).append(row)
+        jobs |= {job_id: _account(job_id, own) for job_id, own in steps.items()}
+    return jobs
+
+
+def _account(job_id: str, rows: Sequence[dict[str, str]]) -> Job:
+    """One job from its own row, which comes first, and those of its steps."""
+    job = rows[0]
+    state = job["State"].split()[0]  # CANCELLED by 0
+    if state in (*PENDING, *ACTIVE):
+        return Job(job_id, job["JobName"], state)
+    code, _, number = job["ExitCode"].partition(":")
+    why = _why(state, int(code), int(number or 0))
+    peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
+    step_states = {row["State"].split()[0] for row in rows}
+    # Where Slurm polls the memory of a job, it kills the job's step and does not say what for.
+    if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
+        why = f"out of memory: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else WHY["OUT_OF_MEMORY"]
+    if state in ("NODE_FAIL", "BOOT_FAIL"):
+        why = f"{why} on {job['NodeList']}"
+    return Job(job_id, job["JobName"], state, why=why)
+
+
+def _why(state: str, code: int, number: int) -> str:
+    if state in WHY:
+        return WHY[state]
+    if state == "COMPLETED":
+        return "its job ended without a record"
+    if number or code > 128:  # a shell adds 128 to the signal that ended its command
+        return f"killed by signal {number or code - 128}"
+    return f"exit code {code}"
+
+
+def _bytes(text: str) -> float:
+    """`501600K` or `200M`; 0 for what is not given, or not for the whole job (`512Mc` is for each core)."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)n?", text)
+    return float(match[1]) * UNITS.get(match[2], 1) if match else 0.0
+
+
+def array_limit() -> int:
+    """The most tasks that an array of this cluster can have."""
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"))
+    return int(match[1]) if match else 1
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """Cancel jobs and tasks of arrays; those that have ended are left alone."""
+    for some in _batches(list(job_ids)):
+        _output("scancel", "--quiet", *some)
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue, which ends its processes in a moment."""
+    _output("scontrol", "requeue", job_id)
+
+
+def _batches(items: Sequence[str]) -> list[Sequence[str]]:
+    return [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        raise SlurmError(f"{command[0]} is not on this machine")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} has not answered for 120 s") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise SlurmError(f"{command[0]}: {lines[0]}")
+    return done.stdout

@@ -1,0 +1,171 @@
+"""Hand runs to Slurm as arrays of jobs, through submitit, and leave."""
+
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from hyperp.sweeps import slurm, submissions
+from hyperp.sweeps.plan import Plan, Point, Strict, validation_line
+from hyperp.sweeps.submissions import Submission
+from hyperp.sweeps.task import Task, Work
+
+FOLDER = "slurm"  # below the sweep's; one folder in it for each submission, since submitit reads old results
+NEVER = 10**6  # time-outs that submitit would give up after; the job decides for itself
+
+
+def _minutes(text: str) -> int:
+    """Minutes of `90m`, `4h`, `2d`, `HH:MM:SS`, `D-HH:MM:SS` or `90`, rounded up."""
+    short = re.fullmatch(r"(\d+)([mhd]?)", text)
+    if short:
+        minutes = int(short[1]) * {"": 1, "m": 1, "h": 60, "d": 1440}[short[2]]
+    else:
+        long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+        if not long:
+            raise ValueError(f"must be such as 90m, 4h, 2d or 1-12:00:00, got {text!r}")
+        days, hours, mins, seconds = (int(part or 0) for part in long.groups())
+        minutes = days * 1440 + hours * 60 + mins + (seconds > 0)
+    if minutes < 1:
+        raise ValueError(f"must be at least 1m, got {text!r}")
+    return minutes
+
+
+def _duration(text: str) -> str:
+    _minutes(text)
+    return text
+
+
+def _memory(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"\d+[KMGT]B?", text):
+        raise ValueError(f"must be a whole number with a unit, such as 8G or 500M, got {text!r}")
+    return text
+
+
+class SlurmLauncher(Strict):
+    """The `launcher` section; conf/launcher/slurm.yaml says what each field is."""
+
+    name: Literal["slurm"]
+    partition: str | None
+    account: str | None
+    qos: str | None
+    time: Annotated[str, AfterValidator(_duration), Field(coerce_numbers_to_str=True)]
+    gpus: int = Field(ge=0)
+    cpus: int = Field(ge=1)
+    memory: Annotated[str | None, AfterValidator(_memory)]
+    array_parallelism: int = Field(ge=1)
+    array_size: int = Field(ge=0)
+    runs_per_task: int = Field(ge=1)
+    side_by_side: bool
+    grace: int = Field(ge=1)
+    setup: list[str]
+    parameters: dict[str, Any]
+
+    @property
+    def minutes(self) -> int:
+        """The time limit of a job."""
+        return _minutes(self.time)
+
+    @property
+    def threads(self) -> int:
+        """Of each run."""
+        return max(1, self.cpus // (self.runs_per_task if self.side_by_side else 1))
+
+
+def read_launcher(plan: Plan) -> SlurmLauncher:
+    """The launcher of a plan. Raises ValueError, naming the field."""
+    try:
+        launcher = SlurmLauncher.model_validate(plan.launcher)
+    except ValidationError as error:
+        raise ValueError(validation_line("launcher", error)) from None
+    if launcher.grace >= launcher.minutes * 60:
+        raise ValueError(
+            f"launcher.grace must be less than launcher.time={launcher.time}, got {launcher.grace} s"
+        )
+    return launcher
+
+
+def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list[Submission]:
+    """Hand the runs over, longest first; only under the lock of the sweep.
+
+    What is about to be submitted is noted first, by name, so that nothing is lost if this process dies.
+    Raises SlurmError if the cluster does not take an array; those before it stand.
+    """
+    ordered = sorted(points, key=lambda point: -point.flops)
+    k, limit = launcher.runs_per_task, slurm.array_limit()
+    tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
+    size = min(launcher.array_size or limit, limit)
+    return [_submit_array(root, tasks[i : i + size], launcher) for i in range(0, len(tasks), size)]
+
+
+def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmLauncher) -> Submission:
+    name = f"hyperp-{uuid.uuid4().hex[:12]}"
+    submission = Submission(
+        name,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        f"{FOLDER}/{name}",
+        None,
+        [[point.run_id for point in task] for task in tasks],
+    )
+    submissions.append(root, submission)
+    job = _hand_over(root / submission.folder, name, [_work(task, launcher) for task in tasks], launcher)
+    submissions.answered(root, name, job)
+    return Submission(**(asdict(submission) | {"job": job}))
+
+
+def _work(task: Sequence[Point], launcher: SlurmLauncher) -> list[Work]:
+    runs = []
+    for point in task:
+        config = asdict(point.config)
+        config["runtime"]["threads"] = config["runtime"]["threads"] or launcher.threads
+        runs.append((config, str(point.run_dir.resolve())))
+    return runs
+
+
+def _hand_over(folder: Path, name: str, tasks: list[list[Work]], launcher: SlurmLauncher) -> str:
+    """Submit one array and return its id. Raises SlurmError with what sbatch says."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        executor = submitit.AutoExecutor(folder.resolve(), cluster="slurm", slurm_max_num_timeout=NEVER)
+        executor.update_parameters(**_parameters(name, launcher))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pickles and the like
+            jobs = executor.map_array(Task(launcher.side_by_side), tasks)
+    except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+        raise slurm.SlurmError(f"not submitted: {lines[-1].strip()}") from None
+    return jobs[0].job_id.partition("_")[0]
+
+
+def _parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
+    """In submitit's words."""
+    optional = {
+        "slurm_partition": launcher.partition,
+        "slurm_account": launcher.account,
+        "slurm_qos": launcher.qos,
+        "slurm_gpus_per_node": launcher.gpus or None,
+        "slurm_setup": launcher.setup or None,
+    }
+    extra = {"requeue": True, "chdir": os.getcwd()}  # noqa: PTH109
+    if launcher.memory:
+        extra["mem"] = launcher.memory
+    return {
+        "name": name,
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "cpus_per_task": launcher.cpus,
+        "timeout_min": launcher.minutes,
+        "slurm_array_parallelism": launcher.array_parallelism,
+        "slurm_signal_delay_s": launcher.grace,
+        # The signal before the time limit goes to srun's steps; the batch shell would not pass it on.
+        "slurm_use_srun": True,
+        "slurm_additional_parameters": extra | launcher.parameters,
+    } | {key: value for key, value in optional.items() if value is not None}
