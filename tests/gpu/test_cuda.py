@@ -82,7 +82,7 @@ def test_a_captured_step_follows_a_rate_that_is_a_tensor(optimizer):
         step = stepper.step
         if captured:
             kept = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-            saved = torch.utils._pytree.tree_map(lambda v: v.clone(), dict(stepper.state))
+            saved = {p: {k: v.clone() for k, v in state.items()} for p, state in stepper.state.items()}
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # libraries make their workspaces before the capture
