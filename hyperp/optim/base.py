@@ -5,6 +5,7 @@ few batched products and not a loop over layers (see `units`). Rules (see `rule`
 stacked tensors; this file alone touches parameters and state, which may lie on several ranks (`sharded`).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -25,6 +26,11 @@ from hyperp.optim.units import Piece, joined, pieces
 _GROUP_KEYS = {
     "params", "param_names", "role", "algorithm", "lr", "initial_lr", "name", "maximize", "split",
 }  # fmt: skip
+
+
+# Entries of the parameters that are updated at once: enough that the cost of calls is small beside the work,
+# and the copies that a batch is made of small beside the model.
+LARGEST_BATCH = {"cpu": 2**20, "other": 2**26}
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -164,7 +170,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 key = (piece.shape, whole.W.dtype, whole.W.device, whole.G.dtype)
                 batches.setdefault(key, []).append((whole, piece))
         for batch in batches.values():
-            self._update_batch(rule, group, batch)
+            whole, piece = batch[0]
+            entries = LARGEST_BATCH["cpu" if whole.W.device.type == "cpu" else "other"]
+            size = max(1, entries // (piece.count * math.prod(piece.shape)))
+            for start in range(0, len(batch), size):
+                self._update_batch(rule, group, batch[start : start + size])
 
     def _ensure_state(self, rule: Rule, group: Mapping[str, Any], whole: Whole, name: str) -> None:
         if self.state.get(whole.parameter):

@@ -54,8 +54,9 @@ def msign(
     """Polar factor of every (m, n) matrix in `x` of shape (..., m, n), in the dtype of `x`.
 
     `steps` defaults to 5 for `newton_schulz` and 8 for `polar_express`, and means nothing to `svd`. The
-    products run in `dtype`, by default that of `x`, but at least float32; "bfloat16" is for CUDA. A zero
-    matrix gives zero.
+    products run in `dtype`: "float32", "bfloat16" or "float64", by default bfloat16 on a CUDA device, as the
+    published code has it (float64 stays), and elsewhere that of `x`, at least float32. A zero matrix gives
+    zero.
     """
     validate(method, steps, dtype)
     if x.ndim < 2:
@@ -65,8 +66,12 @@ def msign(
         sign = _svd_polar(wide)
     else:
         steps = DEFAULT_STEPS[method] if steps is None else steps
-        sign = _compose(wide.to(DTYPES[dtype] or wide.dtype), quintics(method, steps))
+        sign = _compose(wide.to(DTYPES[dtype] or _products_in(wide)), quintics(method, steps))
     return (sign if x.shape[-2] <= x.shape[-1] else sign.mT).to(x.dtype)
+
+
+def _products_in(x: Tensor) -> torch.dtype:
+    return torch.bfloat16 if x.is_cuda and x.dtype == torch.float32 else x.dtype
 
 
 def validate(method: str, steps: int | None, dtype: str | None) -> None:
