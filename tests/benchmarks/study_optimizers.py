@@ -12,19 +12,20 @@ import argparse
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from rich.progress import track
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from hyperp.analysis.check import check
 from hyperp.analysis.law import SliceRecord
 from hyperp.analysis.plots import save_figure, transfer_panels
-from hyperp.analysis.records import read_runs
+from hyperp.analysis.records import Runs, read_runs
 from hyperp.analysis.transfer import Transfer, transfer
 from hyperp.config import Config, compose, resolve
 from hyperp.trainer import Trainer
@@ -61,7 +62,13 @@ def main() -> None:
     measured = {}
     for one in track([s for s in slices if s.optimum], "stability"):
         measured[key(one)] = stability(configure(one))
-    lines = [*header(runs.frame), *losses(slices), *drifts(answers), *costs(slices, measured)]
+    moved = seed_drifts(runs)
+    lines = [
+        *header(runs.frame),
+        *losses(runs.frame, slices),
+        *drifts(answers, moved),
+        *costs(slices, measured),
+    ]
     (arguments.out / "report.md").write_text("\n".join(lines) + "\n")
     print(f"wrote {arguments.out / 'report.md'}")
 
@@ -145,12 +152,13 @@ Python {platform.python_version()}, torch {torch.__version__}, {platform.machine
     return [*text.splitlines(), ""]
 
 
-def losses(slices: list[SliceRecord]) -> list[str]:
+def losses(frame: pd.DataFrame, slices: list[SliceRecord]) -> list[str]:
     """Best loss of every slice, with the spread of its seeds at the best rate of the grid."""
     rows = []
     for one in slices:
         name, width, tokens = key(one)
-        points = pd.DataFrame([point.model_dump() for point in one.points])
+        own = (frame["optimizer"] == name) & (frame["width"] == width) & (frame["tokens"] == tokens)
+        points = frame[own & (frame["status"] == "finished")]
         if points.empty:
             continue
         by_rate = points.groupby("lr")["loss"].agg(["mean", "std", "count"])
@@ -175,30 +183,49 @@ def losses(slices: list[SliceRecord]) -> list[str]:
     return ["## Loss", "", *table(columns, rows)]
 
 
-def drifts(answers: list[Transfer]) -> list[str]:
+def seed_drifts(runs: Runs) -> dict[str, list[float]]:
+    """Octaves a doubling of each seed by itself; it sees the same text in the same order at every width."""
+    found: dict[str, list[float]] = {}
+    for seed in sorted(runs.frame["seed"].unique()):
+        one = replace(runs, frame=runs.frame[runs.frame["seed"] == seed])
+        for answer in transfer(check(one).slices, "width"):
+            if answer.drift is not None and not answer.excluded:
+                found.setdefault(answer.context["optimizer"], []).append(answer.drift.octaves_per_doubling)
+    return found
+
+
+def drifts(answers: list[Transfer], of_seeds: dict[str, list[float]]) -> list[str]:
     """How far the optimum moves."""
     rows = []
     for one in answers:
-        values = ", ".join("-" if p.lr is None else f"{p.value}: 2^{math.log2(p.lr):.2f}" for p in one.points)
-        drift = one.drift
+        name, drift = one.context["optimizer"], one.drift
+        optima = ", ".join("-" if p.lr is None else f"{p.value}: 2^{math.log2(p.lr):.2f}" for p in one.points)
         if drift is None:
-            rows.append(
-                [one.context["optimizer"], f"{one.held['tokens']:,}", values, one.problem or "-", "-", "-"]
-            )
+            rows.append([name, optima, one.problem or "-", "-", "-", "-"])
             continue
         interval = "-" if drift.low is None else f"{drift.low:+.2f} to {drift.high:+.2f}"
         penalty = "-" if one.penalty is None else f"{one.penalty.nats:.4f} ({one.penalty.percent:.2f}%)"
         moved = f"{drift.octaves_per_doubling:+.2f}"
-        rows.append([one.context["optimizer"], f"{one.held['tokens']:,}", values, moved, interval, penalty])
-    columns = ["optimizer", "tokens", "optima by width", "octaves per doubling", "95% interval"]
-    columns += ["loss when the smallest width's rate is kept, nats more"]
-    return [
-        "## Drift of the best rate with width",
-        "",
-        "![transfer](transfer.png)",
-        "",
-        *table(columns, rows),
+        rows.append([name, optima, moved, interval, by_seed(of_seeds.get(name, [])), penalty])
+    columns = [
+        "optimizer",
+        "optima by width",
+        "octaves per doubling",
+        "95% interval of `hyperp-law transfer`",
     ]
+    columns += ["each seed by itself: mean and 95% interval"]
+    columns += ["nats more at the largest width with the smallest one's rate"]
+    title = ["## Drift of the best rate with width", "", "![transfer](transfer.png)", ""]
+    return [*title, *table(columns, rows)]
+
+
+def by_seed(values: list[float]) -> str:
+    """Mean and interval by Student's t."""
+    if len(values) < 2:
+        return "-"
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * error
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f}; {len(values)} seeds)"
 
 
 def costs(slices: list[SliceRecord], measured: dict[tuple, Stability]) -> list[str]:
