@@ -21,17 +21,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperp.flops import Shape
+from hyperp.flops import Shape, experts_of
 from hyperp.parametrization import Parametrization
 from hyperp.scale import Scale, positive_int
 from hyperp.schedule import Schedule
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+LATER_MODEL_FIELDS = ("shared_expert", "sqrt_gate", "balance_weight")  # than the first runs
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder beside width and depth. `query_heads` defaults to width / head_size."""
+    """Sizes of the decoder beside width and depth. `query_heads` defaults to width / head_size.
+
+    The last three are about experts (see `hyperp.model.moe`); `balance_weight` is the weight of the balance
+    loss in what is trained on, and in nothing that is reported.
+    """
 
     context: int = 128
     head_size: int = 16
@@ -41,6 +46,9 @@ class ModelConfig:
     qk_norm: bool = True
     gated_attention: bool = False
     rope_base: float = 10_000.0
+    shared_expert: bool = False
+    sqrt_gate: bool = True
+    balance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("context", "head_size", "kv_heads", "mlp_ratio"):
@@ -53,6 +61,8 @@ class ModelConfig:
             raise ValueError(f"kv_heads must divide query_heads={self.query_heads}, got {self.kv_heads}")
         if not (math.isfinite(self.rope_base) and self.rope_base > 0):
             raise ValueError(f"rope_base must be finite and positive, got {self.rope_base}")
+        if not (math.isfinite(self.balance_weight) and self.balance_weight >= 0):
+            raise ValueError(f"balance_weight must be finite and at least 0, got {self.balance_weight}")
 
 
 @dataclass(frozen=True)
@@ -162,10 +172,23 @@ class Config:
                 f"got {self.runtime.micro_batch_tokens}"
             )
         self.schedule.check(self.scale.steps)
-        if self.scale.sparsity > 1 or self.scale.granularity > 1:
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        try:
+            experts = experts_of(self.scale, self.model.mlp_ratio, self.model.shared_expert)
+        except ValueError as error:
+            raise ValueError(f"scale.{error}") from None
+        weight, k = self.model.balance_weight, self.scale.granularity
+        if experts is None and weight:
             raise ValueError(
-                "scale.granularity and scale.sparsity must be 1 (this version trains dense models), "
-                f"got {self.scale.granularity} and {self.scale.sparsity}"
+                "model.balance_weight must be 0 for a dense model (scale.granularity and scale.sparsity 1), "
+                f"got {weight}"
+            )
+        if experts is not None and experts.active == 1 < experts.routed and not weight:
+            raise ValueError(
+                f"scale.granularity must be at least {k + 1} unless model.balance_weight is positive (one "
+                f"expert chosen has a gate of 1, from which the router learns nothing), got {k}"
             )
 
     def shape(self, vocab: int) -> Shape:
@@ -192,11 +215,22 @@ class Config:
             mlp_ratio=m.mlp_ratio,
             qk_norm=m.qk_norm,
             gated_attention=m.gated_attention,
+            shared_expert=m.shared_expert,
+            sqrt_gate=m.sqrt_gate,
         )
 
     def identity(self) -> dict[str, Any]:
-        """Everything that makes this run what it is, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "runtime"}
+        """Everything that makes this run what it is, as plain values.
+
+        Fields that came later are left out at their default, so that runs of before keep their ids.
+        """
+        whole = {key: value for key, value in asdict(self).items() if key != "runtime"}
+        whole["model"] = {
+            key: value
+            for key, value in whole["model"].items()
+            if not (key in LATER_MODEL_FIELDS and value == getattr(ModelConfig, key))
+        }
+        return whole
 
     def run_id(self) -> str:
         """First 12 hexadecimal digits of the SHA-256 of `identity()` as canonical JSON."""

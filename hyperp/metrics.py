@@ -29,7 +29,7 @@ class MetricsLog:
             file.write("".join(kept))
         self.file = path.open("a")
 
-    def write(self, step: int, **values: float | str) -> None:
+    def write(self, step: int, **values: float | str | list[float]) -> None:
         """Append one line; a value that is not finite is written as a string, since JSON has no NaN."""
         row: dict[str, Any] = {"step": step}
         row |= {key: repr(v) if isinstance(v, float) and v - v != 0 else v for key, v in values.items()}

@@ -23,7 +23,8 @@ class Record:
     `lr` is the peak rate of the hidden matrices after every factor, `base_lr` the rate before them, `factors`
     the factors of every role and `algorithms` its algorithm with every option, defaults included; `config` is
     the whole resolved configuration, of which `run_id` is the hash. `bits_per_byte` takes the bytes a token
-    of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on.
+    of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on. `max_vio`
+    has the mean and the largest MaxVio of the run's steps, one number a layer; empty for a dense model.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class Record:
     flops: float | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
+    max_vio: dict[str, list[float]] = field(default_factory=dict)
     resumed: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     version: str = ""

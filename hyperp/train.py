@@ -88,7 +88,7 @@ def run_steps(
                 if report:
                     report(step, steps, mean, speed)
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
-                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed)
+                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
                 reason = trainer.monitor.reason(step)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
@@ -152,6 +152,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
         flops=training_flops(config.scale, trainer.shape) * trainer.step / config.scale.steps,
         seconds=round(trainer.seconds, 3),
         tokens_per_second=round(tokens / max(trainer.seconds, 1e-9), 1),
+        max_vio=trainer.loads.summary() if trainer.loads else {},
         resumed=trainer.resumed,
         environment={
             "corpus_sha256": trainer.corpus.digest,

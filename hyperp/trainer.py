@@ -3,6 +3,7 @@
 Shape suffixes: B sequences, T positions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,8 @@ from hyperp import tracking
 from hyperp.clipping import clip_gradients
 from hyperp.config import Config
 from hyperp.data import Batches, Corpus, load_corpus
+from hyperp.model.balance import LoadMonitor, balance_loss, total_load
+from hyperp.model.moe import Routing
 from hyperp.model.transformer import Transformer
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.parametrization import LearningRate
@@ -63,6 +66,8 @@ class Trainer:
         self.optimizer.project_()
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
+        experts = scale.granularity > 1 or scale.sparsity > 1
+        self.loads = LoadMonitor(scale.depth, self.device) if experts else None
         self.step, self.seconds, self.resumed = 0, 0.0, 0
         self.unlogged: list[Tensor] = []  # training losses since the last line of the log
         self.precision = config.precision
@@ -87,10 +92,11 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"optim: {error}") from None
 
-    def loss(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        """Mean cross entropy, nats per token."""
+    def loss(self, x_BT: Tensor, y_BT: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Mean cross entropy, nats per token; appends the routing of layers with experts to `routings`."""
+        extra = () if routings is None else (routings,)
         with self.autocast:
-            logits_BTV = self.model(x_BT.to(self.device, non_blocking=True))
+            logits_BTV = self.model(x_BT.to(self.device, non_blocking=True), *extra)
         return F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.to(self.device, non_blocking=True).flatten())
 
     def train_step(self) -> Tensor:
@@ -98,12 +104,7 @@ class Trainer:
         config = self.config
         x_BT, y_BT = self.batches.batch(self.step)
         size = (config.runtime.micro_batch_tokens or config.scale.batch_tokens) // config.model.context
-        parts = len(x_BT) // size
-        total = torch.zeros((), device=self.device)
-        for x, y in zip(x_BT.split(size), y_BT.split(size), strict=True):
-            loss = self.loss(x, y)
-            (loss / parts).backward()
-            total += loss.detach() / parts
+        total = self._backward(x_BT.split(size), y_BT.split(size))
         norm = clip_gradients(self.model.parameters(), config.optim.clip)
         factor = config.schedule.factor(self.step, config.scale.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
@@ -113,6 +114,43 @@ class Trainer:
         self.monitor.update(total, norm)
         self.step += 1
         return total
+
+    def _backward(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+        """Gradients of the mean over equal parts of a batch. Returns the mean cross entropy."""
+        total = torch.zeros((), device=self.device)
+        weight, loads = self.config.model.balance_weight, []
+        whole_LE = self._load(xs) if weight and len(xs) > 1 else None
+        for x, y in zip(xs, ys, strict=True):
+            routings: list[Routing] | None = None if self.loads is None else []
+            loss = objective = self.loss(x, y, routings)
+            if routings:
+                loads.append(total_load(routings))
+            if routings and weight:
+                balance = balance_loss(routings, loads[-1] if whole_LE is None else whole_LE)
+                objective = loss + weight * balance
+            (objective / len(xs)).backward()
+            total += loss.detach() / len(xs)
+        if self.loads is not None:
+            self.loads.update(torch.stack(loads).sum(dim=0))
+        return total
+
+    @torch.no_grad()
+    def _load(self, xs: Sequence[Tensor]) -> Tensor:
+        """Tokens of every expert (L, E) over a whole batch, at a forward pass more.
+
+        Without it the balance loss, and so the run, would depend on the size of the micro-batches.
+        """
+        loads = []
+        for x in xs:
+            routings: list[Routing] = []
+            with self.autocast:
+                self.model(x.to(self.device, non_blocking=True), routings)
+            loads.append(total_load(routings))
+        return torch.stack(loads).sum(dim=0)
+
+    def balance(self) -> dict[str, list[float]]:
+        """MaxVio of every layer for the log, mean since the last call; nothing for a dense model."""
+        return {} if self.loads is None else {"max_vio": self.loads.look()}
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -133,6 +171,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state,
             "unlogged": self.unlogged,
+            **({} if self.loads is None else {"loads": self.loads.state_5L}),
         }
 
     def made_with(self) -> dict[str, str]:
@@ -156,4 +195,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.state = state["monitor"].to(self.device)
         self.unlogged = [loss.to(self.device) for loss in state.get("unlogged", [])]
+        if self.loads is not None:
+            self.loads.state_5L = state["loads"].to(self.device)
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"] + 1

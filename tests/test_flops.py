@@ -2,7 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from hyperp.flops import Shape, flops_per_token, parameters, parameters_by_role, training_flops
+from hyperp.flops import (
+    Experts,
+    Shape,
+    experts_of,
+    flops_per_token,
+    parameters,
+    parameters_by_role,
+    training_flops,
+)
 from hyperp.scale import Scale
 
 SCALE = Scale(width=32, depth=3, tokens=100_000, batch_tokens=512)
@@ -71,7 +79,50 @@ def test_bad_sizes_are_named(changes, text):
         replace(SHAPE, **changes)
 
 
-@pytest.mark.parametrize("field", ["granularity", "sparsity"])
-def test_experts_are_not_counted_as_if_dense(field):
-    with pytest.raises(ValueError, match="granularity and sparsity must be 1"):
-        parameters_by_role(replace(SCALE, **{field: 4}), SHAPE)
+EXPERTS = {
+    # granularity, sparsity, shared: hidden, routed, active (96 hidden channels in the dense MLP)
+    (4, 1, False): (24, 4, 4),
+    (4, 8, False): (24, 32, 4),
+    (4, 8, True): (24, 31, 3),
+    (1, 8, False): (96, 8, 1),
+    (96, 2, True): (1, 191, 95),
+}
+
+
+@pytest.mark.parametrize(("k", "s", "shared"), EXPERTS)
+def test_experts_are_as_many_and_as_wide_as_the_paper_says(k, s, shared):
+    """arXiv 2603.28743: k of k S experts of 1/k of the dense hidden width, a shared one among both."""
+    hidden, routed, active = EXPERTS[k, s, shared]
+    assert experts_of(replace(SCALE, granularity=k, sparsity=s), 3, shared) == Experts(
+        hidden, routed, active, shared
+    )
+
+
+@pytest.mark.parametrize(("k", "s", "shared"), EXPERTS)
+def test_all_experts_are_parameters_and_those_of_a_token_are_flops(k, s, shared):
+    scale, shape = replace(SCALE, granularity=k, sparsity=s), replace(SHAPE, shared_expert=shared)
+    dense, counts = parameters_by_role(SCALE, SHAPE), parameters_by_role(scale, shape)
+    w, mlp = SCALE.width, 3 * SCALE.width * 96
+    routed = k * s - shared
+    assert counts["router"] == SCALE.depth * routed * w
+    assert counts["expert"] + shared * SCALE.depth * mlp // k == SCALE.depth * s * mlp
+    assert counts["hidden"] == dense["hidden"] - SCALE.depth * (mlp - shared * mlp // k)
+    # the active width is that of the dense model, and the router comes on top
+    assert flops_per_token(scale, shape) == flops_per_token(SCALE, SHAPE) + 6 * counts["router"]
+
+
+@pytest.mark.parametrize(
+    ("k", "shared", "text"),
+    [
+        (
+            5,
+            False,
+            r"granularity must divide the hidden width of the MLP, 96 \(mlp_ratio 3 x width 32\), got 5",
+        ),
+        (192, False, r"granularity must divide the hidden width of the MLP, 96 .*got 192"),
+        (1, True, r"granularity must be at least 2 with a shared expert, which is one of them, got 1"),
+    ],
+)
+def test_experts_that_do_not_fit_are_named(k, shared, text):
+    with pytest.raises(ValueError, match=text):
+        parameters_by_role(replace(SCALE, granularity=k, sparsity=4), replace(SHAPE, shared_expert=shared))

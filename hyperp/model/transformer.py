@@ -1,4 +1,6 @@
-"""Dense decoder: pre-norm RMSNorm, rotary grouped-query attention with QK-norm, SwiGLU, untied unembedding.
+"""Decoder: pre-norm RMSNorm, rotary grouped-query attention with QK-norm, SwiGLU, untied unembedding.
+
+The MLP of a dense model is one SwiGLU, that of a mixture of experts is in `moe`.
 
 Shape suffixes
     B  sequences in a batch      T  positions (context)      D  width (d_model)
@@ -16,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperp.flops import Shape
+from hyperp.flops import Experts, Shape, experts_of
+from hyperp.model.moe import MoE, Routing
 from hyperp.parametrization import Parametrization
 from hyperp.roles import Role
 from hyperp.scale import Scale
@@ -134,26 +137,36 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + m attention(norm x), then x + m mlp(norm x), with m the residual multiplier of the rule."""
+    """x + m attention(norm x), then x + m mlp(norm x), with m the residual multiplier of the rule.
 
-    def __init__(self, width: int, shape: Shape, residual_multiplier: float):
+    With experts in the place of the MLP it returns their routing too, else None.
+    """
+
+    def __init__(self, width: int, shape: Shape, residual_multiplier: float, experts: Experts | None = None):
         super().__init__()
         self.residual_multiplier = residual_multiplier
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, shape)
         self.mlp_norm = RMSNorm(width)
-        self.mlp = MLP(width, shape.mlp_ratio * width)
+        if experts is None:
+            self.mlp = MLP(width, shape.mlp_ratio * width)
+        else:
+            shared = MLP(width, experts.hidden) if experts.shared else None
+            self.mlp = MoE(width, experts, shape.sqrt_gate, shared)
 
-    def forward(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> tuple[Tensor, Routing | None]:
         m = self.residual_multiplier
         x_BTD = torch.add(x_BTD, self.attention(self.attention_norm(x_BTD), cos_TN, sin_TN), alpha=m)
-        return torch.add(x_BTD, self.mlp(self.mlp_norm(x_BTD)), alpha=m)
+        y_BTD, routing = self.mlp(self.mlp_norm(x_BTD)), None
+        if isinstance(self.mlp, MoE):
+            y_BTD, routing = y_BTD
+        return torch.add(x_BTD, y_BTD, alpha=m), routing
 
 
 class Transformer(nn.Module):
     """Decoder of one Scale: ids (B, T) -> logits (B, T, V) in float32.
 
-    Weights are uninitialised until `initialize`. Raises ValueError from Shape for sizes that do not fit.
+    Weights are uninitialised until `initialize`. Raises ValueError for experts that do not fit.
     """
 
     cos_TN: Tensor
@@ -167,19 +180,25 @@ class Transformer(nn.Module):
         self.logit_multiplier = rule.logit_multiplier(scale.width)
         self.embedding = Embedding(shape.vocab, scale.width)
         multiplier = rule.residual_multiplier(scale.depth)
-        self.blocks = nn.ModuleList(Block(scale.width, shape, multiplier) for _ in range(scale.depth))
+        experts = experts_of(scale, shape.mlp_ratio, shape.shared_expert)
+        self.blocks = nn.ModuleList(
+            Block(scale.width, shape, multiplier, experts) for _ in range(scale.depth)
+        )
         self.norm = RMSNorm(scale.width)
         self.unembedding = Unembedding(scale.width, shape.vocab)
         cos, sin = rotary_tables(shape.context, shape.head_size, rope_base)
         self.register_buffer("cos_TN", cos, persistent=False)
         self.register_buffer("sin_TN", sin, persistent=False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Logits; appends the routing of every layer that has experts to `routings`."""
         t = ids_BT.shape[-1]
         cos_TN, sin_TN = self.cos_TN[:t], self.sin_TN[:t]
         x_BTD = self.embedding(ids_BT)
         for block in self.blocks:
-            x_BTD = block(x_BTD, cos_TN, sin_TN)
+            x_BTD, routing = block(x_BTD, cos_TN, sin_TN)
+            if routings is not None and routing is not None:
+                routings.append(routing)
         logits_BTV = self.unembedding(self.norm(x_BTD)).float()
         return logits_BTV if self.logit_multiplier == 1.0 else logits_BTV * self.logit_multiplier
 
