@@ -106,14 +106,13 @@ def parameters_by_role(scale: Scale, shape: Shape) -> dict[Role, int]:
     gains = 2 * width + (2 * shape.head_size if shape.qk_norm else 0)
     experts = experts_of(scale, shape.mlp_ratio, shape.shared_expert)
     if experts is None:
-        mlp, routed = 3 * width * shape.mlp_ratio * width, {}  # gate, up and down
+        mlp = 3 * width * shape.mlp_ratio * width  # gate, up and down
+        routed: dict[Role, int] = {}
     else:
         one = 3 * width * experts.hidden
         mlp = one if experts.shared else 0
-        routed = {
-            "router": scale.depth * experts.routed * width,
-            "expert": scale.depth * experts.routed * one,
-        }
+        layers = scale.depth * experts.routed
+        routed = {"router": layers * width, "expert": layers * one}
     return {
         "embedding": shape.vocab * width,
         "hidden": scale.depth * (attention + gate + mlp),

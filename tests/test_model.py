@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyperp.flops import Shape, parameters
-from hyperp.model.transformer import Block, Transformer, rotary_tables, rotate
+from hyperp.model.transformer import MLP, Block, Transformer, rotary_tables, rotate
 from hyperp.parametrization import Parametrization
 from hyperp.roles import roles_of
 from hyperp.scale import Scale
@@ -66,7 +66,9 @@ def test_initial_spread_follows_the_rule():
     net = Transformer(Scale(256, 1, 4096, 512), SHAPES["plain"], rule).initialize(0)
     assert net.embedding.weight.std().item() == pytest.approx(0.3, rel=0.05)
     assert net.unembedding.weight.std().item() == pytest.approx(1 / 16, rel=0.05)
-    assert first_block(net).mlp.down.weight.std().item() == pytest.approx(2 / math.sqrt(1024), rel=0.05)
+    mlp = first_block(net).mlp
+    assert isinstance(mlp, MLP)
+    assert mlp.down.weight.std().item() == pytest.approx(2 / math.sqrt(1024), rel=0.05)
 
 
 def test_an_embedding_as_small_as_the_papers_still_feeds_the_first_block():

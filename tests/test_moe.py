@@ -84,7 +84,7 @@ def test_grouped_products_and_their_gradients_are_those_of_a_loop(load, dtype):
     got, want = [], []
     for function, results in ((grouped_linear, got), (loop_linear, want)):
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        y = function(*leaves, load_E)
+        y = function(leaves[0], leaves[1], load_E)
         y.backward(grad)
         results += [y.detach(), *(leaf.grad for leaf in leaves)]
     rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (1e-2, 5e-2)
@@ -361,7 +361,7 @@ def test_descending_the_balance_loss_evens_the_load_out():
         vio.append(max_vio(load).item())
         (grad,) = torch.autograd.grad(balance_loss([routing], load), moe.router.weight)
         with torch.no_grad():
-            moe.router.weight -= 0.5 * grad
+            moe.router.weight.sub_(grad, alpha=0.5)
     assert vio[0] > 0.8
     assert vio[-1] < vio[0] / 2
 

@@ -149,7 +149,7 @@ class Block(nn.Module):
         self.attention = Attention(width, shape)
         self.mlp_norm = RMSNorm(width)
         if experts is None:
-            self.mlp = MLP(width, shape.mlp_ratio * width)
+            self.mlp: MLP | MoE = MLP(width, shape.mlp_ratio * width)
         else:
             shared = MLP(width, experts.hidden) if experts.shared else None
             self.mlp = MoE(width, experts, shape.sqrt_gate, shared)
