@@ -78,9 +78,10 @@ def run_steps(
         speed = clock.speed(trainer.step)
         return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
 
-    with closing(metrics), Heartbeat(run_dir, news):
+    with closing(metrics), Heartbeat(run_dir, news) as beat:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
+            beat.check()
             step = trainer.step
             if step % runtime.log_every == 0 or step == steps:
                 mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
@@ -197,11 +198,14 @@ def train(
         ended = _ended(config, run_dir)
         if ended is not None:  # by the process that held the lock
             return ended
+        heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
         remove_leftovers(run_dir)
         with replacing(run_dir / "config.yaml") as file:
             OmegaConf.save(OmegaConf.create(asdict(config)), file)
         try:
             result = _train(trainer, run_dir, report, stop)
+        except HeldError:  # whoever has the run now writes its record
+            raise
         except Exception as error:
             return record_failure(config, run_dir, error)
         for leftover in ("checkpoint.pt", "error.txt", LOCK):
@@ -228,6 +232,8 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callabl
     tracker = Tracker(trainer.config, run_dir)
     try:
         result = finish(trainer, run_steps(trainer, run_dir, tracker, report, stop))
+    except HeldError:
+        raise
     except Exception as error:
         tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
         raise
