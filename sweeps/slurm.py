@@ -101,7 +101,11 @@ def _account(job_id: str, rows: Sequence[dict[str, str]]) -> Job:
     state = job["State"].split()[0]  # CANCELLED by 0
     if state in (*PENDING, *ACTIVE):
         return Job(job_id, job["JobName"], state)
-    code, _, number = job["ExitCode"].partition(":")
+    steps = [row["ExitCode"] for row in rows if row["JobID"].rpartition(".")[2].isdecimal()]
+    # How a step ended is its own; the job's is the batch shell's, of which sacct drops a bit.
+    code, _, number = next((step for step in reversed(steps) if step != "0:0"), job["ExitCode"]).partition(
+        ":"
+    )
     why = _why(state, int(code), int(number or 0))
     peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
     step_states = {row["State"].split()[0] for row in rows}
