@@ -154,7 +154,9 @@ def _parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
         "slurm_gpus_per_node": launcher.gpus or None,
         "slurm_setup": launcher.setup or None,
     }
-    extra = {"requeue": True, "chdir": os.getcwd()}  # noqa: PTH109
+    extra: dict[str, Any] = {"chdir": os.getcwd()}  # noqa: PTH109
+    if "no_requeue" not in launcher.parameters:  # sbatch would take the last of both
+        extra["requeue"] = True
     if launcher.memory:
         extra["mem"] = launcher.memory
     return {

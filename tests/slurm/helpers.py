@@ -1,12 +1,15 @@
 """What the tests of Slurm share: words of tiny runs, and ways to look at a sweep from outside."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from cluster import output, wait_for
+from cluster import Cluster, output, wait_for
 
 from hyperp import record
 from hyperp.record import Record
@@ -58,3 +61,58 @@ def jobs_state() -> list[str]:
 def jobs_of(job: str | None) -> list[str]:
     """`id|state` of every task of an array, from the accounting."""
     return output("sacct", "-n", "-P", "-X", "-j", str(job), "-o", "JobID,State").splitlines()
+
+
+def beat(run_dir: Path) -> dict[str, Any]:
+    """The heartbeat of a run; step -1 without one."""
+    try:
+        return json.loads((run_dir / "heartbeat.json").read_text())
+    except (OSError, ValueError):
+        return {"step": -1, "job": None}
+
+
+def wait_for_step(run_dir: Path, step: int, seconds: float = 90) -> dict[str, Any]:
+    """Wait until the heartbeat of a live process is past `step`, and return it."""
+
+    def past() -> bool:
+        now = beat(run_dir)
+        return now["step"] > step and Path(f"/proc/{now['process']}").exists()
+
+    wait_for(past, f"step {step} of {run_dir.name}", seconds)
+    return beat(run_dir)
+
+
+def kill_node(cluster: Cluster, name: str) -> None:
+    """What a power failure does: the daemon of a node and everything that runs on it, at once."""
+    doomed = {pid for pid in processes() if f"SLURMD_NODENAME={name}" in environment(pid)}
+    for pid in list(doomed):  # and the step daemons that they are children of
+        parent = parent_of(pid)
+        while parent > 1 and Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd":
+            doomed.add(parent)
+            parent = parent_of(parent)
+    daemon = cluster.nodes[name].pid()
+    for pid in (daemon, *sorted(doomed)):
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def processes() -> list[int]:
+    """All of this machine."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def environment(pid: int) -> list[str]:
+    """The variables that a process began with."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def parent_of(pid: int) -> int:
+    """0 for a process that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
