@@ -77,34 +77,54 @@ def swiglu(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     return weights["down.weight"] @ (gate / (1 + torch.exp(-gate)) * (weights["up.weight"] @ x))
 
 
+def experts(weights: dict[str, Tensor], x: Tensor, scale: Scale, shape: Shape) -> Tensor:
+    """k of the k S experts, a shared one among both; its weight and that of the others' sum are alike."""
+    shared = int(shape.shared_expert)
+    scores = weights["router.weight"] @ x
+    chosen = scores.topk(scale.granularity - shared).indices
+    out = torch.zeros_like(x)
+    for i in chosen:
+        own = {f"{name}.weight": weights[f"experts.{name}"][i] for name in ("gate", "up", "down")}
+        gate = torch.exp(scores[i]) / torch.exp(scores[chosen]).sum()
+        out = out + (gate.sqrt() if shape.sqrt_gate else gate) * swiglu(own, x)
+    if not shared:
+        return out
+    own = {key.removeprefix("shared."): value for key, value in weights.items()}
+    return (out + swiglu(own, x)) * (math.sqrt(0.5) if shape.sqrt_gate else 1.0)
+
+
 def reference_forward(
     state: dict[str, Tensor],
     ids: Tensor,
     shape: Shape,
-    depth: int,
+    scale: Scale,
     base: float,
     branches: float,
     logits: float,
 ) -> Tensor:
     """ids (T,) -> logits (T, vocab)."""
     x_TD = torch.stack([state["embedding.weight"][i] for i in ids])
-    for layer in range(depth):
+    for layer in range(scale.depth):
         prefix = f"blocks.{layer}."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         heads = {key.removeprefix("attention."): value for key, value in own.items()}
         mlp = {key.removeprefix("mlp."): value for key, value in own.items() if key.startswith("mlp.")}
+        dense = scale.granularity == scale.sparsity == 1
         normed = torch.stack([rms_norm(x, own["attention_norm.weight"]) for x in x_TD])
         mixed = attention(heads, normed, shape, base) @ own["attention.out.weight"].T
         x_TD = x_TD + branches * mixed
-        added = [swiglu(mlp, rms_norm(x, own["mlp_norm.weight"])) for x in x_TD]
+        inputs = [rms_norm(x, own["mlp_norm.weight"]) for x in x_TD]
+        added = [swiglu(mlp, x) if dense else experts(mlp, x, scale, shape) for x in inputs]
         x_TD = x_TD + branches * torch.stack(added)
     final = torch.stack([rms_norm(x, state["norm.weight"]) for x in x_TD])
     return logits * (final @ state["unembedding.weight"].T)
 
 
-def decoder(shape: Shape, base: float = DEFAULT_BASE, rule: Parametrization = RULE) -> Transformer:
+def decoder(
+    shape: Shape, base: float = DEFAULT_BASE, rule: Parametrization = RULE, scale: Scale = SCALE
+) -> Transformer:
     """In float64, with every entry of every parameter drawn so that it matters."""
-    net = Transformer(SCALE, shape, rule, base).double()
+    net = Transformer(scale, shape, rule, base).double()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in net.parameters():
@@ -117,11 +137,17 @@ def some_ids(positions: int = 12) -> Tensor:
     return torch.randint(0, 37, (2, positions), generator=torch.Generator().manual_seed(2))
 
 
-def compare(net: Transformer, ids: Tensor, shape: Shape, base: float, branches: float, logits: float) -> None:
+def compare(
+    net: Transformer,
+    ids: Tensor,
+    shape: Shape,
+    base: float,
+    branches: float,
+    logits: float,
+    scale: Scale = SCALE,
+) -> None:
     state = net.state_dict()
-    want = torch.stack(
-        [reference_forward(state, row, shape, SCALE.depth, base, branches, logits) for row in ids]
-    )
+    want = torch.stack([reference_forward(state, row, shape, scale, base, branches, logits) for row in ids])
     got = net(ids)
     assert got.dtype == torch.float32  # so the last digit of float32 is all that may differ
     torch.testing.assert_close(got.double(), want, rtol=1e-7, atol=1e-9)
@@ -132,6 +158,17 @@ def compare(net: Transformer, ids: Tensor, shape: Shape, base: float, branches: 
 @torch.no_grad()
 def test_logits_are_those_of_the_formulas(name, base):
     compare(decoder(SHAPES[name], base), some_ids(), SHAPES[name], base, BRANCHES, LOGITS)
+
+
+@pytest.mark.parametrize("sqrt_gate", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("k", "s"), [(4, 3), (3, 1), (8, 2)])
+@torch.no_grad()
+def test_logits_of_experts_are_those_of_the_formulas(k, s, shared, sqrt_gate):
+    scale = replace(SCALE, granularity=k, sparsity=s)
+    shape = replace(SHAPES["all of it"], shared_expert=shared, sqrt_gate=sqrt_gate)
+    net = decoder(shape, scale=scale)
+    compare(net, some_ids(), shape, DEFAULT_BASE, BRANCHES, LOGITS, scale)
 
 
 @torch.no_grad()

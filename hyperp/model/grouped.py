@@ -24,11 +24,19 @@ def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
     """
     dtype = compute_dtype(x_RD)
     x_RD, weight_EOD = x_RD.to(dtype), weight_EOD.to(dtype)
-    if has_grouped_mm(x_RD, weight_EOD):
-        return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore[reportReturnType]
-    return loop_linear(x_RD, weight_EOD, load_E)
+    if not has_grouped_mm(x_RD, weight_EOD):
+        return loop_linear(x_RD, weight_EOD, load_E)
+    if torch.compiler.is_compiling() and dtype != torch.bfloat16:  # all that torch can trace it in
+        return _uncompiled(x_RD, weight_EOD, load_E)
+    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore[reportReturnType]
 
 
+@torch.compiler.disable
+def _uncompiled(x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
+    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore[reportReturnType]
+
+
+@torch.compiler.disable  # it would be compiled again for every load
 def loop_linear(x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
     """`grouped_linear` as a loop over the groups; a GPU has to wait for `load_E`."""
     groups = zip(x_RD.split(load_E.tolist()), weight_EOD.unbind(), strict=True)
