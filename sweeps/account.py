@@ -11,7 +11,7 @@ from hyperp.sweeps import slurm, submissions
 from hyperp.sweeps.slurm import Job, SlurmError
 from hyperp.sweeps.status import DONE, Run, survey
 from hyperp.sweeps.submissions import Submission
-from hyperp.sweeps.task import STOPPED
+from hyperp.sweeps.task import STOPPED, UNWRITTEN
 
 Warn = Callable[[str], None]
 
@@ -116,6 +116,8 @@ def _dead(root: Path, run: Run, job: Job) -> Run:
     """A run whose job is over and left no record: one is written, unless somebody holds the run."""
     at = f" at step {run.step} of {run.steps}" if run.step is not None and run.record is None else ""
     reason = f"{job.why}{at} (Slurm job {job.job_id})"
+    if job.why == f"exit code {UNWRITTEN}":
+        reason = f"no record could be written{at}, such as on a full disk (Slurm job {job.job_id})"
     if job.why == f"exit code {STOPPED}":
         reason = f"saved{at}, but job {job.job_id} could not go back into the queue"
     if job.why in (slurm.WHY["CANCELLED"], f"exit code {STOPPED}"):

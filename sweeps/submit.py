@@ -55,7 +55,7 @@ class SlurmLauncher(Strict):
     partition: str | None
     account: str | None
     qos: str | None
-    time: Annotated[str, AfterValidator(_duration), Field(coerce_numbers_to_str=True)]
+    time: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_duration)]
     gpus: int = Field(ge=0)
     cpus: int = Field(ge=1)
     memory: Annotated[str | None, AfterValidator(_memory)]

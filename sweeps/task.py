@@ -5,6 +5,7 @@ step, and the job puts itself back into the queue. submitit would do that within
 middle of a step, and counts a preemption as a time-out where the limit is short; here it only sets a flag.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from hyperp.sweeps import slurm
 from hyperp.sweeps.job import record_failure, redirect_output, run_job
 
 WARNING = signal.SIGUSR2  # submitit's choice, which SUBMITIT_PREEMPT_SIGNAL would change
+UNWRITTEN = 74  # exit code where a run's folder took no record: EX_IOERR of sysexits.h
 STOPPED = 75  # exit code of a process whose run was stopped and saved; EX_TEMPFAIL of sysexits.h
 STOPS = "stops.json"
 MOST_STOPS = 5  # in a row at the same step
@@ -56,6 +58,8 @@ class Task:
         ended = [do(config, run_dir, stop) for config, run_dir in runs] if alone else together(runs, stop)
         if "stopped" in ended:
             go_back([run_dir for (_, run_dir), how in zip(runs, ended, strict=True) if how == "stopped"])
+        if "unwritten" in ended:
+            sys.exit(UNWRITTEN)
         if "failed" in ended:
             sys.exit(1)
         return ended
@@ -68,10 +72,22 @@ class Task:
 
 
 def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
-    """Do one run; returns the status of its record, or `stopped` if it is not over."""
+    """Do one run; returns its record's status, `stopped` if it is not over, `unwritten` without a record."""
     if stop():
         return "stopped"
-    redirect_output(Path(run_dir))
+    try:
+        redirect_output(Path(run_dir))
+        return _do(config, run_dir, stop)
+    except OSError as error:  # a full disk, mostly: the training could not even record its failure
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return "unwritten"
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
     from hyperp.train import Stopped
 
     deadline = time.monotonic() + HELD_SECONDS
@@ -90,9 +106,6 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
             if stop() or time.monotonic() > deadline:
                 return "stopped"
             time.sleep(1)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
 
 
 def count_stop(run_dir: Path, step: int) -> int:
@@ -130,13 +143,13 @@ def together(runs: list[Work], stop: Stop) -> list[str]:
 def alone(config: dict[str, Any], run_dir: str) -> NoReturn:
     """A process of one run."""
     ended = do(config, run_dir, Stop())
-    os._exit({"stopped": STOPPED, "failed": 1}.get(ended, 0))
+    os._exit({"stopped": STOPPED, "unwritten": UNWRITTEN, "failed": 1}.get(ended, 0))
 
 
 def how_it_ended(config: dict[str, Any], run_dir: str, code: int) -> str:
     """From a process's exit code; one that died leaves a record of a failed run."""
-    if code in (0, 1, STOPPED):
-        return {0: "finished", 1: "failed", STOPPED: "stopped"}[code]
+    if code in (0, 1, STOPPED, UNWRITTEN):
+        return {0: "finished", 1: "failed", STOPPED: "stopped", UNWRITTEN: "unwritten"}[code]
     reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return record_failure(config, run_dir, reason)["status"]
 

@@ -140,6 +140,27 @@ def test_damaged_files_are_named_and_their_runs_done_again(cluster, sweep, tmp_p
     assert all(json.loads(line) for line in log.read_text().splitlines())
 
 
+def test_a_full_disk_is_named_and_the_run_done_again(cluster, sweep, tmp_path):
+    words = [*TINY, SHORT, *SLURM, "+sweep.blocks.a.grid={seed:[0,1]}", f"runtime.root={tmp_path}"]
+    full, other = make_plan(words).points
+    full.run_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", full.run_dir], check=True)
+    try:
+        (full.run_dir / "filling").write_bytes(bytes(12 * 1024))
+        assert sweep("submit", *words).returncode == 0
+        settled(tmp_path)
+        told = {run["run_id"]: run for run in report(tmp_path, "--all")["runs"]}
+        assert told[other.run_id]["status"] == "finished"
+        assert told[full.run_id]["status"] == "failed"
+        assert told[full.run_id]["reason"].startswith(("no record could be written", "OSError: [Errno 28]"))
+        subprocess.run(["mount", "-o", "remount,size=16m", full.run_dir], check=True)
+        assert sweep("submit", *words).stdout.startswith("submitted 1 of 2 runs as 1 jobs, ")
+        settled(tmp_path)
+        assert report(tmp_path)["counts"] == {"finished": 2}
+    finally:
+        subprocess.run(["umount", "--lazy", full.run_dir], check=True)
+
+
 def test_several_runs_in_one_job(cluster, sweep, tmp_path):
     grid = "+sweep.blocks.a.grid={seed:[0,1,2,3,4]}"
     losses = []

@@ -1,0 +1,101 @@
+"""What of Slurm's side needs no Slurm: words that describe a job, what its commands print, what is noted."""
+
+import json
+
+import pytest
+
+from hyperp.sweeps import slurm, submissions
+from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.submissions import Submission
+from hyperp.sweeps.submit import SlurmLauncher, _parameters, read_launcher
+from hyperp.sweeps.task import count_stop
+
+
+def launcher(*words: str) -> SlurmLauncher:
+    return read_launcher(make_plan(["launcher=slurm", *words]))
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90m", 90), ("4h", 240), ("2d", 2880), ("01:00:01", 61), ("1-12:00:00", 2160)],
+)
+def test_time_limits(text, minutes):
+    assert launcher(f"launcher.time='{text}'").minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("launcher.time=soon", r"launcher\.time: must be such as 90m, 4h, 2d or 1-12:00:00, got 'soon'"),
+        ("launcher.time=0", r"launcher\.time: must be at least 1m, got '0'"),
+        ("launcher.memory=8", r"launcher\.memory: .*8"),
+        ("launcher.memory=many", r"launcher\.memory: must be a whole number with a unit, .* got 'many'"),
+        ("launcher.cpus=0", r"launcher\.cpus: .*got 0"),
+        ("launcher.grace=14400", r"launcher\.grace must be less than launcher\.time=4h, got 14400 s"),
+    ],
+)
+def test_wrong_words_are_refused_by_name(word, message):
+    with pytest.raises(ValueError, match=message):
+        launcher(word)
+
+
+def test_what_a_launcher_says_reaches_sbatch():
+    words = ["launcher.partition=gpu", "launcher.gpus=2", "launcher.memory=8G", "launcher.time=4h"]
+    made = launcher(*words, "launcher.setup=[module load cuda]", "+launcher.parameters.constraint=a100")
+    asked = _parameters("hyperp-1", made)
+    assert (asked["name"], asked["slurm_partition"], asked["slurm_gpus_per_node"]) == ("hyperp-1", "gpu", 2)
+    assert (asked["timeout_min"], asked["slurm_signal_delay_s"]) == (240, 120)
+    assert asked["slurm_setup"] == ["module load cuda"]
+    extra = asked["slurm_additional_parameters"]
+    assert (extra["mem"], extra["constraint"], extra["requeue"]) == ("8G", "a100", True)
+    never = _parameters("hyperp-1", launcher("+launcher.parameters.no_requeue=true"))
+    assert "requeue" not in never["slurm_additional_parameters"]
+
+
+# JobID, JobName, State, ExitCode, ReqMem, MaxRSS, NodeList, as Slurm 22.05 prints them.
+COMPLETED = ["1|a|COMPLETED|0:0|1G||n1", "1.0|python|COMPLETED|0:0||3M|n1"]
+KILLED = ["1|a|FAILED|9:0|1G||n1", "1.batch|batch|FAILED|9:0||3M|n1", "1.0|python|CANCELLED|0:9||3M|n1"]
+POLLED = ["1|a|FAILED|9:0|200M||n1", "1.0|python|CANCELLED by 0|0:9||501600K|n1"]
+OUT_OF_MEMORY = ["1|a|OUT_OF_MEMORY|0:125|200M||n1", "1.0|python|OUT_OF_MEMORY|0:125||9M|n1"]
+ENDS = [
+    (COMPLETED, "its job ended without a record"),
+    (KILLED, "killed by signal 9"),
+    (POLLED, "out of memory: 490 MB of 200"),
+    (OUT_OF_MEMORY, "out of memory"),
+    (["1|a|FAILED|3:0|1G||n1", "1.batch|batch|FAILED|3:0|||n1"], "exit code 3"),
+    (["1|a|TIMEOUT|0:0|1G||n1", "1.0|python|CANCELLED by 0|0:15||3M|n1"], "time limit reached"),
+    (["1|a|NODE_FAIL|1:0|1G||n1"], "node failure on n1"),
+    (["1|a|CANCELLED by 1000|0:0|1G||n1"], "cancelled"),
+]
+
+
+@pytest.mark.parametrize(("lines", "why"), ENDS)
+def test_why_a_job_ended(lines, why):
+    rows = [dict(zip(slurm.ACCOUNT_FIELDS, line.split("|"), strict=True)) for line in lines]
+    assert slurm._account("1", rows).why == why
+
+
+def test_submissions_are_noted_before_they_are_answered(tmp_path):
+    one = Submission("hyperp-a", "2026-01-01T00:00:00+00:00", "slurm/hyperp-a", None, [["r1"], ["r2"]])
+    assert submissions.read(tmp_path) == []
+    submissions.append(tmp_path, one)
+    assert submissions.read(tmp_path) == [one]
+    assert one.job_id(1) is None
+    submissions.answered(tmp_path, "hyperp-a", "12")
+    (noted,) = submissions.read(tmp_path)
+    assert [noted.job_id(task) for task in (0, 1)] == ["12_0", "12_1"]
+    single = Submission("hyperp-b", one.submitted, "slurm/hyperp-b", "13", [["r3", "r4"]])
+    assert single.job_id(0) == "13"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"schema": 1, "submissions": [{"name": 3}]})])
+def test_a_damaged_list_of_submissions_is_named(tmp_path, text):
+    (tmp_path / "jobs.json").write_text(text)
+    with pytest.raises(ValueError, match=r"jobs\.json does not say what was submitted"):
+        submissions.read(tmp_path)
+
+
+def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
+    assert [count_stop(tmp_path, step) for step in (0, 0, 0, 7, 7, 0)] == [1, 2, 3, 1, 2, 1]
+    (tmp_path / "stops.json").write_text("{")
+    assert count_stop(tmp_path, 0) == 1
