@@ -1,0 +1,85 @@
+"""What the orchestrator costs: submit to last record for trivial runs, beside submitit alone with the same.
+
+    python tests/slurm/cluster.py up        # or any Slurm: SLURM_CONF and a partition that takes the jobs
+    SLURM_CONF=/tmp/hyperp-slurm/etc/slurm.conf python tests/benchmarks/bench_orchestrator.py --runs 50
+
+Both hand the runs over as one array and do the same training in each job; ours also plans, checks, and notes
+what it submitted. Alternates the two, and prints the ratio of the medians.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import submitit
+
+from hyperp.sweeps.job import run_job
+from hyperp.sweeps.plan import make_plan
+
+COMMAND = Path(sys.executable).with_name("hyperp-sweep")
+TRIVIAL = [
+    *("scale.width=16", "scale.depth=1", "scale.tokens=512", "scale.batch_tokens=256", "model.context=64"),
+    *("model.head_size=8", "data.held_out_tokens=1024", "runtime.checkpoint_every=0", "runtime.threads=1"),
+]
+
+
+def words(root: Path, runs: int) -> list[str]:
+    """Of a plan with so many runs."""
+    seeds = ",".join(map(str, range(runs)))
+    return [*TRIVIAL, f"+sweep.blocks.a.grid={{seed:[{seeds}]}}", f"runtime.root={root}"]
+
+
+def wait_for_records(root: Path, runs: int) -> None:
+    """Return when every run has ended."""
+    while len(list(root.glob("*/record.json"))) < runs:
+        time.sleep(0.05)
+
+
+def ours(root: Path, runs: int) -> float:
+    """Seconds from the command to the last record."""
+    start = time.monotonic()
+    options = ["launcher=slurm", "launcher.time=10m"]
+    subprocess.run([COMMAND, "submit", *words(root, runs), *options], check=True, stdout=subprocess.DEVNULL)
+    wait_for_records(root, runs)
+    return time.monotonic() - start
+
+
+def alone(root: Path, runs: int) -> float:
+    """The same with submitit's executor, and nothing around it."""
+    points = make_plan(words(root, runs)).points
+    start = time.monotonic()
+    executor = submitit.AutoExecutor(root / "submitit", cluster="slurm")
+    executor.update_parameters(timeout_min=10, cpus_per_task=1, slurm_array_parallelism=256)
+    executor.map_array(run_job, [asdict(p.config) for p in points], [str(p.run_dir) for p in points])
+    wait_for_records(root, runs)
+    return time.monotonic() - start
+
+
+def main() -> None:
+    """Print seconds of both, and the ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {"hyperp-sweep": [], "submitit": []}
+    for _ in range(args.repeats):
+        for name, measure in (("submitit", alone), ("hyperp-sweep", ours)):
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                times[name].append(measure(Path(folder) / "root", args.runs))
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        spread = f"{min(seconds):.2f} ... {max(seconds):.2f}"
+        print(f"{name:13} {middle:7.2f} s, {middle / args.runs:.3f} s a run  ({spread})")
+    ratio = statistics.median(times["hyperp-sweep"]) / statistics.median(times["submitit"])
+    print(f"ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
