@@ -3,10 +3,10 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from hyperp.analysis.fit import Question, check_question
 from hyperp.analysis.identify import assess
 from hyperp.analysis.law import SliceRecord, Strict
 from hyperp.analysis.methods import DEFAULT, estimate
+from hyperp.analysis.question import Question, check_question
 from hyperp.analysis.records import Runs, check_frame, filter_runs
 from hyperp.analysis.slices import short_label, split, strata, varying
 from hyperp.analysis.tabulate import record
@@ -67,8 +67,7 @@ def check(
         ValueError: the table mixes experiments (see slices.split), or a column is not there.
     """
     question = Question(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
-    if by:
-        check_question(question, runs.frame)
+    check_question(question, runs.frame)
     frame = filter_runs(check_frame(runs.frame, question.extra), where or {})
     slices = split(frame, extra=question.extra, over=question.over)
     optima = estimate(method, slices, question.options).optima
@@ -77,7 +76,11 @@ def check(
     for name in (n for n in slices[0].covariates if n in changing):
         groups = [assess(members, slices, optima, [name]) for members in strata(slices, [name])]
         able = [group for group in groups if group.problem is None]
-        labels = [short_label(slices[g.members[0]], [n for n in changing if n != name]) for g in able]
+        rest = [n for n in changing if n != name]
+        labels = [
+            short_label(slices[g.members[0]], rest) if rest else f"one group of {len(g.members)} slices"
+            for g in able
+        ]
         best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
         reason = None if able else best.problem
         verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))

@@ -60,7 +60,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def top(
-    version: Annotated[  # noqa: ARG001, eager
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
@@ -95,9 +95,9 @@ def check(
     from hyperp.analysis.check import check as ask
     from hyperp.analysis.show import show_check
 
-    columns = names_of(by)
-    table, rows = load(runs, mapping, where, columns)
-    found = ask(table, rows, window, columns, tuple(names_of(over)), _method(method))
+    columns, tuned = names_of(by), tuple(names_of(over))
+    table, rows = load(runs, mapping, where, [*columns, *tuned[1:]])
+    found = ask(table, rows, window, columns, tuned, _method(method))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -144,7 +144,7 @@ def fit(
     batch_tokens=bs*2048 --by N,tokens --over lr,batch_tokens -o law.json
     """
     from hyperp.analysis.fit import fit_law
-    from hyperp.analysis.law import save_law
+    from hyperp.analysis.law import law_text, save_law
     from hyperp.analysis.mapping import parse_map
     from hyperp.analysis.show import show_law
 
@@ -180,7 +180,7 @@ def fit(
     )
     save_law(law, out)
     if as_json:
-        typer.echo(law.model_dump_json(indent=2))
+        typer.echo(law_text(law))
     else:
         show_law(law)
         typer.echo(f"wrote {out}")

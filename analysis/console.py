@@ -47,6 +47,11 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     return "unbounded" if low is None or high is None else f"{low:.{digits}g} to {high:.{digits}g}"
 
 
+def degrees(df: int) -> str:
+    """A number of degrees of freedom as text."""
+    return f"{df} degree{'' if df == 1 else 's'} of freedom"
+
+
 def percent(level: float = LEVEL) -> str:
     """A level as text, such as 95%."""
     return f"{100 * level:g}%"

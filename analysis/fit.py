@@ -4,7 +4,7 @@ import datetime
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import pandas as pd
 from hyperp.analysis.identify import Stratum, assess, choose
 from hyperp.analysis.law import BasinRecord, Beside, Coefficients, Law, SliceRecord
 from hyperp.analysis.meta import MetaRegression, t_quantile
-from hyperp.analysis.methods import DEFAULT, Basin, Estimation, Options, available, estimate
+from hyperp.analysis.methods import Basin, Estimation, available, estimate
 from hyperp.analysis.optimum import Optimum
+from hyperp.analysis.question import Question, check_question
 from hyperp.analysis.records import Runs, check_frame, filter_runs
 from hyperp.analysis.regress import (
     Sample,
@@ -28,44 +29,7 @@ from hyperp.analysis.regress import (
 )
 from hyperp.analysis.slices import Slice, short_label, split, strata
 from hyperp.analysis.tabulate import count_dropped, record, seed_spread
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, LEVEL, REACH, WINDOW, MethodName, Space
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to fit.
-
-    `by` are the covariates whose exponents are estimated, `fix` exponents held at a value, such as {"depth":
-    -0.5}, `over` what is tuned within a slice, the rate first, `also_by` the covariates of the second
-    (all of `by` unless given), `slice_by` columns beyond the standard covariates that tell slices apart.
-    `where` are column values that select the rows to fit; the other slices stay in the law's file as
-    excluded. `window` is the half-width of the parabola's window in octaves, `level` the coverage of
-    every interval, and `reach` how far beyond its range the law will recommend. With `given`, every row
-    already is an optimum.
-    """
-
-    by: tuple[str, ...]
-    fix: Mapping[str, float]
-    where: Mapping[str, str]
-    over: tuple[str, ...] = ("lr",)
-    also_by: tuple[str, ...] = ()
-    slice_by: tuple[str, ...] = ()
-    method: MethodName = DEFAULT
-    space: Space = "log"
-    given: bool = False
-    window: float = WINDOW
-    level: float = LEVEL
-    reach: float = REACH
-
-    @property
-    def extra(self) -> list[str]:
-        """Columns beyond the standard covariates that tell slices apart."""
-        return [n for n in (*self.by, *self.fix, *self.slice_by) if n not in COVARIATES]
-
-    @property
-    def options(self) -> Options:
-        """What a method needs to know."""
-        return Options(self.over, self.by, self.window, self.level)
+from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
 
 
 def fit_law(
@@ -93,6 +57,8 @@ def fit_law(
         Refusal: no group of slices identifies the law; says which points to run.
     """
     question = Question(tuple(by), dict(fix or {}), dict(where or {}), window=window, level=level, **more)
+    if not question.by:
+        raise ValueError(f"--by must name at least one of {', '.join(COVARIATES)}, or another numeric column")
     check_question(question, runs.frame)
     frame = check_frame(runs.frame, question.extra) if question.extra else runs.frame
     inside = filter_runs(frame, question.where)
@@ -237,40 +203,6 @@ def _middle_interval(sample: Sample, fit: MetaRegression, response: str, level: 
     centre = float(x @ fit.beta + sample.held(response).mean())
     half = t_quantile(fit.df, level) * math.sqrt(max(float(x @ fit.cov @ x), 0.0)) + 1e-9
     return math.exp(centre - half), math.exp(centre + half)
-
-
-def check_question(question: Question, frame: pd.DataFrame) -> None:
-    """ValueError unless `by`, `fix` and `over` name different columns of numbers that are there."""
-    if not question.by:
-        raise ValueError(f"--by must name at least one of {', '.join(COVARIATES)}, or another numeric column")
-    if (
-        question.over[:1] != ("lr",)
-        or len(set(question.over)) != len(question.over)
-        or len(question.over) > 2
-    ):
-        raise ValueError(f"--over must be lr, or lr and one more column, got {','.join(question.over)}")
-    if question.method not in available():
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {question.method!r}")
-    if question.space not in ("log", "linear"):
-        raise ValueError(f"--space must be log or linear, got {question.space!r}")
-    named = [*question.by, *question.fix]
-    for name in (*named, *question.over[1:], *question.slice_by):
-        if name not in frame.columns or name in (*CONTEXT, "lr", "loss", "seed", "status"):
-            there = [n for n in COVARIATES if n in frame.columns]
-            raise ValueError(
-                f"covariate must be one of {', '.join(there or COVARIATES)}, or another column of sizes, "
-                f"got {name!r}"
-            )
-        if (*named, *question.over).count(name) > 1:
-            raise ValueError(f"covariate {name} is given twice in --by, --fix and --over; once is allowed")
-    for name in question.also_by:
-        if name not in question.by:
-            raise ValueError(f"--also-by must name some of --by {','.join(question.by)}, got {name!r}")
-    for name, value in question.fix.items():
-        if not math.isfinite(value):
-            raise ValueError(f"--fix {name} must be a finite exponent, got {value}")
-    if not question.reach >= 1:
-        raise ValueError(f"--reach must be at least 1, got {question.reach}")
 
 
 def _slices(frame: pd.DataFrame, question: Question, unique: bool = True) -> list[Slice]:

@@ -1,5 +1,6 @@
 """The file law.json: a fitted law, everything needed to predict from it, and the slices that it came from."""
 
+import hashlib
 import json
 import math
 import uuid
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hyperp.analysis.vocabulary import REACH, Space, State
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FORM = "lr = exp(a) * product of covariate^b"
 
 Positive = Annotated[float, Field(gt=0)]
@@ -191,7 +192,7 @@ class Law(Coefficients):
     a recommendation goes before it is refused.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     form: Literal["lr = exp(a) * product of covariate^b"] = FORM
     space: Space = "log"
     method: str
@@ -275,26 +276,54 @@ def _check_covariance(found: Coefficients) -> None:
 
 
 def save_json(text: str, path: str | Path) -> None:
-    """Write a text file under a temporary name beside it, then rename."""
+    """Write a text file under a temporary name beside it, then rename; its folder is made.
+
+    Raises:
+        ValueError: it cannot be written; names the file asked for, not the temporary one.
+    """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if target.parent.exists() and not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: {target.parent} is not a folder")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def digest(law: Law) -> str:
+    """SHA-256 of everything that the law says, however its file is laid out."""
+    text = json.dumps(law.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def law_text(law: Law) -> str:
+    """The text of law.json: the law and its digest, by which `load_law` knows one that was edited."""
+    return json.dumps({**law.model_dump(mode="json"), "sha256": digest(law)}, indent=2, allow_nan=False)
 
 
 def save_law(law: Law, path: str | Path) -> None:
     """Write law.json atomically."""
-    save_json(law.model_dump_json(indent=2) + "\n", path)
+    save_json(law_text(law) + "\n", path)
 
 
 def load_law(path: str | Path) -> Law:
-    """Read law.json; see load_json."""
-    return load_json(path, Law, SCHEMA_VERSION)
+    """Read law.json.
+
+    Raises:
+        ValueError: as `load_json`, or what it says is not what was fitted.
+    """
+    raw = read_json(path, SCHEMA_VERSION)
+    sealed = raw.pop("sha256", None)
+    law = validated(path, raw, Law)
+    if digest(law) != sealed:
+        raise ValueError(f"{path} was changed after it was fitted; fit it again")
+    return law
 
 
 def load_json(path: str | Path, model: type[Model], version: int) -> Model:
@@ -303,6 +332,11 @@ def load_json(path: str | Path, model: type[Model], version: int) -> Model:
     Raises:
         ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
     """
+    return validated(path, read_json(path, version), model)
+
+
+def read_json(path: str | Path, version: int) -> dict[str, Any]:
+    """The content of a file of ours, its schema version checked; ValueError as `load_json`."""
     file = Path(path)
     try:
         raw: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -313,10 +347,15 @@ def load_json(path: str | Path, model: type[Model], version: int) -> Model:
     found = raw.get("schema_version") if isinstance(raw, dict) else None
     if found != version:
         raise ValueError(f"{file}: schema_version must be {version}, got {found!r}; fit the law again")
+    return raw
+
+
+def validated(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
+    """The content as a model; ValueError names the first field that is wrong."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "law"
         got = "" if where == "law" or first["type"] == "missing" else f", got {str(first['input'])[:60]}"
-        raise ValueError(f"{file}: {where}: {first['msg']}{got}") from None
+        raise ValueError(f"{path}: {where}: {first['msg']}{got}") from None

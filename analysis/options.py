@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, METHODS
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, METHODS, NO_SIZES
 
 if TYPE_CHECKING:  # pulls in pandas, which a recommendation does without
     from hyperp.analysis.records import Runs
@@ -184,5 +184,5 @@ def load(
     from hyperp.analysis.records import parse_where, read_runs
 
     rows = parse_where(where or [])
-    extra = [name for name in sizes if name not in COVARIATES]
+    extra = [name for name in sizes if name not in (*COVARIATES, *NO_SIZES)]
     return read_runs(runs, parse_map(mapping or []), extra, rows, loss), rows

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from hyperp.analysis import plots, plots_fit, show, show_transfer
-from hyperp.analysis.console import percent
+from hyperp.analysis.console import degrees, percent
 from hyperp.analysis.law import Law, save_json
 from hyperp.analysis.recommend import recommend
 from hyperp.analysis.transfer import Transfer, transfer
@@ -113,6 +113,7 @@ def _render(
         used=len(used),
         context=show.context_text(law.context),
         held=", ".join(f"{n.replace('_', ' ')} {show.cell(v)}" for n, v in law.held.items()) or "nothing",
+        degrees=degrees(law.df),
         scatter=show.scatter_line(law),
         formulas=[show.formula(law), *(show.formula(law, name) for name in law.also)],
         also=markdown_table(show.also_columns(law), show.also_rows(law)) if law.also else "",

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from hyperp.analysis.console import interval, number, percent, show_table
+from hyperp.analysis.console import degrees, interval, number, percent, show_table
 from hyperp.analysis.law import Law, SliceRecord
 from hyperp.analysis.recommend import Recommendation, predict, published_lines
 
@@ -66,7 +66,12 @@ def show_check(answer: "Check") -> None:
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
     )
     names = changing_columns(answer.slices)
-    show_table(f"{len(answer.slices)} slices", [*names, *SLICE_COLUMNS], slice_rows(answer.slices, names))
+    count = len(answer.slices)
+    show_table(
+        f"{count} slice{'' if count == 1 else 's'}",
+        [*names, *SLICE_COLUMNS],
+        slice_rows(answer.slices, names),
+    )
     for s in (s for s in answer.slices if s.optimum is None):
         values = {**s.context, **s.covariates}
         where = ", ".join(f"{n} {values[n]}" for n in names) or "the slice"
@@ -172,7 +177,7 @@ def test_lines(law: Law) -> list[str]:
         verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of a bend"
         lines.append(
             f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
-            f"{c.df} degrees of freedom: {verdict}"
+            f"{degrees(c.df)}: {verdict}"
         )
     if law.leave_one_out:
         lines.append(left_out_line(law))
@@ -224,7 +229,7 @@ def show_law(law: Law) -> None:
     for name in law.also:
         print(formula(law, name))
     window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
-    print(f"{len(used)} slices, {law.df} degrees of freedom, {law.method} in {law.space} space{window}\n")
+    print(f"{len(used)} slices, {degrees(law.df)}, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
     if law.also:
         show_table("Exponents of what was tuned beside the rate", also_columns(law), also_rows(law))
@@ -264,7 +269,7 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
     lines = [
         f"lr = {answer.lr:.4g}   for {target}; {context_text(answer.context)}",
-        f"{percent(answer.level)} prediction interval {ends}, {answer.df} degrees of freedom",
+        f"{percent(answer.level)} prediction interval {ends}, {degrees(answer.df)}",
     ]
     for name, b in answer.also.items():
         lines.append(f"{name} = {b.value:.4g}, interval {b.low:.4g} to {b.high:.4g}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hyperp.analysis.console import degrees
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import Law, Strict
 from hyperp.analysis.recommend import Recommendation, recommend
@@ -131,10 +132,10 @@ def _spread(law: Law, differences: list[np.ndarray]) -> tuple[float | None, str]
     df = sum(len(d) - 1 for d in differences if len(d))
     if df > 0:
         squares = sum(float(np.sum((d - d.mean()) ** 2)) for d in differences if len(d))
-        return math.sqrt(squares / df), f"the seeds of these runs, {df} degrees of freedom"
+        return math.sqrt(squares / df), f"the seeds of these runs, {degrees(df)}"
     own = law.seed_spread
     if own.difference_sd is not None:
-        return own.difference_sd, f"the law's records, {own.difference_df} degrees of freedom"
+        return own.difference_sd, f"the law's records, {degrees(own.difference_df)}"
     return None, "none: no rate was repeated with another seed, so only a strict win passes"
 
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 # `setting` is a hash of everything else that a run was made with; it is kept where it tells runs apart.
 CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
+NO_SIZES = (*CONTEXT, "lr", "loss", "seed", "status")  # columns that are never a covariate
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]
 CENSORED = ("edge_low", "edge_high")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hyperp.analysis.fit import fit_law
-from hyperp.analysis.law import Law, load_law, save_law
+from hyperp.analysis.law import Law, law_text, load_law, save_json, save_law
 from hyperp.analysis.records import Runs, check_frame
 
 
@@ -63,8 +63,9 @@ def _edit(raw: dict, path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema_version", 1, "schema_version must be 2, got 1; fit the law again"),
-        ("schema_version", ..., "schema_version must be 2, got None"),
+        ("schema_version", 1, "schema_version must be 3, got 1; fit the law again"),
+        ("schema_version", 2, "schema_version must be 3, got 2; fit the law again"),
+        ("schema_version", ..., "schema_version must be 3, got None"),
         ("ranges", ..., "ranges: Field required"),
         ("tau", -0.1, "tau: Input should be greater than or equal to 0, got -0.1"),
         ("tau", math.nan, "tau: Input should be a finite number, got nan"),
@@ -89,7 +90,7 @@ def _edit(raw: dict, path: str, value: object) -> None:
     ],
 )
 def test_an_edited_law_is_refused_in_one_line(law, tmp_path, path, value, message):
-    raw = json.loads(law.model_dump_json())
+    raw = json.loads(law_text(law))
     _edit(raw, path, value)
     (tmp_path / "law.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=message) as caught:
@@ -100,12 +101,50 @@ def test_an_edited_law_is_refused_in_one_line(law, tmp_path, path, value, messag
 def test_what_is_no_law_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         load_law(tmp_path / "absent.json")
-    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 2, got None")):
+    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 3, got None")):
         (tmp_path / "law.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_law(tmp_path / "law.json")
 
 
-def test_a_folder_that_is_not_there_is_named(law, tmp_path):
-    with pytest.raises(ValueError, match=r"cannot write .*law\.json: the folder .* does not exist"):
-        save_law(law, tmp_path / "absent" / "law.json")
+def test_a_law_changed_within_what_is_possible_is_still_refused(law, tmp_path):
+    """Every field could stand like this in a law, but not in this one."""
+    path = tmp_path / "law.json"
+    low = law.exponents["tokens"].low
+    for field, value in (
+        ("exponents.tokens.value", 0.5 * (law.exponents["tokens"].value + low)),
+        ("tau", law.tau + 0.1),
+        ("context.optimizer", "adamw"),
+        ("held.depth", 4),
+        ("reach", 100.0),
+        ("slices.0.points.0.loss", 1.0),
+        ("sha256", ...),
+        ("sha256", "0" * 64),
+    ):
+        raw = json.loads(law_text(law))
+        _edit(raw, field, value)
+        path.write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match=r"law\.json was changed after it was fitted; fit it again"):
+            load_law(path)
+
+
+def test_a_law_laid_out_in_another_way_is_the_same(law, tmp_path):
+    raw = json.loads(law_text(law))
+    raw["level"], raw["reach"] = raw.pop("level"), int(raw["reach"])  # another order, 10 for 10.0
+    (tmp_path / "law.json").write_text(json.dumps(raw))
+    assert load_law(tmp_path / "law.json") == law
+
+
+def test_a_folder_that_is_not_there_is_made(law, tmp_path):
+    save_law(law, tmp_path / "absent" / "more" / "law.json")
+    assert load_law(tmp_path / "absent" / "more" / "law.json") == law
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^cannot write \S*/file/law\.json: \S*/file is not a folder$"):
+        save_json("{}", tmp_path / "file" / "law.json")
+    (tmp_path / "law.json").mkdir()
+    with pytest.raises(ValueError, match=r"^cannot write \S*/law\.json: Is a directory$"):
+        save_json("{}", tmp_path / "law.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "law.json"]

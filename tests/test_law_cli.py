@@ -94,6 +94,61 @@ def test_check_says_what_is_there(demo):
     assert {s["state"] for s in answer["slices"]} == {"bracketed"}
 
 
+def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
+    make_ladder(tokens=(32768, 65536, 131072)).to_parquet(tmp_path / "runs.parquet")
+    (verdict,) = json.loads(_run("check", tmp_path, "--json").stdout)["identifiable"]
+    assert (verdict["covariate"], verdict["groups"]) == ("tokens", ["one group of 3 slices"])
+    text = _run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json").stdout
+    assert "1 degree of freedom, shared" in text
+    assert "1 degrees" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--over", "foo"], "--over must be lr, or lr and one more column, got foo"),
+        (["--over", "loss"], "--over must be lr, or lr and one more column, got loss"),
+        (["--over", "lr,foo"], "--over must be lr, or lr and one more column that was tuned, such as width"),
+        (["--over", "lr,loss"], "that was tuned, such as width or depth"),
+        (["--by", "foo"], "covariate must be one of width"),
+        (["--by", "batch_tokens", "--over", "lr,batch_tokens"], "batch_tokens is given twice in --by, --fix"),
+        (["--window", "-1"], "--window must be a positive number of octaves, got -1"),
+        (["--window", "nan"], "--window must be a positive number of octaves, got nan"),
+        (["--method", "guess"], "--method must be one of shared, two-stage"),
+    ],
+)
+def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
+    _one_line(_run("check", demo, *words), 2, text)
+    by = [] if "--by" in words else ["--by", "tokens"]
+    _one_line(_run("fit", demo, *by, *words, "-o", tmp_path / "law.json"), 2, text)
+
+
+def test_check_takes_what_fit_takes_beside_the_rate(make_ladder, tmp_path):
+    frame = pd.concat(
+        make_ladder(covariates={"batch_tokens": b}, log2_at_64k=c, tokens=(65536,))
+        for b, c in ((256, -5.2), (512, -4.7), (1024, -4.2))
+    )
+    frame.to_parquet(tmp_path / "runs.parquet")
+    answer = json.loads(_run("check", tmp_path, "--over", "lr,batch_tokens", "--json").stdout)
+    assert len(answer["slices"]) == 1
+    assert "batch_tokens" not in answer["slices"][0]["covariates"]
+
+
+def test_a_law_edited_by_hand_is_refused_by_every_command(demo, tmp_path):
+    raw = json.loads((demo / "law.json").read_text())
+    exponent = raw["exponents"]["tokens"]
+    exponent["value"] = (exponent["value"] + exponent["low"]) / 2
+    law = tmp_path / "law.json"
+    law.write_text(json.dumps(raw))
+    for words in (
+        ["recommend", law, "--tokens", "1e5"],
+        ["next", law, "-o", tmp_path / "points.yaml"],
+        ["validate", law, demo],
+        ["report", law, "-o", tmp_path / "report"],
+    ):
+        _one_line(_run(*words), 2, f"{law} was changed after it was fitted; fit it again")
+
+
 def test_fit_prints_and_writes_the_same_law(demo, tmp_path):
     out = tmp_path / "law.json"
     result = _run(
@@ -308,7 +363,7 @@ def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--window", "-1"],
             2,
-            "window must be a positive number",
+            "--window must be a positive number",
         ),
         (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "the exponents of width are not identified"),
         (["recommend", "LAW"], 2, "the law needs --tokens"),
