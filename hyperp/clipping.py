@@ -19,10 +19,11 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norms = [norm.float() for norm in torch._foreach_norm(gradients)]  # pyright: ignore[reportPrivateImportUsage]
+    # In float64, where no finite gradient has a norm that is not.
+    norms = torch._foreach_norm(gradients, 2, torch.float64)  # pyright: ignore[reportPrivateImportUsage]
     norms = torch.stack(norms)
     if limit:
         finite = torch.where(norms.isfinite(), norms, 0).norm()
         factor = (limit / (finite + EPS)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(gradients, factor.float())  # pyright: ignore[reportPrivateImportUsage]
     return norms.norm()

@@ -34,7 +34,12 @@ def roles_of(model: nn.Module, unembedding: Iterable[nn.Module] = ()) -> dict[st
     no parameter, for a shared tensor with contradicting roles, and for a module in `unembedding` that `model`
     does not contain.
     """
-    marked = {id(module) for module in unembedding}
+    listed = [unembedding] if isinstance(unembedding, nn.Module) else list(unembedding)
+    if not all(isinstance(module, nn.Module) for module in listed):
+        raise ValueError(
+            f"unembedding must be modules of the model, such as [model.lm_head], got {unembedding!r}"
+        )
+    marked = {id(module) for module in listed}
     foreign = marked - {id(module) for module in model.modules()}
     if foreign:
         raise ValueError(

@@ -26,7 +26,7 @@ def test_finite_gradients_are_clipped_as_torch_clips_them(limit):
     ours, theirs = parameters(), parameters()
     norm = clip_gradients(ours, limit)
     expected = nn.utils.clip_grad_norm_(theirs, limit)
-    torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm.float(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-6, atol=0)
 
 
@@ -55,3 +55,12 @@ def test_mixed_dtypes():
     clip_gradients(ours, 0.5)
     total = torch.stack([g.float().norm() for g in gradients(ours)]).norm()
     assert float(total) == pytest.approx(0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_huge_gradient_is_clipped_and_not_left_out(dtype):
+    ours = [nn.Parameter(torch.ones(4, 4, dtype=dtype)), nn.Parameter(torch.ones(4, dtype=dtype))]
+    ours[0].grad, ours[1].grad = torch.full((4, 4), 1e25, dtype=dtype), torch.ones(4, dtype=dtype)
+    assert float(clip_gradients(ours, 1.0)) == pytest.approx(4e25, rel=1e-2)
+    total = torch.stack([g.double().norm() for g in gradients(ours)]).norm()
+    assert float(total) == pytest.approx(1.0, rel=1e-2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperp.optim import SSO, AdamH, AdamW, GroupedOptimizer, Muon, MuonH, MuonSphere
+from hyperp.optim import SSO, AdamH, AdamW, GroupedOptimizer, Muon, MuonH, MuonSphere, batch
 
 torch.set_num_threads(1)
 
@@ -369,3 +369,80 @@ def test_the_loop_of_the_user_page_runs():
             assert namespace["optimizer"].state
             on_sphere = torch.linalg.matrix_norm(namespace["model"][1].weight.detach(), ord=2).item()
             assert on_sphere == pytest.approx(1, abs=0.01)
+
+
+def test_an_idle_expert_is_not_carried_away_by_its_old_momentum():
+    for name in ("sso", "muonsphere", "muonh", "adamh"):
+        experts = nn.Parameter(gaussian(3, 6, 5))
+        optimizer = GroupedOptimizer([experts], lr=0.05, algorithm=name)
+        optimizer.project_()
+        experts.grad = gaussian(3, 6, 5, seed=1)
+        optimizer.step()
+        before = experts.detach().clone()
+        experts.grad[1] = 0
+        for _ in range(5):
+            optimizer.step()
+        assert torch.equal(experts[1], before[1])
+        assert not torch.equal(experts[0], before[0])
+        assert optimizer.skipped == 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "muonh", "sso"])
+def test_a_gradient_whose_square_overflows_is_skipped(name: str):
+    one, other = nn.Parameter(gaussian(4, 4)), nn.Parameter(gaussian(4, 4, seed=1))
+    optimizer = GroupedOptimizer([one, other], lr=0.1, algorithm=name)
+    before = one.detach().clone()
+    one.grad, other.grad = 1e200 * gaussian(4, 4, seed=2), gaussian(4, 4, seed=3)
+    optimizer.step()
+    assert torch.equal(one, before)
+    assert optimizer.skipped == 1
+    one.grad = gaussian(4, 4, seed=4)
+    for _ in range(3):
+        optimizer.step()
+    assert one.isfinite().all()
+    assert not torch.equal(one, before)
+
+
+def test_large_batches_are_done_in_parts_that_change_nothing(monkeypatch):
+    weights = {}
+    for limit in (2**20, 70):
+        monkeypatch.setitem(batch.LARGEST_BATCH, "cpu", limit)
+        parameters = [nn.Parameter(gaussian(8, 4, seed=i)) for i in range(5)]
+        parameters += [nn.Parameter(gaussian(5, 8, 4, seed=9)), nn.Parameter(gaussian(8, 4, seed=10))]
+        optimizer = SSO(parameters, lr=0.05)
+        for step in range(3):
+            for i, p in enumerate(parameters):
+                p.grad = gaussian(*p.shape, seed=100 * step + i)
+            optimizer.step()
+        weights[limit] = [p.detach() for p in parameters]
+    torch.testing.assert_close(weights[70], weights[2**20], rtol=1e-4, atol=1e-6)
+
+
+def test_what_would_be_lost_in_silence_is_refused():
+    matrix, vector = nn.Parameter(gaussian(4, 4)), nn.Parameter(gaussian(4))
+    with pytest.raises(
+        ValueError, match=r"options.adamw must not have lr, which belongs to a parameter group"
+    ):
+        SSO([matrix], options={"adamw": {"lr": 1e-3}})
+    with pytest.raises(TypeError, match="params must be ordered"):
+        SSO({matrix, vector})
+    optimizer = SSO([matrix, vector], lr=0.1)
+    with pytest.raises(ValueError, match="whose group 0 follows sso, got muonh"):
+        optimizer.load_state_dict(GroupedOptimizer([matrix, vector], algorithm="muonh").state_dict())
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+        optimizer.add_param_group({"params": [nn.Parameter(gaussian(2, 2)), vector]})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_a_split_is_of_the_matrices_of_a_group():
+    matrix, vector = nn.Parameter(gaussian(4, 4)), nn.Parameter(gaussian(4))
+    optimizer = SSO([{"params": [matrix, vector], "split": (((0, 2),), ((2, 4),))}], lr=0.1)
+    assert [group["split"] for group in optimizer.param_groups] == [(((0, 2),), ((2, 4),)), None]
+
+
+def test_a_decay_near_one_is_corrected_without_rounding():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([parameter], lr=0.1, betas=(0.9, 0.9999), eps=1e-12)
+    parameter.grad = torch.full((3,), 0.3)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9), rtol=1e-6, atol=0)

@@ -83,8 +83,9 @@ def whole(parameter: Tensor) -> Tensor:
 
 def make(algorithm: str, how: str, ranks: int) -> tuple[nn.Module, GroupedOptimizer]:
     model = Model().double()  # so that other orders of summation do not show
-    if how == "fsdp":
-        mesh = init_device_mesh("cpu", (ranks,))
+    if how in ("fsdp", "hsdp"):
+        shape, names = ((ranks,), ("shard",)) if how == "fsdp" else ((2, ranks // 2), ("replicate", "shard"))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         for module in (model.first, model.second, model.experts):
             fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -117,6 +118,8 @@ def compare_with_one_process(rank: int, ranks: int, how: str, algorithm: str) ->
     assert set(ours) == set(theirs)
     ours, theirs = ({k: v for k, v in s.items() if "basis" not in k} for s in (ours, theirs))
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    if how == "hsdp":
+        return  # each replica keeps all of the state
     kept = sum(len(optimizer.state[p]) > 0 for g in optimizer.param_groups for p in matrices(g))
     total = torch.tensor(kept)
     dist.all_reduce(total)
@@ -176,6 +179,76 @@ def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
     assert int(skipped) == 2 + ranks  # the bias follows AdamW, so every rank counts its part of it
 
 
+def missing_on_one_rank(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    """Nobody waits, and all ranks do the same; of a sharded tensor nothing moves."""
+    model, optimizer = make(algorithm, how, ranks)
+    train(model, optimizer, range(1), rank, ranks)
+    before = weights(model)
+    x, y = data(1)
+    nn.functional.mse_loss(model(x), y).backward()
+    for name, parameter in model.named_parameters():
+        if name.endswith("third.weight") or (name == "out.bias" and how == "fsdp"):
+            if rank == 0:
+                continue
+            parameter.grad = None
+    optimizer.step()
+    after = weights(model)
+    if how == "fsdp":
+        still = {name for name, value in after.items() if torch.equal(value, before[name])}
+        assert still == {"third.weight", "out.bias", "frozen.weight"}
+    all_after: list[Any] = [None] * ranks
+    dist.all_gather_object(all_after, after)
+    torch.testing.assert_close(all_after[0], all_after[1], rtol=0, atol=0)
+
+
+def zero_matrix(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    """What one rank cannot put on a sphere is an error on all of them, with its name."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, bias=False, dtype=torch.float64) for _ in range(3)]
+    model = nn.Sequential(*layers)
+    nn.init.zeros_(layers[1].weight)
+    if how == "fsdp":
+        fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
+    optimizer = build(model, algorithm, lr=0.1, process_group=dist.group.WORLD if how == "ddp" else None)
+    model(torch.ones(2, 4, dtype=torch.float64)).sum().backward()
+    for do in (optimizer.step, optimizer.project_):
+        with pytest.raises(ValueError, match=r"1\.weight must be finite and not zero"):
+            do()
+
+
+def not_averaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    model, optimizer = make(algorithm, "ddp", ranks)
+    x, y = data(rank)
+    nn.functional.mse_loss(model.module(x), y).backward()  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="gradients must be equal on all ranks of process_group"):
+        optimizer.step()
+
+
+def another_ranks_share(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    model, optimizer = make(algorithm, how, ranks)
+    train(model, optimizer, range(1), rank, ranks)
+    states: list[Any] = [None] * ranks
+    dist.all_gather_object(states, optimizer.state_dict())
+    optimizer.load_state_dict(states[rank])
+    with pytest.raises(ValueError, match=r"save gathered_state_dict\(\) to load on any rank"):
+        optimizer.load_state_dict(states[1 - rank])
+
+
+def two_meshes(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    """Tensors over all ranks and over half of them in one group: each is skipped by those that hold it."""
+    every, pairs = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    one = nn.Parameter(distribute_tensor(torch.ones(8, 3), every, [Shard(0)]))
+    two = nn.Parameter(distribute_tensor(torch.ones(4, 3), pairs["b"], [Shard(0)]))
+    optimizer = GroupedOptimizer([("one", one), ("two", two)], lr=0.1, algorithm="adamw")
+    bad = torch.zeros(()) if rank != 3 else torch.full((), torch.nan)
+    for p, spoilt in ((one, rank == 3), (two, False)):
+        local_grad = torch.ones_like(p.to_local()) + (bad if spoilt else 0)  # pyright: ignore[reportAttributeAccessIssue]
+        p.grad = DTensor.from_local(local_grad, p.device_mesh, p.placements)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    assert torch.equal(whole(one), torch.ones(8, 3))
+    assert not torch.equal(whole(two), torch.ones(4, 3))
+
+
 def refuse_columns(rank: int, ranks: int, how: str, algorithm: str) -> None:
     mesh = init_device_mesh("cpu", (ranks,))
     columns = nn.Parameter(distribute_tensor(torch.randn(4, 4), mesh, [Shard(1)]))
@@ -215,6 +288,10 @@ def test_ranks_together_do_what_one_process_does(ranks):
     spawn(compare_with_one_process, ranks, EVERY)
 
 
+def test_replicas_of_shards_do_what_one_process_does():
+    spawn(compare_with_one_process, 4, [("hsdp", "sso"), ("hsdp", "muonh"), ("hsdp", "adamw")])
+
+
 def test_a_gathered_state_resumes_to_the_same_bits():
     spawn(resume, 2, [("ddp", "muonh"), ("fsdp", "sso"), ("fsdp", "adamw")])
 
@@ -225,6 +302,20 @@ def test_a_gathered_state_goes_on_with_another_number_of_ranks():
 
 def test_a_bad_entry_on_one_rank_stops_its_matrix_on_all():
     spawn(damaged, 2, [("fsdp", "sso"), ("fsdp", "muonh")])
+
+
+def test_a_gradient_that_one_rank_lacks_stops_nobody():
+    spawn(missing_on_one_rank, 2, [("ddp", "muonh"), ("fsdp", "sso")])
+
+
+def test_an_error_of_one_rank_is_one_of_all():
+    spawn(zero_matrix, 2, [("ddp", "sso"), ("fsdp", "muonh")])
+    spawn(not_averaged, 2, [("ddp", "muonh")])
+    spawn(another_ranks_share, 2, [("ddp", "muonh"), ("fsdp", "sso")])
+
+
+def test_several_meshes_in_one_group():
+    spawn(two_meshes, 4, [("fsdp", "adamw")])
 
 
 def test_other_layouts_are_refused():

@@ -22,6 +22,7 @@ class AdamHRule(Rule):
 
     name = "adamh"
     sphere = FrobeniusSphere()
+    rests = True
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

@@ -1,5 +1,6 @@
 """AdamW (arXiv 1711.05101): for embeddings, vectors and whatever has no better geometry."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,12 @@ def adam_direction(G: Tensor, state: State, betas: tuple[float, float], eps: flo
     second = torch.lerp(state["second"], G * G, 1 - betas[1])
     step = state["step"] + 1
     count = step.to(G.dtype).view(-1, *[1] * (G.ndim - 1))
-    denominator = (second / (1 - betas[1] ** count)).sqrt_().add_(eps)
-    direction = (first / (1 - betas[0] ** count)).div_(denominator)
+
+    def correction(beta: float) -> Tensor:  # 1 - beta^count, without the rounding of a beta near 1
+        return -torch.expm1(count * math.log(beta)) if beta else torch.ones_like(count)
+
+    denominator = (second / correction(betas[1])).sqrt_().add_(eps)
+    direction = (first / correction(betas[0])).div_(denominator)
     return direction, {"first": first, "second": second, "step": step}
 
 
@@ -72,7 +77,8 @@ class AdamW(GroupedOptimizer):
     """AdamW with decoupled weight decay, W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps).
 
     `params` is a module or what any torch optimizer takes. `lr` is one rate, or one for each role of a
-    module. `maximize` is that of `GroupedOptimizer`.
+    module; `unembedding` marks the output modules of a foreign model. `maximize` is that of
+    `GroupedOptimizer`.
     """
 
     def __init__(
@@ -83,7 +89,8 @@ class AdamW(GroupedOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        unembedding: Iterable[nn.Module] = (),
         maximize: bool = False,
     ) -> None:
         rule = rule_of(AdamWRule, locals())
-        super().__init__(**resolve(params, lr, rule), maximize=maximize)
+        super().__init__(**resolve(params, lr, rule, unembedding=unembedding), maximize=maximize)

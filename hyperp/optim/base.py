@@ -5,10 +5,8 @@ few batched products and not a loop over layers (see `units`). Rules (see `rule`
 stacked tensors; this file alone touches parameters and state, which may lie on several ranks (`sharded`).
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hyperp.optim import checks
+from hyperp.optim.batch import Job, batches, copy_units, state_of, update
 from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, option_names
-from hyperp.optim.sharded import Dealer, Local, Whole, agree, check_layout, rows_of
+from hyperp.optim.sharded import Dealer, Local, Part, Replicated, Whole, check_layout, rows_of, skip_together
 from hyperp.optim.split import check_split
 from hyperp.optim.units import Piece, joined, pieces
 
@@ -26,11 +25,6 @@ from hyperp.optim.units import Piece, joined, pieces
 _GROUP_KEYS = {
     "params", "param_names", "role", "algorithm", "lr", "initial_lr", "name", "maximize", "split",
 }  # fmt: skip
-
-
-# Entries of the parameters that are updated at once: enough that the cost of calls is small beside the work,
-# and the copies that a batch is made of small beside the model.
-LARGEST_BATCH = {"cpu": 2**20, "other": 2**26}
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -57,11 +51,17 @@ class GroupedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        checks.at_least("lr", float(lr), 0)
+        checks.rate("lr", lr)
+        _refuse_a_set(params)
         for name, values in (options or {}).items():
             checks.one_of("algorithm", name, RULES)
             if not isinstance(values, Mapping):
                 raise ValueError(f"options.{name} must be a mapping of options, got {values!r}")
+            for key in _GROUP_KEYS.intersection(values):
+                raise ValueError(
+                    f"options.{name} must not have {key}, which belongs to a parameter group; "
+                    'rates by role are lr={"hidden": ..., "embedding": ...}'
+                )
         self.options = {name: dict(values) for name, values in (options or {}).items()}
         self.default_algorithm = algorithm
         if algorithm is not None:
@@ -80,30 +80,36 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return sum(int(count.sum()) for count in counts)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as any torch optimizer does; its options are checked and completed by defaults."""
-        for group in _by_algorithm(param_group, self.default_algorithm):
-            self._add(group)
+        """Add a group as any torch optimizer does; its options are checked and completed by defaults.
+
+        A group that is refused leaves the optimizer as it was.
+        """
+        _refuse_a_set(param_group["params"])
+        before = len(self.param_groups)
+        try:
+            for group in _by_algorithm(param_group, self.default_algorithm):
+                self._add(group)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+        for group in self.param_groups[before:]:
+            if RULES[group["algorithm"]].matrices:
+                self.dealer.deal(group["params"])
 
     def _add(self, group: dict[str, Any]) -> None:
         checks.one_of("algorithm", group.get("algorithm"), RULES)
         common = {key: self.defaults[key] for key in ("lr", "maximize", "split")}
         group = {**self.options.get(group["algorithm"], {}), **common, **group}
-        checks.at_least("lr", float(group["lr"]), 0)
+        checks.rate("lr", group["lr"])
         values = {key: value for key, value in group.items() if key not in _GROUP_KEYS}
         rule = make_rule(group["algorithm"], values)
         group.update(asdict(rule), params=self._like_the_others(group["params"]))
         super().add_param_group(group)
         added = self.param_groups[-1]
-        try:
-            for name, parameter in _named(added):
-                _check_parameter(rule, name, parameter)
-                if added["split"] is not None:
-                    added["split"] = check_split(added["split"], parameter.shape[-2], name)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-        if rule.matrices:
-            self.dealer.deal(added["params"])
+        for name, parameter in _named(added):
+            _check_parameter(rule, name, parameter)
+            if added["split"] is not None:
+                added["split"] = check_split(added["split"], parameter.shape[-2], name)
 
     def _like_the_others(self, params: Any) -> list[Any]:
         """torch wants all groups with names or none: a group without gets some if the others have them."""
@@ -124,16 +130,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         ValueError for a matrix that is zero or not finite. Over several processes all have to call it.
         """
         for group in self.param_groups:
-            rule, names = _rule(group), dict(zip(group["params"], _names(group), strict=True))
+            rule = _rule(group)
             members = [p for p in group["params"] if p.requires_grad and p.numel()]
             for part in self._parts(rule, members):
                 wholes = part.collect(with_gradients=False)
-                for whole in wholes:
-                    if not self.state.get(whole.parameter):
-                        for piece in _pieces(rule, group, whole):
-                            with _naming(names[whole.parameter]):
-                                _copy([piece], [whole.W], rule.project(joined([piece.read(whole.W)])))
-                        self._ensure_state(rule, group, whole, names[whole.parameter])
+                self._begin(rule, group, part, wholes, project=True)
                 part.spread(wholes)
 
     @torch.no_grad()
@@ -145,73 +146,63 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             rule = _rule(group)
-            members = [p for p in group["params"] if p.grad is not None and p.numel()]
+            members = [p for p in group["params"] if p.numel() and self._takes_part(p)]
             for part in self._parts(rule, members):
                 wholes = part.collect()
+                if isinstance(part, Replicated) and not self.dealer.compared.issuperset(part.parameters):
+                    part.check_averaged()
+                    self.dealer.compared.update(part.parameters)
                 if not rule.matrices:
-                    _spoil_together(wholes)
-                self._update(rule, group, wholes)
+                    skip_together(group["params"], wholes)
+                self._begin(rule, group, part, wholes, project=False)
+                lr = group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"])
+                for batch in batches(self._jobs(rule, group, wholes)):
+                    update(rule, batch, lr, bool(group.get("maximize")))
                 part.spread(wholes)
         return loss
 
-    def _parts(self, rule: Rule, members: list[nn.Parameter]) -> Sequence[Any]:
+    def _takes_part(self, parameter: nn.Parameter) -> bool:
+        # What is dealt out always does, since the ranks have to agree without asking each other.
+        return parameter.grad is not None or (parameter.requires_grad and self._dealt(parameter))
+
+    def _parts(self, rule: Rule, members: list[nn.Parameter]) -> Sequence[Part]:
         return self.dealer.parts(members) if rule.matrices else [Local(members)]
 
-    def _update(self, rule: Rule, group: Mapping[str, Any], wholes: list[Whole]) -> None:
-        """One step of every parameter of a group that this rank updates, batch by batch."""
-        names = dict(zip(group["params"], _names(group), strict=True))
-        batches: dict[Any, list[tuple[Whole, Piece]]] = {}
+    def _jobs(self, rule: Rule, group: Mapping[str, Any], wholes: list[Whole]) -> Iterator[Job]:
         for whole in wholes:
             assert whole.G is not None
-            self._ensure_state(rule, group, whole, names[whole.parameter])
             for piece in _pieces(rule, group, whole):
-                if not piece.count:  # this rank holds none of the experts
-                    continue
-                key = (piece.shape, whole.W.dtype, whole.W.device, whole.G.dtype)
-                batches.setdefault(key, []).append((whole, piece))
-        for batch in batches.values():
-            whole, piece = batch[0]
-            entries = LARGEST_BATCH["cpu" if whole.W.device.type == "cpu" else "other"]
-            size = max(1, entries // (piece.count * math.prod(piece.shape)))
-            for start in range(0, len(batch), size):
-                self._update_batch(rule, group, batch[start : start + size])
+                state = state_of(piece, self.state[whole.parameter])
+                yield Job(piece, whole.W, whole.G, state)
 
-    def _ensure_state(self, rule: Rule, group: Mapping[str, Any], whole: Whole, name: str) -> None:
-        if self.state.get(whole.parameter):
-            return
+    def _begin(
+        self, rule: Rule, group: Mapping[str, Any], part: Part, wholes: list[Whole], project: bool
+    ) -> None:
+        """State for what has none yet. An error on one rank is one on all, or the others would wait."""
+        names, error = dict(zip(group["params"], _names(group), strict=True)), None
+        try:
+            for whole in wholes:
+                if not self.state.get(whole.parameter):
+                    with _naming(names[whole.parameter]):
+                        self._make_state(rule, group, whole, project)
+        except SphereError as found:
+            error = found
+        if not isinstance(part, Local) and not self.dealer.begun.issuperset(part.parameters):
+            part.agree(error)
+            self.dealer.begun.update(part.parameters)
+        elif error is not None:
+            raise error
+
+    def _make_state(self, rule: Rule, group: Mapping[str, Any], whole: Whole, project: bool) -> None:
         state: dict[str, Tensor] = {}
         for piece in _pieces(rule, group, whole):
+            if project:
+                copy_units([piece], [whole.W], rule.project(joined([piece.read(whole.W)])))
             W = joined([piece.read(whole.W)])
-            with _naming(name):
-                made = rule.init(W)
+            made = rule.init(W)
             made["skipped"] = torch.zeros(len(W), dtype=torch.int64, device=W.device)
             state |= {piece.key(key): piece.unstate(value).clone() for key, value in made.items()}
         self.state[whole.parameter] = state
-
-    def _update_batch(self, rule: Rule, group: Mapping[str, Any], batch: list[tuple[Whole, Piece]]) -> None:
-        parts = [piece for _, piece in batch]
-        W = joined([piece.read(whole.W) for whole, piece in batch])
-        G = joined([piece.read(whole.G) for whole, piece in batch if whole.G is not None])
-        G = -G if group.get("maximize") else G
-        states = [(self.state[whole.parameter], piece) for whole, piece in batch]
-        names = [name for name in _state_names(*states[0]) if name != "skipped"]
-        old = {key: joined([piece.state(s[piece.key(key)]) for s, piece in states]) for key in names}
-        # Of the norm, as in clipping: the square of a huge entry would stay in AdamW's second moment.
-        ok_B = torch.linalg.vector_norm(G.reshape(len(G), G[0].numel()), dim=1).isfinite()
-        lr = group["lr"].to(W.device) if isinstance(group["lr"], Tensor) else float(group["lr"])
-        # A CPU looks at the flags for less than the masks cost; on a GPU that would make the host wait.
-        if ok_B.device.type == "cpu" and not torch.compiler.is_compiling() and bool(ok_B.all()):
-            new_W, new = rule.update(W, G, old, lr)
-        else:
-            new_W, new = rule.update(W, torch.where(_like(ok_B, G), G, 0), old, lr)
-            new_W = torch.where(_like(ok_B, W), new_W, W)
-            new = {key: torch.where(_like(ok_B, value), value, old[key]) for key, value in new.items()}
-            new["skipped"] = joined([p.state(s[p.key("skipped")]) for s, p in states]) + ~ok_B
-        _copy(parts, [whole.W for whole, _ in batch], new_W)
-        for key, value in new.items():
-            entries = zip(states, value.split([piece.count for piece in parts]), strict=True)
-            into = [(s[p.key(key)], p.unstate(part)) for (s, p), part in entries]
-            torch._foreach_copy_([a for a, _ in into], [b for _, b in into])  # pyright: ignore[reportPrivateImportUsage]
 
     def gathered_state_dict(self) -> dict[str, Any]:
         """`state_dict` as one process would have it: what each rank keeps, put together, on all of them.
@@ -219,12 +210,18 @@ class GroupedOptimizer(torch.optim.Optimizer):
         A copy, to be asked for on all ranks. `load_state_dict` takes it on any number; each keeps its share.
         """
         made = self.state_dict()
-        for group in self.dealer.loads:
-            shares: list[Any] = [None] * group.size()
-            dist.all_gather_object(shares, made["state"], group=group)
+        for ranks in self.dealer.loads:
+            shares: list[Any] = [None] * ranks.size()
+            mine = {
+                index: {key: value.cpu() for key, value in made["state"][index].items()}
+                for index, _, parameter in self._indexed(made)
+                if self._dealt(parameter)
+                and self.dealer.group_of(parameter) == ranks
+                and index in made["state"]
+            }
+            dist.all_gather_object(shares, mine, group=ranks)
             for share in shares:
-                for index, state in share.items():
-                    made["state"].setdefault(index, state)
+                made["state"] = {**share, **made["state"]}
         for index, _, parameter in self._indexed(made):
             if isinstance(parameter, DTensor) and index in made["state"] and not self._dealt(parameter):
                 state = made["state"][index].items()
@@ -235,7 +232,17 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but state keeps its own dtype, and a rank keeps only its share of what it is given."""
+        for i, (own, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            if own["algorithm"] != saved.get("algorithm"):
+                raise ValueError(
+                    f"state_dict must be of an optimizer whose group {i} follows {own['algorithm']}, "
+                    f"got {saved.get('algorithm')}"
+                )
         super().load_state_dict(state_dict)
+        for group in self.param_groups:  # saved before an option was known
+            for name, value in asdict(make_rule(group["algorithm"], {})).items():
+                group.setdefault(name, value)
+        self._refuse_a_share(state_dict)
         for index, _, parameter in self._indexed(state_dict):
             self.state.pop(parameter, None)
             if index in state_dict["state"] and self._keeps(parameter):
@@ -245,6 +252,17 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     key: (v if whole else _shard(v, parameter)).to(parameter.device, copy=True)
                     for key, v in values
                 }
+
+    def _refuse_a_share(self, state_dict: Mapping[str, Any]) -> None:
+        """Another rank's `state_dict` would leave this rank's matrices without momentum, and say nothing."""
+        dealt = [(i, p) for i, _, p in self._indexed(state_dict) if self._dealt(p)]
+        there = [i for i, _ in dealt if i in state_dict["state"]]
+        missing = [i for i, p in dealt if i not in state_dict["state"] and self._keeps(p) and p.requires_grad]
+        if there and missing:
+            raise ValueError(
+                f"state_dict must have the state of parameters {missing}, which this rank keeps, got only "
+                f"those of {there}; save gathered_state_dict() to load on any rank"
+            )
 
     def _dealt(self, parameter: nn.Parameter) -> bool:
         return parameter in self.dealer.owners
@@ -260,6 +278,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 yield index, group, parameter
 
 
+def _refuse_a_set(params: Any) -> None:
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(
+            "params must be ordered, as a list is, got a set: its order differs between processes"
+        )
+
+
 def _rule(group: Mapping[str, Any]) -> Rule:
     names = option_names(RULES[group["algorithm"]])
     return make_rule(group["algorithm"], {name: group[name] for name in names})
@@ -267,30 +292,6 @@ def _rule(group: Mapping[str, Any]) -> Rule:
 
 def _pieces(rule: Rule, group: Mapping[str, Any], whole: Whole) -> tuple[Piece, ...]:
     return pieces(whole.W.shape, group.get("split"), rule.matrices)
-
-
-def _state_names(state: Mapping[str, Tensor], piece: Piece) -> list[str]:
-    """The entries of a piece, without the suffix that tells them from those of the other pieces."""
-    names = [key.partition(".") for key in state]
-    return [name for name, _, index in names if index == (str(piece.index) if piece.index else "")]
-
-
-def _copy(parts: Sequence[Piece], tensors: Sequence[Tensor], stacked: Tensor) -> None:
-    units = stacked.split([piece.count for piece in parts])
-    pairs = [piece.targets(tensor, unit) for piece, tensor, unit in zip(parts, tensors, units, strict=True)]
-    into, sources = (list(chain.from_iterable(side)) for side in zip(*pairs, strict=True))
-    torch._foreach_copy_(into, sources)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _spoil_together(wholes: list[Whole]) -> None:
-    """A shard on another rank that is not finite makes this rank's not finite, so that all skip alike."""
-    sharded = [w for w in wholes if isinstance(w.parameter, DTensor) and w.parameter.ndim != 3]
-    if sharded:
-        ok = torch.stack([w.G.isfinite().all() for w in sharded if w.G is not None])
-        agreed = agree(ok, [w.parameter for w in sharded])
-        for whole, flag in zip(sharded, agreed, strict=True):
-            assert whole.G is not None
-            whole.G = torch.where(flag, whole.G, torch.nan)
 
 
 def _full(value: Tensor, parameter: DTensor) -> Tensor:
@@ -331,9 +332,13 @@ def _by_algorithm(group: dict[str, Any], default: str | None) -> list[dict[str, 
     matrices = [entry for entry in params if tensor(entry).ndim >= 2]
     vectors = [entry for entry in params if tensor(entry).ndim < 2]
     parts = [(default, matrices), ("adamw", vectors)]
-    return [
+    made = [
         {**group, "params": members, "algorithm": name} for name, members in parts if members or not params
     ]
+    for part in made:
+        if part["algorithm"] != default:
+            part["split"] = None  # of the matrices
+    return made
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:
@@ -366,7 +371,3 @@ class _naming:  # noqa: N801 - reads as a verb
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, SphereError):
             raise SphereError(f"{self.name} {error}") from None
-
-
-def _like(mask_B: Tensor, tensor: Tensor) -> Tensor:
-    return mask_B.view(-1, *[1] * (tensor.ndim - 1))

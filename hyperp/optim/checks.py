@@ -4,11 +4,18 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 
+from torch import Tensor
+
 
 def at_least(name: str, value: float, lowest: float) -> None:
     """Finite and >= lowest."""
     if not (_number(value) and math.isfinite(value) and value >= lowest):
         raise ValueError(f"{name} must be finite and at least {lowest:g}, got {value!r}")
+
+
+def rate(name: str, value: object) -> None:
+    """A learning rate: a number, or a tensor that holds one, finite and >= 0."""
+    at_least(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, 0)  # pyright: ignore[reportArgumentType]
 
 
 def positive(name: str, value: float) -> None:

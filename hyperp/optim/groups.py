@@ -44,13 +44,15 @@ def param_groups(
     """One group for each role that the model has, in the order of ROLES, for any `GroupedOptimizer`.
 
     Parameters of one role whose modules declare different `param_splits` make several groups. A group holds
-    "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm, of
-    `options[algorithm]`. Raises ValueError for a role without algorithm or rate, for a split that does not
+    "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm
+    in `options`. Raises ValueError for a role without algorithm or rate, for a split that does not
     fit, and for what `roles_of` refuses.
     """
     for name, values in (options or {}).items():
         if not isinstance(values, Mapping):
             raise ValueError(f"options.{name} must be a mapping of options, got {values!r}")
+    for role in lr if isinstance(lr, Mapping) else ():
+        checks.one_of("role of lr", role, ROLES)
     roles = roles_of(model, unembedding)
     named, splits = dict(model.named_parameters()), splits_of(model)
     groups = []
@@ -63,7 +65,7 @@ def param_groups(
             algorithm = _of_role("algorithms", algorithms, role)
             checks.one_of(f"algorithm of role {role}", algorithm, RULES)
             rate = _of_role("lr", lr, role) if isinstance(lr, Mapping) else lr
-            checks.at_least(f"lr of role {role}", rate, 0)
+            checks.rate(f"lr of role {role}", rate)
             group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate, "split": split}
             groups.append({**(options or {}).get(algorithm, {}), **group})
     return groups

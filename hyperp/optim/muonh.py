@@ -24,6 +24,7 @@ class MuonHRule(Rule):
 
     name = "muonh"
     sphere = FrobeniusSphere()
+    rests = True
 
     momentum: float = 0.95
     nesterov: bool = True

@@ -25,6 +25,7 @@ class Rule:
 
     name: ClassVar[str]
     matrices: ClassVar[bool] = True  # whether a unit has to be a matrix
+    rests: ClassVar[bool] = False  # whether a unit stays where it is when its gradient is zero
 
     def init(self, W: Tensor) -> State:
         """State before the first step, for units `W` of shape (B, *unit)."""

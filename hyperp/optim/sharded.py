@@ -1,8 +1,8 @@
 """Optimizer steps over several processes: every matrix is whole on one rank, and no rank does another's work.
 
 A matrix sign needs the whole matrix. So matrices are dealt out over the ranks by cost: the owner of a matrix
-keeps its state, receives the shards of its weight and gradient, updates it, and sends the shards back. One
-exchange serves all matrices of a parameter group.
+keeps its state, receives the shards of its weight and gradient, updates it, and sends the shards back. An
+exchange (weights, gradients, and back) serves all matrices of a parameter group.
 
 - Parameters sharded on their first dimension by FSDP2 (`fully_shard`; HSDP too) are recognised by themselves.
   Shards may be uneven or empty.
@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from hyperp.optim.rule import SphereError
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Dealer:
     process_group: dist.ProcessGroup | None = None
     owners: dict[nn.Parameter, int] = field(default_factory=dict)
     loads: dict[Any, list[float]] = field(default_factory=dict)
+    begun: set[nn.Parameter] = field(default_factory=set)  # have state, on whichever rank
+    compared: set[nn.Parameter] = field(default_factory=set)  # had equal gradients when last looked at
 
     def group_of(self, parameter: nn.Parameter) -> dist.ProcessGroup | None:
         """The ranks among which a matrix is dealt out; None for one that this process updates alone."""
@@ -59,13 +63,13 @@ class Dealer:
         group = self.group_of(parameter)
         return group is None or self.owners[parameter] == group.rank()
 
-    def parts(self, parameters: Sequence[nn.Parameter]) -> "list[Local | Replicated | Sharded]":
+    def parts(self, parameters: Sequence[nn.Parameter]) -> "list[Part]":
         """The parameters by how they lie, each part with the way to make its matrices whole."""
         by_kind: dict[Any, list[nn.Parameter]] = {}
         for parameter in parameters:
             key = (isinstance(parameter, DTensor), self.group_of(parameter), parameter.dtype)
             by_kind.setdefault(key, []).append(parameter)
-        made = []
+        made: list[Part] = []
         for (sharded, group, _), members in by_kind.items():
             kind = Sharded if sharded else Replicated
             made.append(Local(members) if group is None else kind(members, group, self.owners))
@@ -106,6 +110,21 @@ class Replicated:
         mine = [p for p in self.parameters if self.owners[p] == self.group.rank()]
         return [Whole(p, p, gradient(p) if with_gradients else None) for p in mine]
 
+    def agree(self, error: ValueError | None) -> None:
+        """Raise on all ranks what one has met, before anything is sent."""
+        _agree(error, self.group)
+
+    def check_averaged(self) -> None:
+        """Raise ValueError on all ranks if their gradients are not the same ones; looked at once."""
+        told: list[Any] = [None] * self.group.size()
+        norms = [0.0 if p.grad is None else float(p.grad.norm()) for p in self.parameters]
+        dist.all_gather_object(told, norms, group=self.group)
+        if any(abs(a - b) > 1e-2 * abs(b) for norms in told for a, b in zip(norms, told[0], strict=True)):
+            raise ValueError(
+                "gradients must be equal on all ranks of process_group, as DistributedDataParallel makes "
+                f"them, got norms {told}"
+            )
+
     def spread(self, wholes: list[Whole]) -> None:  # noqa: ARG002 - updated in place
         """Every owner sends what it has updated to all others."""
         works = []
@@ -143,7 +162,7 @@ class Sharded:
         rank, ranks = self.group.rank(), range(self.group.size())
         outgoing = [[rows_of(whole.W, r, len(ranks)) for whole in wholes] for r in ranks]
         incoming = [[local(p) for p in self._owned(r)] for r in ranks]
-        device, dtype = incoming_like(self.parameters)
+        device, dtype = _kind(self.parameters)
         flat = self._exchange(
             [_flat(shards, device, dtype) for shards in outgoing],
             [sum(shard.numel() for shard in shards) for shards in incoming],
@@ -151,6 +170,10 @@ class Sharded:
         for shards, received in zip(incoming, flat, strict=True):
             _unflatten_into(received, shards)
         assert len(wholes) == len(self._owned(rank))
+
+    def agree(self, error: ValueError | None) -> None:
+        """Raise on all ranks what one has met, before anything is sent."""
+        _agree(error, self.group)
 
     def _owned(self, rank: int) -> list[nn.Parameter]:
         return [p for p in self.parameters if self.owners[p] == rank]
@@ -175,14 +198,18 @@ class Sharded:
         return list(received.split(sizes))
 
 
+Part = Local | Replicated | Sharded
+
+
 def local(parameter: Tensor) -> Tensor:
     """This rank's part of a parameter; writing to it writes to the parameter."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of the gradient. Raises ValueError for a sparse one."""
-    assert parameter.grad is not None
+    """This rank's part of the gradient, NaN if there is none. Raises ValueError for a sparse one."""
+    if parameter.grad is None:
+        return torch.full_like(local(parameter), torch.nan)
     found = local(parameter.grad)
     if found.layout != torch.strided:
         raise ValueError(f"gradients must be dense, got layout {found.layout}")
@@ -203,25 +230,43 @@ def rows_of(whole: Tensor, rank: int, ranks: int) -> Tensor:
     return whole[start : start + row_range(whole.shape, rank, ranks)[0]]
 
 
-def incoming_like(parameters: Sequence[nn.Parameter]) -> tuple[torch.device, torch.dtype]:
+def _kind(parameters: Sequence[nn.Parameter]) -> tuple[torch.device, torch.dtype]:
     """Device and dtype that all of these parameters share."""
     return parameters[0].device, parameters[0].dtype
 
 
-def agree(ok: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Flags (one a parameter) that hold on every rank that has a part of the parameter."""
-    if not isinstance(parameters[0], DTensor):
-        return ok
-    group = parameters[0].device_mesh.get_group(_sharded_dim(parameters[0]))
-    flags = ok.to(torch.int32)
-    dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=group)
-    return flags.bool()
+def skip_together(parameters: Sequence[nn.Parameter], wholes: Sequence[Whole]) -> None:
+    """A sharded tensor that is updated element by element is skipped by all ranks if one rank's part is bad.
+
+    Parts that are bad, or missing, elsewhere become NaN here. Experts (3-D) lie on one rank each.
+    """
+    by_group: dict[Any, list[nn.Parameter]] = {}
+    for p in parameters:
+        if isinstance(p, DTensor) and p.requires_grad and p.ndim != 3:
+            by_group.setdefault(p.device_mesh.get_group(_sharded_dim(p)), []).append(p)
+    own = {whole.parameter: whole for whole in wholes}
+    for group, members in by_group.items():
+        ok = [p.grad is not None and local(p.grad).isfinite().all() for p in members]
+        device = local(members[0]).device
+        flags = torch.stack([torch.as_tensor(flag, device=device) for flag in ok]).to(torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=group)
+        for p, flag in zip(members, flags.bool(), strict=True):
+            if p in own:
+                own[p].G = torch.where(flag, gradient(p), torch.nan)
 
 
 def check_layout(name: str, parameter: nn.Parameter) -> None:
     """Raise ValueError for a DTensor that does not lie as FSDP2 lays it."""
     if isinstance(parameter, DTensor):
         _sharded_dim(parameter, name)
+
+
+def _agree(error: ValueError | None, group: dist.ProcessGroup) -> None:
+    told: list[str | None] = [None] * group.size()
+    dist.all_gather_object(told, None if error is None else str(error), group=group)
+    for text in told:
+        if text is not None:
+            raise SphereError(text)
 
 
 def _sharded_dim(parameter: DTensor, name: str = "a parameter") -> int:

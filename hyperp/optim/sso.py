@@ -39,6 +39,7 @@ class MuonSphereRule(Rule):
     """
 
     name = "muonsphere"
+    rests = True
 
     momentum: float = 0.9
     nesterov: bool = True
