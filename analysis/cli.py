@@ -307,7 +307,7 @@ def next_command(
     """
     from hyperp.analysis.law import load_law
     from hyperp.analysis.nextruns import next_runs
-    from hyperp.analysis.points import run_command, save_points
+    from hyperp.analysis.points import WORDS, run_command, save_points
     from hyperp.analysis.show import show_next
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
@@ -318,9 +318,7 @@ def next_command(
         typer.echo(found.model_dump_json(indent=2))
     else:
         show_next(fitted, found)
-        typer.echo(
-            f"wrote {out}; WORDS are those of the sweep that the law was fitted to:\n{run_command(out)}"
-        )
+        typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{WORDS}")
 
 
 @app.command()
@@ -344,8 +342,9 @@ def validate(
     from hyperp.analysis.show import show_validation
     from hyperp.analysis.validate import validate as ask
 
-    table, rows = load(runs, mapping, where)
-    found = ask(load_law(law), table, rows)
+    fitted = load_law(law)
+    table, rows = load(runs, mapping, where, [*fitted.ranges, *fitted.held])
+    found = ask(fitted, table, rows)
     if out is not None:
         save_json(found.model_dump_json(indent=2) + "\n", out)
     if as_json:
@@ -385,13 +384,13 @@ def report(
     from hyperp.analysis.validate import validate as ask
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
-    target = sizes_of(None, **sizes, granularity=granularity, sparsity=sparsity)
+    named = sizes_of(None, **sizes, granularity=granularity, sparsity=sparsity)
+    target = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
     words += ["--check", str(check)] if check else []
-    words += [word for name, size in target.items() for word in (f"--{name.replace('_', '-')}", str(size))]
+    words += [word for name, size in named.items() for word in (f"--{name.replace('_', '-')}", str(size))]
     words += [word for condition in at or [] for word in ("--at", condition)]
     words += ["--extrapolate"] if extrapolate else []
-    target |= sizes_of(at)
     fitted = load_law(law)
     validation = None if check is None else ask(fitted, load(check, None, None)[0])
     for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):

@@ -9,7 +9,7 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optimum import Optimum
 from hyperp.analysis.regress import Sample, collinear, still
-from hyperp.analysis.slices import Slice, next_point, short_label, varying
+from hyperp.analysis.slices import UNDONE, Slice, next_point, short_label, varying
 from hyperp.analysis.vocabulary import CENSORED
 
 
@@ -91,13 +91,35 @@ def _refusal(
     names = varying(slices)
     why = "; ".join(f"{short_label(slices[i], names)}: {optima[i].reason}" for i in unbracketed)
     group = "the slices" if groups == 1 else f"the best of {groups} groups of slices"
-    reason = f"the exponents of {', '.join(by)} are not identified: {group}: {best.problem}" + (
-        f" ({why})" if why else ""
+    reason = (
+        _undone(slices)
+        + f"the exponents of {', '.join(by)} are not identified: {group}: {best.problem}"
+        + (f" ({why})" if why else "")
     )
-    points = [next_point(slices[i], optima[i].next_rates) for i in unbracketed if optima[i].next_rates]
+    wanted = {i: _rates(slices[i], optima[i], [slices[k] for k in best.members]) for i in unbracketed}
+    points = [next_point(slices[i], rates) for i, rates in wanted.items() if rates]
     if not unbracketed or (len(best.usable) >= len(by) + 2 and "end of their rates" not in str(best.problem)):
         points = _more_values(best, slices, by)
     return reason, points
+
+
+def _undone(slices: Sequence[Slice]) -> str:
+    """How many planned runs wait to be done, for an interrupted sweep."""
+    waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in UNDONE}
+    count = sum(waiting.values())
+    if not count:
+        return ""
+    which = ", ".join(f"{n} {status}" for status, n in waiting.items() if n)
+    runs = "planned run is" if count == 1 else "planned runs are"
+    return (
+        f"{count} {runs} not done ({which}); run the same `hyperp-sweep run` again, then collect; until then "
+    )
+
+
+def _rates(one: Slice, optimum: Optimum, group: Sequence[Slice]) -> list[float]:
+    """What to run of a slice without an optimum: what was planned and would bracket it, or as its group."""
+    own = sorted({*one.pending, *optimum.next_rates})
+    return own or np.unique(np.concatenate([other.lr for other in group])).tolist()
 
 
 def _more_values(best: Stratum, slices: list[Slice], by: Sequence[str]) -> list[dict[str, Any]]:

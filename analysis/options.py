@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, METHODS, NO_SIZES
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, GROUPS, METHODS, NO_SIZES
 
 if TYPE_CHECKING:  # pulls in pandas, which a recommendation does without
     from hyperp.analysis.records import Runs
@@ -108,23 +108,25 @@ def _points_path(options: Mapping[str, Any]) -> Path | None:
     given, out = options.get("points"), options.get("out")
     if given is not None or out is None:
         return given
-    return out.with_name(f"{out.stem}.points.yaml") if out.parent.is_dir() else None
+    return out.with_name(f"{out.stem}.points.yaml")
 
 
 def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
-    from hyperp.analysis.points import run_command, save_points
+    from hyperp.analysis.points import WORDS, run_command, save_points
 
     if as_json:
         typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
     typer.echo(f"refused: {refusal.reason}", err=True)
     for point in () if as_json else refusal.next_points:
         rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
-        sizes = " ".join(
-            f"{n}={v}" for n, v in point.items() if n not in (*CONTEXT[1:], "lr", "seeds", "factor")
-        )
-        typer.echo(f"run next: {sizes}" + (f" lr={rates}" if rates else ""), err=True)
-    if path is not None and save_points(refusal.next_points, path, refusal.reason):
-        typer.echo(f"wrote {path}; run it with: {run_command(path)}", err=True)
+        hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in GROUPS.values()]
+        known = " ".join(f"{n}={v}" for n, v in point.items() if n not in hidden)
+        typer.echo(f"run next: {known}" + (f" lr={rates}" if rates else ""), err=True)
+    try:
+        if path is not None and save_points(refusal.next_points, path, refusal.reason):
+            typer.echo(f"wrote {path}; run it with: {run_command(path)}\n{WORDS}", err=True)
+    except ValueError as error:
+        typer.echo(f"note: {error}", err=True)
 
 
 def sizes_of(at: Sequence[str] | None = None, **given: str | None) -> dict[str, float]:
@@ -142,6 +144,8 @@ def sizes_of(at: Sequence[str] | None = None, **given: str | None) -> dict[str, 
         value = _float(text)
         if not (name and 0 < value < float("inf")):
             raise ValueError(f"--at must be NAME=SIZE with a positive size, such as N=1e9, got {condition!r}")
+        if name in sizes:
+            raise ValueError(f"{name} is given twice, as {sizes[name]:.15g} and {text}; once is allowed")
         sizes[name] = int(value) if value == value // 1 and value < 2**62 else value
     return sizes
 
@@ -183,6 +187,24 @@ def load(
     from hyperp.analysis.mapping import parse_map
     from hyperp.analysis.records import parse_where, read_runs
 
-    rows = parse_where(where or [])
+    rows, names = parse_where(where or []), parse_map(mapping or [])
+    _check_map(names, [*sizes, *rows])
     extra = [name for name in sizes if name not in (*COVARIATES, *NO_SIZES)]
-    return read_runs(runs, parse_map(mapping or []), extra, rows, loss), rows
+    return read_runs(runs, names, extra, rows, loss), rows
+
+
+def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
+    """ValueError for a name that nothing reads, and for the rate or the loss under a second name."""
+    known = (*COVARIATES, *NO_SIZES, "base_lr")
+    for name, source in mapping.items():
+        if name not in (*known, *asked):
+            raise ValueError(
+                f"--map {name}={source}: nothing reads {name}; the name must be one of {', '.join(known)}, "
+                "or a column that another option names"
+            )
+        column = source.split("*")[0].strip()
+        if column in ("lr", "loss") and column not in mapping and name != "base_lr":
+            raise ValueError(
+                f"--map {name}={source}: {column} is read as {column} already; "
+                f"say which column holds {column} too, --map {column}=COLUMN"
+            )

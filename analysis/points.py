@@ -1,12 +1,15 @@
 """The file of runs to do next: YAML in the form of a sweep's `points`, and the command that runs it."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hyperp.analysis.law import save_json
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, option_words
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, option_words, unknown_options
 
 
 def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
@@ -17,12 +20,16 @@ def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bo
             contexts.setdefault(tuple(str(point.get(name, "")) for name in CONTEXT), []).append(point)
     if not contexts:
         return False
-    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", "blocks:"]
+    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", f"# {WORDS}", "blocks:"]
     for index, members in enumerate(contexts.values()):
         known = {name: str(members[0][name]) for name in CONTEXT if name in members[0]}
         lines += [f"  {_block(path)}{index or ''}: # " + ", ".join(f"{n} {v}" for n, v in known.items())]
         if words := option_words(known):
             lines += [f"    overrides: [{', '.join(words)}]"]
+        if unknown := unknown_options(known):
+            lines += [
+                f"    # {', '.join(unknown)}: no option of hyperp-train, run these points in your own way"
+            ]
         lines += ["    points:", *(row for point in members for row in _rows(point))]
     save_json("\n".join(lines) + "\n", path)
     return True
@@ -59,11 +66,33 @@ def _number(value: float) -> str:
 
 def _block(path: Path) -> str:
     name = "".join(c if c.isalnum() or c == "_" else "_" for c in path.stem)
-    return name if name[:1].isalpha() else f"next_{name}"
+    plain = name[:1].isalpha() and isinstance(yaml.safe_load(name), str)
+    return name if plain else f"next_{name}"
+
+
+# Of two words for one key Hydra takes the last, but of hydra.searchpath the first.
+WORDS = (
+    "WORDS are those of the sweep, less any for scale, base_lr, seed, optim, parametrization or schedule; "
+    "if they have a hydra.searchpath, add its folders to this one, as [THIS,THOSE]"
+)
+GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:-]*")
+LITERALS = ("true", "false", "null", "nan", "inf")  # to Hydra's grammar, unless quoted
 
 
 def run_command(path: Path) -> str:
-    """What runs the points of the file with the words that the sweep itself was run with."""
-    where = path.resolve()
-    search = shlex.quote(f"hydra.searchpath=[file://{where.parent.parent}]")
-    return f"hyperp-sweep run WORDS sweep=none {search} +{where.parent.name}@sweep={where.stem}"
+    """What runs the points of the file with the words that the sweep itself was run with; see `WORDS`."""
+    where = path.resolve().with_suffix("")
+    # The group is the nearest folder whose name Hydra takes for one, the option what lies below it.
+    group = next((folder for folder in where.parents if GROUP.fullmatch(folder.name)), where.parent)
+    search = f"hydra.searchpath=[{_quoted(f'file://{group.parent}')}]"
+    option = f"+{group.name}@sweep={_quoted(where.relative_to(group).as_posix())}"
+    return f"hyperp-sweep run {shlex.quote(search)} WORDS sweep=none {shlex.quote(option)}"
+
+
+def _quoted(text: str) -> str:
+    """The text as Hydra reads it back."""
+    if PLAIN.fullmatch(text) and text.lower() not in LITERALS:
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -11,7 +11,7 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import BasinRecord, Law, Strict
 from hyperp.analysis.meta import t_quantile
 from hyperp.analysis.published import PUBLISHED
-from hyperp.analysis.vocabulary import COVARIATES, option_words
+from hyperp.analysis.vocabulary import COVARIATES, option_words, unknown_options
 
 
 class Factor(Strict):
@@ -72,6 +72,14 @@ class Recommendation(Strict):
     base_lr: float | None
 
 
+WIDE = 30.0  # an interval with ends farther apart than this factor says little more than that rates exist
+
+
+def _exp(x: float) -> float:
+    """Far outside what could be a rate or a size it is finite still."""
+    return math.exp(min(max(x, -700.0), 700.0))
+
+
 def predict(law: Law, target: Mapping[str, float], response: str = "lr") -> tuple[float, float, float]:
     """(value, low, high) of the prediction interval; `target` gives every covariate, the fixed ones too.
 
@@ -85,9 +93,9 @@ def predict(law: Law, target: Mapping[str, float], response: str = "lr") -> tupl
     variance = float(x @ np.array(found.covariance) @ x) + found.tau**2 + found.slice_sd**2
     if response == "lr" and law.rate_sd is not None:
         # A scatter in rates is a relative one here; the interval stays positive.
-        variance += (law.rate_sd / math.exp(centre)) ** 2
+        variance += (law.rate_sd / _exp(centre)) ** 2
     half = t_quantile(found.df, law.level) * math.sqrt(max(variance, 0.0))
-    return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
+    return _exp(centre), _exp(centre - half), _exp(centre + half)
 
 
 def penalty(basin: BasinRecord, displacement: float | Sequence[float]) -> float:
@@ -142,6 +150,8 @@ def recommend(
     # The optimum at the low end leaves the recommended rate too high by that much, and the other way round.
     ends = (math.log(lr / low), math.log(lr / high))
     also = {name: _beyond(law, scale, name) for name in law.also}
+    warnings += _wide("lr", low, high)
+    warnings += [line for name, b in also.items() for line in _wide(name, b.low, b.high)]
     basin = None if law.basin is None else law.basin.at(scale)
     costs = [None if basin is None else _worst(basin, end, also) for end in ends]
     return Recommendation(
@@ -161,6 +171,15 @@ def recommend(
         rate_factor=law.rate_factor,
         base_lr=None if law.rate_factor is None else lr / law.rate_factor,
     )
+
+
+def _wide(name: str, low: float, high: float) -> list[str]:
+    if high <= WIDE * low:
+        return []
+    return [
+        f"the prediction interval of {name} spans a factor of {high / low:.2g}: the data hardly identify it; "
+        "`hyperp-law next` says which runs would"
+    ]
 
 
 def _worst(basin: BasinRecord, end: float, also: Mapping[str, Beyond]) -> float:
@@ -266,9 +285,9 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     plain: dict[str, Any] = {"value": None, "exponent": None, "published": []}
     coefficient = {
         "name": "exp(a)",
-        "low": math.exp(law.a.low),
-        "high": math.exp(law.a.high),
-        "contribution": math.exp(law.a.value),
+        "low": _exp(law.a.low),
+        "high": _exp(law.a.high),
+        "contribution": _exp(law.a.value),
     }
     factors = [Factor(fixed=False, **plain, **coefficient)]
     for name in law.ranges:
@@ -293,8 +312,19 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
     """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and the sizes.
 
     Raises:
+        ValueError: the law is for an optimizer that hyperp-train does not have, or there was no base_lr.
         Refusal: lr/base_lr differs between the law's slices, so no base rate stands for the recommended one.
     """
+    if unknown := unknown_options(law.context):
+        raise ValueError(
+            f"--hydra: the law was fitted for {', '.join(unknown)}, which is no option of hyperp-train; "
+            f"use the plain rate, lr={recommendation.lr:.6g}"
+        )
+    if recommendation.base_lr is None and all(s.factor is None for s in law.slices if s.used):
+        raise ValueError(
+            "--hydra: the law's table had no base_lr, or none in proportion to lr; "
+            f"use the plain rate, lr={recommendation.lr:.6g}"
+        )
     if recommendation.base_lr is None:
         raise Refusal(
             "lr/base_lr differs between the law's slices, so the base rate at the target is not known; "

@@ -189,6 +189,8 @@ def parse_where(conditions: Sequence[str]) -> dict[str, str]:
         name, sign, value = condition.partition("=")
         if not (name and sign and value):
             raise ValueError(f"--where must be COLUMN=VALUE, such as optimizer=muonh, got {condition!r}")
+        if name in where:
+            raise ValueError(f"--where gives {name} twice, as {where[name]} and {value}; once is allowed")
         where[name] = value
     return where
 

@@ -12,6 +12,7 @@ from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
 
 Number = int | float
 NOT_FINITE = "finished, loss not finite"
+UNDONE = ("planned", "running", "failed")  # what running the same sweep again would do
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Slice:
     """One curve of loss against learning rate, or one surface against rate and batch.
 
     `lr`, `seed` and `loss` hold the finished runs with a finite loss, sorted by rate, then seed; `dropped`
-    counts the others by status, and `diverged` their rates. `factor` is lr/base_lr where that is one number,
+    counts the others by status, `diverged` are the rates of some and `pending` of those that are not done.
+    `factor` is lr/base_lr where that is one number,
     else None. `tuned` has one array for each column that is tuned beside the rate.
     """
 
@@ -32,6 +34,7 @@ class Slice:
     diverged: tuple[float, ...]
     factor: float | None
     tuned: dict[str, np.ndarray] = field(default_factory=dict)
+    pending: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
@@ -142,8 +145,6 @@ class _Rows:
             dropped: Counter[str] = Counter()
             if not keep.all():
                 dropped.update(NOT_FINITE if s == "finished" else str(s) for s in status[part][~keep])
-            diverged = self.tuned[0][part][status[part] == "diverged"]
-            diverged = diverged[np.isfinite(diverged)]
             yield Slice(
                 context={n: str(v) for n, v in context[i].items()},
                 covariates=sizes[i],
@@ -151,10 +152,15 @@ class _Rows:
                 seed=self.seed[part][keep],
                 loss=self.loss[part][keep],
                 dropped={name: dropped[name] for name in sorted(dropped)},
-                diverged=tuple(np.unique(diverged).tolist()),
+                diverged=self.rates_of(part, status[part] == "diverged"),
+                pending=self.rates_of(part, np.isin(status[part], UNDONE)),
                 factor=None if ratio is None else _factor(ratio[part]),
                 tuned={n: self.tuned[j][part][keep] for j, n in enumerate(over) if j},
             )
+
+    def rates_of(self, part: slice, chosen: np.ndarray) -> tuple[float, ...]:
+        rates = np.unique(self.tuned[0][part][chosen])
+        return tuple(rates[np.isfinite(rates)].tolist())
 
 
 def _ratios(frame: pd.DataFrame, lr: np.ndarray) -> np.ndarray | None:

@@ -22,10 +22,24 @@ GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule"
 
 def option_words(context: Mapping[str, str]) -> list[str]:
     """Words that choose what runs were made with, such as optim=muonh; none for what is no option here."""
-    known = {group: context.get(column) for group, column in GROUPS.items()}
     return [
-        f"{g}={name}" for g, name in known.items() if (files("hyperp.conf") / g / f"{name}.yaml").is_file()
+        f"{group}={context[column]}"
+        for group, column in GROUPS.items()
+        if context.get(column) and _is_option(group, context[column])
     ]
+
+
+def unknown_options(context: Mapping[str, str]) -> list[str]:
+    """What runs were made with, such as optimizer=lion, that is no option of hyperp-train."""
+    return [
+        f"{column}={context[column]}"
+        for group, column in GROUPS.items()
+        if context.get(column) and not _is_option(group, context[column])
+    ]
+
+
+def _is_option(group: str, name: str) -> bool:
+    return (files("hyperp.conf") / group / f"{name}.yaml").is_file()
 
 
 WINDOW = 1.5  # octaves each side of the vertex

@@ -325,12 +325,106 @@ def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
     assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
 
 
+def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path):
+    points = tmp_path / "points.yaml"
+    words = ["recommend", demo / "law.json", "--tokens", "5e4", "--schedule", "cosine", "--points", points]
+    result = _run(*words)
+    assert result.exit_code == 3
+    runs = [line for line in result.stderr.splitlines() if line.startswith("run next:")]
+    assert len(runs) == 4
+    assert all("optimizer=muonh parametrization=hyperp schedule=cosine width=32" in line for line in runs)
+    assert not any("data=" in line or "metric=" in line for line in runs)
+    assert "schedule=cosine" in yaml.safe_load(points.read_text())["blocks"]["points"]["overrides"]
+
+
+def test_an_interrupted_sweep_says_so_and_covers_every_slice(make_ladder, tmp_path):
+    """Two slices done, one with two of its rates, one failed, one not begun."""
+    frame = make_ladder(seeds=1)
+    later = frame["tokens"] > 65536
+    kept = ~later | ((frame["tokens"] == 131072) & (frame["lr"] < 2**-7))
+    status = np.where(kept, "finished", "planned")
+    status[(frame["tokens"] == 262144) & (frame["lr"] > 2**-2)] = "running"
+    frame = frame.assign(status=status, loss=frame["loss"].where(kept))
+    frame.to_parquet(tmp_path / "runs.parquet")
+    result = _run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json")
+    text = (
+        "refused: 25 planned runs are not done (24 planned, 1 running); run the same `hyperp-sweep run` again"
+    )
+    _one_line(result, 3, text)
+    assert "until then the exponents of tokens are not identified" in result.stderr.splitlines()[0]
+    rows = yaml.safe_load((tmp_path / "law.points.yaml").read_text())["blocks"]["law_points"]["points"]
+    counts = {size: sum(r["scale.tokens"] == size for r in rows) for size in (131072, 262144, 524288)}
+    assert counts[262144] == counts[524288] == 9
+    assert counts[131072] >= 7
+    assert len(rows) == sum(counts.values())
+
+
+def test_a_slice_that_never_ran_is_given_the_rates_of_the_others(make_ladder, tmp_path):
+    frame = make_ladder(seeds=1, tokens=(32768, 65536, 131072))
+    gone = frame["tokens"] == 131072
+    frame.loc[gone, ["lr", "base_lr", "loss"]] = np.nan
+    frame.assign(status=np.where(gone, "failed", "finished")).to_parquet(tmp_path / "runs.parquet")
+    result = _run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json", "--json")
+    (point,) = json.loads(result.stdout)["next"]
+    assert point["tokens"] == 131072
+    assert len(point["lr"]) == 9
+    assert "refused: 9 planned runs are not done (9 failed)" in result.stderr
+
+
+def test_hydra_words_are_not_printed_for_what_hyperp_train_cannot_do(make_ladder, tmp_path):
+    law = tmp_path / "law.json"
+    recommend = ["recommend", law, "--tokens", "1e5", "--hydra"]
+    for change, text in (
+        (lambda f: f.assign(optimizer="foo"), "fitted for optimizer=foo, which is no option of hyperp-train"),
+        (lambda f: f.drop(columns="base_lr"), "the law's table had no base_lr"),
+    ):
+        change(make_ladder()).to_parquet(tmp_path / "runs.parquet")
+        assert _run("fit", tmp_path, "--by", "tokens", "-o", law).exit_code == 0
+        result = _run(*recommend)
+        assert result.exit_code == 2
+        assert text in result.stderr.splitlines()[-1]
+        rate = json.loads(_run(*recommend[:-1], "--json").stdout)["lr"]
+        assert f"use the plain rate, lr={rate:.6g}" in result.stderr
+        assert "run next" not in result.stderr
+        assert result.stdout == ""
+
+
+def test_a_rate_that_is_hardly_identified_warns(make_ladder, tmp_path):
+    frame = make_ladder(tokens=(32768, 65536, 131072), scatter=2.0, octaves=(-12, 2))
+    frame.to_parquet(tmp_path / "runs.parquet")
+    assert _run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json").exit_code == 0
+    result = _run("recommend", tmp_path / "law.json", "--tokens", "1e5", "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["high"] > 30 * answer["low"]
+    (warning,) = answer["warnings"]
+    assert "the data hardly identify it; `hyperp-law next` says which runs would" in warning
+    assert result.stderr == f"warning: {warning}\n"
+
+
+def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
+    deep = tmp_path / "no" / "dir"
+    assert _run("fit", demo, "--by", "tokens", "-o", deep / "law.json").exit_code == 0
+    assert _run("next", deep / "law.json", "-o", tmp_path / "new" / "points.yaml").exit_code == 0
+    assert _run("fit", demo, "--by", "width", "-o", tmp_path / "other" / "x.json").exit_code == 3
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["x.points.yaml"]
+    (tmp_path / "file").write_text("")
+    result = _run("fit", demo, "--by", "tokens", "-o", tmp_path / "file" / "x.json")
+    _one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json: {tmp_path}/file is not a folder")
+    result = _run("fit", demo, "--by", "width", "-o", tmp_path / "file" / "x.json")  # nowhere to put points
+    assert result.exit_code == 3
+    assert f"note: cannot write {tmp_path}/file/x.points.yaml" in result.stderr
+
+
 def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
     make_ladder(octaves=(-14, -9)).to_parquet(tmp_path / "runs.parquet")
     fit = ["fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json"]
     result = _run(*fit)
     _one_line(result, 3, "refused: the exponents of tokens are not identified")
-    assert "run next: optimizer=muonh width=32 depth=2 tokens=32768" in result.stderr
+    assert (
+        "run next: optimizer=muonh parametrization=hyperp schedule=linear width=32 depth=2 tokens=32768"
+        in result.stderr
+    )
     assert "lr=0.003906, 0.007812" in result.stderr
     answer = json.loads(_run(*fit, "--json").stdout)
     assert len(answer["next"]) == 5
@@ -376,6 +470,16 @@ def test_edges_are_refused_with_rates_to_add(make_ladder, tmp_path):
             "--json and --hydra exclude each other",
         ),
         (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
+        (["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"], 2, "tokens is given twice, as 50000"),
+        (
+            ["recommend", "LAW", "--at", "tokens=1", "--at", "tokens=2"],
+            2,
+            "tokens is given twice, as 1 and 2",
+        ),
+        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where gives width twice"),
+        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: nothing reads foo; the name must be one of"),
+        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr is read as lr already"),
+        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr is read as lr already"),
         (["transfer", "RUNS", "--over", "colour"], 2, "covariate must be one of width"),
         (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
         (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),

@@ -1,6 +1,7 @@
 """The runs proposed next do shrink the interval as promised, and the file that names them can be run."""
 
 import math
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ import yaml
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.law import Law
 from hyperp.analysis.nextruns import next_runs
-from hyperp.analysis.points import save_points
+from hyperp.analysis.points import run_command, save_points
 from hyperp.analysis.recommend import predict
 from hyperp.analysis.records import Runs, check_frame
+from hyperp.sweeps.plan import make_plan
 
 
 def _law(frame: pd.DataFrame, by=("tokens",)) -> Law:
@@ -88,12 +90,70 @@ def test_runs_of_two_optimizers_are_two_blocks_that_say_so(tmp_path):
         {"optimizer": name, "schedule": "linear", "tokens": 5, "lr": [0.1]} for name in ("muonh", "lion")
     ]
     assert save_points(points, tmp_path / "points.yaml", "both")
-    blocks = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]
+    text = (tmp_path / "points.yaml").read_text()
+    assert "# optimizer=lion: no option of hyperp-train, run these points in your own way" in text
+    blocks = yaml.safe_load(text)["blocks"]
     assert blocks["points"]["overrides"] == ["optim=muonh", "schedule=linear"]
     assert blocks["points1"]["overrides"] == [
         "schedule=linear"
     ]  # a table from elsewhere: no such option here
     assert [len(block["points"]) for block in blocks.values()] == [1, 1]
+
+
+POINTS = [{"optimizer": "muonh", "tokens": 131072, "width": 32, "lr": [0.01, 0.02]}]
+
+
+def _plan_of(path, words: list[str]):
+    """The plan of the printed command, its WORDS replaced by a sweep's own."""
+    command = shlex.split(run_command(path))
+    assert command[:2] == ["hyperp-sweep", "run"]
+    at = command.index("WORDS")
+    return make_plan([*command[2:at], *words, *command[at + 1 :]])
+
+
+def _own_sweep(folder) -> str:
+    """A folder with a sweep and an experiment of the user's own, as a word."""
+    for group, text in (
+        ("sweep", "blocks: {own: {grid: {scale.tokens: [32768]}}}\n"),
+        ("experiment", "# @package _global_\ndefaults: [{override /sweep: own}]\nmodel: {context: 64}\n"),
+    ):
+        (folder / group).mkdir(parents=True)
+        (folder / group / "own.yaml").write_text(text)
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "points.yaml",
+        "2024/next-1.v2.yaml",
+        "a, b/1e5.yaml",
+        "x=(y)/it's.yaml",
+        "é~/null.yaml",
+        "_a/b/c.d.yaml",
+    ],
+)
+def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
+    path = tmp_path / name
+    assert save_points(POINTS, path, "why")
+    assert "WORDS are those of the sweep, less" in path.read_text()
+    own = _own_sweep(tmp_path / "own")
+    plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
+    assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
+    assert {p.config.scale.tokens for p in plan.points} == {131072}
+    assert str(plan.root) == "runs/own"  # beside the sweep's own runs
+
+
+def test_searchpaths_joined_as_the_note_says_find_the_users_own_experiment(tmp_path):
+    path = tmp_path / "points.yaml"
+    save_points(POINTS, path, "why")
+    assert len(_plan_of(path, ["+experiment=demo"]).points) == 2
+    own = _own_sweep(tmp_path / "own").removeprefix("hydra.searchpath=[").removesuffix("]")
+    search, *rest = shlex.split(run_command(path))[2:]
+    rest = [w for w in rest if w != "WORDS"]
+    plan = make_plan([f"{search.removesuffix(']')},{own}]", "+experiment=own", *rest])
+    assert {p.config.model.context for p in plan.points} == {64}
+    assert len(plan.points) == 2
 
 
 def test_a_very_small_rate_is_still_a_number(tmp_path):
