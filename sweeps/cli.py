@@ -1,6 +1,7 @@
 """`hyperp-sweep`: plan many runs, do them, see what became of them, collect them into a table."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ HELP = """Train a grid of runs and account for every one of them.
   hyperp-sweep run +experiment=demo                     run what is missing, several at a time
   hyperp-sweep run +experiment=demo launcher.workers=1  any Hydra words: key=value, group=option, key=a,b
   hyperp-sweep submit +experiment=demo launcher=slurm   hand what is missing to Slurm, and return at once
+  hyperp-sweep auto +experiment=demo --until interval=15%   run, fit, run what is asked for, until it is known
   hyperp-sweep status runs/demo                         what became of each, and why
   hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
 
@@ -96,7 +98,12 @@ def run(words: Words = None) -> None:
     Example: hyperp-sweep run +experiment=demo launcher.workers=2
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    made = make_plan(words or [])
+    if not _run_here(make_plan(words or [])):
+        sys.exit(FAILED)
+
+
+def _run_here(made: Plan) -> bool:
+    """Do what is left of a plan; whether every run finished or diverged."""
     from hyperp.sweeps.pool import read_launcher  # after the plan: it needs more imports than bad input does
 
     launcher = read_launcher(made)
@@ -113,10 +120,58 @@ def run(words: Words = None) -> None:
     if not todo:
         total = len(after)
         print(f"nothing to do: {total} of {total} runs are done ({_found(counts(after))}); {made.root}")
-        return
+        return True
     print(f"{counts_line(after)}; {made.root}")
-    if tables.show_not_done(after, made.root):
+    return not tables.show_not_done(after, made.root)
+
+
+@app.command()
+def auto(
+    words: Words = None,
+    until: Annotated[str, typer.Option(help="interval=15%: the rate is known to 15% at the target")] = "",
+    by: Annotated[str, typer.Option(help="the size that the law is over")] = "tokens",
+    target: Annotated[
+        float | None, typer.Option(help="where, in that size; 8 times the largest fitted if not given")
+    ] = None,
+    most_flops: Annotated[float, typer.Option(help="stop before more than this is spent")] = math.inf,
+    rounds: Annotated[int, typer.Option(min=1, help="stop after so many fits")] = 8,
+) -> None:
+    """Run the cheapest slices of a plan, fit a law, run what it asks for next; until it says enough.
+
+    Exit 0: the interval is small enough; 1: it is not, and the budget is spent or nothing is left to run.
+
+    Example: hyperp-sweep auto +experiment=token_law --until interval=15% --target 5e5
+    """
+    from hyperp.sweeps.auto import Goal, Step, read_until, search
+    from hyperp.sweeps.collect import collect as write_table
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    sizes = (f"--{by.replace('_', '-')}", f"{target:g}") if target is not None else ()
+    goal = Goal(by, read_until(until), sizes, most_flops, rounds)
+    made = make_plan(words or [])
+    path = made.root / "runs.parquet"
+
+    def table() -> Path:
+        write_table(made.root, path, _warn)
+        return path
+
+    def show(step: Step) -> None:
+        known = f"the rate is known to {step.half:.1%}" if step.half is not None else step.reason
+        print(f"{step.runs} runs, {step.flops:.3g} FLOPs: {known}")
+
+    do = _run_here if made.launcher.get("name") == "local" else _submit_and_wait
+    last = search(made, goal, do, show, table)
+    full = sum(point.flops for point in made.points)
+    print(f"{last.runs} runs, {last.flops:.3g} FLOPs; the whole plan has {len(made.points)}, {full:.3g}")
+    if last.half is None or last.half > goal.half:
+        print(f"hyperp-sweep: stopped before {until}: {last.reason}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _submit_and_wait(made: Plan) -> None:
+    _submit(made)
+    while any(run.status in UNDER_WAY for run in with_jobs(made.root, states(made), _warn)):
+        time.sleep(WATCH_SECONDS)
 
 
 @app.command()
@@ -128,6 +183,10 @@ def submit(words: Words = None) -> None:
     made = make_plan(words or [])
     if made.launcher.get("name") == "local":
         raise ValueError("launcher must be slurm to submit; hyperp-sweep run does the runs on this machine")
+    _submit(made)
+
+
+def _submit(made: Plan) -> None:
     from hyperp.sweeps.submit import read_launcher
     from hyperp.sweeps.submit import submit as hand_over
 

@@ -1,0 +1,87 @@
+"""`hyperp-sweep auto` on runs whose losses follow a known law: it stops by itself, before the whole grid."""
+
+import json
+import math
+import random
+
+import pytest
+
+from hyperp import record
+from hyperp.sweeps import planfile
+from hyperp.sweeps.auto import Goal, read_until, search, slices_of
+from hyperp.sweeps.collect import collect
+from hyperp.sweeps.plan import make_plan
+from hyperp.train import base_record
+
+WORDS = [
+    "parametrization=raw",
+    "+sweep.blocks.a.grid={scale.tokens:[16384,32768,65536,131072,262144,524288,1048576],seed:[0,1]}",
+    "+sweep.blocks.a.lr={center:-4.6,octaves:2,step:1,per_octave:{scale.tokens:-0.5},at:{scale.tokens:131072}}",
+]
+
+
+def trained(plan, scatter):
+    """Records with a parabola about 0.04 (tokens/131072)^-0.5, in place of trainings."""
+    planfile.write(plan)
+    for point in plan.points:
+        config = point.config
+        tokens, noise = config.scale.tokens, random.Random(point.run_id)
+        moved = scatter * random.Random(tokens).gauss(0, 1)
+        octaves = math.log2(config.base_lr / 0.04) + 0.5 * math.log2(tokens / 131072) - moved
+        loss = 2 + 3 * (tokens / 16384) ** -0.3 + 0.02 * octaves**2 + 0.0005 * noise.gauss(0, 1)
+        record.save(
+            base_record(config, status="finished", loss=loss, steps=config.scale.steps), point.run_dir
+        )
+
+
+def searched(root, goal, scatter=0.02):
+    plan, steps = make_plan([*WORDS, f"runtime.root={root}"]), []
+    rounds = []
+
+    def do(some):
+        rounds.append(some)
+        trained(some, scatter)
+
+    def table():
+        collect(root, root / "runs.parquet", print)
+        return root / "runs.parquet"
+
+    return plan, search(plan, goal, do, steps.append, table), steps, rounds
+
+
+def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
+    plan, last, steps, rounds = searched(tmp_path, Goal("tokens", 0.15, ("--tokens", "2097152")))
+    assert last.half is not None
+    assert last.half <= 0.15
+    assert last.reason is None
+    assert last.runs < len(plan.points)
+    assert all(step.half is None or step.half > 0.15 for step in steps[:-1])
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert law["exponents"]["tokens"]["value"] == pytest.approx(-0.5, abs=0.1)
+    cheapest = {point.config.scale.tokens for point in rounds[0].points}
+    assert cheapest == {16384, 32768, 65536}
+    ids = [point.run_id for one in rounds for point in one.points]
+    assert len(ids) == len(set(ids)) == last.runs
+
+
+def test_it_stops_where_the_budget_does(tmp_path):
+    _, last, _, rounds = searched(tmp_path / "rounds", Goal("tokens", 0.001, rounds=2), scatter=0.2)
+    assert (last.reason, len(rounds)) == ("2 rounds are over", 2)
+    start = sum(point.flops for point in rounds[0].points)
+    goal = Goal("tokens", 0.001, flops=start * 1.01)
+    _, last, _, rounds = searched(tmp_path / "flops", goal, scatter=0.2)
+    assert (last.reason, last.flops, len(rounds)) == ("the budget is spent", start, 1)
+
+
+def test_slices_go_from_cheap_to_dear(tmp_path):
+    plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
+    tokens = [{point.config.scale.tokens for point in one} for one in slices_of(plan.points)]
+    assert tokens == [{2**k} for k in range(14, 21)]
+
+
+def test_what_is_asked_for():
+    asked = ("interval=15%", "interval=0.15", "interval=7.5%")
+    assert [read_until(text) for text in asked] == pytest.approx([0.15, 0.15, 0.075], rel=1e-12, abs=0)
+    for wrong in ("", "interval=0%", "loss=1", "interval=-3%", "15%"):
+        with pytest.raises(ValueError, match=r"--until must be such as interval=15%, got "):
+            read_until(wrong)
