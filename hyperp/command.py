@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from contextlib import contextmanager
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from hyperp.files import HeldError
 from hyperp.record import load_or_set_aside
 
 BAD_INPUT = 2
+LINE_SECONDS = 30.0  # between two lines where there is no terminal for a bar
 
 
 @hydra.main(version_base="1.3", config_path="pkg://hyperp.conf", config_name="train")
@@ -69,6 +71,8 @@ def run_one(config: Config):
                 f"{before[:12]}, now {corpus.digest[:12]}); remove that folder to train again"
             )
         print("already done; remove its folder to do it again")
+    elif (run_dir / "checkpoint.pt").exists():
+        print("going on from the last checkpoint")
     with progress_bar(config) as report:
         record = train(config, run_dir, report, corpus)
     print_record(record, run_dir)
@@ -88,7 +92,7 @@ def run_in_sweep(config: Config):
 
 @contextmanager
 def progress_bar(config: Config):
-    """Yield a `report` for `train` that draws a bar on a terminal, and nothing elsewhere."""
+    """Yield a `report` for `train` that draws a bar on a terminal, and prints lines elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -96,15 +100,21 @@ def progress_bar(config: Config):
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("{task.fields[news]}"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(config.run_id(), total=config.scale.steps, loss=float("nan"), speed=0.0)
+        task = progress.add_task(config.run_id(), total=config.scale.steps, news="")
+        last = time.monotonic()
 
         def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:
-            progress.update(task, completed=step, total=steps, loss=loss, speed=tokens_per_second)
+            nonlocal last
+            news = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+            progress.update(task, completed=step, total=steps, news=news)
+            if not console.is_terminal and time.monotonic() - last >= LINE_SECONDS:
+                last = time.monotonic()
+                print(f"{config.run_id()}: step {step} of {steps}, {news}", file=sys.stderr, flush=True)
 
         yield report
 

@@ -80,9 +80,13 @@ class OptimConfig:
         hidden = self.algorithms.get("hidden", self.name)
         if hidden != self.name:
             raise ValueError(
-                f"optim.name must be the algorithm of the hidden matrices, {hidden}, got {self.name}; "
-                f"optim={self.name} chooses another optimizer"
+                f"optim.name must be optim.algorithms.hidden, {hidden}, got {self.name}; "
+                "optim=NAME chooses another optimizer"
             )
+        for algorithm, values in self.options.items():
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"optim.options.{algorithm}.{key} must be finite, got {value}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class DataConfig:
             )
         if self.source == "tokens" and not self.path:
             raise ValueError("data.path must name a prepared .bin file when data.source is tokens")
+        if self.files and self.source != "text":
+            raise ValueError(f"data.files is read with data=text alone, got {self.files} with {self.source}")
+        if self.path and self.source != "tokens":
+            raise ValueError(f"data.path is read with data=tokens alone, got {self.path} with {self.source}")
         if self.held_out_tokens < 1:
             raise ValueError(f"data.held_out_tokens must be at least 1, got {self.held_out_tokens}")
 

@@ -294,6 +294,7 @@ class Batches:
             raise ValueError(
                 f"data.held_out_tokens must be in {self.context} ... {available * self.context} (windows of "
                 f"{self.context} in the held-out part of data.source={self.corpus.name}), got {tokens}"
+                + (f"; give data.held_out_tokens={available * self.context}" if available else "")
             )
         return self._gather(self.corpus.held_out, np.arange(count) * available // count)
 

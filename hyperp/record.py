@@ -78,6 +78,10 @@ def save(record: Record, run_dir: Path) -> None:
     write_json(run_dir / "record.json", asdict(record))
 
 
+class OtherSchemaError(ValueError):
+    """A record that another version of this package wrote."""
+
+
 def load(run_dir: Path) -> Record | None:
     """The record of a run folder, or None if the run has not ended.
 
@@ -92,7 +96,8 @@ def load(run_dir: Path) -> Record | None:
         raise ValueError(f"{path}: not a record: {error}") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else value
-        raise ValueError(f"{path}: schema must be {SCHEMA}, got {found!r}")
+        error = OtherSchemaError if isinstance(found, int) else ValueError
+        raise error(f"{path}: schema must be {SCHEMA}, got {found!r}")
     known = {f.name for f in fields(Record)}
     try:
         return Record(**{key: item for key, item in value.items() if key in known})
@@ -101,9 +106,14 @@ def load(run_dir: Path) -> Record | None:
 
 
 def load_or_set_aside(run_dir: Path) -> Record | None:
-    """`load`, but a record that cannot be read is renamed to record.damaged, with a warning."""
+    """`load`, but a record that cannot be read is renamed to record.damaged, with a warning.
+
+    That of another version can be read, by that version: it stays, and OtherSchemaError is raised.
+    """
     try:
         return load(run_dir)
+    except OtherSchemaError:
+        raise
     except ValueError as error:
         log.warning("%s; set aside as record.damaged, running again", error)
         (run_dir / "record.json").replace(run_dir / "record.damaged")

@@ -75,6 +75,10 @@ def prepare(
         ValueError: no match, a tokenizer that is missing, unknown or not installed, a separator outside the
             vocabulary, text of fewer than two tokens. Nothing is written then.
     """
+    if out.suffix != ".bin":
+        raise ValueError(f"--out must end in .bin, got {out}")
+    if out.exists() and not sidecar_path(out).exists():
+        raise ValueError(f"--out must be a new file or an earlier one with its .json beside it, got {out}")
     encoder = _encoder(tokenizer, tiktoken)
     if separator is None:
         separator = encoder.end_of_text

@@ -216,6 +216,8 @@ def train(
 def _ended(config: Config, run_dir: Path) -> Record | None:
     try:
         ended = record.load(run_dir)
+    except record.OtherSchemaError:
+        raise
     except ValueError:  # damaged: set aside once this process holds the run
         return None
     if ended is not None and ended.run_id != config.run_id():
@@ -272,10 +274,15 @@ def train_or_record_failure(
     report: Report | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """`train`, but a configuration that cannot be run here becomes the record of a failed run too."""
+    """`train`, but a configuration that cannot be run here becomes the record of a failed run too.
+
+    A record that is there already, of this run by another process or of another run, is left alone.
+    """
     try:
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
     except Exception as error:
-        return record_failure(config, run_dir, error)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with lock(run_dir / LOCK, f"run {config.run_id()}"):
+            return _ended(config, run_dir) or record_failure(config, run_dir, error)

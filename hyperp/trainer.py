@@ -56,7 +56,10 @@ class Trainer:
         self.held_out = self.batches.held_out(config.data.held_out_tokens)
         self.shape = config.shape(self.corpus.vocab_size)
         rule = config.parametrization
-        self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
+        try:
+            self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
+        except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
+            raise ValueError(f"scale must be of a model that fits in memory, got {scale} ({error})") from None
         self.model.to(self.device)
         present = set(roles_of(self.model).values())
         self.rates: dict[Role, LearningRate] = {

@@ -86,3 +86,11 @@ def test_a_record_edited_to_nonsense_names_the_field(tmp_path, field, value, mes
         record.load(tmp_path)
     assert record.load_or_set_aside(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir()] == ["record.damaged"]
+
+
+def test_a_record_of_another_version_is_not_set_aside(tmp_path):
+    value = asdict(Record(status="finished", loss=2.0, **KNOWN)) | {"schema": 99}
+    (tmp_path / "record.json").write_text(json.dumps(value))
+    with pytest.raises(record.OtherSchemaError, match="schema must be 1, got 99"):
+        record.load_or_set_aside(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]

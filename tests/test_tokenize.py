@@ -204,3 +204,17 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
     options: Any = {"tokenizer": tmp_path / "t.json"} if package == "tokenizers" else {"tiktoken": "gpt2"}
     with pytest.raises(ValueError, match=rf"needs the package {package}: pip install"):
         prepare(FILES, tmp_path / "ids.bin", **options, progress=False)
+
+
+def test_a_text_is_never_overwritten(tmp_path, bpe):
+    text = tmp_path / "a.txt"
+    text.write_text("precious")
+    with pytest.raises(ValueError, match=r"--out must end in \.bin, got .*a\.txt"):
+        prepare(FILES, text, tokenizer=bpe, progress=False)
+    other = tmp_path / "a.bin"
+    other.write_text("precious")
+    with pytest.raises(ValueError, match=r"an earlier one with its \.json beside it, got .*a\.bin"):
+        prepare(FILES, other, tokenizer=bpe, progress=False)
+    assert text.read_text() == other.read_text() == "precious"
+    made = [prepare(FILES, tmp_path / "b.bin", tokenizer=bpe, progress=False) for _ in range(2)]
+    assert made[0] == made[1]

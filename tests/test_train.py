@@ -196,8 +196,9 @@ def test_a_damaged_record_is_set_aside_and_the_run_done_again(tmp_path, caplog):
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
     one = run(tmp_path)
     other = config(tmp_path, "seed=1")
-    with pytest.raises(ValueError, match=f"holds run {one.run_id}, and not {other.run_id()}"):
-        train(other, tmp_path / one.run_id)
+    for do in (train, train_or_record_failure):
+        with pytest.raises(ValueError, match=f"holds run {one.run_id}, and not {other.run_id()}"):
+            do(other, tmp_path / one.run_id)
     assert record.load(tmp_path / one.run_id) == one
 
 
