@@ -190,3 +190,14 @@ def test_a_router_on_adamw_stays_collapsed_where_one_on_a_sphere_recovers(optimi
     assert min(adamw) > 2.7
     assert sphere[-1] < adamw[-1]
     assert sum(sphere) < sum(adamw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_mixture_of_experts_trains_as_an_eager_one(precision):
+    losses = []
+    for compiled in ("false", "true"):
+        trainer = Trainer(config(f"precision={precision}", f"runtime.compile={compiled}"), corpus())
+        losses.append([float(trainer.train_step()) for _ in range(4)])
+        assert trainer.balance()["max_vio"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "float32" else 1e-2)
