@@ -79,7 +79,8 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
         redirect_output(Path(run_dir))
         return _do(config, run_dir, stop)
     except OSError as error:  # a full disk, mostly: the training could not even record its failure
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # what is printed goes to the same disk
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return "unwritten"
     finally:
         with contextlib.suppress(OSError):

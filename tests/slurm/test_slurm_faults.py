@@ -104,6 +104,7 @@ def test_a_requeue_without_warning_costs_the_steps_since_the_last_checkpoint(
     assert ended(tmp_path) == undisturbed(*LONG)
 
 
+@pytest.mark.slow
 def test_preempted_jobs_go_on_when_the_others_have_gone(cluster, sweep, tmp_path, undisturbed):
     words = [*LONG, "runtime.checkpoint_every=0"]
     run_dir = submit(sweep, tmp_path, *words, "launcher.partition=low")
@@ -129,6 +130,7 @@ def test_a_real_time_limit_of_one_minute(cluster, sweep, tmp_path, undisturbed):
     assert ended(tmp_path) == undisturbed(*LONGER)
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_loses_no_run(cluster, sweep, tmp_path, undisturbed):
     grid = ["+sweep.blocks.a.grid={seed:[0,1,2,3]}", *LONG]
     submit(sweep, tmp_path, *grid, "launcher.gpus=1")
@@ -193,6 +195,7 @@ def test_jobs_that_slurm_has_forgotten_are_lost_and_sent_again(cluster, sweep, t
     assert report(root)["counts"] == {"finished": 1}
 
 
+@pytest.mark.slow
 def test_a_job_that_may_not_go_back_into_the_queue_says_so(cluster, sweep, tmp_path, undisturbed):
     words = [*LONG, "runtime.checkpoint_every=0"]
     run_dir = submit(sweep, tmp_path, *words, "+launcher.parameters.no_requeue=true")
