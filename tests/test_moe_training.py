@@ -170,6 +170,17 @@ def max_vio_of(optimizer: str, *words: str, looks: int = 4, seed: int = 0) -> li
     return vio
 
 
+@pytest.mark.parametrize("router", ["muonh", "adamw", "adamh"])
+def test_the_routers_rule_is_configuration(router):
+    trainer = Trainer(config(f"optim.algorithms.router={router}"), corpus())
+    rules = {group["role"]: group["algorithm"] for group in trainer.optimizer.param_groups}
+    assert rules["router"] == router
+    assert rules["expert"] == rules["hidden"] == "muonh"
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.train_step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("optimizer", ["muonh", "sso"])
 def test_the_router_does_not_collapse_at_hyperp_rates(optimizer):
     """Embeddings start at 1e-4, so that all tokens look alike at first and choose the same experts."""
