@@ -107,7 +107,13 @@ def _run_here(made: Plan) -> bool:
     from hyperp.sweeps.pool import read_launcher  # after the plan: it needs more imports than bad input does
 
     launcher = read_launcher(made)
-    before = states(made)
+    before = with_jobs(made.root, states(made), _warn)
+    flying = [run for run in before if run.status in UNDER_WAY and run.job]
+    if flying:
+        raise ValueError(
+            f"{len(flying)} of the runs are queued or running in Slurm; wait for them, or take them back: "
+            f"hyperp-sweep cancel {made.root}"
+        )
     todo = [point for point, state in zip(made.points, before, strict=True) if state.status not in DONE]
     if todo:
         check_runs(todo)

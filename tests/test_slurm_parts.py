@@ -1,6 +1,10 @@
 """What of Slurm's side needs no Slurm: words that describe a job, what its commands print, what is noted."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,8 @@ from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.submissions import Submission
 from hyperp.sweeps.submit import SlurmLauncher, _parameters, read_launcher
 from hyperp.sweeps.task import count_stop
+
+COMMAND = Path(sys.executable).with_name("hyperp-sweep")
 
 
 def launcher(*words: str) -> SlurmLauncher:
@@ -71,7 +77,8 @@ ENDS = [
 
 @pytest.mark.parametrize(("lines", "why"), ENDS)
 def test_why_a_job_ended(lines, why):
-    rows = [dict(zip(slurm.ACCOUNT_FIELDS, line.split("|"), strict=True)) for line in lines]
+    names: list[str] = list(slurm.ACCOUNT_FIELDS)
+    rows = [dict(zip(names, line.split("|"), strict=True)) for line in lines]
     assert slurm._account("1", rows).why == why
 
 
@@ -99,3 +106,20 @@ def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
     assert [count_stop(tmp_path, step) for step in (0, 0, 0, 7, 7, 0)] == [1, 2, 3, 1, 2, 1]
     (tmp_path / "stops.json").write_text("{")
     assert count_stop(tmp_path, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["submit"], "launcher must be slurm to submit; hyperp-sweep run does the runs on this machine"),
+        (["submit", "launcher=slurm", "launcher.tim=4h"], r".*launcher\.tim.*"),
+        (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
+        (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
+        (["logs", "nowhere", "0123456789ab"], r"RUN_ID must be a run of nowhere .*, got 0123456789ab"),
+    ],
+)
+def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
+    done = subprocess.run([COMMAND, *args], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert re.fullmatch(f"hyperp-sweep: error: {message}\n", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())

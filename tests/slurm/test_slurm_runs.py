@@ -102,6 +102,9 @@ def test_cancelled_runs_are_planned_again_and_what_they_saved_is_used(cluster, s
     assert sweep("submit", *words).returncode == 0
     wait_for(lambda: len(list(tmp_path.glob("*/checkpoint.pt"))) == 2, "both runs to save", 60)
     assert report(tmp_path)["counts"] == {"running": 2}
+    here = sweep("run", *TINY, grid, "scale.tokens=4194304", f"runtime.root={tmp_path}")
+    assert (here.returncode, here.stdout) == (2, "")
+    assert "2 of the runs are queued or running in Slurm" in here.stderr
     first, _ = (run["run_id"] for run in report(tmp_path)["runs"])
     assert sweep("cancel", tmp_path, first).stdout == f"cancelled 1 job; {tmp_path}\n"
     wait_for(lambda: report(tmp_path)["counts"] == {"planned": 1, "running": 1}, "one to end", 30)
