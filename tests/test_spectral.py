@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from hyperp.optim import SSO
 from hyperp.optim.msign import msign
 from hyperp.optim.spectral import cold_triple, orthonormal, top_eigenvector, warm_triple
 
@@ -108,3 +110,26 @@ def test_an_orthonormal_basis_spans_the_columns(dtype: torch.dtype):
     rounding = 3e-3 if dtype == torch.float32 else 1e-11  # the ridge over the square of the least column
     torch.testing.assert_close(Q.mT @ Q, torch.eye(5, dtype=dtype).expand(3, 5, 5), rtol=0, atol=rounding)
     torch.testing.assert_close(Q @ (Q.mT @ Z), Z, rtol=0, atol=10 * rounding)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "blocks"])
+def test_a_direction_that_the_block_never_meets_is_found_when_it_outgrows_the_rest(kind):
+    """W maps the kept vectors to themselves for ever; rounding alone would not lead out of them in time."""
+    n, generator = 32, torch.Generator().manual_seed(0)
+    if kind == "diagonal":
+        mask = torch.eye(n)
+    else:
+        mask = torch.block_diag(torch.ones(8, 8), torch.ones(n - 8, n - 8))
+    W = nn.Parameter(torch.eye(n) + 0.1 * mask * torch.randn(n, n, generator=generator))
+    with torch.no_grad():  # so that the block starts in the first eight coordinates
+        W[:8, :8] *= 2
+    pull = mask.clone()
+    pull[:8, :8] = 0
+    optimizer = SSO([W], lr=0.02, momentum=0.0)
+    optimizer.project_()
+    worst = 0.0
+    for _ in range(150):
+        W.grad = -pull + 0.01 * mask * torch.randn(n, n, generator=generator)
+        optimizer.step()
+        worst = max(worst, float(torch.linalg.matrix_norm(W.detach(), ord=2)))
+    assert worst < 1.3

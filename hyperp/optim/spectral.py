@@ -3,6 +3,7 @@
 Shapes: B matrices of m = d_out rows and n = d_in columns; k the block of vectors kept between steps.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 # Right vectors kept: on the sphere the values below the first crowd up to it, and one vector gets lost.
 BLOCK = 8
+PROBE = 1e-4  # of the block; what it turns the top pair by is far below what a step does
 SQUARINGS = 20  # of a k x k matrix: its power 2^20 is its top eigenvector alone, down to gaps of 1e-6
 
 
@@ -35,8 +37,10 @@ def warm_triple(W_Bmn: Tensor, basis_Bnk: Tensor, iterations: int = 1) -> TopTri
     The block is multiplied by W^T W and made orthonormal; the best vector in it (Rayleigh-Ritz) is the top
     right singular vector. sigma is at most the true one; k = min(m, n) gives it exactly. A matrix that is
     zero or not finite gives a triple that is not finite, and no error. Nothing waits for the device:
-    Cholesky's factor stands for QR, repeated squaring for the k x k eigenproblem.
+    Cholesky's factor stands for QR, repeated squaring for the k x k eigenproblem. A trace of a fixed block is
+    mixed in, so that a direction to which W never maps the kept ones, and which has outgrown them, is found.
     """
+    basis_Bnk = basis_Bnk + PROBE * probe_like(basis_Bnk)
     for _ in range(iterations):
         basis_Bnk = orthonormal(W_Bmn.mT @ (W_Bmn @ basis_Bnk))
     image_Bmk = W_Bmn @ basis_Bnk
@@ -45,6 +49,15 @@ def warm_triple(W_Bmn: Tensor, basis_Bnk: Tensor, iterations: int = 1) -> TopTri
     length_B1 = torch.linalg.vector_norm(v_Bn, dim=-1, keepdim=True)
     sigma_B1 = torch.linalg.vector_norm(image_Bm, dim=-1, keepdim=True)
     return TopTriple((sigma_B1 / length_B1).squeeze(-1), image_Bm / sigma_B1, v_Bn / length_B1, basis_Bnk)
+
+
+def probe_like(basis_Bnk: Tensor) -> Tensor:
+    """Columns of about unit length (n, k) with a part in every direction."""
+    n, k = basis_Bnk.shape[-2:]
+    rows, columns = (
+        torch.arange(1, size + 1, dtype=basis_Bnk.dtype, device=basis_Bnk.device) for size in (n, k)
+    )
+    return torch.cos(torch.outer(rows, columns)) * math.sqrt(2 / n)
 
 
 def orthonormal(Z_Bnk: Tensor) -> Tensor:
