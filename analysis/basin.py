@@ -227,8 +227,8 @@ def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled
             return plain, tested
     if bent.noise > (1 - GAIN) * plain.noise:
         return plain, tested
-    found = [np.where(used, a, b) for a, b in ((law.exponent, tested.exponent), (law.se, tested.se))]
-    return bent, CurvatureLaw(*found, np.where(used, law.p, tested.p), used)
+    exponent, se = np.where(used, law.exponent, tested.exponent), np.where(used, law.se, tested.se)
+    return bent, CurvatureLaw(exponent, se, np.where(used, law.p, tested.p), used)
 
 
 def _settle(curves: Curves, covariates: np.ndarray | None, scale: float | None) -> _Settled:

@@ -4,7 +4,6 @@ Exit codes: 0 an answer, 1 a recommendation that did not hold, 2 bad input, 3 da
 answer.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -14,8 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.loss_cli import register
+from hyperp.analysis import loss_cli, transfer_cli
 from hyperp.analysis.options import (
     AsJson,
     At,
@@ -36,8 +34,10 @@ from hyperp.analysis.options import (
     ends_in,
     fixed_of,
     load,
+    method_of,
     names_of,
     sizes_of,
+    words_of,
 )
 from hyperp.analysis.vocabulary import REACH, WINDOW
 
@@ -47,9 +47,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-register(app, answer)
 
 
 def _version(wanted: bool) -> None:
@@ -68,12 +65,6 @@ def top(
 
     Exit codes: 0 an answer, 1 the recommended rate did not hold, 2 bad input, 3 the data cannot tell.
     """
-
-
-def _method(text: str | None) -> Any:
-    from hyperp.analysis.methods import DEFAULT
-
-    return DEFAULT if text is None else text
 
 
 @app.command()
@@ -97,7 +88,7 @@ def check(
 
     columns, tuned = names_of(by), tuple(names_of(over))
     table, rows = load(runs, mapping, where, [*columns, *tuned[1:]])
-    found = ask(table, rows, window, columns, tuned, _method(method))
+    found = ask(table, rows, window, columns, tuned, method_of(method))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -150,15 +141,14 @@ def fit(
 
     fixed, tuned = fixed_of(fix), tuple(names_of(over))
     words = ["hyperp-law", "fit", str(runs), "--by", by]
-    for option, values in (("--where", where), ("--fix", fix), ("--map", mapping), ("--slice", slice_by)):
-        words += [word for value in values or [] for word in (option, value)]
-    words += ["--over", over] if tuned != ("lr",) else []
-    words += ["--also-by", also_by] if also_by else []
-    words += ["--method", method] if method else []
-    words += ["--space", space] if space != "log" else []
+    words += words_of({"--where": where, "--fix": fix, "--map": mapping, "--slice": slice_by})
+    words += words_of(
+        {"--over": over if tuned != ("lr",) else None, "--also-by": also_by, "--method": method}
+    )
+    words += words_of({"--space": space if space != "log" else None})
     words += ["--optima"] if optima else []
-    words += ["--window", f"{window:g}"] if window != WINDOW else []
-    words += ["--reach", f"{reach:g}"] if reach != REACH else []
+    words += words_of({"--window": f"{window:g}" if window != WINDOW else None})
+    words += words_of({"--reach": f"{reach:g}" if reach != REACH else None})
     table, rows = load(
         runs, mapping, where, [*names_of(by), *fixed, *(slice_by or []), *tuned[1:]], loss=not optima
     )
@@ -173,7 +163,7 @@ def fit(
         over=tuned,
         also_by=tuple(names_of(also_by)),
         slice_by=tuple(slice_by or ()),
-        method=_method(method),
+        method=method_of(method),
         space=space,
         given=optima,
         reach=reach,
@@ -241,44 +231,6 @@ def recommend(
         from hyperp.analysis.show import show_recommendation
 
         show_recommendation(fitted, found)
-
-
-@app.command()
-@answer
-def transfer(
-    runs: RunsArgument,
-    over: Annotated[str, typer.Option(help="the axis, such as width")],
-    where: Where = None,
-    mapping: Map = None,
-    slice_by: SliceBy = None,
-    method: MethodOption = None,
-    window: Window = WINDOW,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
-    as_json: AsJson = False,
-) -> None:
-    """Say how far the best rate moves along one axis, and what ignoring that costs.
-
-    Example: hyperp-law transfer runs/demo/runs.parquet --over width
-    """
-    from hyperp.analysis.check import check as ask
-    from hyperp.analysis.show_transfer import show_transfer
-    from hyperp.analysis.transfer import another_value, brackets
-    from hyperp.analysis.transfer import transfer as along
-    from hyperp.analysis.vocabulary import COVARIATES
-
-    columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
-    table, rows = load(runs, mapping, where, columns)
-    slices = ask(table, rows, window, columns, method=_method(method)).slices
-    found = along(slices, over)
-    if not found:
-        reason = f"{over} has one value wherever slices are alike in the rest; run another value"
-        raise Refusal(reason, another_value(slices, over))
-    if all(one.drift is None for one in found):
-        raise Refusal(f"no drift over {over} is identified: {found[0].problem}", brackets(slices, found))
-    if as_json:
-        typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
-    else:
-        show_transfer(over, found)
 
 
 @app.command("next")
@@ -387,14 +339,19 @@ def report(
     named = sizes_of(None, **sizes, granularity=granularity, sparsity=sparsity)
     target = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
-    words += ["--check", str(check)] if check else []
-    words += [word for name, size in named.items() for word in (f"--{name.replace('_', '-')}", str(size))]
-    words += [word for condition in at or [] for word in ("--at", condition)]
+    words += words_of({"--check": None if check is None else str(check)})
+    words += words_of(
+        {f"--{name.replace('_', '-')}": str(size) for name, size in named.items()} | {"--at": at}
+    )
     words += ["--extrapolate"] if extrapolate else []
     fitted = load_law(law)
     validation = None if check is None else ask(fitted, load(check, None, None)[0])
     for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):
         typer.echo(f"wrote {path}")
+
+
+for part in (loss_cli, transfer_cli):
+    part.register(app, answer)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where, ends_in
+from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where, ends_in, words_of
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 FormOption = Annotated[
@@ -61,7 +61,7 @@ def loss(
     fit = fit_loss(loss_points(frame, form, all_rows), pins)
     draws = resample(fit, bootstrap, seed) if bootstrap else None
     found = profile(fit, None if draws is None else floor_interval(draws))
-    words = [*_repeat("--map", mapping), *_repeat("--where", where), *_repeat("--pin", pin)]
+    words = words_of({"--map": mapping, "--where": where, "--pin": pin})
     words += [*(["--all-rows"] if all_rows else []), "--bootstrap", str(bootstrap), "--seed", str(seed)]
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = describe(fit, found, draws, source)
@@ -148,10 +148,6 @@ def _pins(texts: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"--pin must be such as E=1.6, got {text!r}") from None
     return pins
-
-
-def _repeat(option: str, values: list[str] | None) -> list[str]:
-    return [word for value in values or [] for word in (option, value)]
 
 
 def _report(paths: list[Path]) -> None:

@@ -162,6 +162,12 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def words_of(options: Mapping[str, str | Sequence[str] | None]) -> list[str]:
+    """Options as they were typed, to record a command; those without a value are left out."""
+    given = {name: [value] if isinstance(value, str) else value for name, value in options.items() if value}
+    return [word for name, values in given.items() for value in values for word in (name, value)]
+
+
 def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:
     """["depth=-0.5"] as a dict; ValueError for anything else, and for a name given twice."""
     fixed: dict[str, float] = {}
@@ -174,6 +180,13 @@ def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"--fix must be such as depth=-0.5, got {condition!r}") from None
     return fixed
+
+
+def method_of(text: str | None) -> Any:
+    """--method, or the default one."""
+    from hyperp.analysis.methods import DEFAULT
+
+    return DEFAULT if text is None else text
 
 
 def load(

@@ -44,7 +44,7 @@ def _rows(point: Mapping[str, Any]) -> list[str]:
     factor = point.get("factor") or 1.0
     rows = []
     for rate in point["lr"]:
-        base = f"base_lr: {_number(float(f'{rate / factor:.6g}'))}"
+        base = f"base_lr: {_number(float(f'{rate / factor:.12g}'))}"
         for seed in range(point.get("seeds", 1)):
             last = [f"seed: {seed}"] if "seeds" in point else []
             rows.append("      - {" + ", ".join([*sizes, base, *last]) + "}")

@@ -209,7 +209,11 @@ def short_label(one: Slice, names: Collection[str]) -> str:
 
 
 def next_point(one: Slice, rates: Sequence[float]) -> dict[str, Any]:
-    """A suggestion: run this slice at these rates."""
+    """A suggestion: run this slice at these rates, rounded unless a planned run has them."""
     context = {n: v for n, v in one.context.items() if v}
-    point = {**context, **one.covariates, "lr": [float(f"{rate:.4g}") for rate in rates]}
+    point = {
+        **context,
+        **one.covariates,
+        "lr": [rate if rate in one.pending else float(f"{rate:.4g}") for rate in rates],
+    }
     return point if one.factor in (None, 1.0) else {**point, "factor": one.factor}

@@ -356,6 +356,8 @@ def test_an_interrupted_sweep_says_so_and_covers_every_slice(make_ladder, tmp_pa
     counts = {size: sum(r["scale.tokens"] == size for r in rows) for size in (131072, 262144, 524288)}
     assert counts[262144] == counts[524288] == 9
     assert counts[131072] >= 7
+    planned = set(frame["lr"][frame["tokens"] == 524288])  # to the last digit, or they would be other runs
+    assert {r["base_lr"] for r in rows if r["scale.tokens"] == 524288} == planned
     assert len(rows) == sum(counts.values())
 
 

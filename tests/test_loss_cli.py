@@ -155,7 +155,7 @@ def test_bad_input_is_one_line_and_writes_nothing(runs, tmp_path, words, code, t
     assert text in result.stderr
     first, *rest = result.stderr.strip().splitlines()
     assert text in first
-    assert all(line.startswith(("run next:", "wrote")) for line in rest)
+    assert all(line.startswith(("run next:", "wrote", "WORDS are")) for line in rest)
     assert bool(rest) == (code == 3)
     assert result.stdout == ""
     assert [p.name for p in tmp_path.iterdir()] == (["out.points.yaml"] if code == 3 else [])
