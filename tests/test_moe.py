@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ def test_grouped_products_and_their_gradients_are_those_of_a_loop(load, dtype):
     got, want = [], []
     for function, results in ((grouped_linear, got), (loop_linear, want)):
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        y = function(leaves[0], leaves[1], load_E)
+        call: Any = function
+        y = call(leaves[0], leaves[1], load_E)
         y.backward(grad)
         results += [y.detach(), *(leaf.grad for leaf in leaves)]
     rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (1e-2, 5e-2)

@@ -1,5 +1,7 @@
 """Experts on a CUDA device: grouped products beside a loop, no waiting for it, and the same bits twice."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,8 @@ def test_grouped_products_and_their_gradients_are_those_of_a_loop(load, dtype):
     results = []
     for function in (grouped_linear, loop_linear):
         leaves = (x.clone().requires_grad_(), weight.clone().requires_grad_())
-        y = function(*leaves, load_E)
+        call: Any = function
+        y = call(*leaves, load_E)
         y.backward(grad)
         results.append([y.detach(), *(leaf.grad for leaf in leaves)])
     for a, b in zip(*results, strict=True):
