@@ -14,7 +14,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import Block, Plan, Point, Sweep, make_plan
+from hyperp.sweeps.planfile import Planned
 from hyperp.sweeps.words import parse
 
 LAW = Path(sys.executable).with_name("hyperp-law")
@@ -74,10 +76,10 @@ def search(
     """
     waiting = slices_of(plan.points)
     todo = [point for _ in range(min(SLICES, len(waiting))) for point in waiting.pop(0)]
-    done: dict[str, Point] = {}
+    done: dict[str, Planned] = {}
     for number in range(goal.rounds):
         do(replace(plan, points=tuple(todo)))
-        done |= {point.run_id: point for point in todo}
+        done |= {point.run_id: point for point in planfile.read(plan.root)}  # those of earlier calls too
         spent = sum(point.flops for point in done.values())
         half, reason, asked = ask(plan, goal, table(), number)
         step = Step(len(done), spent, half, reason)
