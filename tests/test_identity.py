@@ -14,7 +14,7 @@ from hyperp.config import Config, compose, resolve
 
 Leaf = tuple[str, ...]
 OTHER = "something else"
-HASHED = ("optim=sso", "model.query_heads=2", "data.files=[a,b]")
+HASHED = ("optim=sso", "model.query_heads=2", "data=text", "data.files=[a,b]")
 
 
 def config(*words: str) -> Config:
