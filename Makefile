@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slurm test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,7 +32,10 @@ demo: $(STAMP)
 	hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2
+
+test-slurm: $(STAMP)
+	$(BIN)/python -m pytest -m "slurm and not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

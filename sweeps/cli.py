@@ -43,6 +43,7 @@ A plan is the `sweep` section of the configuration; conf/sweep/example.yaml show
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the report")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     runs = read_runs(arguments.runs)
     slices = check(runs).slices
     answers = transfer(slices, "width")
@@ -92,10 +93,10 @@ def stability(config: Config) -> Stability:
     largest = torch.zeros(())
     watching = False
 
-    def watch(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def watch(module: nn.Module, inputs: tuple, output: tuple) -> None:
         nonlocal largest
         if watching:
-            largest = torch.maximum(largest, output.detach().abs().max())
+            largest = torch.maximum(largest, output[0].detach().abs().max())
 
     for block in trainer.model.blocks:
         block.register_forward_hook(watch)
