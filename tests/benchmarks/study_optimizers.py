@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from rich.progress import track
 from scipy.special import stdtrit
-from torch import Tensor, nn
+from torch import nn
 
 from hyperp.analysis.check import check
 from hyperp.analysis.law import SliceRecord
