@@ -195,10 +195,10 @@ def test_version():
         (["run", "sede=1"], r".*sede.*; did you mean seed\?"),
         (["run", "+experiment=nothing"], r".*experiment/nothing.*"),
         (["run", "scale.width=-3"], r"scale\.width must be .*, got -3"),
-        (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000"),
+        (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000; give data.held_out_tokens=.*"),
         (
             ["run", "optim.name=foo"],
-            r"optim.name must be the algorithm of the hidden matrices, muonh, got foo; optim=foo chooses .*",
+            r"optim.name must be optim.algorithms.hidden, muonh, got foo; optim=NAME chooses .*",
         ),
         (
             ["run", "runtime.device=moon"],
