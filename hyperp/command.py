@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NoReturn
@@ -29,15 +30,26 @@ LINE_SECONDS = 30.0  # between two lines where there is no terminal for a bar
 def app(cfg: DictConfig) -> float | None:
     """The task that Hydra calls for each run. Returns the held-out loss, nats per token, for its sweepers."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return run_in_sweep(resolve(cfg)).loss
+        with joined(resolve(cfg)) as config:
+            return run_in_sweep(config).loss
     try:
         refuse_plan(cfg)
-        record = run_one(resolve(cfg))
+        with joined(resolve(cfg)) as config:
+            record = run_one(config)
     except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
     if record.status != "finished":
         sys.exit(1)
     return record.loss
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[Config]:
+    """Take part in the run of several processes where torchrun has started this one for it."""
+    from hyperp import distributed  # imports torch, which a wrong configuration need not wait for
+
+    with distributed.joined(config.runtime.timeout):
+        yield config
 
 
 def refuse(error: Exception) -> NoReturn:
@@ -59,10 +71,11 @@ def refuse_plan(cfg: DictConfig) -> None:
 def run_one(config: Config):
     """Train with a progress bar and print how the run ended. A ValueError of `train` is bad input."""
     from hyperp.data import load_corpus
+    from hyperp.distributed import world
     from hyperp.train import train
 
-    run_dir = Path(config.runtime.root) / config.run_id()
-    ended, corpus = load_or_set_aside(run_dir), load_corpus(config.data)
+    run_dir, main = Path(config.runtime.root) / config.run_id(), world().main
+    ended, corpus = load_or_set_aside(run_dir) if main else None, load_corpus(config.data)
     if ended is not None and ended.status != "failed":
         before = ended.environment.get("corpus_sha256", corpus.digest)
         if before != corpus.digest:
@@ -71,22 +84,26 @@ def run_one(config: Config):
                 f"{before[:12]}, now {corpus.digest[:12]}); remove that folder to train again"
             )
         print("already done; remove its folder to do it again")
-    elif (run_dir / "checkpoint.pt").exists():
+    elif main and any((run_dir / name).exists() for name in ("checkpoint.pt", "checkpoint")):
         print("going on from the last checkpoint")
-    with progress_bar(config) as report:
+    with progress_bar(config) if main else nullcontext() as report:
         record = train(config, run_dir, report, corpus)
-    print_record(record, run_dir)
+    if main:
+        print_record(record, run_dir)
     return record
 
 
 def run_in_sweep(config: Config):
     """Train one point of a sweep: whatever happens becomes a record, so that the other points go on."""
+    from hyperp.distributed import world
     from hyperp.train import train_or_record_failure
 
     run_dir = Path(config.runtime.root) / config.run_id()
-    with progress_bar(config) as report:
+    main = world().main
+    with progress_bar(config) if main else nullcontext() as report:
         record = train_or_record_failure(config, run_dir, report)
-    print_record(record, run_dir)
+    if main:
+        print_record(record, run_dir)
     return record
 
 

@@ -120,8 +120,12 @@ class RuntimeConfig:
     """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
 
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
-    takes the whole batch at once; `log_every`, `eval_every` and `checkpoint_every` count steps, 0 is only at
-    the end (evaluation) or never (checkpoint). `wandb` is a W&B project, empty for none.
+    takes the whole batch at once, or each process's part of it; `log_every`, `eval_every` and
+    `checkpoint_every` count steps, 0 is only at the end (evaluation) or never (checkpoint). `wandb` is a W&B
+    project, empty for none.
+
+    Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
+    them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
     """
 
     root: str = "runs/single"
@@ -133,8 +137,14 @@ class RuntimeConfig:
     eval_every: int = 0
     checkpoint_every: int = 500
     wandb: str = ""
+    parallel: str = "ddp"
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"runtime.parallel must be ddp or fsdp, got {self.parallel!r}")
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise ValueError(f"runtime.timeout must be finite and positive, got {self.timeout}")
         if not self.root:
             raise ValueError("runtime.root must name a folder, got ''")
         for name in ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every"):

@@ -41,3 +41,13 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+class NoLog:
+    """In the place of a MetricsLog in a process that writes none."""
+
+    def write(self, step: int, **values: float | str | list[float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

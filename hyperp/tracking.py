@@ -23,15 +23,16 @@ def check(config: Config) -> None:
 
 
 class Tracker:
-    """One W&B run under the id of ours; a resumed run goes on in it. Does nothing without a project.
+    """One W&B run under the id of ours; a resumed run goes on in it. Does nothing without a project,
+    or if not `active`.
 
     WANDB_MODE=offline keeps everything in the run's folder. Once it has begun, an error of the service ends
     the tracking, with a warning, and never the training.
     """
 
-    def __init__(self, config: Config, run_dir: Path):
+    def __init__(self, config: Config, run_dir: Path, active: bool = True):
         self.run: Any = None
-        if config.runtime.wandb:
+        if active and config.runtime.wandb:
             import wandb  # pyright: ignore[reportMissingImports]
 
             self.run = wandb.init(

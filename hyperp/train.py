@@ -1,12 +1,13 @@
 """Make a run folder end in a record: the loop over steps, its log, its checkpoints, and how it ended."""
 
+import json
 import math
 import platform
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +16,23 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from hyperp import allocation, checkpoint, heartbeat, record
+from hyperp import allocation, checkpoint, distributed, heartbeat, record, sharded_checkpoint
 from hyperp.config import Config
 from hyperp.data import Corpus
+from hyperp.distributed import Ranks
 from hyperp.files import HeldError, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.heartbeat import Heartbeat
-from hyperp.metrics import MetricsLog
+from hyperp.metrics import MetricsLog, NoLog
 from hyperp.optim.rule import RULES, option_names
 from hyperp.record import Record
 from hyperp.roles import Role
 from hyperp.tracking import Tracker
 from hyperp.trainer import Trainer
 
-LOCK = ".lock"
+LOCK, CHECKPOINT = ".lock", "checkpoint.pt"
+TOLD = "error.{rank}.json"  # what another rank than the main one has met
+TAKEN = 2  # told to the other ranks in place of 1, a wish to stop
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
 Report = Callable[[int, int, float, float], None]
@@ -67,43 +71,72 @@ def run_steps(
 ) -> str | None:
     """Train to the end, or until the run has diverged: then returns the reason.
 
-    `stop` is asked after every step; if it says so, the step is saved and Stopped raised.
+    `stop` is asked after every step; if it says so on any rank, the step is saved and Stopped raised.
     """
-    config, steps = trainer.config, trainer.config.scale.steps
+    config, steps, ranks = trainer.config, trainer.config.scale.steps, trainer.ranks
     runtime, clock = config.runtime, Clock(trainer)
-    metrics = MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write)
+    metrics = (
+        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.main else NoLog()
+    )
     reason, losses = None, trainer.unlogged
 
     def news() -> dict[str, Any]:
         speed = clock.speed(trainer.step)
         return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
 
-    with closing(metrics), Heartbeat(run_dir, news) as beat:
+    with closing(metrics), Heartbeat(run_dir, news) if ranks.main else nullcontext() as beat:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
-            beat.check()
-            step = trainer.step
+            stopping, step = asked_to_stop(ranks, beat, stop), trainer.step
             if step % runtime.log_every == 0 or step == steps:
                 mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
                 losses.clear()
-                if report:
+                if report and ranks.main:
                     report(step, steps, mean, speed)
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
                 metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
-                reason = trainer.monitor.reason(step)
+                reason = ranks.share(lambda: trainer.monitor.reason(trainer.step))
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
-            stopping = stop()
             due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0
             if (due or stopping) and step < steps:
-                reason = reason or trainer.monitor.reason(step)
+                reason = reason or ranks.share(lambda: trainer.monitor.reason(trainer.step))
                 if reason is None:
                     trainer.seconds = clock.seconds()
-                    checkpoint.save(run_dir / "checkpoint.pt", trainer.state())
+                    save_state(trainer, run_dir)
                     if stopping:
                         raise Stopped(step)
         trainer.seconds = clock.seconds()
     return reason
+
+
+def asked_to_stop(ranks: Ranks, beat: Heartbeat | None, stop: Callable[[], bool]) -> bool:
+    """Whether any rank was asked to; HeldError on all of them if another process has taken the run over."""
+    told = ranks.largest(TAKEN if beat and beat.lost else int(stop()))
+    if told == TAKEN:
+        raise HeldError("the run was taken over by another process")
+    return bool(told)
+
+
+def save_state(trainer: Trainer, run_dir: Path) -> None:
+    """What the run goes on from, on any number of processes; replaces what was there."""
+    if trainer.ranks.together:
+        sharded_checkpoint.save(run_dir, trainer)
+        trainer.ranks.share(lambda: (run_dir / CHECKPOINT).unlink(missing_ok=True))
+    else:
+        checkpoint.save(run_dir / CHECKPOINT, trainer.state())
+        sharded_checkpoint.remove(run_dir)
+
+
+def restore_state(trainer: Trainer, run_dir: Path) -> None:
+    """Go on from what was saved, if anything was."""
+    folder = trainer.ranks.share(lambda: sharded_checkpoint.newest(run_dir))
+    if folder is not None:
+        sharded_checkpoint.restore(trainer, folder)
+    elif trainer.ranks.share(lambda: checkpoint.load(run_dir / CHECKPOINT) is not None):
+        saved = checkpoint.load(run_dir / CHECKPOINT)
+        assert saved is not None
+        trainer.restore(saved)
 
 
 def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: Any) -> Record:
@@ -163,6 +196,8 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": str(torch.get_num_threads()),
+            "processes": str(trainer.ranks.size),
+            **({"parallel": config.runtime.parallel} if trainer.ranks.together else {}),
             **allocation.environment(),
         },
     )
@@ -186,31 +221,64 @@ def train(
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
     before anything is written, HeldError if another process is doing the run, and Stopped once `stop` says
     so. A later exception becomes the record of a failed run, which the next call does again; its traceback is
-    in `run_dir`/error.txt.
+    in `run_dir`/error.txt. Where this process is one of several (`distributed.joined`), all of them call this
+    alike; the main one writes, and an exception leaves the others as it is.
     """
-    ended = _ended(config, run_dir)
+    ranks = distributed.world()
+    ended = ranks.share(lambda: _ended(config, run_dir))
     if ended is not None:
         return ended
     trainer = Trainer(config, corpus)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with lock(run_dir / LOCK, f"run {config.run_id()}"):
-        record.load_or_set_aside(run_dir)
-        ended = _ended(config, run_dir)
+    with ExitStack() as held:
+        ended = ranks.share(lambda: _take(config, run_dir, held))
         if ended is not None:  # by the process that held the lock
             return ended
-        heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
-        remove_leftovers(run_dir)
-        with replacing(run_dir / "config.yaml") as file:
-            OmegaConf.save(OmegaConf.create(asdict(config)), file)
         try:
             result = _train(trainer, run_dir, report, stop)
         except HeldError:  # whoever has the run now writes its record
             raise
         except Exception as error:
-            return record_failure(config, run_dir, error)
-        for leftover in ("checkpoint.pt", "error.txt", LOCK):
-            (run_dir / leftover).unlink(missing_ok=True)
+            if ranks.main:
+                return record_failure(config, run_dir, _cause(run_dir) or error)
+            _tell(run_dir, ranks, error)
+            raise
+        if ranks.main:
+            sharded_checkpoint.remove(run_dir)
+            for leftover in (CHECKPOINT, "error.txt", LOCK):
+                (run_dir / leftover).unlink(missing_ok=True)
     return result
+
+
+def _take(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
+    """Take the run: its lock is in `held` then. Returns the record if it has ended meanwhile."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(lock(run_dir / LOCK, f"run {config.run_id()}"))
+    record.load_or_set_aside(run_dir)
+    ended = _ended(config, run_dir)
+    if ended is not None:
+        return ended
+    heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
+    remove_leftovers(run_dir)
+    for told in run_dir.glob(TOLD.format(rank="*")):
+        told.unlink()
+    with replacing(run_dir / "config.yaml") as file:
+        OmegaConf.save(OmegaConf.create(asdict(config)), file)
+    return None
+
+
+def _tell(run_dir: Path, ranks: Ranks, error: Exception) -> None:
+    """Leave word of an error before this process ends, and with it the others' connections to it."""
+    with replacing(run_dir / TOLD.format(rank=ranks.rank)) as file:
+        text = "".join(traceback.format_exception(error))
+        json.dump({"rank": ranks.rank, "reason": one_line(error), "traceback": text}, file)
+
+
+def _cause(run_dir: Path) -> str | None:
+    """What another rank has met; its word is there before the others can miss it."""
+    for path in sorted(run_dir.glob(TOLD.format(rank="*"))):
+        told = json.loads(path.read_text())
+        return f"rank {told['rank']}: {told['reason']}"
+    return None
 
 
 def _ended(config: Config, run_dir: Path) -> Record | None:
@@ -228,10 +296,8 @@ def _ended(config: Config, run_dir: Path) -> Record | None:
 
 
 def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callable[[], bool]) -> Record:
-    saved = checkpoint.load(run_dir / "checkpoint.pt")
-    if saved is not None:
-        trainer.restore(saved)
-    tracker = Tracker(trainer.config, run_dir)
+    restore_state(trainer, run_dir)
+    tracker = Tracker(trainer.config, run_dir, trainer.ranks.main)
     try:
         result = finish(trainer, run_steps(trainer, run_dir, tracker, report, stop))
     except HeldError:
@@ -239,7 +305,7 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callabl
     except Exception as error:
         tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
         raise
-    record.save(result, run_dir)
+    trainer.ranks.share(lambda: record.save(result, run_dir))
     tracker.finish(result)
     return result
 
@@ -283,6 +349,8 @@ def train_or_record_failure(
     except HeldError:
         raise
     except Exception as error:
+        if not distributed.world().main:
+            raise
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock(run_dir / LOCK, f"run {config.run_id()}"):
             return _ended(config, run_dir) or record_failure(config, run_dir, error)

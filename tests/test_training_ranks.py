@@ -1,0 +1,265 @@
+"""One run by several processes: the same curve as by one, for every optimizer; one writer; checkpoints that
+fit another number of ranks; the death of a rank.
+
+Real torch.distributed groups over gloo, of spawned processes, and torchrun's.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn as start_processes
+
+from hyperp import distributed
+from hyperp.config import Config, compose, resolve
+from hyperp.data import Corpus
+from hyperp.record import load
+from hyperp.train import Stopped, train
+from hyperp.trainer import Trainer
+
+torch.set_num_threads(1)
+BIN = Path(sys.executable).parent
+SMALL = [
+    "scale.width=16",
+    "scale.batch_tokens=64",
+    "scale.tokens=512",
+    "model.context=8",
+    "model.head_size=8",
+    "data.held_out_tokens=64",
+    "runtime.threads=1",
+    "runtime.log_every=1",
+    "precision=float32",
+    "parametrization=raw",
+    "parametrization.init_unembedding_std=0.2",
+    "base_lr=0.02",
+]
+MOE = [
+    "model=moe",
+    "scale.granularity=2",
+    "scale.sparsity=3",
+    "model.balance_weight=0.1",
+    "model.shared_expert=false",
+]
+OPTIMIZERS = ("sso", "muonsphere", "muonh", "adamh", "muon", "adamw")
+
+
+def corpus() -> Corpus:
+    rng = np.random.default_rng(0)
+    steps = rng.integers(-3, 4, 40_000).cumsum() % 61
+    ids = steps.astype(np.uint16)
+    return Corpus("text", ids[:36_000], ids[36_000:], 61, 1.0, "0" * 64)
+
+
+def config(root: Path, *words: str) -> Config:
+    return resolve(compose([*SMALL, f"runtime.root={root}", *words]))
+
+
+def cases() -> dict[str, list[str]]:
+    """Words of every case, by name."""
+    found = {}
+    for optimizer in OPTIMIZERS:
+        for kind in ("dense", "moe"):
+            found[f"{optimizer} {kind}"] = [f"optim={optimizer}", *(MOE if kind == "moe" else [])]
+    found["micro-batches"] = [*MOE, "runtime.micro_batch_tokens=8"]
+    return found
+
+
+def run_cases(root: Path, parallel: str) -> None:
+    """Every case, in the group that this process is in; the curves are what rank 0 logs."""
+    for name, words in cases().items():
+        made = config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
+        ended = train(made, Path(made.runtime.root) / "run", corpus=corpus())
+        assert ended.status == "finished", (name, ended.reason)
+
+
+def curve(run_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    ended = load(run_dir)
+    assert ended is not None
+    assert ended.loss is not None
+    return [row["loss"] for row in rows if "loss" in row] + [ended.loss]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ |= {key: str(value) for key, value in place.items()}
+    with distributed.joined(60):
+        work(*arguments)
+    sys.stdout.flush()
+    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
+
+
+def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` in `size` processes of one group."""
+    start_processes(_rank, (size, free_port(), work, arguments), nprocs=size)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("alone")
+    run_cases(root, "ddp")
+    return root
+
+
+@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
+    together(size, run_cases, tmp_path, parallel)
+    for name in cases():
+        folder = Path(name.replace(" ", "-")) / "run"
+        one, many = curve(alone / folder), curve(tmp_path / folder)
+        assert many == pytest.approx(one, rel=1e-5, abs=0.0), name
+        ended = load(tmp_path / folder)
+        assert ended is not None
+        assert ended.environment["processes"] == str(size)
+        assert ended.environment["parallel"] == parallel
+        left = {path.name for path in (tmp_path / folder).iterdir()}
+        assert left == {"config.yaml", "metrics.jsonl", "record.json"}
+
+
+def stop_at(root: Path, words: list[str], step: int, rank: int) -> None:
+    """Train until `rank` alone is asked to stop, at a step."""
+    calls = 0
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return distributed.world().rank == rank and calls == step
+
+    with pytest.raises(Stopped, match=f"step {step}"):
+        train(config(root, *words), root / "run", corpus=corpus(), stop=stop)
+
+
+def go_on(root: Path, words: list[str]) -> None:
+    ended = train(config(root, *words), root / "run", corpus=corpus())
+    assert ended.status == "finished"
+    assert ended.resumed == 1
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))])
+@pytest.mark.parametrize("case", ["sso moe", "adamw moe"])
+def test_a_run_goes_on_with_another_number_of_ranks(alone, tmp_path, case, first, then):
+    words = cases()[case]
+    for (size, parallel), work, more in ((first, stop_at, (5, 0)), (then, go_on, ())):
+        arguments = (tmp_path, [*words, f"runtime.parallel={parallel}"], *more)
+        if size == 1:
+            work(*arguments)
+        else:
+            together(size, work, *arguments)
+        saved = {path.name for path in (tmp_path / "run").glob("checkpoint*")}
+        assert saved == (set() if work is go_on else {"checkpoint.pt"} if size == 1 else {"checkpoint"})
+    assert curve(tmp_path / "run") == pytest.approx(
+        curve(alone / case.replace(" ", "-") / "run"), rel=1e-5, abs=0.0
+    )
+
+
+def stop_and_go_on(root: Path, cases_of: dict[str, list[str]]) -> None:
+    """As two processes after one another would, in one group."""
+    for name, words in cases_of.items():
+        stop_at(root / name, words, step=3, rank=1)
+        go_on(root / name, words)
+        whole = train(config(root / "whole", *words), root / "whole" / name, corpus=corpus())
+        assert whole.resumed == 0
+
+
+def test_the_same_number_of_ranks_goes_on_to_the_same_bits(tmp_path):
+    wanted = {}
+    for parallel in ("ddp", "fsdp"):
+        for optimizer in ("sso", "muonh"):
+            wanted[f"{optimizer}-{parallel}"] = [*cases()[f"{optimizer} moe"], f"runtime.parallel={parallel}"]
+    together(2, stop_and_go_on, tmp_path, wanted)
+    for name in wanted:
+        assert curve(tmp_path / name / "run") == curve(tmp_path / "whole" / name), name
+
+
+def fail_on(root: Path, rank: int) -> None:
+    """One rank raises at its third step; the others find their connection to it gone."""
+    if distributed.world().rank == rank:
+        step = Trainer.train_step
+
+        def broken(self: Trainer) -> torch.Tensor:
+            if self.step == 2:
+                raise RuntimeError("the device fell off the bus")
+            return step(self)
+
+        Trainer.train_step = broken
+    try:
+        ended = train(config(root), root / "run", corpus=corpus())
+    except RuntimeError:
+        os._exit(0)
+    assert ended.status == "failed"
+    os._exit(0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_record_names_what_the_failing_rank_met(tmp_path, rank):
+    together(2, fail_on, tmp_path, rank)
+    ended = load(tmp_path / "run")
+    assert ended is not None
+    assert ended.status == "failed"
+    assert ended.reason == "rank 1: " * rank + "RuntimeError: the device fell off the bus"
+
+
+def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:
+    """hyperp-train under torchrun."""
+    options = ["--nproc-per-node", str(size), "--master-port", str(free_port()), "--no-python"]
+    command = [BIN / "torchrun", *options, BIN / "hyperp-train", *SMALL, f"runtime.root={root}", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(map(str, command)), env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
+    words = [
+        "scale.tokens=32768",
+        "runtime.timeout=60",
+        "runtime.parallel=fsdp",
+        "runtime.checkpoint_every=10",
+    ]
+    job = torchrun(2, tmp_path, *words)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/checkpoint/*/progress.pt")):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(ranks_of(job.pid)[1], signal.SIGKILL)
+    printed = job.communicate(timeout=120)
+    assert job.returncode != 0, printed
+    again = torchrun(2, tmp_path, *words)
+    printed = again.communicate(timeout=240)
+    assert again.returncode == 0, printed
+    (run_dir,) = tmp_path.iterdir()
+    ended = load(run_dir)
+    assert ended is not None
+    assert (ended.status, ended.resumed, ended.steps) == ("finished", 1, 512)
+    assert printed[0].count("finished") == 1
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 513))
