@@ -77,10 +77,10 @@ def forget_heartbeat(run_dir: Path) -> None:
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
 
 
-def redirect_output(run_dir: Path) -> None:
-    """Send what this process prints to `run_dir`/output.log, whoever prints it."""
+def redirect_output(run_dir: Path, name: str = "output.log") -> None:
+    """Send what this process prints to a file of `run_dir`, whoever prints it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = os.open(run_dir / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)

@@ -56,6 +56,8 @@ class SlurmLauncher(Strict):
     account: str | None
     qos: str | None
     time: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_duration)]
+    nodes: int = Field(ge=1)
+    processes: int | None = Field(ge=1)
     gpus: int = Field(ge=0)
     cpus: int = Field(ge=1)
     memory: Annotated[str | None, AfterValidator(_memory)]
@@ -73,8 +75,13 @@ class SlurmLauncher(Strict):
         return _minutes(self.time)
 
     @property
+    def ranks(self) -> int:
+        """Processes that do one run together on each node."""
+        return self.processes or (1 if self.runs_per_task > 1 else max(1, self.gpus))
+
+    @property
     def threads(self) -> int:
-        """Of each run."""
+        """Of each process."""
         return max(1, self.cpus // (self.runs_per_task if self.side_by_side else 1))
 
 
@@ -87,6 +94,16 @@ def read_launcher(plan: Plan) -> SlurmLauncher:
     if launcher.grace >= launcher.minutes * 60:
         raise ValueError(
             f"launcher.grace must be less than launcher.time={launcher.time}, got {launcher.grace} s"
+        )
+    if launcher.runs_per_task > 1 and launcher.nodes * launcher.ranks > 1:
+        raise ValueError(
+            "launcher.runs_per_task must be 1 where several processes do a run (launcher.nodes="
+            f"{launcher.nodes}, launcher.processes={launcher.ranks}), got {launcher.runs_per_task}"
+        )
+    if launcher.gpus and launcher.ranks not in (1, launcher.gpus):
+        raise ValueError(
+            f"launcher.processes must be 1 or one for each of launcher.gpus={launcher.gpus}, "
+            f"got {launcher.ranks}"
         )
     return launcher
 
@@ -138,7 +155,8 @@ def _hand_over(folder: Path, name: str, tasks: list[list[Work]], launcher: Slurm
         executor.update_parameters(**_parameters(name, launcher))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pickles and the like
-            jobs = executor.map_array(Task(launcher.side_by_side), tasks)
+            several = launcher.nodes * launcher.ranks > 1
+            jobs = executor.map_array(Task(launcher.side_by_side, several), tasks)
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
         raise slurm.SlurmError(f"not submitted: {lines[-1].strip()}") from None
@@ -161,8 +179,8 @@ def _parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
         extra["mem"] = launcher.memory
     return {
         "name": name,
-        "nodes": 1,
-        "tasks_per_node": 1,
+        "nodes": launcher.nodes,
+        "tasks_per_node": launcher.ranks,
         "cpus_per_task": launcher.cpus,
         "timeout_min": launcher.minutes,
         "slurm_array_parallelism": launcher.array_parallelism,

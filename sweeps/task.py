@@ -13,19 +13,24 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hyperp import allocation
 from hyperp.files import HeldError, write_json
 from hyperp.sweeps import slurm
 from hyperp.sweeps.job import record_failure, redirect_output, run_job
 
+if TYPE_CHECKING:
+    from hyperp.distributed import Ranks
+
 WARNING = signal.SIGUSR2  # submitit's choice, which SUBMITIT_PREEMPT_SIGNAL would change
 UNWRITTEN = 74  # exit code where a run's folder took no record: EX_IOERR of sysexits.h
 STOPPED = 75  # exit code of a process whose run was stopped and saved; EX_TEMPFAIL of sysexits.h
 STOPS = "stops.json"
 MOST_STOPS = 5  # in a row at the same step
+WAIT_SECONDS = 60.0  # for the main process of a run to put the job back into the queue, which ends this one
 HELD_SECONDS = 60.0  # to wait for another process that does the run, before the job goes back into the queue
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 Work = tuple[dict[str, Any], str]  # configuration and folder of a run
 
 
@@ -48,14 +53,18 @@ class Stop:
 class Task:
     """What submitit pickles: call it with the runs of one job."""
 
-    def __init__(self, side_by_side: bool = False):
-        self.side_by_side = side_by_side
+    def __init__(self, side_by_side: bool = False, several: bool = False):
+        self.side_by_side, self.several = side_by_side, several
 
     def __call__(self, runs: list[Work]) -> list[str]:
         """Do the runs; returns how each ended. Exits with code 1 if one failed, so that Slurm says it too."""
         stop = Stop()
+        find_place(self.several)
         alone = not self.side_by_side or len(runs) == 1
         ended = [do(config, run_dir, stop) for config, run_dir in runs] if alone else together(runs, stop)
+        if "waits" in ended:
+            time.sleep(WAIT_SECONDS)
+            sys.exit(STOPPED)
         if "stopped" in ended:
             go_back([run_dir for (_, run_dir), how in zip(runs, ended, strict=True) if how == "stopped"])
         if "unwritten" in ended:
@@ -71,12 +80,24 @@ class Task:
         return DelayedSubmission(self, runs)
 
 
+def find_place(several: bool) -> None:
+    """Say to torch which process of the run this is, of the `several` that Slurm has started for it."""
+    for name in PLACE:  # of the shell that has submitted this, which Slurm hands on
+        os.environ.pop(name, None)
+    if several:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        # Slurm has chosen the devices; LOCAL_RANK is a number among those.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
 def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
     """Do one run; returns its record's status, `stopped` if it is not over, `unwritten` without a record."""
-    if stop():
+    rank = os.environ.get("RANK")
+    if stop() and rank is None:  # several processes stop together, after a step
         return "stopped"
     try:
-        redirect_output(Path(run_dir))
+        redirect_output(Path(run_dir), f"output.{rank}.log" if rank not in (None, "0") else "output.log")
         return _do(config, run_dir, stop)
     except OSError as error:  # a full disk, mostly: the training could not even record its failure
         with contextlib.suppress(OSError):  # what is printed goes to the same disk
@@ -89,6 +110,13 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
 
 
 def _do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
+    from hyperp.distributed import joined
+
+    with joined(config["runtime"]["timeout"]) as ranks:
+        return _try(config, run_dir, stop, ranks)
+
+
+def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> str:
     from hyperp.train import Stopped
 
     deadline = time.monotonic() + HELD_SECONDS
@@ -98,14 +126,16 @@ def _do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
             (Path(run_dir) / STOPS).unlink(missing_ok=True)
             return ended
         except Stopped as stopped:
+            if not ranks.main:
+                return "waits"
             if count_stop(Path(run_dir), stopped.step) <= MOST_STOPS:
                 return "stopped"
             reason = f"stopped {MOST_STOPS} times in a row at step {stopped.step}: launcher.time is too short"
             return record_failure(config, run_dir, reason)["status"]
         except HeldError as error:  # a job whose node was taken for dead may still be at work
             print(error, file=sys.stderr, flush=True)
-            if stop() or time.monotonic() > deadline:
-                return "stopped"
+            if ranks.largest(stop() or time.monotonic() > deadline):
+                return "stopped" if ranks.main else "waits"
             time.sleep(1)
 
 
@@ -124,7 +154,11 @@ def count_stop(run_dir: Path, step: int) -> int:
 def together(runs: list[Work], stop: Stop) -> list[str]:
     """Do the runs at the same time, each in a process of its own."""
     context = get_context("spawn")
-    processes = [context.Process(target=alone, args=run) for run in runs]
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    shares = [gpus[i % len(gpus)] for i in range(len(runs))]
+    processes = [
+        context.Process(target=alone, args=(*run, gpu)) for run, gpu in zip(runs, shares, strict=True)
+    ]
     # Blocked in a new process until it can take it; by default it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, [WARNING])
     for process in processes:
@@ -141,8 +175,10 @@ def together(runs: list[Work], stop: Stop) -> list[str]:
     return [how_it_ended(*run, process.exitcode or 0) for run, process in zip(runs, processes, strict=True)]
 
 
-def alone(config: dict[str, Any], run_dir: str) -> NoReturn:
-    """A process of one run."""
+def alone(config: dict[str, Any], run_dir: str, gpu: str) -> NoReturn:
+    """A process of one run, which sees one of the job's GPUs if it has any."""
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     ended = do(config, run_dir, Stop())
     os._exit({"stopped": STOPPED, "unwritten": UNWRITTEN, "failed": 1}.get(ended, 0))
 
