@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperp.optim import reference
-from hyperp.optim.msign import METHODS, POLAR_EXPRESS, Method, msign, quintics, unit_frobenius
+from hyperp.optim import MuonH, reference
+from hyperp.optim.msign import METHODS, POLAR_EXPRESS, Method, dtype_for, msign, quintics, unit_frobenius
 
 torch.set_num_threads(1)
 
@@ -132,3 +132,34 @@ def test_a_vector_is_refused():
 def test_polynomials_can_be_differentiated():
     X = gaussian(3, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: msign(x, "newton_schulz", 2), (X,))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ([torch.float32], "float32"),
+        ([torch.bfloat16, torch.float32], "float32"),
+        ([torch.float64], "float64"),
+        ([torch.float32, torch.float64], None),
+    ],
+)
+def test_the_default_dtype_has_the_name_of_what_products_run_in(dtypes, expected):
+    parameters = [torch.zeros(2, 2, dtype=dtype) for dtype in dtypes]
+    assert dtype_for(None, parameters) == expected
+    assert dtype_for("bfloat16", parameters) == "bfloat16"
+
+
+def test_a_run_resumes_with_the_dtype_of_its_matrix_signs():
+    """As from a GPU, whose default is bfloat16, to a CPU, whose default is float32."""
+    steps = {}
+    for saved in ("bfloat16", "float32", None):
+        weight = torch.nn.Parameter(gaussian(8, 8, dtype=torch.float32))
+        weight.grad = gaussian(8, 8, seed=1, dtype=torch.float32)
+        optimizer = MuonH([weight], lr=0.1)
+        state = MuonH([weight], lr=0.1, msign_dtype=saved).state_dict()
+        assert state["param_groups"][0]["msign_dtype"] == (saved or "float32")
+        optimizer.load_state_dict(state)
+        optimizer.step()
+        steps[saved] = weight.detach()
+    assert torch.equal(steps["float32"], steps[None])
+    assert not torch.equal(steps["bfloat16"], steps["float32"])

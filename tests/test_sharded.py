@@ -159,21 +159,31 @@ def resume_on_other_ranks(rank: int, ranks: int, how: str, algorithm: str) -> No
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-8, atol=1e-9)
 
 
-def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """One bad entry in one rank's shard: that matrix stays as it was on all ranks, the others move."""
+def about_to_step(
+    rank: int, ranks: int, how: str, algorithm: str
+) -> tuple[nn.Module, GroupedOptimizer, dict[str, Tensor]]:
+    """A model that has made one step and has the gradients for the next, and its weights."""
     model, optimizer = make(algorithm, how, ranks)
     train(model, optimizer, range(1), rank, ranks)
-    before = weights(model)
     x, y = data(1)
     nn.functional.mse_loss(model(x), y).backward()
+    return model, optimizer, weights(model)
+
+
+def unmoved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in weights(model).items() if torch.equal(value, before[name])}
+
+
+def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
+    """One bad entry in one rank's shard: that matrix stays as it was on all ranks, the others move."""
+    model, optimizer, before = about_to_step(rank, ranks, how, algorithm)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
         if name in ("third.weight", "first.weight", "out.bias") and rank == 0:
             assert isinstance(parameter.grad, DTensor)
             parameter.grad.to_local().view(-1)[0] = torch.nan
     optimizer.step()
-    still = {name for name, value in weights(model).items() if torch.equal(value, before[name])}
-    assert still == {"third.weight", "first.weight", "out.bias", "frozen.weight"}
+    assert unmoved(model, before) == {"third.weight", "first.weight", "out.bias", "frozen.weight"}
     skipped = torch.tensor(optimizer.skipped)
     dist.all_reduce(skipped)
     assert int(skipped) == 2 + ranks  # the bias follows AdamW, so every rank counts its part of it
@@ -181,23 +191,17 @@ def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 def missing_on_one_rank(rank: int, ranks: int, how: str, algorithm: str) -> None:
     """Nobody waits, and all ranks do the same; of a sharded tensor nothing moves."""
-    model, optimizer = make(algorithm, how, ranks)
-    train(model, optimizer, range(1), rank, ranks)
-    before = weights(model)
-    x, y = data(1)
-    nn.functional.mse_loss(model(x), y).backward()
+    model, optimizer, before = about_to_step(rank, ranks, how, algorithm)
     for name, parameter in model.named_parameters():
         if name.endswith("third.weight") or (name == "out.bias" and how == "fsdp"):
             if rank == 0:
                 continue
             parameter.grad = None
     optimizer.step()
-    after = weights(model)
     if how == "fsdp":
-        still = {name for name, value in after.items() if torch.equal(value, before[name])}
-        assert still == {"third.weight", "out.bias", "frozen.weight"}
+        assert unmoved(model, before) == {"third.weight", "out.bias", "frozen.weight"}
     all_after: list[Any] = [None] * ranks
-    dist.all_gather_object(all_after, after)
+    dist.all_gather_object(all_after, weights(model))
     torch.testing.assert_close(all_after[0], all_after[1], rtol=0, atol=0)
 
 

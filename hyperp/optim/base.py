@@ -5,9 +5,10 @@ few batched products and not a loop over layers (see `units`). Rules (see `rule`
 stacked tensors; this file alone touches parameters and state, which may lie on several ranks (`sharded`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from hyperp.optim import checks
 from hyperp.optim.batch import Job, batches, copy_units, state_of, update
+from hyperp.optim.exchange import Local, Part, Replicated, Whole, pipelined
+from hyperp.optim.msign import dtype_for
 from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, option_names
-from hyperp.optim.sharded import Dealer, Local, Part, Replicated, Whole, check_layout, rows_of, skip_together
+from hyperp.optim.sharded import Dealer, Verdict, answers, ask_all_ranks, check_layout, full_state, own_state
 from hyperp.optim.split import check_split
 from hyperp.optim.units import Piece, joined, pieces
 
@@ -25,6 +28,14 @@ from hyperp.optim.units import Piece, joined, pieces
 _GROUP_KEYS = {
     "params", "param_names", "role", "algorithm", "lr", "initial_lr", "name", "maximize", "split",
 }  # fmt: skip
+
+
+class _Stage(NamedTuple):
+    """Parameters of one group that are updated together."""
+
+    group: dict[str, Any]
+    rule: Rule
+    part: Part
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -129,13 +140,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         Parameters that already have state are left alone, so that a resumed run is not disturbed. Raises
         ValueError for a matrix that is zero or not finite. Over several processes all have to call it.
         """
-        for group in self.param_groups:
-            rule = _rule(group)
-            members = [p for p in group["params"] if p.requires_grad and p.numel()]
-            for part in self._parts(rule, members):
-                wholes = part.collect(with_gradients=False)
-                self._begin(rule, group, part, wholes, project=True)
-                part.spread(wholes)
+        self._begin(self._stages(lambda p: p.requires_grad), project=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -144,29 +149,48 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            rule = _rule(group)
-            members = [p for p in group["params"] if p.numel() and self._takes_part(p)]
-            for part in self._parts(rule, members):
-                wholes = part.collect()
-                if isinstance(part, Replicated) and not self.dealer.compared.issuperset(part.parameters):
-                    part.check_averaged()
-                    self.dealer.compared.update(part.parameters)
-                if not rule.matrices:
-                    skip_together(group["params"], wholes)
-                self._begin(rule, group, part, wholes, project=False)
-                lr = group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"])
-                for batch in batches(self._jobs(rule, group, wholes)):
-                    update(rule, batch, lr, bool(group.get("maximize")))
-                part.spread(wholes)
+        stages = self._stages(self._takes_part)
+        for part in (stage.part for stage in stages):
+            if isinstance(part, Replicated) and not self.dealer.compared.issuperset(part.parameters):
+                part.check_averaged()
+                self.dealer.compared.update(part.parameters)
+        self._begin(stages, project=False)
+        elementwise = (group for group in self.param_groups if not RULES[group["algorithm"]].matrices)
+        asked = ask_all_ranks(p for group in elementwise for p in group["params"])
+        alone = [stage for stage in stages if isinstance(stage.part, Local)]
+        dealt = [(s.part, partial(self._update, s)) for s in stages if not isinstance(s.part, Local)]
+        pipelined(dealt, meanwhile=lambda: self._update_alone(alone, asked))
         return loss
 
     def _takes_part(self, parameter: nn.Parameter) -> bool:
         # What is dealt out always does, since the ranks have to agree without asking each other.
         return parameter.grad is not None or (parameter.requires_grad and self._dealt(parameter))
 
-    def _parts(self, rule: Rule, members: list[nn.Parameter]) -> Sequence[Part]:
-        return self.dealer.parts(members) if rule.matrices else [Local(members)]
+    def _stages(self, wanted: Callable[[nn.Parameter], bool]) -> list[_Stage]:
+        stages = []
+        for group in self.param_groups:
+            rule = _rule(group)
+            members = [p for p in group["params"] if p.numel() and wanted(p)]
+            parts = self.dealer.parts(members) if rule.matrices else [Local(members)]
+            stages += [_Stage(group, rule, part) for part in parts]
+        return stages
+
+    def _update_alone(self, stages: list[_Stage], asked: list[Verdict]) -> None:
+        sound = answers(asked)
+        for stage in stages:
+            stage.part.send()
+            for whole in stage.part.arrive():
+                if whole.parameter in sound and whole.G is not None:
+                    whole.G = torch.where(sound[whole.parameter], whole.G, torch.nan)
+            self._update(stage, stage.part.wholes)
+            stage.part.send_back()
+
+    def _update(self, stage: _Stage, wholes: list[Whole]) -> None:
+        group = stage.group
+        self._make_states(stage, wholes)  # where somebody has cleared it
+        lr = group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"])
+        for batch in batches(self._jobs(stage.rule, group, wholes)):
+            update(stage.rule, batch, lr, bool(group.get("maximize")))
 
     def _jobs(self, rule: Rule, group: Mapping[str, Any], wholes: list[Whole]) -> Iterator[Job]:
         for whole in wholes:
@@ -175,34 +199,48 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 state = state_of(piece, self.state[whole.parameter])
                 yield Job(piece, whole.W, whole.G, state)
 
-    def _begin(
-        self, rule: Rule, group: Mapping[str, Any], part: Part, wholes: list[Whole], project: bool
-    ) -> None:
+    def _begin(self, stages: list[_Stage], project: bool) -> None:
         """State for what has none yet. An error on one rank is one on all, or the others would wait."""
-        names, error = dict(zip(group["params"], _names(group), strict=True)), None
-        try:
-            for whole in wholes:
-                if not self.state.get(whole.parameter):
-                    with _naming(names[whole.parameter]):
-                        self._make_state(rule, group, whole, project)
-        except SphereError as found:
-            error = found
-        if not isinstance(part, Local) and not self.dealer.begun.issuperset(part.parameters):
+        for stage in stages:
+            part, error = stage.part, None
+            if self._has_begun(part):
+                continue
+            part.send(with_gradients=False)
+            try:
+                self._make_states(stage, part.arrive(), project)
+            except SphereError as found:
+                error = found
             part.agree(error)
-            self.dealer.begun.update(part.parameters)
-        elif error is not None:
-            raise error
-
-    def _make_state(self, rule: Rule, group: Mapping[str, Any], whole: Whole, project: bool) -> None:
-        state: dict[str, Tensor] = {}
-        for piece in _pieces(rule, group, whole):
             if project:
-                copy_units([piece], [whole.W], rule.project(joined([piece.read(whole.W)])))
-            W = joined([piece.read(whole.W)])
-            made = rule.init(W)
-            made["skipped"] = torch.zeros(len(W), dtype=torch.int64, device=W.device)
-            state |= {piece.key(key): piece.unstate(value).clone() for key, value in made.items()}
-        self.state[whole.parameter] = state
+                part.send_back()
+                part.finish()
+            self.dealer.begun.update(part.parameters)
+
+    def _has_begun(self, part: Part) -> bool:
+        if isinstance(part, Local):
+            return all(self.state.get(p) for p in part.parameters)
+        return self.dealer.begun.issuperset(part.parameters)
+
+    def _make_states(self, stage: _Stage, wholes: list[Whole], project: bool = False) -> None:
+        group, rule, _ = stage
+        new = [whole for whole in wholes if not self.state.get(whole.parameter)]
+        names = dict(zip(group["params"], _names(group), strict=True)) if new else {}
+        for whole in new:
+            with _naming(names[whole.parameter]):
+                self.state[whole.parameter] = _first_state(
+                    rule, _pieces(rule, group, whole), whole.W, project
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; the dtype of matrix signs is that of this device, if none was given.
+
+        A run that resumes on another device then computes as it did.
+        """
+        made = super().state_dict()
+        for saved, group in zip(made["param_groups"], self.param_groups, strict=True):
+            if "msign_dtype" in saved:
+                saved["msign_dtype"] = dtype_for(saved["msign_dtype"], group["params"])
+        return made
 
     def gathered_state_dict(self) -> dict[str, Any]:
         """`state_dict` as one process would have it: what each rank keeps, put together, on all of them.
@@ -225,7 +263,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for index, _, parameter in self._indexed(made):
             if isinstance(parameter, DTensor) and index in made["state"] and not self._dealt(parameter):
                 state = made["state"][index].items()
-                made["state"][index] = {key: _full(value, parameter) for key, value in state}
+                made["state"][index] = {key: full_state(value, parameter) for key, value in state}
         in_order = sorted(made["state"].items())
         made["state"] = {index: {k: v.clone() for k, v in state.items()} for index, state in in_order}
         return made
@@ -239,6 +277,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     f"got {saved.get('algorithm')}"
                 )
         super().load_state_dict(state_dict)
+        self.dealer.begun.clear()
         for group in self.param_groups:  # saved before an option was known
             for name, value in asdict(make_rule(group["algorithm"], {})).items():
                 group.setdefault(name, value)
@@ -249,7 +288,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 values = state_dict["state"][index].items()
                 whole = self._dealt(parameter)
                 self.state[parameter] = {
-                    key: (v if whole else _shard(v, parameter)).to(parameter.device, copy=True)
+                    key: (v if whole else own_state(v, parameter)).to(parameter.device, copy=True)
                     for key, v in values
                 }
 
@@ -294,29 +333,16 @@ def _pieces(rule: Rule, group: Mapping[str, Any], whole: Whole) -> tuple[Piece, 
     return pieces(whole.W.shape, group.get("split"), rule.matrices)
 
 
-def _full(value: Tensor, parameter: DTensor) -> Tensor:
-    """An entry of the state that is sharded like its parameter, made whole."""
-    if not _lies_like(value, parameter, parameter.to_local().shape):
-        return value
-    shape = torch.Size((parameter.shape[0], *value.shape[1:]))
-    stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(value, mesh, placements, shape=shape, stride=stride).full_tensor()
-
-
-def _shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This rank's shard of an entry of the state that lies like a sharded parameter."""
-    if not isinstance(parameter, DTensor) or not _lies_like(value, parameter, parameter.shape):
-        return value
-    group = Dealer().group_of(parameter)
-    assert group is not None
-    return rows_of(value, group.rank(), group.size())
-
-
-def _lies_like(value: Tensor, parameter: Tensor, shape: torch.Size) -> bool:
-    """Whether the entry has an element for each of the parameter's, or one for each of its experts."""
-    experts = parameter.ndim == 3 and value.shape[:1] == shape[:1]
-    return experts or value.shape == shape
+def _first_state(rule: Rule, pieces: Iterable[Piece], W: Tensor, project: bool) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for piece in pieces:
+        if project:
+            copy_units([piece], [W], rule.project(joined([piece.read(W)])))
+        units = joined([piece.read(W)])
+        made = rule.init(units)
+        made["skipped"] = torch.zeros(len(units), dtype=torch.int64, device=W.device)
+        state |= {piece.key(key): piece.unstate(value).clone() for key, value in made.items()}
+    return state
 
 
 def _by_algorithm(group: dict[str, Any], default: str | None) -> list[dict[str, Any]]:

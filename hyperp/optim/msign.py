@@ -12,7 +12,7 @@ any dtype (five steps), 2e-7 in float32 and 4e-3 in bfloat16 for `polar_express`
 values of X/|X|_F below 1e-3 come out below 1 in either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -72,6 +72,18 @@ def msign(
 
 def _products_in(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.is_cuda and x.dtype == torch.float32 else x.dtype
+
+
+def dtype_for(dtype: str | None, parameters: Iterable[Tensor]) -> str | None:
+    """The name of the dtype that products for these parameters run in, where a default depends on the device.
+
+    None if it is not the same for all of them.
+    """
+    if dtype is not None:
+        return dtype
+    kinds = {(p.device, torch.promote_types(p.dtype, torch.float32)) for p in parameters}
+    found = {str(_products_in(torch.empty(0, device=d, dtype=t))).removeprefix("torch.") for d, t in kinds}
+    return found.pop() if len(found) == 1 else None
 
 
 def validate(method: str, steps: int | None, dtype: str | None) -> None:
