@@ -24,7 +24,7 @@ def show_coordinates(found: Sequence[Series], tolerance: float) -> None:
     step = last_step(found)
     widths = sorted({width for one in found for width in one.widths})
     title = (
-        f"d log / d log width at step {step}, widths {', '.join(map(str, widths))}; "
+        f"d log(size) / d log(width) at step {step}, widths {', '.join(map(str, widths))}; "
         f"flat is within {tolerance:g} of 0"
     )
     show_table(title, COLUMNS, table(found))
