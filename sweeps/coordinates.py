@@ -41,7 +41,7 @@ def collect_coordinates(
         path = root / run_id / FILE
         try:
             rows += [{"run_id": run_id} | row for row in _rows(path)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter is told where its row is made
             continue
         except (ValueError, TypeError, KeyError, OSError) as error:
             warn(f"{path} is left out: {one_line(error)}")
