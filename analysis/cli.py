@@ -1,4 +1,5 @@
-"""The command hyperp-law: check, fit, recommend, loss, leverage, transfer, next, validate, report.
+"""The command hyperp-law: check, fit, recommend, loss, leverage, transfer, coordinates, next, validate,
+report.
 
 Exit codes: 0 an answer, 1 a recommendation that did not hold, 2 bad input, 3 data that cannot identify the
 answer.
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from hyperp.analysis import loss_cli, transfer_cli
+from hyperp.analysis import coordinates_cli, loss_cli, transfer_cli
 from hyperp.analysis.options import (
     AsJson,
     At,
@@ -350,7 +351,7 @@ def report(
         typer.echo(f"wrote {path}")
 
 
-for part in (loss_cli, transfer_cli):
+for part in (loss_cli, transfer_cli, coordinates_cli):
     part.register(app, answer)
 
 

@@ -50,3 +50,5 @@ LEVEL = 0.95  # coverage of every interval
 REACH = 10.0
 # A covariate whose largest value is less than this many times its smallest does not vary.
 VARIES = 1.1
+# An exponent of activations in width that counts as none. Where a rule is wrong, theory has 1/2 or 1.
+FLAT = 0.1

@@ -122,7 +122,8 @@ class RuntimeConfig:
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
     takes the whole batch at once, or each process's part of it; `log_every`, `eval_every` and
     `checkpoint_every` count steps, 0 is only at the end (evaluation) or never (checkpoint). `wandb` is a W&B
-    project, empty for none.
+    project, empty for none. `coordinates` are the steps after which `hyperp.coordinates` measures
+    activations.
 
     Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
     them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
@@ -139,6 +140,7 @@ class RuntimeConfig:
     wandb: str = ""
     parallel: str = "ddp"
     timeout: float = 600.0
+    coordinates: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.parallel not in ("ddp", "fsdp"):
@@ -152,6 +154,8 @@ class RuntimeConfig:
                 raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
         if self.log_every < 1:
             raise ValueError(f"runtime.log_every must be at least 1, got {self.log_every}")
+        if any(step < 1 for step in self.coordinates):
+            raise ValueError(f"runtime.coordinates must be steps of at least 1, got {self.coordinates}")
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,11 @@ class Config:
             raise ValueError(
                 f"runtime.micro_batch_tokens must divide scale.batch_tokens={self.scale.batch_tokens}, "
                 f"got {self.runtime.micro_batch_tokens}"
+            )
+        if max(self.runtime.coordinates, default=0) > self.scale.steps:
+            raise ValueError(
+                f"runtime.coordinates must be steps of the run, at most {self.scale.steps}, "
+                f"got {self.runtime.coordinates}"
             )
         self.schedule.check(self.scale.steps)
         self._check_experts()

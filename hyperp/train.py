@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from hyperp import allocation, checkpoint, distributed, heartbeat, record, sharded_checkpoint
 from hyperp.config import Config
+from hyperp.coordinates import Coordinates
 from hyperp.data import Corpus
 from hyperp.distributed import Ranks
 from hyperp.files import HeldError, lock, remove_leftovers, replacing
@@ -84,10 +85,13 @@ def run_steps(
         speed = clock.speed(trainer.step)
         return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
 
-    with closing(metrics), Heartbeat(run_dir, news) if ranks.main else nullcontext() as beat:
+    activations = Coordinates(trainer, run_dir)
+    beating = Heartbeat(run_dir, news) if ranks.main else nullcontext()
+    with closing(metrics), closing(activations), beating as beat:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
             stopping, step = asked_to_stop(ranks, beat, stop), trainer.step
+            activations.look(step)
             if step % runtime.log_every == 0 or step == steps:
                 mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
                 losses.clear()

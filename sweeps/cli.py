@@ -298,10 +298,13 @@ def collect(
     Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
     """
     from hyperp.sweeps.collect import collect as write_table
+    from hyperp.sweeps.coordinates import beside
 
     path = output or root / "runs.parquet"
     runs = write_table(root, path, _warn)
     print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
+    if beside(path).is_file():
+        print(f"activations: {beside(path)}")
 
 
 def _check_devices(todo: Sequence[Point]) -> None:

@@ -21,6 +21,7 @@ from hyperp.record import METRIC
 from hyperp.scale import Scale
 from hyperp.sweeps import planfile
 from hyperp.sweeps.account import account
+from hyperp.sweeps.coordinates import collect_coordinates
 from hyperp.sweeps.plan import make_point
 from hyperp.sweeps.status import Run
 
@@ -83,6 +84,7 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
         writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    collect_coordinates(root, [row["run_id"] for row in rows], output, warn)
     return runs
 
 

@@ -1,0 +1,106 @@
+"""The picture of a coordinate check: one row of panels a series, one column a kind of activation."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperp.analysis.coordinates import KINDS, Kind, Series, Sizes
+from hyperp.analysis.law import save_json
+from hyperp.analysis.plots import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, save_figure
+from hyperp.analysis.show_coordinates import last, last_step, slope_rows
+
+import matplotlib as mpl  # isort: skip  plots has chosen the backend
+import matplotlib.pyplot as plt  # isort: skip
+from matplotlib.axes import Axes  # isort: skip
+from matplotlib.figure import Figure  # isort: skip
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter  # isort: skip
+
+NOTE = (
+    "lines: RMS of the change since initialisation, after each step; dashed grey: RMS of the activation "
+    "itself at initialisation.\nGeometric mean over seeds, band: smallest to largest seed. Attention, MLP: "
+    "of the last block, before the residual multiplier.\n"
+    "In each panel: slope of the change at step {step}, and its verdict."
+)
+
+
+def write_coordinates(found: Sequence[Series], folder: Path) -> list[Path]:
+    """Write coordinates.png, .svg and .csv, and slopes.csv, to a folder, made if it is not there."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"-o {folder} must be a folder, it is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = save_figure(*panels(found), folder, "coordinates")
+    rows = slope_rows(found)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    save_json(text.getvalue(), folder / "slopes.csv")
+    return [*paths, folder / "slopes.csv"]
+
+
+def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
+    """Change since initialisation against width, a line for each step."""
+    rows: Rows = []
+    found = [one for one in found if one.kinds]
+    steps = sorted({s.step for one in found for kind in one.kinds for s in kind.sizes if s.step > 0})
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            len(found),
+            len(KINDS),
+            figsize=(11.5, 0.8 + 2.1 * len(found)),
+            sharex=True,
+            sharey="col",
+            squeeze=False,
+        )
+        for axes_of_series, one in zip(grid, found, strict=True):
+            for axes, (quantity, title) in zip(axes_of_series, KINDS.items(), strict=True):
+                kind = next((k for k in one.kinds if k.quantity == quantity), None)
+                if kind is not None:
+                    rows += _draw(axes, one, kind, steps)
+                if one is found[0]:
+                    axes.set_title(title, fontweight="bold", fontsize=10)
+                _width_axis(axes, found)
+                if one is found[-1]:
+                    axes.set_xlabel("width (d_model)")
+            rate = f"\nbase_lr {one.held['base_lr']:.4g}" if "base_lr" in one.held else ""
+            axes_of_series[0].set_ylabel(f"{one.name}{rate}", fontsize=9)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+        note = NOTE.format(step=last_step(found))
+        figure.supxlabel(note, fontsize=8, color="#444444", x=0.01, ha="left")
+    return figure, rows
+
+
+def _width_axis(axes: Axes, found: Sequence[Series]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({width for one in found for width in one.widths})))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw(axes: Axes, one: Series, kind: Kind, steps: Sequence[int]) -> Rows:
+    start = [s for s in kind.sizes if s.measure == "size" and s.step == 0]
+    _line(axes, start, "step 0, itself", {"color": GREY, "ls": "--", "lw": 1.0})
+    for index, step in enumerate(steps):
+        look = {"color": COLOURS[index % len(COLOURS)], "ls": LINES[index % len(LINES)]}
+        look |= {"marker": MARKERS[index % len(MARKERS)], "ms": 4, "lw": 1.4}
+        change = [s for s in kind.sizes if s.measure == "change" and s.step == step]
+        _line(axes, change, f"step {step}", look)
+    slope = last(kind, "change")
+    if slope is not None and slope.value is not None:
+        text = f"{slope.value:+.2f} {slope.verdict}"
+        axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", fontsize=8.5)
+    names = {"parametrization": one.context["parametrization"], "optimizer": one.context["optimizer"]}
+    base = {**names, "base_lr": one.held.get("base_lr"), "quantity": kind.quantity, "layer": kind.layer}
+    return [{**base, **s.model_dump()} for s in kind.sizes]
+
+
+def _line(axes: Axes, sizes: Sequence[Sizes], label: str, look: dict[str, Any]) -> None:
+    widths = [s.width for s in sizes]
+    axes.fill_between(
+        widths, [s.low for s in sizes], [s.high for s in sizes], color=look["color"], alpha=0.15, lw=0
+    )
+    axes.plot(widths, [s.mean for s in sizes], label=label, **look)

@@ -1,0 +1,81 @@
+"""The slopes of a coordinate check, as a table for people and as rows for programs."""
+
+from collections.abc import Sequence
+
+from hyperp.analysis.console import number, percent, show_table
+from hyperp.analysis.coordinates import KINDS, MEASURES, Kind, Measure, Series, Slope
+
+COLUMNS = [
+    "parametrization",
+    "optimizer",
+    "base_lr",
+    "activation",
+    "of its size",
+    f"{percent()} interval",
+    "is",
+    "of its change",
+    f"{percent()} interval",
+    "is",
+]
+
+
+def show_coordinates(found: Sequence[Series], tolerance: float) -> None:
+    """Print the slopes at the last step, and what was left out."""
+    step = last_step(found)
+    widths = sorted({width for one in found for width in one.widths})
+    title = (
+        f"d log(size) / d log(width) at step {step}, widths {', '.join(map(str, widths))}; "
+        f"flat is within {tolerance:g} of 0"
+    )
+    show_table(title, COLUMNS, table(found))
+    for one in found:
+        for reason, count in one.left_out.items():
+            print(f"{one.name}: left out {count} run{'s' * (count != 1)}, {reason}")
+
+
+def last_step(found: Sequence[Series]) -> int:
+    """The last step that any series has."""
+    return max(slope.step for one in found for kind in one.kinds for slope in kind.slopes)
+
+
+def table(found: Sequence[Series]) -> list[list[str]]:
+    """One row a series and activation, at the last step of each."""
+    rows = []
+    for one in found:
+        names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
+        names.append(number(one.held.get("base_lr")))
+        for kind in one.kinds:
+            cells = [cell for measure in MEASURES for cell in _cells(last(kind, measure))]
+            rows.append([*names, KINDS[kind.quantity], *cells])
+    return rows
+
+
+def last(kind: Kind, measure: Measure) -> Slope | None:
+    """The slope at the last step."""
+    slopes = (slope for slope in kind.slopes if slope.measure == measure)
+    return max(slopes, key=lambda slope: slope.step, default=None)
+
+
+def _cells(slope: Slope | None) -> list[str]:
+    if slope is None or slope.value is None:
+        return ["-", "-", "unclear"]
+    if slope.low is None or slope.high is None:
+        return [f"{slope.value:+.2f}", "unknown, one seed", slope.verdict]
+    return [f"{slope.value:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", slope.verdict]
+
+
+def slope_rows(found: Sequence[Series]) -> list[dict[str, object]]:
+    """Every slope, at every step."""
+    return [
+        {
+            "parametrization": one.context["parametrization"],
+            "optimizer": one.context["optimizer"],
+            "base_lr": one.held.get("base_lr"),
+            "quantity": kind.quantity,
+            "layer": kind.layer,
+            **slope.model_dump(),
+        }
+        for one in found
+        for kind in one.kinds
+        for slope in kind.slopes
+    ]
