@@ -131,8 +131,14 @@ def _render(
         transfers=[
             {
                 "axis": axis,
-                "table": markdown_table(show_transfer.TRANSFER_COLUMNS, show_transfer.transfer_rows(answers)),
-                "ahead": markdown_table(show_transfer.AHEAD_COLUMNS, show_transfer.ahead_rows(answers)),
+                "table": markdown_table(
+                    [*show_transfer.name_columns(answers), *show_transfer.TRANSFER_COLUMNS],
+                    show_transfer.transfer_rows(answers),
+                ),
+                "ahead": markdown_table(
+                    [*show_transfer.name_columns(answers), *show_transfer.AHEAD_COLUMNS],
+                    show_transfer.ahead_rows(answers),
+                ),
             }
             for axis, answers in sections.items()
         ],

@@ -7,8 +7,6 @@ from hyperp.analysis.show import STATE_WORDS, cell
 from hyperp.analysis.transfer import Transfer
 
 TRANSFER_COLUMNS = [
-    "optimizer",
-    "parametrization",
     "held",
     "optima",
     "octaves per doubling",
@@ -17,9 +15,15 @@ TRANSFER_COLUMNS = [
 ]
 
 
+def name_columns(answers: list[Transfer]) -> list[str]:
+    """What tells the contexts apart."""
+    shown = any(t.context.get("setting") for t in answers)
+    return ["optimizer", "parametrization", *(["setting"] if shown else [])]
+
+
 def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     """One row a context: optima along the axis, drift with interval, penalty."""
-    rows = []
+    rows, names = [], name_columns(answers)
     for t in answers:
         optima = ", ".join(
             f"{cell(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
@@ -34,8 +38,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
         held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
         rows.append(
             [
-                t.context["optimizer"] or "-",
-                t.context["parametrization"] or "-",
+                *(t.context[name] or "-" for name in names),
                 held,
                 optima,
                 *drift,
@@ -46,8 +49,6 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
 
 
 AHEAD_COLUMNS = [
-    "optimizer",
-    "parametrization",
     "at",
     "octaves from the smallest one's optimum",
     f"{percent()} interval",
@@ -58,9 +59,9 @@ AHEAD_COLUMNS = [
 
 def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
     """One row a context and value: measured penalties, then the drift carried further."""
-    rows = []
+    rows, shown = [], name_columns(answers)
     for t in answers:
-        names = [t.context["optimizer"] or "-", t.context["parametrization"] or "-"]
+        names = [t.context[name] or "-" for name in shown]
         start = next((p.lr for p in t.points if p.lr), None)
         own = {p.value: p.lr for p in t.points}
         for p in t.penalties:
@@ -79,7 +80,8 @@ def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
 
 def show_transfer(over: str, answers: list[Transfer]) -> None:
     """Print drift and penalty for every context."""
-    show_table(f"Transfer over {over}", TRANSFER_COLUMNS, transfer_rows(answers))
+    names = name_columns(answers)
+    show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))
     print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
-    show_table(f"The smallest {over}'s optimum at larger ones", AHEAD_COLUMNS, ahead_rows(answers))
+    show_table(f"The smallest {over}'s optimum at larger ones", [*names, *AHEAD_COLUMNS], ahead_rows(answers))
     print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")

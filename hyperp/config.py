@@ -27,15 +27,21 @@ from hyperp.scale import Scale, positive_int
 from hyperp.schedule import Schedule
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-LATER_MODEL_FIELDS = ("shared_expert", "sqrt_gate", "balance_weight")  # than the first runs
+LATER_MODEL_FIELDS = (
+    "shared_expert",
+    "sqrt_gate",
+    "balance_weight",
+    "attention_ratio",
+)  # than the first runs
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder beside width and depth. `query_heads` defaults to width / head_size.
+    """Sizes of the decoder beside width and depth.
 
-    The last three are about experts (see `hyperp.model.moe`); `balance_weight` is the weight of the balance
-    loss in what is trained on, and in nothing that is reported.
+    `query_heads` defaults to attention_ratio x width / head_size. About experts are `shared_expert` and
+    `sqrt_gate` (see `hyperp.model.moe`), and `balance_weight`, the weight of the balance loss in what is
+    trained on, and in nothing that is reported.
     """
 
     context: int = 128
@@ -49,9 +55,10 @@ class ModelConfig:
     shared_expert: bool = False
     sqrt_gate: bool = True
     balance_weight: float = 0.0
+    attention_ratio: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("context", "head_size", "kv_heads", "mlp_ratio"):
+        for name in ("context", "head_size", "kv_heads", "mlp_ratio", "attention_ratio"):
             positive_int(name, getattr(self, name))
         if self.query_heads is not None:
             positive_int("query_heads", self.query_heads)
@@ -223,15 +230,15 @@ class Config:
         m = self.model
         heads = m.query_heads
         if heads is None:
-            if self.scale.width % m.head_size:
+            if m.attention_ratio * self.scale.width % m.head_size:
                 raise ValueError(
                     f"scale.width must be a multiple of model.head_size={m.head_size}, got {self.scale.width}"
                 )
-            heads = self.scale.width // m.head_size
+            heads = m.attention_ratio * self.scale.width // m.head_size
             if heads % m.kv_heads:
                 raise ValueError(
-                    f"model.kv_heads must divide the {heads} query heads (scale.width / model.head_size), "
-                    f"got {m.kv_heads}"
+                    f"model.kv_heads must divide the {heads} query heads (model.attention_ratio x "
+                    f"scale.width / model.head_size), got {m.kv_heads}"
                 )
         return Shape(
             vocab=vocab,

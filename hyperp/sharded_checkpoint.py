@@ -8,6 +8,7 @@ name when it is whole; the one before goes after that.
 
 import logging
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def save(run_dir: Path, trainer: Trainer) -> None:
 
     def rename() -> None:
         with replacing(partial / PROGRESS, "wb") as file:
-            torch.save(trainer.progress(), file)
+            torch.save(trainer.progress() | {"groups": _options(trainer.optimizer)}, file)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for other in (run_dir / FOLDER).iterdir():
@@ -81,7 +82,9 @@ def restore(trainer: Trainer, folder: Path) -> None:
             for name, entries in state.items()
             for key, value in entries.items()
         }
-        load_state_dict(wanted, checkpoint_id=folder)
+        with warnings.catch_warnings():  # of a process alone, which is meant
+            warnings.simplefilter("ignore", UserWarning)
+            load_state_dict(wanted, checkpoint_id=folder)
     except (OSError, MemoryError, torch.OutOfMemoryError, ValueError):
         raise
     except Exception as error:  # of torch's readers, for a damaged file
@@ -93,7 +96,18 @@ def restore(trainer: Trainer, folder: Path) -> None:
         if name in state:
             own = {key: _local(value).to(parameter.device) for key, value in state[name].items()}
             trainer.optimizer.state[parameter] = own
+    for group, options in zip(trainer.optimizer.param_groups, progress["groups"], strict=True):
+        group.update(options)
     trainer.restore_progress(progress)
+
+
+def _options(optimizer: GroupedOptimizer) -> list[dict[str, Any]]:
+    """Options of every group; with the dtype of matrix signs, which the device may have chosen."""
+    groups = optimizer.state_dict()["param_groups"]
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "param_names", "split")}
+        for group in groups
+    ]
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: GroupedOptimizer) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -107,14 +107,9 @@ def test_what_is_studied_varies_and_blocks_can_be_told_apart(study, size, corpus
         values = {name: {scale[name] for scale in scales} for name in scales[0]}
         assert {name for name, found in values.items() if len(found) > 1} == axes[study]
         assert all(len(values[name]) >= 3 for name in axes[study])
-        (context,) = {setting(asdict(replace(p.config, model=fixed_heads(p)))) for p in points}
+        (context,) = {setting(asdict(p.config)) for p in points}
         contexts.append(context)
     assert len(set(contexts)) == len(contexts)
-
-
-def fixed_heads(point: Point):
-    """The paper's models have query heads by width; all else is the same within a block."""
-    return replace(point.config.model, query_heads=None)
 
 
 def test_models_of_tiny_runs_can_be_built(corpus):
