@@ -1,0 +1,173 @@
+"""Tokens per second of training, share of the device's peak, and the optimizer's share of a step.
+
+    python tests/benchmarks/bench_throughput.py --out reports/throughput        # one GPU, minutes
+    python tests/benchmarks/bench_throughput.py --device cpu --depth 2 --width 256 --context 128 --batch 2048
+
+The models are those of arXiv 2603.28743: width 128 x depth, heads of 128, 4 key-value heads; a vocabulary of
+32,000, batches of 0.5M tokens. Tokens are random, so nothing waits for data. The peak is the vendor's for dense
+bfloat16; FLOPs are those of `hyperp.flops`, which leave nothing out for the causal mask.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hyperp.config import compose, resolve
+from hyperp.data import Corpus
+from hyperp.files import write_json
+from hyperp.flops import flops_per_token
+from hyperp.trainer import Trainer, resolve_device
+
+VOCABULARY = 32_000
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in dense bfloat16, by vendor's data sheet
+WARM_UP, ROUNDS = 2, 3
+
+
+def random_corpus(tokens: int) -> Corpus:
+    """Ids without any structure."""
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens, dtype=np.uint16)
+    return Corpus("tokens", ids, ids[: tokens // 8], VOCABULARY, 1.0, "0" * 64)
+
+
+def build(args: argparse.Namespace, optimizer: str, depth: int) -> Trainer:
+    """A trainer of one size, on the device."""
+    words = [
+        "model=hyperp_paper",
+        f"optim={optimizer}",
+        f"scale.depth={depth}",
+        f"scale.width={args.width or 128 * depth}",
+        f"scale.batch_tokens={args.batch}",
+        f"scale.tokens={args.batch * 100}",
+        f"model.context={args.context}",
+        f"data.held_out_tokens={args.context}",
+        f"runtime.micro_batch_tokens={min(args.micro_batch, args.batch)}",
+        f"runtime.device={args.device}",
+        f"runtime.compile={args.compile}",
+    ]
+    return Trainer(resolve(compose(words)), random_corpus(args.batch * 2 + args.context))
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, everything that it starts on the device included."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(trainer: Trainer) -> dict[str, float]:
+    """Medians of a whole step and of the optimizer's part of it, in seconds."""
+    steps, updates = [], []
+    inner = trainer.optimizer.step
+
+    def timed(*arguments: Any) -> None:
+        updates.append(seconds(lambda: inner(*arguments), trainer.device))
+
+    trainer.optimizer.step = timed
+    for _ in range(WARM_UP + ROUNDS):
+        steps.append(seconds(trainer.train_step, trainer.device))
+    return {"step": float(np.median(steps[WARM_UP:])), "optimizer": float(np.median(updates[WARM_UP:]))}
+
+
+def peak_of(device: torch.device) -> tuple[str, float | None]:
+    """The device in words, and its peak if it is known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return name, next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
+    """What is reported of one model and optimizer."""
+    scale, found = trainer.config.scale, measure(trainer)
+    flops = flops_per_token(scale, trainer.shape) * scale.batch_tokens
+    name, peak = peak_of(trainer.device)
+    model = found["step"] - found["optimizer"]
+    memory = (
+        torch.cuda.max_memory_allocated(trainer.device) / 2**30 if trainer.device.type == "cuda" else None
+    )
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "optimizer": optimizer,
+        "depth": scale.depth,
+        "width": scale.width,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "batch_tokens": scale.batch_tokens,
+        "tokens_per_second": scale.batch_tokens / found["step"],
+        "seconds_per_step": found["step"],
+        "optimizer_share": found["optimizer"] / found["step"],
+        "model_flops_per_second": flops / model,
+        "model_share_of_peak": flops / model / peak if peak else None,
+        "memory_gib": memory,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = [
+        "optimizer",
+        "depth",
+        "width",
+        "tokens/s",
+        "step",
+        "optimizer's share",
+        "model FLOP/s",
+        "of peak",
+        "memory",
+    ]
+    lines = ["| " + " | ".join(names) + " |", "|---|" + "--:|" * (len(names) - 1)]
+    for r in rows:
+        share = "unknown" if r["model_share_of_peak"] is None else f"{r['model_share_of_peak']:.1%}"
+        memory = "" if r["memory_gib"] is None else f"{r['memory_gib']:.1f} GiB"
+        speed = f"{r['tokens_per_second']:,.0f}"
+        model = f"{r['model_flops_per_second']:.3g}"
+        times = [f"{r['seconds_per_step']:.3f} s", f"{r['optimizer_share']:.1%}"]
+        cells = [r["optimizer"], str(r["depth"]), str(r["width"]), speed, *times, model, share, memory]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and write it with the figures if there is a folder for them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--depth", type=int, nargs="+", default=[8, 12])
+    parser.add_argument("--width", type=int, help="128 x depth if not given")
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=524_288, help="tokens")
+    parser.add_argument("--micro-batch", type=int, default=32_768, help="tokens of one forward pass")
+    parser.add_argument("--optimizers", nargs="+", default=["muonh", "sso"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for throughput.json and README.md")
+    args = parser.parse_args()
+    device, rows = resolve_device(args.device), []
+    for depth in args.depth:
+        for optimizer in args.optimizers:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            rows.append(row(build(args, optimizer, depth), optimizer))
+            print(json.dumps(rows[-1]), flush=True)
+    print(table(rows))
+    if args.out:
+        write_json(
+            args.out / "throughput.json", {"command": vars(args) | {"out": str(args.out)}, "rows": rows}
+        )
+        (args.out / "table.md").write_text(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
