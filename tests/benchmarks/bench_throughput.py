@@ -4,8 +4,8 @@
     python tests/benchmarks/bench_throughput.py --device cpu --depth 2 --width 256 --context 128 --batch 2048
 
 The models are those of arXiv 2603.28743: width 128 x depth, heads of 128, 4 key-value heads; a vocabulary of
-32,000, batches of 0.5M tokens. Tokens are random, so nothing waits for data. The peak is the vendor's for dense
-bfloat16; FLOPs are those of `hyperp.flops`, which leave nothing out for the causal mask.
+32,000, batches of 0.5M tokens. Tokens are random, so nothing waits for data. The peak is the vendor's for
+dense bfloat16; FLOPs are those of `hyperp.flops`, which leave nothing out for the causal mask.
 """
 
 import argparse
