@@ -118,7 +118,11 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     k, limit = launcher.runs_per_task, slurm.array_limit()
     tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
     size = min(launcher.array_size or limit, limit)
-    return [_submit_array(root, tasks[i : i + size], launcher) for i in range(0, len(tasks), size)]
+    arrays = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+    # Slurm counts jobs at a time in each array by itself.
+    share = max(1, launcher.array_parallelism // max(1, len(arrays)))
+    launcher = launcher.model_copy(update={"array_parallelism": share})
+    return [_submit_array(root, array, launcher) for array in arrays]
 
 
 def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmLauncher) -> Submission:
