@@ -127,10 +127,10 @@ class RuntimeConfig:
     """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
 
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
-    takes the whole batch at once, or each process's part of it; `log_every`, `eval_every` and
-    `checkpoint_every` count steps, 0 is only at the end (evaluation) or never (checkpoint). `wandb` is a W&B
-    project, empty for none. `coordinates` are the steps after which `hyperp.coordinates` measures
-    activations.
+    takes the whole batch at once, or each process's part of it; `log_every`, `eval_every`, `checkpoint_every`
+    and `monitor_every` (see `hyperp.monitors`) count steps, 0 is only at the end (evaluation) or never
+    (checkpoint, monitors). `wandb` is a W&B project, empty for none. `coordinates` are the steps after which
+    `hyperp.coordinates` measures activations.
 
     Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
     them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
@@ -144,6 +144,7 @@ class RuntimeConfig:
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 500
+    monitor_every: int = 50
     wandb: str = ""
     parallel: str = "ddp"
     timeout: float = 600.0
@@ -156,7 +157,8 @@ class RuntimeConfig:
             raise ValueError(f"runtime.timeout must be finite and positive, got {self.timeout}")
         if not self.root:
             raise ValueError("runtime.root must name a folder, got ''")
-        for name in ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every"):
+        counts = ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every", "monitor_every")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
         if self.log_every < 1:

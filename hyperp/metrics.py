@@ -29,11 +29,9 @@ class MetricsLog:
             file.write("".join(kept))
         self.file = path.open("a")
 
-    def write(self, step: int, **values: float | str | list[float]) -> None:
+    def write(self, step: int, **values: Any) -> None:
         """Append one line; a value that is not finite is written as a string, since JSON has no NaN."""
-        row: dict[str, Any] = {"step": step}
-        row |= {key: repr(v) if isinstance(v, float) and v - v != 0 else v for key, v in values.items()}
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
         self.file.flush()
         if self.also:
             self.also(step, values)
@@ -46,8 +44,16 @@ class MetricsLog:
 class NoLog:
     """In the place of a MetricsLog in a process that writes none."""
 
-    def write(self, step: int, **values: float | str | list[float]) -> None:
+    def write(self, step: int, **values: Any) -> None:
         """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return repr(value) if isinstance(value, float) and value - value != 0 else value

@@ -25,6 +25,7 @@ class Record:
     the whole resolved configuration, of which `run_id` is the hash. `bits_per_byte` takes the bytes a token
     of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on. `max_vio`
     has the mean and the largest MaxVio of the run's steps, one number a layer; empty for a dense model.
+    `stability` is `StabilityMonitors.summary()`, empty if the run was not monitored.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class Record:
     seconds: float | None = None
     tokens_per_second: float | None = None
     max_vio: dict[str, list[float]] = field(default_factory=dict)
+    stability: dict[str, Any] = field(default_factory=dict)
     resumed: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     version: str = ""

@@ -100,6 +100,8 @@ def run_steps(
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
                 metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
                 reason = ranks.share(lambda: trainer.monitor.reason(trainer.step))
+            if (seen := trainer.stability.take()) is not None:
+                metrics.write(step, stability=seen)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
             due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0
@@ -191,6 +193,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
         seconds=round(trainer.seconds, 3),
         tokens_per_second=round(tokens / max(trainer.seconds, 1e-9), 1),
         max_vio=trainer.loads.summary() if trainer.loads else {},
+        stability=trainer.stability.summary(),
         resumed=trainer.resumed,
         environment={
             "corpus_sha256": trainer.corpus.digest,

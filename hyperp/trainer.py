@@ -18,6 +18,7 @@ from hyperp.data import Batches, Corpus, load_corpus
 from hyperp.model.balance import LoadMonitor, balance_loss, total_load
 from hyperp.model.moe import Routing
 from hyperp.model.transformer import Transformer
+from hyperp.monitors import StabilityMonitors
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.parallel import Parallel
 from hyperp.parametrization import LearningRate
@@ -87,6 +88,14 @@ class Trainer:
             self.precision = "bfloat16" if self.device.type == "cuda" else "float32"
         bf16 = self.precision == "bfloat16"
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.stability = StabilityMonitors(
+            self.model,
+            self.optimizer,
+            every=runtime.monitor_every,
+            steps=scale.steps,
+            autocast=self.autocast,
+            compiled=runtime.compile,
+        )
 
     def _micro_batch(self) -> int:
         """Tokens of one forward pass of this rank."""
@@ -131,11 +140,13 @@ class Trainer:
         config = self.config
         x_BT, y_BT = self.batches.batch(self.step)
         total = self._backward(x_BT.split(self.micro_batch), y_BT.split(self.micro_batch))
+        self.stability.before(self.step + 1)
         norm = clip_gradients(self.model.parameters(), config.optim.clip)
         factor = config.schedule.factor(self.step, config.scale.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
+        self.stability.after(x_BT)
         self.optimizer.zero_grad(set_to_none=True)
         self.monitor.update(total, norm)
         self.step += 1
@@ -209,6 +220,7 @@ class Trainer:
             "resumed": self.resumed,
             "monitor": self.monitor.state,
             "unlogged": self.unlogged,
+            "stability": self.stability.state,
             **({} if self.loads is None else {"loads": self.loads.state_5L}),
         }
 
@@ -245,6 +257,7 @@ class Trainer:
         """Go on from `progress()`."""
         self.monitor.state = progress["monitor"].to(self.device)
         self.unlogged = [loss.to(self.device) for loss in progress.get("unlogged", [])]
+        self.stability.state = progress.get("stability", self.stability.state)
         if self.loads is not None:
             self.loads.state_5L = progress["loads"].to(self.device)
         self.step, self.seconds = progress["step"], progress["seconds"]

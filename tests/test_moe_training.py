@@ -33,6 +33,7 @@ TINY = (
     "runtime.threads=1",
     "runtime.log_every=4",
     "runtime.checkpoint_every=0",
+    "runtime.monitor_every=0",
 )
 EXPERTS = ("model=moe", "model.context=32", "model.head_size=8", "scale.granularity=4", "scale.sparsity=4")
 VOLATILE = ("seconds", "tokens_per_second", "resumed", "config")

@@ -19,6 +19,7 @@ WORDS = (
     "data.held_out_tokens=1024",
     "runtime.log_every=4",
     "runtime.checkpoint_every=0",
+    "runtime.monitor_every=0",
     "runtime.wandb=demo",
 )
 

@@ -39,6 +39,7 @@ TINY = (
     "runtime.threads=1",
     "runtime.log_every=4",
     "runtime.checkpoint_every=4",
+    "runtime.monitor_every=0",
 )
 STEPS = 4096 // BATCH_TOKENS
 

@@ -101,14 +101,19 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(n) if shape.qk_norm else None
         self.key_norm = RMSNorm(n) if shape.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> Tensor:
+    def queries_and_keys(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, H, N) and (B, T, K, N); their products over sqrt(N) are the scores."""
         s = self.shape
         q_BTHN = self.query(x_BTD).unflatten(-1, (s.query_heads, s.head_size))
         k_BTKN = self.key(x_BTD).unflatten(-1, (s.kv_heads, s.head_size))
-        v_BTKN = self.value(x_BTD).unflatten(-1, (s.kv_heads, s.head_size))
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHN, k_BTKN = self.query_norm(q_BTHN), self.key_norm(k_BTKN)
-        q_BTHN, k_BTKN = rotate(q_BTHN, cos_TN, sin_TN), rotate(k_BTKN, cos_TN, sin_TN)
+        return rotate(q_BTHN, cos_TN, sin_TN), rotate(k_BTKN, cos_TN, sin_TN)
+
+    def forward(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> Tensor:
+        s = self.shape
+        q_BTHN, k_BTKN = self.queries_and_keys(x_BTD, cos_TN, sin_TN)
+        v_BTKN = self.value(x_BTD).unflatten(-1, (s.kv_heads, s.head_size))
         y_BHTN = F.scaled_dot_product_attention(
             q_BTHN.transpose(1, 2),
             k_BTKN.transpose(1, 2),
