@@ -1,4 +1,4 @@
-"""report.md with its plots, from a law's file alone."""
+"""report.md with its plots, from a law's file, and what monitors saw of its runs if they are still there."""
 
 import importlib.metadata
 import platform
@@ -9,9 +9,10 @@ from typing import Any
 
 import jinja2
 
-from hyperp.analysis import plots, plots_fit, show, show_transfer
+from hyperp.analysis import plots, plots_fit, plots_monitors, show, show_transfer
 from hyperp.analysis.console import degrees, percent
 from hyperp.analysis.law import Law, save_json
+from hyperp.analysis.monitors import Monitors, monitors_of
 from hyperp.analysis.recommend import recommend
 from hyperp.analysis.transfer import Transfer, transfer
 from hyperp.analysis.validate import Validation
@@ -54,7 +55,12 @@ def write_report(
         paths += plots.save_figure(
             *plots.transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}"
         )
-    save_json(_render(law, command, found, validation, sections, list(tests)), out / "report.md")
+    seen = monitors_of(law)
+    stability = [] if seen is None else stability_section(seen)
+    for part in stability:
+        paths += plots.save_figure(*part.pop("figure"), out, part["picture"])
+    text = _render(law, command, found, validation, sections, list(tests), stability)
+    save_json(text, out / "report.md")
     return [out / "report.md", *paths]
 
 
@@ -71,6 +77,21 @@ def test_figures(law: Law) -> dict[str, tuple[Any, plots.Rows]]:
         if rows:
             found["rates-per-slice"] = figure, rows
     return found
+
+
+def stability_section(seen: Monitors) -> list[dict[str, Any]]:
+    """Pictures of the monitors: title, file name, figure, and a sentence for every quantity."""
+    parts: list[dict[str, Any]] = []
+    for axis in seen.axes:
+        sentences = [ratio.sentence() for ratio in seen.ratios(axis)]
+        picture = f"stability-{axis.replace('_', '-')}"
+        figure = plots_monitors.against_size(seen, axis)
+        name = axis.replace("_", " ")
+        parts.append({"title": f"Against {name}", "picture": picture, "figure": figure, "lines": sentences})
+    if len(seen.steps):
+        figure = plots_monitors.against_steps(seen)
+        parts.append({"title": "Against steps", "picture": "stability-steps", "figure": figure, "lines": []})
+    return parts
 
 
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
@@ -95,6 +116,7 @@ def _render(
     validation: Validation | None,
     sections: Mapping[str, list[Transfer]],
     tests: Sequence[str],
+    stability: Sequence[Mapping[str, Any]],
 ) -> str:
     used = [s for s in law.slices if s.used]
     names = show.changing_columns(used)
@@ -142,6 +164,7 @@ def _render(
             }
             for axis, answers in sections.items()
         ],
+        stability=stability,
         validation=validation,
         validation_table=None
         if validation is None

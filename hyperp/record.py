@@ -63,8 +63,9 @@ class Record:
         if not isinstance(self.scale, dict):
             raise ValueError(f"scale must be a mapping, got {self.scale!r}")
         Scale(**self.scale)
-        if not isinstance(self.config, dict):
-            raise ValueError(f"config must be a mapping, got {self.config!r}")
+        for name in ("config", "max_vio", "stability"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must be a mapping, got {getattr(self, name)!r}")
         for name in ("lr", "base_lr"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):

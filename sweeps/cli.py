@@ -295,6 +295,8 @@ def collect(
 ) -> None:
     """Write one row a run, whatever became of it, as Parquet and beside it as CSV.
 
+    What the stability monitors saw, step by step, goes beside it as .metrics.parquet.
+
     Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
     """
     from hyperp.sweeps.collect import collect as write_table

@@ -19,7 +19,7 @@ from hyperp.config import from_dict, one_line
 from hyperp.files import replacing
 from hyperp.record import METRIC
 from hyperp.scale import Scale
-from hyperp.sweeps import planfile
+from hyperp.sweeps import monitor_table, planfile
 from hyperp.sweeps.account import account
 from hyperp.sweeps.coordinates import collect_coordinates
 from hyperp.sweeps.plan import make_point
@@ -41,6 +41,7 @@ COLUMNS = pa.schema(
     + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]
     + [pa.field(name, pa.int64()) for name in ("steps", "parameters")]
     + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
+    + [pa.field(name, pa.float64()) for name in monitor_table.COLUMNS]
     + [pa.field("version", pa.string(), False)]
 )
 SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over
@@ -61,6 +62,7 @@ ORDER = (
 def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
     """Write the table of every run below `root` to `output` (.parquet) and to the same name as .csv.
 
+    What monitors saw step by step goes to the same name as .metrics.parquet, if any run was monitored.
     The same records give the same bytes. A record that cannot be read is told to `warn`, and its run is a row
     with status `failed`. Raises ValueError for another suffix and for a root without runs.
     """
@@ -85,6 +87,7 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
         writer.writeheader()
         writer.writerows(rows)
     collect_coordinates(root, [row["run_id"] for row in rows], output, warn)
+    monitor_table.write_metrics(root, [values["run_id"] for values in rows], output)
     return runs
 
 
@@ -95,6 +98,7 @@ def row(root: Path, run: Run) -> dict[str, Any]:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
     ended = run.record
     found = common | asdict(Scale(**ended.scale)) | {"setting": setting(ended.config)}
+    found |= monitor_table.summary_columns(ended)
     return found | {name: getattr(ended, name) for name in COLUMNS.names if name not in found}
 
 

@@ -47,6 +47,13 @@ COLUMNS = [
     "flops",
     "seconds",
     "tokens_per_second",
+    "attention_z_max",
+    "router_z_max",
+    "residual_rms_max",
+    "outlier_share",
+    "logit_max",
+    "norm_over_radius_max",
+    "max_vio",
     "version",
 ]
 INTEGERS = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity", "seed")
