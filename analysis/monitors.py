@@ -33,7 +33,7 @@ STEPPED = {
     "attention_output_rms": ("attention output RMS (largest layer)", None),
     "mlp_output_rms": ("MLP output RMS (largest layer)", None),
     "residual_rms": ("residual RMS (largest layer)", None),
-    "residual_outliers": ("residual outliers (share, largest layer)", None),
+    "outlier_share": ("share of outliers (largest layer)", None),
     "logit_max": ("largest logit", None),
     "gradient_rms": ("gradient RMS, hidden matrices", "hidden"),
     "update_rms": ("update RMS, hidden matrices", "hidden"),
@@ -88,12 +88,11 @@ class Monitors:
     def lines(self, axis: str) -> list[tuple[dict[str, int], pd.DataFrame]]:
         """The scales along an axis, smallest first, a line for each choice of the other sizes that vary."""
         others = [name for name in self.sizes if name != axis]
-        groups = self.scales.groupby(others) if others else [((), self.scales)]
-        lines = [(key, group.sort_values(axis)) for key, group in groups]
-        lines = [(key, g) for key, g in lines if g[axis].iloc[-1] >= VARIES * g[axis].iloc[0]]
-        named = [(dict(zip(others, key, strict=True)), group) for key, group in lines]
-        differ = [n for n in others if len({held[n] for held, _ in named}) > 1]
-        return [({name: int(held[name]) for name in differ}, group) for held, group in named]
+        groups = [group for _, group in self.scales.groupby(others)] if others else [self.scales]
+        groups = [group.sort_values(axis) for group in groups]
+        groups = [group for group in groups if group[axis].iloc[-1] >= VARIES * group[axis].iloc[0]]
+        differ = [name for name in others if len({group[name].iloc[0] for group in groups}) > 1]
+        return [({name: int(group[name].iloc[0]) for name in differ}, group) for group in groups]
 
     def ratios(self, axis: str) -> list[Ratio]:
         """Largest over smallest size, for every quantity and line of the axis where both are known."""
@@ -139,7 +138,7 @@ def _best(frame: pd.DataFrame, sizes: tuple[str, ...]) -> pd.DataFrame:
         lr = group.groupby("lr")["loss"].mean().idxmin()
         runs = group[group["lr"] == lr]
         means = runs[columns].mean(skipna=False).to_dict()
-        best = {"lr": lr, "seeds": len(runs), "run_id": runs.loc[runs["loss"].idxmin(), "run_id"]}
+        best = {"lr": lr, "seeds": len(runs), "run_id": runs.sort_values("loss")["run_id"].iloc[0]}
         rows.append({**dict(zip(sizes, key, strict=True)), **best, **means})
     return pd.DataFrame(rows)
 
@@ -151,6 +150,8 @@ def _by_step(path: Path, run_ids: pd.Series) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; collect it again")
     scale = {run_id: index for index, run_id in run_ids.items()}
+    outliers = frame["quantity"].str.endswith("_outliers")
+    frame = frame.assign(quantity=frame["quantity"].mask(outliers, "outlier_share"))
     frame = frame[frame["run_id"].isin(scale) & frame["quantity"].isin(STEPPED)]
     role = frame["quantity"].map({name: role for name, (_, role) in STEPPED.items()})
     frame = frame[role.isna() | (role == frame["role"])]

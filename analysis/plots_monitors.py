@@ -7,7 +7,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hyperp.analysis.monitors import STEPPED, SUMMARIES, Monitors
 from hyperp.analysis.plots import COLOURS, LINES, MARKERS, STYLE, UNITS, Rows, named, size_text
@@ -58,13 +57,13 @@ def against_size(found: Monitors, axis: str) -> tuple[Figure, Rows]:
                     line[axis], line[quantity], marker + LINES[0], color=colour, ms=5, lw=1.2, label=label
                 )
                 for _, row in line.iterrows():
-                    sizes = {name: int(row[name]) for name in found.sizes}
+                    own = {name: int(row[name]) for name in found.sizes}
                     value = {"quantity": quantity, "value": row[quantity]}
-                    rows.append({**value, **sizes, "lr": row["lr"], "seeds": int(row["seeds"])})
+                    rows.append({**value, **own, "lr": row["lr"], "seeds": int(row["seeds"])})
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            sizes = sorted({float(size) for _, line in lines for size in line[axis]})
+            axes.set_xticks(sizes, [size_text(size) for size in sizes])
+            axes.minorticks_off()
             axes.set_title(f"largest {SUMMARIES[quantity]}", loc="left", fontsize=9.5)
             axes.set_xlabel(UNITS.get(axis, axis))
             axes.set_ylim(bottom=_floor(axes))

@@ -28,11 +28,12 @@ def monitored(make_ladder) -> pd.DataFrame:
 
 def by_step(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for run in frame.itertuples():
+    for number, run_id in enumerate(frame["run_id"]):
         for step in (50, 100):
-            places = [("attention_z", 0, None, 3.0), ("attention_z", 1, None, step + run.Index)]
+            places = [("attention_z", 0, None, 3.0), ("attention_z", 1, None, step + number)]
             places += [("update_rms", None, "hidden", 1e-3), ("update_rms", None, "vector", 7.0)]
-            rows += [(run.run_id, step, *place) for place in places]
+            places += [("residual_outliers", 0, None, 0.0), ("mlp_output_outliers", 0, None, 0.25)]
+            rows += [(run_id, step, *place) for place in places]
     return pd.DataFrame(rows, columns=["run_id", "step", "quantity", "layer", "role", "value"])
 
 
@@ -56,12 +57,12 @@ def test_every_scale_counts_with_the_runs_at_its_best_rate(made):
     found = monitors_of(law)
     assert found is not None
     assert len(found.scales) == 5
-    for row in found.scales.itertuples():
-        runs = best(frame, row.tokens, row.width)
-        assert row.lr == runs["lr"].iloc[0]
-        assert row.seeds == 2
-        assert row.attention_z_max == pytest.approx(runs["attention_z_max"].mean(), rel=1e-12)
-        assert row.logit_max < 1e6
+    for row in found.scales.to_dict("records"):
+        runs = best(frame, row["tokens"], row["width"])
+        assert row["lr"] == runs["lr"].iloc[0]
+        assert row["seeds"] == 2
+        assert row["attention_z_max"] == pytest.approx(runs["attention_z_max"].mean(), rel=1e-12)
+        assert row["logit_max"] < 1e6
     assert found.quantities == ["attention_z_max", "logit_max"]
     assert found.axes == ["width", "tokens"]
 
@@ -82,11 +83,13 @@ def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(m
     _, frame, law = made
     found = monitors_of(law)
     assert found is not None
-    for row in found.scales.itertuples():
-        own = found.steps[found.steps["scale"] == row.Index]
-        run = best(frame, row.tokens, row.width)["loss"].idxmin()
+    for scale, row in enumerate(found.scales.to_dict("records")):
+        own = found.steps[found.steps["scale"] == scale]
+        run = int(best(frame, row["tokens"], row["width"])["loss"].to_numpy().argmin())
+        run = int(best(frame, row["tokens"], row["width"]).index.to_numpy()[run])
         assert own[own["quantity"] == "attention_z"]["value"].tolist() == [50 + run, 100 + run]
         assert own[own["quantity"] == "update_rms"]["value"].tolist() == [1e-3, 1e-3]
+        assert own[own["quantity"] == "outlier_share"]["value"].tolist() == [0.25, 0.25]
 
 
 def test_the_report_draws_and_says_it(made, tmp_path):
