@@ -1,0 +1,84 @@
+"""Monitors over several processes see the gradients, updates and norms that one process sees."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn as start_processes
+
+from hyperp import distributed
+from hyperp.config import compose, resolve
+from hyperp.data import Corpus
+from hyperp.trainer import Trainer
+
+SMALL = (
+    "scale.width=16",
+    "scale.batch_tokens=64",
+    "scale.tokens=512",
+    "model.context=8",
+    "model.head_size=8",
+    "data.held_out_tokens=64",
+    "runtime.threads=1",
+    "runtime.device=cpu",
+    "runtime.monitor_every=2",
+    "parametrization=raw",
+    "base_lr=0.02",
+)
+MOE = ("model=moe", "model.context=8", "model.head_size=8", "scale.granularity=2", "scale.sparsity=3")
+CASES = {"sso": ("optim=sso",), "muonh moe": ("optim=muonh", *MOE)}
+
+
+def rows(parallel: str) -> dict[str, Any]:
+    """The second look of every case, and the summary."""
+    found = {}
+    for name, words in CASES.items():
+        ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % 31).astype(np.uint8)
+        corpus = Corpus("text", ids[:5_000], ids[5_000:], 31, 1.0, digest="0" * 64)
+        made = resolve(compose([*SMALL, *words, f"runtime.parallel={parallel}"]))
+        trainer = Trainer(made, corpus)
+        for _ in range(4):
+            trainer.train_step()
+        row = trainer.stability.take()
+        losses = [float(trainer.train_step())]  # the run goes on
+        found[name] = {"row": row, "summary": trainer.stability.summary(), "losses": losses}
+    return found
+
+
+def _rank(rank: int, size: int, port: int, parallel: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    with distributed.joined(60):
+        (folder / f"{parallel}{rank}.json").write_text(json.dumps(rows(parallel)))
+    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_see_what_one_sees(tmp_path, parallel):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    start_processes(_rank, (2, port, parallel, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{parallel}{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    torch.set_num_threads(1)
+    for name, one in rows("ddp").items():
+        both = first[name]
+        assert both["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        for quantity in ("gradient_rms", "update_rms"):
+            assert both["row"][quantity] == pytest.approx(one["row"][quantity], rel=1e-3)
+        assert both["row"]["norm_over_radius"].keys() == one["row"]["norm_over_radius"].keys()
+        for role, ends in one["row"]["norm_over_radius"].items():
+            assert both["row"]["norm_over_radius"][role] == pytest.approx(ends, rel=1e-5)
+        assert both["row"]["matrices"].keys() == one["row"]["matrices"].keys()
+        for matrix, norms in one["row"]["matrices"].items():
+            for norm, values in norms.items():
+                near = values if values is None else pytest.approx(values, rel=1e-4)
+                assert both["row"]["matrices"][matrix][norm] == near
+        assert both["row"].keys() == one["row"].keys()  # activations are of other sequences
