@@ -328,7 +328,8 @@ def report(
 ) -> None:
     """Write report.md with tables, and every plot as PNG, SVG and CSV.
 
-    With a target size, the report holds the recommendation for it.
+    With a target size, the report holds the recommendation for it. If the table that the law was fitted to is
+    still there, unchanged, what stability monitors saw of its runs is drawn too.
 
     Example: hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
     """
