@@ -98,27 +98,35 @@ def wait_for_step(run_dir: Path, step: int) -> Seen:
 
 
 @contextlib.contextmanager
-def frozen(*seen: Seen) -> Iterator[None]:
-    """Stop processes in the middle of a step, so that no run is over before a test has done its worst."""
-    for one in seen:
-        os.kill(one.process, signal.SIGSTOP)
+def frozen(seen: Seen) -> Iterator[None]:
+    """Stop a process in the middle of a step, so that its run is not over before a test is done with it."""
+    os.kill(seen.process, signal.SIGSTOP)
+    wait_for(lambda: about(seen.process)["State"].startswith("T"), "a process to stop")
     try:
         yield
     finally:
-        for one in seen:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one.process, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(seen.process, signal.SIGCONT)
 
 
 def wait_for_warning(seen: Seen, seconds: float) -> None:
-    """Wait until Slurm has sent USR2 to a frozen process, which gets it when it goes on."""
+    """Wait until Slurm has sent USR2 to a frozen process; it may let it go on, too, to get the signal."""
 
-    def pending() -> bool:
-        lines = Path(f"/proc/{seen.process}/status").read_text().splitlines()
-        (mask,) = (line.split()[1] for line in lines if line.startswith("ShdPnd:"))
-        return bool(int(mask, 16) >> (signal.SIGUSR2 - 1) & 1)
+    def warned() -> bool:
+        now = about(seen.process)
+        pending = int(now["ShdPnd"], 16) >> (signal.SIGUSR2 - 1) & 1
+        return bool(pending) or not now["State"].startswith("T")
 
-    wait_for(pending, "a warning of Slurm", seconds)
+    wait_for(warned, "a warning of Slurm", seconds)
+
+
+def about(pid: int) -> dict[str, str]:
+    """What the kernel says of a process; as of a dead one if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {"State": "X (dead)", "ShdPnd": "0"}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def kill_node(cluster: Cluster, name: str) -> None:

@@ -140,7 +140,8 @@ def test_a_real_time_limit_of_one_minute(cluster, sweep, tmp_path, undisturbed):
     wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be in the queue again", 60)
     settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
-    assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")
+    # Slurm may warn half a minute early, and so more than once.
+    assert one.resumed == int(one.environment["slurm_restart_count"]) >= 1
     assert ended(tmp_path) == undisturbed(*LONG)
 
 
