@@ -31,11 +31,13 @@ demo: $(STAMP)
 	hyperp-law report runs/demo/law.json --tokens 5.2e5 --check runs/demo_check/runs.parquet -o reports/demo
 	hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
 
+# The tests of Slurm run where one is up, and say how to have one where not: `make test` installs and starts none.
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2
+	$(BIN)/python -m pytest -m "not slow" tests/slurm
 
 test-slurm: $(STAMP)
-	$(BIN)/python -m pytest -m "slurm and not slow"
+	$(BIN)/python tests/slurm/cluster.py run $(BIN)/python -m pytest -m "not slow" tests/slurm
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -25,6 +25,7 @@ from hyperp.files import HeldError, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.heartbeat import Heartbeat
 from hyperp.metrics import MetricsLog, NoLog
+from hyperp.optim.msign import dtype_for
 from hyperp.optim.rule import RULES, option_names
 from hyperp.record import Record
 from hyperp.roles import Role
@@ -211,8 +212,10 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
 
 
 def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
-    names = option_names(RULES[group["algorithm"]])
-    return {"algorithm": group["algorithm"], **{name: group[name] for name in names}}
+    options = {name: group[name] for name in option_names(RULES[group["algorithm"]])}
+    if "msign_dtype" in options:  # what was used, which a checkpoint says too
+        options["msign_dtype"] = dtype_for(options["msign_dtype"], group["params"])
+    return {"algorithm": group["algorithm"], **options}
 
 
 def train(

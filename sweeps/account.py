@@ -67,7 +67,8 @@ def with_jobs(root: Path, runs: Sequence[Run], warn: Warn) -> list[Run]:
         if run.run_id in sent and run.status not in DONE and not _in_flight(sent[run.run_id])
     }
     unknown = {one.job_id for run_id, one in over.items() if one.job_id and not _by(records[run_id], one)}
-    accounts = slurm.accounts(unknown)
+    failed = {one.job.job_id for one in over.values() if one.job and one.job.state == "FAILED"}
+    accounts = slurm.accounts(unknown, failed & unknown)
     return [_merge(root, run, sent.get(run.run_id), accounts) for run in runs]
 
 

@@ -4,7 +4,8 @@ import getpass
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -23,6 +24,7 @@ WHY = {
     "REVOKED": "revoked",
 }
 AT_ONCE = 500  # job ids in one command line
+LATE_SECONDS = 5.0  # that the accounting may lag behind the controller
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -79,15 +81,30 @@ def queue() -> dict[str, Job]:
     return jobs
 
 
-def accounts(job_ids: Iterable[str]) -> dict[str, Job]:
-    """What the accounting says of jobs; nothing where a cluster keeps none."""
-    jobs: dict[str, Job] = {}
-    for some in _batches(sorted(job_ids)):
+def accounts(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, Job]:
+    """What the accounting says of jobs; nothing where a cluster keeps none.
+
+    Those of `failed` have, as the controller says. Only the accounting knows what their steps used, and it
+    hears of the end a moment later: it is asked again until it has, for LATE_SECONDS at most.
+    """
+    wanted, deadline = sorted(job_ids), time.monotonic() + LATE_SECONDS
+    while True:
         try:
-            text = _output("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
+            jobs = _ask_accounting(wanted)
         except SlurmError:
+            return {}
+        late = [job_id for job_id in failed if job_id not in jobs or jobs[job_id].in_flight]
+        if not late or time.monotonic() > deadline:
             return jobs
-        rows = [dict(zip(ACCOUNT_FIELDS, line.split("|"), strict=False)) for line in text.splitlines()]
+        time.sleep(0.2)
+
+
+def _ask_accounting(job_ids: Sequence[str]) -> dict[str, Job]:
+    jobs: dict[str, Job] = {}
+    for some in _batches(job_ids):
+        text = _output("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
+        names: list[str] = list(ACCOUNT_FIELDS)
+        rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines()]
         steps: dict[str, list[dict[str, str]]] = {}
         for row in rows:
             steps.setdefault(row["JobID"].partition(".")[0], []).append(row)

@@ -82,6 +82,39 @@ def test_why_a_job_ended(lines, why):
     assert slurm._account("1", rows).why == why
 
 
+SACCT = """#!/bin/sh
+echo asked >> {folder}/asked
+if [ "$(wc -l < {folder}/asked)" -lt 3 ]; then
+    {early}
+else
+    printf '1|a|FAILED|9:0|200M||n1\\n1.0|python|CANCELLED by 0|0:9||501600K|n1\\n'
+fi
+"""
+
+
+@pytest.fixture(params=["echo '1|a|RUNNING|0:0|200M||n1'", ":"], ids=["still running", "not there"])
+def late_accounting(request, tmp_path, monkeypatch):
+    """A sacct that answers with the truth when it is asked for the third time; gives how often it was."""
+    program = tmp_path / "sacct"
+    program.write_text(SACCT.format(folder=tmp_path, early=request.param))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return lambda: len((tmp_path / "asked").read_text().split())
+
+
+def test_the_accounting_is_asked_until_it_has_heard_that_a_job_failed(late_accounting):
+    assert slurm.accounts(["1"], failed=["1"])["1"].why == "out of memory: 490 MB of 200"
+    assert late_accounting() == 3
+
+
+def test_the_accounting_is_asked_once_of_other_jobs_and_not_for_ever(late_accounting, monkeypatch):
+    slurm.accounts(["1"])
+    assert late_accounting() == 1
+    monkeypatch.setattr(slurm, "LATE_SECONDS", -1.0)
+    slurm.accounts(["1"], failed=["1"])
+    assert late_accounting() == 2
+
+
 def test_submissions_are_noted_before_they_are_answered(tmp_path):
     one = Submission("hyperp-a", "2026-01-01T00:00:00+00:00", "slurm/hyperp-a", None, [["r1"], ["r2"]])
     assert submissions.read(tmp_path) == []

@@ -1,9 +1,11 @@
 """A real Slurm on this machine for the tests: two nodes with two stand-in GPUs each, accounting, preemption.
 
-    python tests/slurm/cluster.py up      # prints the line that lets a shell use it
-    python tests/slurm/cluster.py down    # stops what `up` started, and nothing else
+    python tests/slurm/cluster.py up              # prints the line that lets a shell use it
+    python tests/slurm/cluster.py down            # stops what `up` started, and nothing else
+    python tests/slurm/cluster.py run COMMAND...  # up, the command, and down again if it was not up before
 
-Needs root on Debian; installs Slurm's own packages where they are missing. HYPERP_SLURM_DIR moves it.
+Needs root on Debian; installs Slurm's own packages where they are missing. HYPERP_SLURM_DIR moves it. Where
+there can be no Slurm, `run` says why and runs the command without it.
 """
 
 import contextlib
@@ -18,16 +20,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+from configuration import GPUS, NODES, mariadb_conf, slurm_conf, slurmdbd_conf
 
 FOLDER = Path(os.environ.get("HYPERP_SLURM_DIR", "/tmp/hyperp-slurm"))  # short: it holds Unix sockets
-NODES = ("n1", "n2")
-GPUS = ("null", "zero")  # a character device passes for a GPU; a file leaves CUDA_VISIBLE_DEVICES unset
-CONTROLLER_PORT, DATABASE_PORT, ACCOUNTING_PORT, FIRST_NODE_PORT = 26817, 23306, 26819, 27001
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "sbatch", "mariadbd", "mariadb")
 PACKAGES = (
     *("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "slurm-wlm-mysql-plugin"),
     *("mariadb-server-core", "mariadb-client-core"),
 )
+
+
+class NotInstalledError(RuntimeError):
+    """Slurm's packages are missing and cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,14 @@ class Cluster:
         """Bring the nodes back up and wait until they take jobs."""
         for node in self.nodes.values():
             node.start()
-        time.sleep(0.2)
-        for name in NODES:
-            if any(word in self.node_state(name) for word in ("down", "drain")):
+
+        def usable(name: str) -> bool:
+            state = self.node_state(name)
+            if "down" in state or "drain" in state:
                 succeeds("scontrol", "update", f"nodename={name}", "state=resume")
-        usable = ("idle", "mixed", "allocated", "completing")
-        wait_for(lambda: all(self.node_state(name) in usable for name in NODES), "the nodes", 60)
+            return state in ("idle", "mixed", "allocated", "completing")
+
+        wait_for(lambda: all(usable(name) for name in NODES), "the nodes", 90)
 
     def node_state(self, name: str) -> str:
         """In sinfo's words: idle, mixed, down*, ..."""
@@ -125,15 +133,36 @@ class Cluster:
         """Cancel every job, then stop the daemons in the order in which they need each other."""
         os.environ["SLURM_CONF"] = str(self.config)
         if self.controller.pid():
-            self.clear()
+            with contextlib.suppress(TimeoutError):
+                self.clear()
         for daemon in (*self.nodes.values(), self.controller, self.accounting, self.database, self.munge):
             daemon.stop()
 
     def clear(self) -> None:
         """Cancel every job and wait until all have gone."""
         succeeds("scancel", "--user=root")
-        with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not output("squeue", "-h").strip(), "jobs to end", 40)
+        self.settle(90)
+
+    def settle(self, seconds: float = 300) -> None:
+        """Wait until Slurm says that no job is in the queue or on a node; an ending one still is."""
+
+        def idle() -> bool:
+            done = subprocess.run(["squeue", "-h"], capture_output=True, check=False)
+            return done.returncode == 0 and not done.stdout.strip()
+
+        wait_for(idle, "the jobs to end", seconds)
+
+    def kill_controller(self, job: str) -> None:
+        """SIGKILL, once it has noted on disk that `job`, which runs, does so.
+
+        It writes every few seconds only: killed before, it would forget a new job, or send it to a node again
+        and drain that for a duplicate id.
+        """
+        mark = f"mark-{time.monotonic_ns()}"
+        run(["scontrol", "update", f"jobid={job}", f"comment={mark}"])
+        state = self.folder / "state" / "job_state"
+        wait_for(lambda: mark.encode() in state.read_bytes(), "the controller to save its state")
+        self.controller.stop(signal.SIGKILL)
 
     def _start_database(self) -> None:
         if not (self.folder / "mysql" / "mysql").is_dir():
@@ -175,107 +204,6 @@ class Cluster:
         (etc / "mariadb.cnf").write_text(mariadb_conf(self.folder))
 
 
-def slurm_conf(folder: Path, host: str) -> str:
-    """`slurm.conf`; where a value matters to the tests, a comment says why."""
-    return f"""
-ClusterName=hyperp
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={CONTROLLER_PORT}
-SlurmUser=root
-SlurmdUser=root
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
-SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd.%n.pid
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.%n.log
-MailProg=/bin/true
-AuthType=auth/munge
-CredType=cred/munge
-# A requeued job waits until its old credential has expired: 5 s in place of 2 minutes.
-AuthInfo=socket={folder}/run/munge,cred_expire=5
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-# Without control groups, polling is what enforces a memory limit.
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-# Otherwise a job that asks for no memory takes a node's whole.
-DefMemPerCPU=512
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
-# More cores than the machine has, so that several tiny jobs share it.
-SlurmdParameters=config_overrides
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-# Sends the signal of `--signal` to a job that is preempted as well.
-SlurmctldParameters=preempt_send_user_signal
-# One more than the largest index of an array.
-MaxArraySize=1000
-ReturnToService=2
-KillWait=5
-SlurmdTimeout=10
-MinJobAge=300
-GresTypes=gpu
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={ACCOUNTING_PORT}
-AccountingStoragePass={folder}/run/munge
-AccountingStorageTRES=gres/gpu
-{_node_lines(host)}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=5 PreemptMode=OFF
-PartitionName=low Nodes=ALL PriorityTier=1 GraceTime=10
-PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
-"""
-
-
-def _node_lines(host: str) -> str:
-    size = f"CPUs=4 RealMemory=8000 Gres=gpu:{len(GPUS)}"
-    where = f"NodeHostname={host} NodeAddr=127.0.0.1"
-    return "\n".join(
-        f"NodeName={name} {where} Port={FIRST_NODE_PORT + i} {size}" for i, name in enumerate(NODES)
-    )
-
-
-def slurmdbd_conf(folder: Path, host: str) -> str:
-    """`slurmdbd.conf`: without accounting nobody can say why a job of yesterday died."""
-    return f"""
-AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={ACCOUNTING_PORT}
-SlurmUser=root
-LogFile={folder}/log/slurmdbd.log
-PidFile={folder}/run/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={DATABASE_PORT}
-StorageUser=slurm
-StoragePass=slurm
-StorageLoc=slurm_acct_db
-"""
-
-
-def mariadb_conf(folder: Path) -> str:
-    """Small, and quick rather than durable; slurmdbd asks for the lock timeout."""
-    return f"""
-[mariadbd]
-user=root
-datadir={folder}/mysql
-socket={folder}/run/mariadb
-pid-file={folder}/run/mariadbd.pid
-bind-address=127.0.0.1
-port={DATABASE_PORT}
-innodb_buffer_pool_size=64M
-innodb_flush_log_at_trx_commit=0
-innodb_lock_wait_timeout=900
-performance_schema=OFF
-"""
-
-
 def why_not() -> str | None:
     """Why this machine cannot have the cluster, or None."""
     if os.geteuid() != 0:
@@ -286,7 +214,10 @@ def why_not() -> str | None:
 
 
 def install() -> None:
-    """Install Slurm's packages if a program is missing, without the services that Debian would start."""
+    """Install Slurm's packages if a program is missing, without the services that Debian would start.
+
+    Raises NotInstalledError.
+    """
     plugins = Path("/usr/lib").glob("*/slurm-wlm/accounting_storage_mysql.so")
     if all(shutil.which(program) for program in PROGRAMS) and any(plugins):
         return
@@ -299,6 +230,8 @@ def install() -> None:
     try:
         run(["apt-get", "-q", "update"], quiet)
         run(["apt-get", "-q", "-y", "--no-install-recommends", "install", *PACKAGES], quiet)
+    except RuntimeError as error:
+        raise NotInstalledError(f"its packages cannot be installed: {error}") from None
     finally:
         if ours:
             policy.unlink()
@@ -362,15 +295,53 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+def beside(cluster: Cluster, command: Sequence[str]) -> int:
+    """Run a command while the cluster is up; however it ends, stop the cluster if it was not up before.
+
+    Returns the command's exit code. Where there can be no cluster, the command runs without.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, _leave)
+    ours = cluster.controller.pid() is None
+    try:
+        reason = why_not()
+        try:
+            if reason is None:
+                cluster.start()
+        except NotInstalledError as error:
+            reason = str(error)
+        if reason:
+            print(f"no Slurm is started, and what needs one is skipped: {reason}", file=sys.stderr)
+        with subprocess.Popen(command) as child:
+            try:
+                return child.wait()
+            except BaseException:
+                child.terminate()
+                raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if ours:
+            cluster.stop()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def main() -> None:
-    """`up` or `down`."""
-    if sys.argv[1:] not in (["up"], ["down"]):
-        sys.exit("usage: cluster.py up | down")
+    """`up`, `down` or `run`."""
+    verb, command = "".join(sys.argv[1:2]), sys.argv[2:]
+    if verb not in ("up", "down", "run") or (verb == "run") != bool(command):
+        sys.exit("usage: cluster.py up | down | run COMMAND...")
+    cluster = Cluster()
+    if verb == "run":
+        sys.exit(beside(cluster, command))
     reason = why_not()
     if reason:
         sys.exit(reason)
-    cluster = Cluster()
-    if sys.argv[1] == "up":
+    if verb == "up":
         cluster.start()
         print(f"export SLURM_CONF={cluster.config}")
     else:

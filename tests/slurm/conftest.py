@@ -1,9 +1,6 @@
-"""One Slurm for all tests below this folder: started when the first needs it, stopped after the last."""
+"""The tests below this folder use a Slurm that is up; `make test-slurm` starts one and stops it."""
 
-import contextlib
-import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,53 +10,37 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cluster import FOLDER, Cluster, exclusive, why_not
+from cluster import FOLDER, Cluster, exclusive, succeeds, wait_for
 
 BIN = Path(sys.executable).parent
+HOW = "`make test-slurm` starts one, runs these tests and stops it (it needs root on Debian)"
 
 
 @pytest.fixture(scope="session")
-def running_cluster() -> Iterator[Cluster]:
-    """The cluster; skips where there can be none. Several pytest processes share it: the last one stops it.
-
-    A cluster that was up before is left up.
-    """
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def running_cluster() -> Cluster:
+    """The cluster; skips where none is up: a test installs no packages and starts no daemons by itself."""
     cluster = Cluster()
-    users = (FOLDER / ".users").open("a")
-    fcntl.flock(users, fcntl.LOCK_SH)
-    theirs = FOLDER / ".started-by-tests"
     if cluster.controller.pid() is None:
-        theirs.touch()
-    try:
-        cluster.start()
-    except (RuntimeError, TimeoutError, OSError) as error:
-        cluster.stop()
-        if shutil.which("slurmctld") is None:
-            pytest.skip(f"Slurm cannot be installed: {error}")
-        raise
-    yield cluster
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if theirs.exists():
-            cluster.stop()
-            theirs.unlink()
-    users.close()
+        pytest.skip(f"no Slurm is up: {HOW}")
+    os.environ["SLURM_CONF"] = str(cluster.config)
+    return cluster
 
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster for one test alone, without a job, with both nodes up."""
-    os.environ["SLURM_CONF"] = str(running_cluster.config)
     with exclusive(FOLDER / ".test"):
+        tidy(running_cluster)
         yield running_cluster
-        if running_cluster.controller.pid() is None:
-            running_cluster.controller.start()
-        running_cluster.revive()
-        running_cluster.clear()
+        tidy(running_cluster)
+
+
+def tidy(cluster: Cluster) -> None:
+    """Undo what a test did to the cluster."""
+    cluster.controller.start()
+    wait_for(lambda: succeeds("scontrol", "ping"), "the controller")
+    cluster.revive()
+    cluster.clear()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,12 @@ def report(root: Path, *options: str) -> dict[str, Any]:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def settled(root: Path, seconds: float = 150) -> None:
-    """Wait until none of a sweep's runs is queued or running."""
-    wait_for(lambda: not set(report(root)["counts"]) & {"queued", "running"}, f"{root} to settle", seconds)
+def settled(cluster: Cluster, root: Path) -> dict[str, int]:
+    """Wait until Slurm has no job; the counts of the sweep, of whose runs none may be under way then."""
+    cluster.settle()
+    counts = report(root)["counts"]
+    assert not set(counts) & {"queued", "running"}, counts
+    return counts
 
 
 def jobs_state() -> list[str]:
@@ -58,28 +63,70 @@ def jobs_state() -> list[str]:
     return output("squeue", "-h", "-r", "-O", "JobArrayID:|,State:|,RestartCnt:|").split()
 
 
-def jobs_of(job: str | None) -> list[str]:
-    """`id|state` of every task of an array, from the accounting."""
-    return output("sacct", "-n", "-P", "-X", "-j", str(job), "-o", "JobID,State").splitlines()
+def jobs_of(job: str | None, field: str = "State") -> dict[str, str]:
+    """One field of the accounting for every task of an array, by id."""
+    lines = output("sacct", "-n", "-P", "-X", "-j", str(job), "-o", f"JobID,{field}").splitlines()
+    return {line.partition("|")[0]: line.partition("|")[2] for line in lines}
 
 
-def beat(run_dir: Path) -> dict[str, Any]:
-    """The heartbeat of a run; step -1 without one."""
-    try:
-        return json.loads((run_dir / "heartbeat.json").read_text())
-    except (OSError, ValueError):
-        return {"step": -1, "job": None}
+@dataclass(frozen=True)
+class Seen:
+    """A run that a live process was doing a moment ago: the last step that it logged."""
+
+    step: int
+    process: int
+    job: str
 
 
-def wait_for_step(run_dir: Path, step: int, seconds: float = 90) -> dict[str, Any]:
-    """Wait until the heartbeat of a live process is past `step`, and return it."""
+def wait_for_step(run_dir: Path, step: int) -> Seen:
+    """Wait until a live process has logged a step past `step`; a run logs more often than its heart beats."""
+    found: list[Seen] = []
 
     def past() -> bool:
-        now = beat(run_dir)
-        return now["step"] > step and Path(f"/proc/{now['process']}").exists()
+        try:
+            lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+            now = json.loads((run_dir / "heartbeat.json").read_text())
+        except (OSError, ValueError):
+            return False
+        logged = max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=-1)
+        if logged > step and Path(f"/proc/{now['process']}").exists():
+            found.append(Seen(logged, now["process"], now["job"]))
+        return bool(found)
 
-    wait_for(past, f"step {step} of {run_dir.name}", seconds)
-    return beat(run_dir)
+    wait_for(past, f"step {step} of {run_dir.name}", 180)
+    return found[0]
+
+
+@contextlib.contextmanager
+def frozen(seen: Seen) -> Iterator[None]:
+    """Stop a process in the middle of a step, so that its run is not over before a test is done with it."""
+    os.kill(seen.process, signal.SIGSTOP)
+    wait_for(lambda: about(seen.process)["State"].startswith("T"), "a process to stop")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(seen.process, signal.SIGCONT)
+
+
+def wait_for_warning(seen: Seen, seconds: float) -> None:
+    """Wait until Slurm has sent USR2 to a frozen process; it may let it go on, too, to get the signal."""
+
+    def warned() -> bool:
+        now = about(seen.process)
+        pending = int(now["ShdPnd"], 16) >> (signal.SIGUSR2 - 1) & 1
+        return bool(pending) or not now["State"].startswith("T")
+
+    wait_for(warned, "a warning of Slurm", seconds)
+
+
+def about(pid: int) -> dict[str, str]:
+    """What the kernel says of a process; as of a dead one if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {"State": "X (dead)", "ShdPnd": "0"}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def kill_node(cluster: Cluster, name: str) -> None:

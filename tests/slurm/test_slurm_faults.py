@@ -1,8 +1,11 @@
 """What goes wrong on a cluster, done to real jobs: each run ends once, with the bits of one left alone."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
+from random import Random
 
 import pytest
 import torch
@@ -12,36 +15,35 @@ from helpers import (
     SHORT,
     SLURM,
     TINY,
-    beat,
     facts,
+    frozen,
     jobs_state,
     kill_node,
     records,
     report,
     settled,
     wait_for_step,
+    wait_for_warning,
 )
 
 from hyperp.sweeps import submissions
 from hyperp.sweeps.plan import make_plan
 
 pytestmark = pytest.mark.slurm
-LONG = ["scale.tokens=524288", "runtime.threads=1"]  # 2,048 steps: seconds
-LONGER = ["scale.tokens=4194304", "runtime.threads=1"]
+LONG = ["scale.tokens=262144", "runtime.threads=1"]  # 1,024 steps: seconds
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The records, by run id, of what these words plan, run on this machine in peace; each plan once."""
-    known = {}
+    """What runs leave that these words plan, run on this machine in peace, by id; each run only once."""
+    root = tmp_path_factory.mktemp("undisturbed")
 
     def run(*words):
-        if words not in known:
-            root = tmp_path_factory.mktemp("undisturbed")
-            command = [HYPERP_SWEEP, "run", *TINY, *words, f"runtime.root={root}"]
-            subprocess.run(command, check=True, capture_output=True)
-            known[words] = {run_id: facts(one) for run_id, one in records(root).items()}
-        return known[words]
+        command = [HYPERP_SWEEP, "run", *TINY, *words, f"runtime.root={root}"]
+        subprocess.run(command, check=True, capture_output=True)
+        points = make_plan([*TINY, *words, f"runtime.root={root}"]).points
+        left = ended(root)
+        return {point.run_id: left[point.run_id] for point in points}
 
     return run
 
@@ -55,22 +57,29 @@ def submit(sweep, root, *words):
 
 
 def ended(root):
-    return {run_id: facts(one) for run_id, one in records(root).items()}
+    """What must be the same, however often a run was interrupted: its record and its curve, to the bit."""
+    return {run_id: (facts(one), curve(root / run_id)) for run_id, one in records(root).items()}
+
+
+def curve(run_dir):
+    """Every logged step once, in order, with all that was measured but the speed."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
 
 
 def test_a_process_killed_three_times_ends_with_the_same_bits(cluster, sweep, tmp_path, undisturbed):
-    step, reasons = 20, []
+    step, reasons, random = 20, [], Random(0)
     for _ in range(3):
         run_dir = submit(sweep, tmp_path, *LONG)
-        now = wait_for_step(run_dir, step)
-        os.kill(now["process"], signal.SIGKILL)
-        settled(tmp_path)
+        seen = wait_for_step(run_dir, step)
+        os.kill(seen.process, signal.SIGKILL)
+        settled(cluster, tmp_path)
         (told,) = report(tmp_path)["runs"]
         reasons.append((told["status"], told["reason"].partition(" (")[0].partition(" at ")[0]))
-        step = now["step"] + 60
+        step = seen.step + random.randrange(8, 80)
     assert reasons == [("failed", "killed by signal 9")] * 3
     run_dir = submit(sweep, tmp_path, *LONG)
-    settled(tmp_path)
+    settled(cluster, tmp_path)
     assert records(tmp_path)[run_dir.name].resumed == 3
     assert ended(tmp_path) == undisturbed(*LONG)
 
@@ -78,14 +87,16 @@ def test_a_process_killed_three_times_ends_with_the_same_bits(cluster, sweep, tm
 def test_a_warning_saves_the_step_and_the_job_goes_on_from_it(cluster, sweep, tmp_path, undisturbed):
     words = [*LONG, "runtime.checkpoint_every=0"]
     run_dir = submit(sweep, tmp_path, *words)
-    job = wait_for_step(run_dir, 20)["job"]
-    assert succeeds("scancel", "--signal=USR2", job)
-    wait_for(lambda: f"{job}|PENDING|1|" in jobs_state(), "the job to be in the queue again")
+    seen = wait_for_step(run_dir, 20)
+    with frozen(seen):
+        assert succeeds("scancel", "--signal=USR2", seen.job)
+    wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be in the queue again", 60)
+    assert succeeds("scontrol", "hold", seen.job)  # or it might run again before anyone has looked
     (told,) = report(tmp_path, "--all")["runs"]
-    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)["step"]
-    assert saved > 20
     assert told["status"] == "queued"
-    settled(tmp_path)
+    assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["step"] >= seen.step
+    assert succeeds("scontrol", "release", seen.job)
+    settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
     assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")
     assert ended(tmp_path) == undisturbed(*LONG)
@@ -95,12 +106,12 @@ def test_a_requeue_without_warning_costs_the_steps_since_the_last_checkpoint(
     cluster, sweep, tmp_path, undisturbed
 ):
     run_dir = submit(sweep, tmp_path, *LONG)
-    job = wait_for_step(run_dir, 20)["job"]
-    assert succeeds("scontrol", "requeue", job)
-    settled(tmp_path)
+    seen = wait_for_step(run_dir, 20)
+    with frozen(seen):
+        assert succeeds("scontrol", "requeue", seen.job)
+    settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
-    assert one.resumed >= 1
-    assert one.environment["slurm_restart_count"] == "1"
+    assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")
     assert ended(tmp_path) == undisturbed(*LONG)
 
 
@@ -108,10 +119,12 @@ def test_a_requeue_without_warning_costs_the_steps_since_the_last_checkpoint(
 def test_preempted_jobs_go_on_when_the_others_have_gone(cluster, sweep, tmp_path, undisturbed):
     words = [*LONG, "runtime.checkpoint_every=0"]
     run_dir = submit(sweep, tmp_path, *words, "launcher.partition=low")
-    job = wait_for_step(run_dir, 20)["job"]
-    assert succeeds("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
-    wait_for(lambda: f"{job}|PENDING|1|" in jobs_state(), "the job to be preempted", 60)
-    settled(tmp_path)
+    seen = wait_for_step(run_dir, 20)
+    with frozen(seen):
+        assert succeeds("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+        wait_for_warning(seen, 60)
+    wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be preempted", 60)
+    settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
     assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")
     assert ended(tmp_path) == undisturbed(*LONG)
@@ -119,15 +132,17 @@ def test_preempted_jobs_go_on_when_the_others_have_gone(cluster, sweep, tmp_path
 
 @pytest.mark.slow
 def test_a_real_time_limit_of_one_minute(cluster, sweep, tmp_path, undisturbed):
-    words = [*LONGER, "runtime.checkpoint_every=0"]
-    run_dir = submit(sweep, tmp_path, *words, "launcher.time=1m", "launcher.grace=20")
-    job = wait_for_step(run_dir, 20)["job"]
-    wait_for(lambda: f"{job}|PENDING|1|" in jobs_state(), "the job to be in the queue again", 120)
-    settled(tmp_path, 600)
+    words = [*LONG, "runtime.checkpoint_every=0", "launcher.time=1m", "launcher.grace=20"]
+    run_dir = submit(sweep, tmp_path, *words)
+    seen = wait_for_step(run_dir, 20)
+    with frozen(seen):
+        wait_for_warning(seen, 90)
+    wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be in the queue again", 60)
+    settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
-    assert one.status == "finished", one.reason
+    # Slurm may warn half a minute early, and so more than once.
     assert one.resumed == int(one.environment["slurm_restart_count"]) >= 1
-    assert ended(tmp_path) == undisturbed(*LONGER)
+    assert ended(tmp_path) == undisturbed(*LONG)
 
 
 @pytest.mark.slow
@@ -135,77 +150,80 @@ def test_a_node_that_dies_loses_no_run(cluster, sweep, tmp_path, undisturbed):
     grid = ["+sweep.blocks.a.grid={seed:[0,1,2,3]}", *LONG]
     submit(sweep, tmp_path, *grid, "launcher.gpus=1")
     points = make_plan([*TINY, *grid, f"runtime.root={tmp_path}"]).points
-    for point in points:
-        wait_for_step(point.run_dir, 10)
-    kill_node(cluster, "n1")
-    wait_for(lambda: "down" in cluster.node_state("n1"), "Slurm to notice", 60)
+    with contextlib.ExitStack() as until_dead:
+        for point in points:
+            until_dead.enter_context(frozen(wait_for_step(point.run_dir, 10)))
+        kill_node(cluster, "n1")
+    wait_for(lambda: "down" in cluster.node_state("n1"), "Slurm to notice", 300)
     cluster.revive()
-    settled(tmp_path)
+    settled(cluster, tmp_path)
     assert ended(tmp_path) == undisturbed(*grid)
     assert {one.environment["slurm_restart_count"] for one in records(tmp_path).values()} == {"0", "1"}
 
 
 @pytest.mark.slow
 def test_a_node_that_only_looks_dead_does_no_run_twice(cluster, sweep, tmp_path, undisturbed):
-    """Its job is sent elsewhere while the old process still trains: that one goes on, the other waits."""
-    run_dir = submit(sweep, tmp_path, *LONGER)
+    """Its job is sent elsewhere while the old process still lives: that one goes on, the other waits."""
+    run_dir = submit(sweep, tmp_path, *LONG)
     first = wait_for_step(run_dir, 20)
-    job, node = first["job"], output("squeue", "-h", "-j", str(first["job"]), "-o", "%N").strip()
-    cluster.nodes[node].stop(signal.SIGKILL)
-    wait_for(lambda: f"{job}|RUNNING|1|" in jobs_state(), "the job to run elsewhere", 90)
-    log = run_dir / "output.log"
-    wait_for(lambda: "is held by process" in log.read_text(), "the second process to meet the first", 60)
-    assert beat(run_dir)["process"] == first["process"]
+    node = output("squeue", "-h", "-j", first.job, "-o", "%N").strip()
+    with frozen(first):
+        cluster.nodes[node].stop(signal.SIGKILL)
+        wait_for(lambda: f"{first.job}|RUNNING|1|" in jobs_state(), "the job to run elsewhere", 300)
+        log = run_dir / "output.log"
+        wait_for(lambda: "is held by process" in log.read_text(), "the second to meet the first", 90)
+    wait_for(lambda: records(tmp_path), "the first process to end the run")
+    (one,) = records(tmp_path).values()
+    assert (one.resumed, one.environment["slurm_restart_count"]) == (0, "0")
     cluster.revive()
-    settled(tmp_path, 400)
-    assert ended(tmp_path) == undisturbed(*LONGER)
+    settled(cluster, tmp_path)
+    assert ended(tmp_path) == undisturbed(*LONG)
 
 
 def test_jobs_outlive_a_controller_that_dies(cluster, sweep, tmp_path, undisturbed):
-    run_dir = submit(sweep, tmp_path, *LONG)
-    wait_for_step(run_dir, 20)
-    cluster.controller.stop(signal.SIGKILL)
-    blind = sweep("status", tmp_path)
-    assert blind.returncode == 0
-    assert "warning: squeue" in blind.stderr
-    assert blind.stdout.endswith("\n1 run: 1 running\n")
+    """One that trains, and one that waits for it."""
+    words = ["+sweep.blocks.a.grid={seed:[0,1]}", *LONG]
+    seen = wait_for_step(submit(sweep, tmp_path, *words, "launcher.array_parallelism=1"), 20)
+    with frozen(seen):
+        cluster.kill_controller(seen.job)
+        blind = sweep("status", tmp_path)
+        assert blind.returncode == 0
+        assert "warning: squeue" in blind.stderr
+        assert blind.stdout.endswith("\n2 runs: 1 planned, 1 running\n")
     cluster.controller.start()
-    settled(tmp_path)
-    assert ended(tmp_path) == undisturbed(*LONG)
+    assert settled(cluster, tmp_path) == {"finished": 2}
+    assert {one.environment["slurm_restart_count"] for one in records(tmp_path).values()} == {"0"}
+    assert ended(tmp_path) == undisturbed(*words)
 
 
 def test_jobs_that_slurm_has_forgotten_are_lost_and_sent_again(cluster, sweep, tmp_path):
     """Ids begin again when a cluster is set up anew: another job under the old id must not be mistaken."""
     other, root = tmp_path / "other", tmp_path / "root"
     submit(sweep, other, SHORT, "seed=1")
-    settled(other)
-    words = [SHORT, "+launcher.parameters.hold=true"]
-    submit(sweep, root, *words)
+    assert settled(cluster, other) == {"finished": 1}
+    submit(sweep, root, SHORT, "+launcher.parameters.hold=true")
     assert sweep("cancel", root).returncode == 0
-    (one,) = submissions.read(root)
-    submissions.answered(root, one.name, str(submissions.read(other)[0].job))
-    assert succeeds("scancel", f"--name={one.name}")
+    (one,), (old,) = submissions.read(root), submissions.read(other)
+    submissions.answered(root, one.name, str(old.job))
     (told,) = report(root)["runs"]
-    assert (told["status"], told["reason"].partition(",")[0]) == (
-        "lost",
-        f"Slurm no longer knows its job {submissions.read(other)[0].job}",
-    )
+    assert told["status"] == "lost"
+    assert told["reason"].startswith(f"Slurm no longer knows its job {old.job}, ")
     submit(sweep, root, SHORT)
-    settled(root)
-    assert report(root)["counts"] == {"finished": 1}
+    assert settled(cluster, root) == {"finished": 1}
 
 
 @pytest.mark.slow
 def test_a_job_that_may_not_go_back_into_the_queue_says_so(cluster, sweep, tmp_path, undisturbed):
     words = [*LONG, "runtime.checkpoint_every=0"]
     run_dir = submit(sweep, tmp_path, *words, "+launcher.parameters.no_requeue=true")
-    job = wait_for_step(run_dir, 20)["job"]
-    assert succeeds("scancel", "--signal=USR2", job)
-    settled(tmp_path)
+    seen = wait_for_step(run_dir, 20)
+    with frozen(seen):
+        assert succeeds("scancel", "--signal=USR2", seen.job)
+    settled(cluster, tmp_path)
     (told,) = report(tmp_path)["runs"]
     assert told["status"] == "planned"
     assert told["reason"].startswith("saved")
-    assert told["reason"].endswith(f"but job {job} could not go back into the queue")
+    assert told["reason"].endswith(f"but job {seen.job} could not go back into the queue")
     submit(sweep, tmp_path, *words)
-    settled(tmp_path)
+    settled(cluster, tmp_path)
     assert ended(tmp_path) == undisturbed(*LONG)
