@@ -73,8 +73,8 @@ def measure(trainer: Trainer) -> dict[str, float]:
     steps, updates = [], []
     inner = trainer.optimizer.step
 
-    def timed(*arguments: Any) -> None:
-        updates.append(seconds(lambda: inner(*arguments), trainer.device))
+    def timed(closure: None = None) -> None:
+        updates.append(seconds(lambda: inner(closure), trainer.device))
 
     trainer.optimizer.step = timed
     for _ in range(WARM_UP + ROUNDS):
