@@ -21,6 +21,7 @@ from hyperp.config import Config
 from hyperp.coordinates import Coordinates
 from hyperp.data import Corpus
 from hyperp.distributed import Ranks
+from hyperp.failure import cause_of
 from hyperp.files import HeldError, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.heartbeat import Heartbeat
@@ -315,11 +316,15 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callabl
 
 
 def record_failure(
-    config: Config, run_dir: Path, error: Exception | str, environment: dict[str, str] | None = None
+    config: Config,
+    run_dir: Path,
+    error: Exception | str,
+    environment: dict[str, str] | None = None,
+    cause: str | None = None,
 ) -> Record:
     """Write the record of a failed run: a reason, or an exception with its traceback in error.txt.
 
-    `environment` is where the run was; None means here.
+    `environment` is where the run was; None means here. An exception says its `cause` itself.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     reason = error if isinstance(error, str) else one_line(error)
@@ -327,7 +332,8 @@ def record_failure(
         with replacing(run_dir / "error.txt") as file:
             file.write("".join(traceback.format_exception(error)))
     where = allocation.environment() if environment is None else environment
-    failed = base_record(config, status="failed", reason=reason, environment=where)
+    cause = cause or cause_of(error)
+    failed = base_record(config, status="failed", reason=reason, cause=cause, environment=where)
     record.save(failed, run_dir)
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed

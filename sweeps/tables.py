@@ -89,6 +89,7 @@ def describe(run: Run) -> dict[str, Any]:
         "block": run.block,
         "status": run.status,
         "reason": run.reason,
+        "cause": run.cause,
         "base_lr": config.get("base_lr"),
         "seed": config.get("seed"),
         "scale": config.get("scale"),
@@ -148,4 +149,5 @@ def _cells(values: dict[str, Any]) -> list[str]:
         cell("tokens_per_second", ",.0f"),
         cell("loss", ".4f"),
     ]
-    return [values["run_id"], values["block"] or "", values["status"], *numbers, values["reason"] or ""]
+    status = ": ".join(filter(None, (values["status"], (values["cause"] or "").replace("_", " "))))
+    return [values["run_id"], values["block"] or "", status, *numbers, values["reason"] or ""]

@@ -23,6 +23,7 @@ COLUMNS = [
     "run_id",
     "status",
     "reason",
+    "cause",
     "block",
     "optimizer",
     "parametrization",
@@ -118,7 +119,9 @@ def test_planned_and_recorded_rows_agree_on_what_the_run_is(sweep):
     collect(root, root / "before.parquet", refuse)
     record.save(base_record(waiting.config, status="failed", reason="x"), waiting.run_dir)
     collect(root, root / "after.parquet", refuse)
-    what = [n for n in COLUMNS[: COLUMNS.index("loss")] if n not in ("status", "reason")] + ["version"]
+    what = [n for n in COLUMNS[: COLUMNS.index("loss")] if n not in ("status", "reason", "cause")] + [
+        "version"
+    ]
     before, after = (read(root / name).loc[waiting.run_id] for name in ("before.parquet", "after.parquet"))
     pd.testing.assert_series_equal(before[what], after[what])
 
@@ -207,7 +210,7 @@ def test_columns_that_are_always_known_may_not_be_null(sweep):
     collect(root, root / "runs.parquet", refuse)
     schema = pq.read_schema(root / "runs.parquet")
     required = {field.name for field in schema if not field.nullable}
-    assert required == set(COLUMNS[: COLUMNS.index("loss")]) - {"reason", "block"} | {"version"}
+    assert required == set(COLUMNS[: COLUMNS.index("loss")]) - {"reason", "cause", "block"} | {"version"}
 
 
 def test_another_suffix_is_refused(sweep):
