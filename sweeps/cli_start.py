@@ -13,23 +13,47 @@ import typer
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.account import with_jobs
 from hyperp.sweeps.console import FAILED, WATCH_SECONDS, Json, Words, found, interrupt, warn
+from hyperp.sweeps.cost import PEAK_TFLOPS, Assumed, measured
 from hyperp.sweeps.plan import Plan, check_runs, make_plan
+from hyperp.sweeps.progress import duration
 from hyperp.sweeps.status import DONE, UNDER_WAY, counts, set_aside, states
 
 
-def plan(words: Words = None, as_json: Json = False) -> None:
-    """Print the runs of a plan by block, with tokens and FLOPs. Starts and writes nothing.
+def plan(
+    words: Words = None,
+    as_json: Json = False,
+    gpu: Annotated[str, typer.Option(help=f"that GPU-hours are of: {', '.join(PEAK_TFLOPS)}")] = "h100",
+    mfu: Annotated[float, typer.Option(help="share of the GPU's peak that training reaches")] = 0.4,
+) -> None:
+    """Print the runs of a plan by block, with tokens, FLOPs and GPU-hours. Starts and writes nothing.
 
     Example: hyperp-sweep plan +experiment=demo runtime.root=runs/other
     """
-    made = make_plan(words or [])
-    done = {state.run_id for state in states(made) if state.status in DONE}
-    summary = tables.plan_summary(made, done)
+    assumed, made = Assumed(gpu, mfu), make_plan(words or [])
+    _check_launcher(made)
+    before = states(made)
+    done = {run.run_id for run in before if run.status in DONE}
+    summary, speed = tables.plan_summary(made, done, assumed), measured(before)
+    left = sum(point.flops for point in made.points if point.run_id not in done)
     if as_json:
-        print(json.dumps({"root": str(made.root), "blocks": summary}, indent=1))
+        cost = {"gpu": gpu, "mfu": mfu, "measured_flops_per_second": speed and speed[0], "flops_left": left}
+        print(json.dumps({"root": str(made.root), "blocks": summary, "cost": cost}, indent=1))
         return
     tables.show_plan(summary)
+    print(assumed.sentence())
     print(f"{len(done)} of {len(made.points)} runs are done; runs go to {made.root}")
+    if speed and left:
+        rate = f"{speed[0]:.3g} FLOP/s, as measured in {speed[1]} of them"
+        print(f"what is left takes about {duration(left / speed[0])}, one run at a time at {rate}")
+
+
+def _check_launcher(made: Plan) -> None:
+    """Raise ValueError for a launcher that `run` and `submit` would refuse."""
+    if _is_local(made):
+        from hyperp.sweeps.pool import read_launcher
+    else:
+        from hyperp.sweeps.submit import read_launcher
+    read_launcher(made)
 
 
 def run(words: Words = None) -> None:

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from hyperp import memory
 from hyperp.sweeps import local, planfile, tables
 from hyperp.sweeps.account import with_jobs
 from hyperp.sweeps.console import STOPPED, found, warn
-from hyperp.sweeps.plan import Plan, Point, check_runs
+from hyperp.sweeps.plan import Plan, Point, check_runs, shape_of
 from hyperp.sweeps.pool import Ended, Event, LocalLauncher, read_launcher, run_pool
 from hyperp.sweeps.progress import make_display
 from hyperp.sweeps.status import DONE, UNDER_WAY, Run, concluded, counts, counts_line, set_aside, states
@@ -79,6 +80,8 @@ def left_of(made: Plan, runs: Sequence[Run]) -> list[Point]:
     if todo:
         from hyperp.trainer import resolve_device
 
+        for point in todo:
+            memory.check(point.config.scale, shape_of(point.config))
         check_runs(todo)
         for name in {point.config.runtime.device for point in todo} - {"auto"}:
             resolve_device(name)

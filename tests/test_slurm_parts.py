@@ -114,7 +114,6 @@ def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["submit"], "launcher must be slurm to submit; hyperp-sweep run does the runs on this machine"),
         (["submit", "launcher=slurm", "launcher.tim=4h"], r".*launcher\.tim.*"),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
         (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
