@@ -10,7 +10,7 @@ from hyperp.record import Record
 from hyperp.sweeps import local, slurm, submissions
 from hyperp.sweeps.local import Pool
 from hyperp.sweeps.slurm import Job, SlurmError
-from hyperp.sweeps.status import DONE, Run, survey
+from hyperp.sweeps.status import DONE, Run, state_of, survey
 from hyperp.sweeps.submissions import Submission
 from hyperp.sweeps.task import STOPPED, UNWRITTEN
 
@@ -97,7 +97,15 @@ def _with_pools(root: Path, runs: Sequence[Run]) -> tuple[list[Run], set[str]]:
     pool = local.at_work(root) if pools else None
     last = {run_id: one for one in pools for run_id in one.runs}
     busy = set(pool.runs) if pool else set()
-    return [_of_pool(run, last[run.run_id], pool) if run.run_id in last else run for run in runs], busy
+    found = []
+    for run in runs:
+        if run.run_id not in last:
+            found.append(run)
+            continue
+        # The pool may have done it, and ended, since the run was looked at.
+        now = state_of(root, run.run_id, run.planned) if pool is None and run.status not in DONE else run
+        found.append(_of_pool(now, last[run.run_id], pool))
+    return found, busy
 
 
 def _of_pool(run: Run, last: Pool, at_work: Pool | None) -> Run:

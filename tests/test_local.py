@@ -59,6 +59,14 @@ def refuse(text):
     raise AssertionError(text)
 
 
+def pool_of(root):
+    """The pool at work, and its process."""
+    pool = local.at_work(root)
+    assert pool is not None
+    assert pool.process is not None
+    return pool, pool.process
+
+
 def alive(pid):
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -117,23 +125,23 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
     assert sweep("submit", *mine).returncode == 0
     wait_for(lambda: len(list(root.glob("*/checkpoint.pt"))) == 2)
     assert report(root)["counts"] == {"queued": 1, "running": 2}
-    pool = local.at_work(root)
-    workers = children(pool.process)
+    pool, process = pool_of(root)
+    workers = children(process)
     assert len(workers) >= 2
-    assert os.getsid(pool.process) == pool.process
-    assert Path(f"/proc/{pool.process}/fd/0").readlink() == Path("/dev/null")
+    assert os.getsid(process) == process
+    assert Path(f"/proc/{process}/fd/0").readlink() == Path("/dev/null")
     again = sweep("submit", *mine)
     assert again.stdout == f"submitted 0 of 3 runs (1 queued, 2 running before); {root}\n"
     for refused, why in [
         (sweep("run", *mine), "3 of the runs are queued or running in the background; wait for them, or"),
         (
             sweep("submit", *words(root, [2048], [7])),
-            f"process {pool.process} on {socket.gethostname()} is at work on {root}: wait for it",
+            f"process {process} on {socket.gethostname()} is at work on {root}: wait for it",
         ),
     ]:
         assert (refused.returncode, refused.stdout) == (2, "")
         assert why in refused.stderr
-    os.kill(pool.process, signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in workers), 15)
     assert local.at_work(root) is None
     warned = []
@@ -147,15 +155,15 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
     told = report(root)
     assert told["counts"] == {"queued": 1, "running": 2}
     assert all(run["step"] >= 8 for run in told["runs"] if run["status"] == "running"), told  # not from 0
-    pool = local.at_work(root)
-    workers = children(pool.process)
+    pool, process = pool_of(root)
+    workers = children(process)
     some = sweep("cancel", root, pool.runs[0])
     assert (some.returncode, some.stdout) == (2, "")
     assert f"RUN_IDS must be left out where the runs are on this machine: {root} is cancelled" in some.stderr
     done = sweep("cancel", root)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"cancelled 3 runs of process {pool.process}; {root}\n"
-    wait_for(lambda: not any(alive(pid) for pid in [pool.process, *workers]), 15)
+    assert done.stdout == f"cancelled 3 runs of process {process}; {root}\n"
+    wait_for(lambda: not any(alive(pid) for pid in [process, *workers]), 15)
     after = account(root, refuse)
     assert counts(after) == {"planned": 3}
     assert sorted(run.reason or "" for run in after) == ["", *["stopped, has a checkpoint"] * 2]
@@ -181,7 +189,7 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert f"{root} is under way on elsewhere (process {os.getpid()}), which cannot be reached" in done.stderr
     assert "on elsewhere is at work" in sweep("submit", *words(root, [2048], [5])).stderr
-    os.utime(path, (time.time() - 100,) * 2)
+    os.utime(path, (0, time.time() - 100))
     warned = []
     assert {run.status for run in account(root, warned.append)} == {"planned"}
     assert "on elsewhere, which did the runs in the background, is gone before its time" in warned[0]
