@@ -244,7 +244,8 @@ def train(
             raise
         except Exception as error:
             if ranks.main:
-                return record_failure(config, run_dir, _cause(run_dir) or error)
+                reason, cause = _cause(run_dir) or (error, None)
+                return record_failure(config, run_dir, reason, cause=cause)
             _tell(run_dir, ranks, error)
             raise
         if ranks.main:
@@ -275,14 +276,15 @@ def _tell(run_dir: Path, ranks: Ranks, error: Exception) -> None:
     """Leave word of an error before this process ends, and with it the others' connections to it."""
     with replacing(run_dir / TOLD.format(rank=ranks.rank)) as file:
         text = "".join(traceback.format_exception(error))
-        json.dump({"rank": ranks.rank, "reason": one_line(error), "traceback": text}, file)
+        told = {"rank": ranks.rank, "reason": one_line(error), "cause": cause_of(error), "traceback": text}
+        json.dump(told, file)
 
 
-def _cause(run_dir: Path) -> str | None:
-    """What another rank has met; its word is there before the others can miss it."""
+def _cause(run_dir: Path) -> tuple[str, str] | None:
+    """What another rank has met, and its kind; its word is there before the others can miss it."""
     for path in sorted(run_dir.glob(TOLD.format(rank="*"))):
         told = json.loads(path.read_text())
-        return f"rank {told['rank']}: {told['reason']}"
+        return f"rank {told['rank']}: {told['reason']}", told["cause"]
     return None
 
 

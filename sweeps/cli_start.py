@@ -13,7 +13,7 @@ import typer
 from hyperp.sweeps import planfile, tables
 from hyperp.sweeps.account import with_jobs
 from hyperp.sweeps.console import FAILED, WATCH_SECONDS, Json, Words, found, interrupt, warn
-from hyperp.sweeps.cost import PEAK_TFLOPS, Assumed, measured
+from hyperp.sweeps.cost import PEAK_TFLOPS, USUAL, Assumed, measured
 from hyperp.sweeps.plan import Plan, check_runs, make_plan
 from hyperp.sweeps.progress import duration
 from hyperp.sweeps.status import DONE, UNDER_WAY, counts, set_aside, states
@@ -22,8 +22,8 @@ from hyperp.sweeps.status import DONE, UNDER_WAY, counts, set_aside, states
 def plan(
     words: Words = None,
     as_json: Json = False,
-    gpu: Annotated[str, typer.Option(help=f"that GPU-hours are of: {', '.join(PEAK_TFLOPS)}")] = "h100",
-    mfu: Annotated[float, typer.Option(help="share of the GPU's peak that training reaches")] = 0.4,
+    gpu: Annotated[str, typer.Option(help=f"that GPU-hours are of: {', '.join(PEAK_TFLOPS)}")] = USUAL.gpu,
+    mfu: Annotated[float, typer.Option(help="share of the GPU's peak that training reaches")] = USUAL.mfu,
 ) -> None:
     """Print the runs of a plan by block, with tokens, FLOPs and GPU-hours. Starts and writes nothing.
 

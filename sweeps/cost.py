@@ -36,6 +36,9 @@ class Assumed:
         return f"GPU-hours: of {self.gpu} at {self.mfu:.0%} of its {peak}; --gpu and --mfu assume otherwise"
 
 
+USUAL = Assumed("h100", 0.4)
+
+
 def measured(runs: Iterable[Run]) -> tuple[float, int] | None:
     """FLOPs per second of one run at a time over the runs that are done, and how many those are."""
     records = [run.record for run in runs if run.record is not None]

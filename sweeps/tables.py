@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hyperp.sweeps.cost import Assumed
+from hyperp.sweeps.cost import USUAL, Assumed
 from hyperp.sweeps.plan import Plan
 from hyperp.sweeps.status import DONE, STATUSES, Run, counts, counts_line
 
@@ -30,7 +30,7 @@ def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
     return table
 
 
-def plan_summary(plan: Plan, done: set[str], assumed: Assumed) -> list[dict[str, Any]]:
+def plan_summary(plan: Plan, done: set[str], assumed: Assumed = USUAL) -> list[dict[str, Any]]:
     """Counts and costs of each block, in order; a run of two blocks counts in the first."""
     blocks: dict[str, dict[str, Any]] = {}
     for point in plan.points:
