@@ -48,9 +48,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str) -> Iterator[IO[str]]:
     """Hold an exclusive lock on the file `path`, which the end of the process gives up, however it ends.
 
+    Yields the open file: a child process that it is passed to holds the lock too, until both have closed it.
     Raises HeldError at once if another process has it; `what` names the thing in its text.
     """
     with path.open("a+") as file:
@@ -60,7 +61,24 @@ def lock(path: Path, what: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise HeldError(f"{what} is held by {holder}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
+        sign(file)
+        yield file
+
+
+def sign(file: IO[str]) -> None:
+    """Write who holds a lock into its file, which is open to append."""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock `path`. For a moment it is held by this one, if by no other."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -14,6 +14,16 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 METRIC = "held-out loss, nats per token"
 ENDED = ("finished", "diverged", "failed")
+CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
+    "raised",
+    "exited",
+    "killed",
+    "out_of_memory",
+    "timed_out",
+    "preempted",
+    "node_failed",
+    "cancelled",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Record:
     of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on. `max_vio`
     has the mean and the largest MaxVio of the run's steps, one number a layer; empty for a dense model.
     `stability` is `StabilityMonitors.summary()`, empty if the run was not monitored.
+    `cause` is one of CAUSES for a run that failed; null in records that were written before there were any.
     """
 
     run_id: str
@@ -42,6 +53,7 @@ class Record:
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
     algorithms: dict[str, dict[str, Any]] = field(default_factory=dict)
     reason: str | None = None
+    cause: str | None = None
     metric: str = METRIC
     loss: float | None = None
     bits_per_byte: float | None = None
@@ -72,6 +84,10 @@ class Record:
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if self.status not in ENDED:
             raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
+        if self.cause is not None and (self.status != "failed" or self.cause not in CAUSES):
+            raise ValueError(
+                f"cause must be null or, of a failed run, one of {', '.join(CAUSES)}, got {self.cause!r}"
+            )
         if (self.loss is not None) != (self.status == "finished"):
             raise ValueError(f"loss must be a number exactly when status is finished, got {self.loss}")
 

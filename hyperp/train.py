@@ -21,6 +21,7 @@ from hyperp.config import Config
 from hyperp.coordinates import Coordinates
 from hyperp.data import Corpus
 from hyperp.distributed import Ranks
+from hyperp.failure import cause_of
 from hyperp.files import HeldError, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.heartbeat import Heartbeat
@@ -249,7 +250,8 @@ def train(
             raise
         except Exception as error:
             if ranks.main:
-                return record_failure(config, run_dir, _cause(run_dir) or error)
+                reason, cause = _cause(run_dir) or (error, None)
+                return record_failure(config, run_dir, reason, cause=cause)
             _tell(run_dir, ranks, error)
             raise
         if ranks.main:
@@ -280,14 +282,15 @@ def _tell(run_dir: Path, ranks: Ranks, error: Exception) -> None:
     """Leave word of an error before this process ends, and with it the others' connections to it."""
     with replacing(run_dir / TOLD.format(rank=ranks.rank)) as file:
         text = "".join(traceback.format_exception(error))
-        json.dump({"rank": ranks.rank, "reason": one_line(error), "traceback": text}, file)
+        told = {"rank": ranks.rank, "reason": one_line(error), "cause": cause_of(error), "traceback": text}
+        json.dump(told, file)
 
 
-def _cause(run_dir: Path) -> str | None:
-    """What another rank has met; its word is there before the others can miss it."""
+def _cause(run_dir: Path) -> tuple[str, str] | None:
+    """What another rank has met, and its kind; its word is there before the others can miss it."""
     for path in sorted(run_dir.glob(TOLD.format(rank="*"))):
         told = json.loads(path.read_text())
-        return f"rank {told['rank']}: {told['reason']}"
+        return f"rank {told['rank']}: {told['reason']}", told["cause"]
     return None
 
 
@@ -321,11 +324,15 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callabl
 
 
 def record_failure(
-    config: Config, run_dir: Path, error: Exception | str, environment: dict[str, str] | None = None
+    config: Config,
+    run_dir: Path,
+    error: Exception | str,
+    environment: dict[str, str] | None = None,
+    cause: str | None = None,
 ) -> Record:
     """Write the record of a failed run: a reason, or an exception with its traceback in error.txt.
 
-    `environment` is where the run was; None means here.
+    `environment` is where the run was; None means here. An exception says its `cause` itself.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     reason = error if isinstance(error, str) else one_line(error)
@@ -333,7 +340,8 @@ def record_failure(
         with replacing(run_dir / "error.txt") as file:
             file.write("".join(traceback.format_exception(error)))
     where = allocation.environment() if environment is None else environment
-    failed = base_record(config, status="failed", reason=reason, environment=where)
+    cause = cause or cause_of(error)
+    failed = base_record(config, status="failed", reason=reason, cause=cause, environment=where)
     record.save(failed, run_dir)
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed

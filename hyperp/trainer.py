@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from hyperp import distributed, tracking
+from hyperp import distributed, memory, tracking
 from hyperp.clipping import clip_gradients
 from hyperp.config import Config
 from hyperp.data import Batches, Corpus, load_corpus
@@ -64,6 +64,7 @@ class Trainer:
         self.held_out = self.batches.held_out(config.data.held_out_tokens)
         self.shape = config.shape(self.corpus.vocab_size)
         rule = config.parametrization
+        memory.check(scale, self.shape)
         try:
             self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
         except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter

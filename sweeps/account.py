@@ -7,9 +7,10 @@ from pathlib import Path
 
 from hyperp.files import HeldError, lock
 from hyperp.record import Record
-from hyperp.sweeps import slurm, submissions
+from hyperp.sweeps import local, slurm, submissions
+from hyperp.sweeps.local import Pool
 from hyperp.sweeps.slurm import Job, SlurmError
-from hyperp.sweeps.status import DONE, Run, survey
+from hyperp.sweeps.status import DONE, Run, state_of, survey
 from hyperp.sweeps.submissions import Submission
 from hyperp.sweeps.task import STOPPED, UNWRITTEN
 
@@ -45,31 +46,81 @@ def last_sent(root: Path, jobs: dict[str, Job]) -> dict[str, Sent]:
 def account(root: Path, warn: Warn) -> list[Run]:
     """Every run below `root`, as `survey` has them, with what Slurm says. Deaths without a record get one.
 
-    Where Slurm does not answer, `warn` is told so, and what the runs wrote stands alone.
+    Where Slurm does not answer, `warn` is told so, and what the runs wrote stands alone; so it is of a pool
+    in the background that is gone before its time.
     """
-    return with_jobs(root, survey(root), warn)
+    runs = with_jobs(root, survey(root), warn)
+    pools = local.read(root)
+    left = {run.run_id for run in runs if run.status not in DONE}
+    if (
+        pools
+        and pools[-1].ended in (None, "broken")
+        and left & set(pools[-1].runs)
+        and not local.at_work(root)
+    ):
+        pool = pools[-1]
+        warn(
+            f"process {pool.process} on {pool.host}, which did the runs in the background, is gone before "
+            f"its time; submit again to go on ({pool.log(root)} has what it said)"
+        )
+    return runs
 
 
 def with_jobs(root: Path, runs: Sequence[Run], warn: Warn) -> list[Run]:
-    """The runs with what Slurm says of their jobs."""
+    """The runs with what the pool in the background and Slurm say of them."""
+    runs, busy = _with_pools(root, runs)
     if not (root / submissions.NAME).exists():
-        return list(runs)
+        return runs
     try:
         jobs = slurm.queue()
     except SlurmError as error:
         warn(f"{error}; this is what the runs wrote")
-        return list(runs)
+        return runs
     sent = last_sent(root, jobs)
     records = {run.run_id: run.record for run in runs}
     over = {
         run.run_id: sent[run.run_id]
         for run in runs
-        if run.run_id in sent and run.status not in DONE and not _in_flight(sent[run.run_id])
+        if run.run_id in sent
+        and run.run_id not in busy
+        and run.status not in DONE
+        and not _in_flight(sent[run.run_id])
     }
     unknown = {one.job_id for run_id, one in over.items() if one.job_id and not _by(records[run_id], one)}
     failed = {one.job.job_id for one in over.values() if one.job and one.job.state == "FAILED"}
     accounts = slurm.accounts(unknown, failed & unknown)
-    return [_merge(root, run, sent.get(run.run_id), accounts) for run in runs]
+    return [run if run.run_id in busy else _merge(root, run, sent.get(run.run_id), accounts) for run in runs]
+
+
+def _with_pools(root: Path, runs: Sequence[Run]) -> tuple[list[Run], set[str]]:
+    """The runs with what pools in the background noted of them, and the ids of those of the pool at work."""
+    pools = local.read(root)
+    pool = local.at_work(root) if pools else None
+    last = {run_id: one for one in pools for run_id in one.runs}
+    busy = set(pool.runs) if pool else set()
+    found = []
+    for run in runs:
+        if run.run_id not in last:
+            found.append(run)
+            continue
+        # The pool may have done it, and ended, since the run was looked at.
+        now = state_of(root, run.run_id, run.planned) if pool is None and run.status not in DONE else run
+        found.append(_of_pool(now, last[run.run_id], pool))
+    return found, busy
+
+
+def _of_pool(run: Run, last: Pool, at_work: Pool | None) -> Run:
+    """A run that the pool `last` was the last to do. A failed record is an earlier try's unless noted."""
+    failure = last.failed.get(run.run_id)
+    if at_work and last.name == at_work.name:
+        run = replace(run, job=last.name)
+        if run.status not in (*DONE, "running") and failure is None:
+            return replace(run, status="queued", reason=None, cause=None, record=None)
+    if run.damaged and failure is not None:
+        return replace(run, cause=failure.cause)
+    if run.status == "planned" and failure is not None:  # it could not even leave a record
+        return replace(run, status="failed", reason=failure.reason, cause=failure.cause)
+    return run
 
 
 def _in_flight(sent: Sent) -> bool:
@@ -107,10 +158,12 @@ def _flying(run: Run, job: Job) -> Run:
     reached = f"goes on from step {run.step}" if run.step and run.record is None else None
     if job.pending:
         why = ", ".join(filter(None, (job.waits, reached)))
-        return replace(run, status="queued", reason=f"waits for {why}" if why else None, record=None)
+        reason = f"waits for {why}" if why else None
+        return replace(run, status="queued", reason=reason, cause=None, record=None)
     if run.status == "running":
         return replace(run, time_left=job.time_left)
-    return replace(run, status="running", reason=reached or "starting", record=None, time_left=job.time_left)
+    reason = reached or "starting"
+    return replace(run, status="running", reason=reason, cause=None, record=None, time_left=job.time_left)
 
 
 def _dead(root: Path, run: Run, job: Job) -> Run:
@@ -121,10 +174,11 @@ def _dead(root: Path, run: Run, job: Job) -> Run:
         reason = f"no record could be written{at}, such as on a full disk (Slurm job {job.job_id})"
     if job.why == f"exit code {STOPPED}":
         reason = f"saved{at}, but job {job.job_id} could not go back into the queue"
-    if job.why in (slurm.WHY["CANCELLED"], f"exit code {STOPPED}"):
-        return replace(run, status="planned", reason=reason, record=None)
+    if job.why in (slurm.WHY["CANCELLED"][0], f"exit code {STOPPED}"):
+        return replace(run, status="planned", reason=reason, cause=None, record=None)
+    failed = replace(run, status="failed", reason=reason, cause=job.cause)
     if run.planned is None:
-        return replace(run, status="failed", reason=reason)
+        return failed
     from hyperp.sweeps.job import record_failure
 
     run_dir = root / run.run_id
@@ -132,7 +186,9 @@ def _dead(root: Path, run: Run, job: Job) -> Run:
         run_dir.mkdir(exist_ok=True)
         with lock(run_dir / ".lock", f"run {run.run_id}"):
             where = {"slurm_job_id": job.job_id, "slurm_restart_count": str(job.restarts)}
-            ended = record_failure(run.planned.config, str(run_dir), reason, where)
+            ended = record_failure(run.planned.config, str(run_dir), reason, where, job.cause)
         if ended["status"] in DONE:
-            return replace(run, status=ended["status"], reason=ended["reason"], record=Record(**ended))
-    return replace(run, status="failed", reason=reason)
+            return replace(
+                run, status=ended["status"], reason=ended["reason"], cause=None, record=Record(**ended)
+            )
+    return failed

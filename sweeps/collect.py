@@ -26,11 +26,11 @@ from hyperp.sweeps.plan import make_point
 from hyperp.sweeps.status import Run
 
 COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
-NULLABLE_STRINGS = ("reason", "block")
+NULLABLE_STRINGS = ("reason", "cause", "block")
 COLUMNS = pa.schema(
     [
         pa.field(name, pa.string(), nullable=name in NULLABLE_STRINGS)
-        for name in ("run_id", "status", "reason", "block")
+        for name in ("run_id", "status", "reason", "cause", "block")
     ]
     + [
         pa.field(name, pa.string(), False)
@@ -93,7 +93,7 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
 
 def row(root: Path, run: Run) -> dict[str, Any]:
     """The columns of one run. Raises ValueError, TypeError or OSError if nothing says what it is."""
-    common = {"run_id": run.run_id, "status": run.status, "reason": run.reason, "block": run.block}
+    common = {name: getattr(run, name) for name in ("run_id", "status", "reason", "cause", "block")}
     if run.record is None:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
     ended = run.record

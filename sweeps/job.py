@@ -55,11 +55,15 @@ def load_record(run_dir: Path) -> Record | None:
 
 
 def record_failure(
-    config: dict[str, Any], run_dir: str, reason: str, environment: dict[str, str] | None = None
+    config: dict[str, Any],
+    run_dir: str,
+    reason: str,
+    environment: dict[str, str] | None = None,
+    cause: str | None = None,
 ) -> dict[str, Any]:
     """The record of a run whose process died without writing one; writes it unless the run had just ended.
 
-    `environment` is where it ran; None means in this process's own.
+    `environment` is where it ran; None means in this process's own. `cause` is one of `hyperp.record.CAUSES`.
     """
     from hyperp import train
 
@@ -68,7 +72,7 @@ def record_failure(
     except ValueError:
         ended = None
     if ended is None or ended.status == "failed":
-        ended = train.record_failure(from_dict(config), Path(run_dir), reason, environment)
+        ended = train.record_failure(from_dict(config), Path(run_dir), reason, environment, cause)
     return asdict(ended)
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hyperp.config import Config, compose, one_line, resolve
-from hyperp.flops import training_flops
+from hyperp.flops import Shape, training_flops
 from hyperp.sweeps.words import Compose, choices, composed, did_you_mean, parse, word
 
 BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
@@ -177,6 +177,9 @@ def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Poi
         sweep = Sweep.model_validate(_container(cfg, "sweep"))
     except ValidationError as error:
         raise ValueError(validation_line("sweep", error)) from None
+    chosen = [one.value() for one in parse(words) if one.key_or_group == "sweep" and one.value() != "none"]
+    if not sweep.blocks and chosen:
+        raise ValueError(f"sweep.blocks must have at least one block, sweep={chosen[-1]} has none")
     if not sweep.blocks:
         yield make_point((), words, resolve(cfg))
     given = {override.key_or_group for override in parse(words)}
@@ -259,16 +262,17 @@ class _Setter:
 def make_point(blocks: tuple[str, ...], words: Sequence[str], config: Config) -> Point:
     """A point with its id, rate and cost. Raises ValueError for sizes that cannot be built."""
     lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
-    flops = training_flops(config.scale, config.shape(_vocab(config)))
+    flops = training_flops(config.scale, shape_of(config))
     return Point(config.run_id(), blocks, tuple(words), config, lr, float(flops))
 
 
-def _vocab(config: Config) -> int:
+def shape_of(config: Config) -> Shape:
+    """The shape of a run's model, for which data=tokens reads what is written beside the tokens."""
     if config.data.source != "tokens":
-        return BYTE_IDS
+        return config.shape(BYTE_IDS)
     from hyperp.data import read_sidecar
 
-    return read_sidecar(Path(str(config.data.path))).vocab_size
+    return config.shape(read_sidecar(Path(str(config.data.path))).vocab_size)
 
 
 def check_runs(points: Sequence[Point]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
@@ -132,17 +132,18 @@ def entry(point: Point, time: str) -> Planned:
 
 
 @contextmanager
-def lock(root: Path) -> Iterator[None]:
+def lock(root: Path) -> Iterator[IO[str]]:
     """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
 
-    Raises ValueError if another process holds it: two that do the same runs would get in each other's way.
+    Yields the lock, an open file. Raises ValueError if another process holds it: two that do the same runs
+    would get in each other's way.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / ".lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.lock(path, str(path)))
+            file = stack.enter_context(files.lock(path, str(path)))
         except files.HeldError as error:
             raise ValueError(f"{error}; wait for it or stop it") from None
         files.remove_leftovers(root)
-        yield
+        yield file

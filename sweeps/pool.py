@@ -64,6 +64,7 @@ class Ended:
     run_id: str
     status: str
     reason: str | None
+    cause: str | None = None
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,8 @@ class _Pool:
             raise RuntimeError(f"{reason} before it could take a run; what it printed is above")
         worker.pipe.close()
         if worker.task:
-            status, reason = _note_failure(worker.task, reason)
-            yield Ended(worker.index, worker.task.run_id, status, reason)
+            how = _note_failure(worker.task, reason, "killed" if code < 0 else "exited")
+            yield Ended(worker.index, worker.task.run_id, *how)
         self.workers.remove(worker)
         if self.queue:
             self.workers.append(_Worker(worker.index, worker.share))
@@ -214,13 +215,13 @@ class _Pool:
                 forget_heartbeat(worker.task.run_dir)
 
 
-def _note_failure(point: Point, reason: str) -> tuple[str, str | None]:
-    """Status and reason of a run whose worker died; a full disk must not take the other runs down."""
+def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | None, str | None]:
+    """Status, reason and cause of a run whose worker died; a full disk must not take the other runs down."""
     try:
-        ended = record_failure(asdict(point.config), str(point.run_dir), reason)
+        ended = record_failure(asdict(point.config), str(point.run_dir), reason, cause=cause)
     except OSError as error:
-        return "failed", f"{reason}; no record could be written: {error}"
-    return ended["status"], ended["reason"]
+        return "failed", f"{reason}; no record could be written: {error}", cause
+    return ended["status"], ended["reason"], ended["cause"]
 
 
 def work(pipe: Connection, share: Share) -> None:
@@ -251,21 +252,24 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, str | None]:
+def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, str | None, str | None]:
     last = 0.0
 
     def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:  # noqa: ARG001
         nonlocal last
         if time.monotonic() - last >= MESSAGE_SECONDS:
             last = time.monotonic()
-            pipe.send(("step", step, steps, tokens_per_second))
+            try:
+                pipe.send(("step", step, steps, tokens_per_second))
+            except OSError:  # the parent is gone: no failure of this run
+                os._exit(1)
 
     try:
         redirect_output(Path(run_dir))
         result = run_job(config, run_dir, report)
     except Exception as error:  # not of the training, which records its own: a full disk, mostly
-        return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+        return "failed", f"{type(error).__name__}: {error}".splitlines()[0], "raised"
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    return result["status"], result["reason"]
+    return result["status"], result["reason"], result["cause"]

@@ -13,15 +13,15 @@ RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING")
 ACTIVE = (*RUNNING, "SUSPENDED", "STOPPED", "STAGE_OUT")
 QUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "exit_code", "RestartCnt", "TimeLeft")
 ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "ReqMem", "MaxRSS", "NodeList")
-WHY = {
-    "TIMEOUT": "time limit reached",
-    "DEADLINE": "deadline reached",
-    "OUT_OF_MEMORY": "out of memory",
-    "NODE_FAIL": "node failure",
-    "BOOT_FAIL": "node failure",
-    "PREEMPTED": "preempted",
-    "CANCELLED": "cancelled",
-    "REVOKED": "revoked",
+WHY = {  # in words, and as one of `hyperp.record.CAUSES`
+    "TIMEOUT": ("time limit reached", "timed_out"),
+    "DEADLINE": ("deadline reached", "timed_out"),
+    "OUT_OF_MEMORY": ("out of memory", "out_of_memory"),
+    "NODE_FAIL": ("node failure", "node_failed"),
+    "BOOT_FAIL": ("node failure", "node_failed"),
+    "PREEMPTED": ("preempted", "preempted"),
+    "CANCELLED": ("cancelled", "cancelled"),
+    "REVOKED": ("revoked", "cancelled"),
 }
 AT_ONCE = 500  # job ids in one command line
 LATE_SECONDS = 5.0  # that the accounting may lag behind the controller
@@ -34,13 +34,14 @@ class SlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One job, or one task of an array. `why` says how it ended; `waits` why it is still pending."""
+    """One job, or one task of an array. `why` and `cause` say how it ended, `waits` why it is pending."""
 
     job_id: str
     name: str
     state: str
     waits: str | None = None
     why: str | None = None
+    cause: str | None = None
     restarts: int = 0
     time_left: str | None = None
 
@@ -68,13 +69,15 @@ def queue() -> dict[str, Job]:
     for line in text.splitlines():
         values = dict(zip(QUEUE_FIELDS, (value.strip() for value in line.split("|")), strict=False))
         state, status = values["State"], int(values["exit_code"] or 0)
-        why = _why(state, status >> 8, status & 127)
+        over = state not in (*PENDING, *ACTIVE)
+        why, cause = _why(state, status >> 8, status & 127) if over else (None, None)
         jobs[values["JobArrayID"]] = Job(
             values["JobArrayID"],
             values["Name"],
             state,
             waits=values["Reason"] if state in PENDING else None,
-            why=None if state in (*PENDING, *ACTIVE) else why,
+            why=why,
+            cause=cause,
             restarts=int(values["RestartCnt"] or 0),
             time_left=values["TimeLeft"],
         )
@@ -123,25 +126,26 @@ def _account(job_id: str, rows: Sequence[dict[str, str]]) -> Job:
     code, _, number = next((step for step in reversed(steps) if step != "0:0"), job["ExitCode"]).partition(
         ":"
     )
-    why = _why(state, int(code), int(number or 0))
+    why, cause = _why(state, int(code), int(number or 0))
     peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
     step_states = {row["State"].split()[0] for row in rows}
     # Where Slurm polls the memory of a job, it kills the job's step and does not say what for.
     if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
-        why = f"out of memory: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else WHY["OUT_OF_MEMORY"]
+        why, cause = WHY["OUT_OF_MEMORY"]
+        why = f"{why}: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else why
     if state in ("NODE_FAIL", "BOOT_FAIL"):
         why = f"{why} on {job['NodeList']}"
-    return Job(job_id, job["JobName"], state, why=why)
+    return Job(job_id, job["JobName"], state, why=why, cause=cause)
 
 
-def _why(state: str, code: int, number: int) -> str:
+def _why(state: str, code: int, number: int) -> tuple[str, str]:
     if state in WHY:
         return WHY[state]
     if state == "COMPLETED":
-        return "its job ended without a record"
+        return "its job ended without a record", "exited"
     if number or code > 128:  # a shell adds 128 to the signal that ended its command
-        return f"killed by signal {number or code - 128}"
-    return f"exit code {code}"
+        return f"killed by signal {number or code - 128}", "killed"
+    return f"exit code {code}", "exited"
 
 
 def _bytes(text: str) -> float:

@@ -1,6 +1,8 @@
 """What became of every run below a root, from what the runs themselves wrote."""
 
 import contextlib
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +20,9 @@ from hyperp.sweeps.planfile import Planned
 
 STATUSES = ("planned", "queued", "running", "finished", "diverged", "failed", "lost")
 DONE = ("finished", "diverged")  # not done again
+UNDER_WAY = ("queued", "running")
 FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
+SKIPPED_SECONDS = 5.0  # a heartbeat older than this may be: its machine can tell
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class Run:
     """One run: planned, or found below the root without a plan (`planned` is None then).
 
     `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
-    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `job` is its
-    last in Slurm and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
+    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `cause` is
+    one of `hyperp.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at work in
+    the background, and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
     """
 
     run_id: str
@@ -39,6 +44,7 @@ class Run:
     step: int | None = None
     steps: int | None = None
     tokens_per_second: float | None = None
+    cause: str | None = None
     job: str | None = None
     beat_job: str | None = None
     time_left: str | None = None
@@ -58,7 +64,21 @@ class Heartbeat(BaseModel):
     steps: int
     tokens_per_second: float
     time: float
+    host: str | None = None
+    process: int | None = None
     job: str | None = None
+
+    def fresh(self) -> bool:
+        """Whether the process that wrote it is taken to be alive."""
+        age = time.time() - self.time
+        if age > SKIPPED_SECONDS and self.process and self.host == socket.gethostname():
+            try:
+                os.kill(self.process, 0)
+            except ProcessLookupError:
+                return False
+            except OSError:  # another user's
+                pass
+        return age < FRESH_SECONDS
 
 
 def survey(root: Path) -> list[Run]:
@@ -83,16 +103,17 @@ def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
     """The state of one run. A record, once written, decides; only a failed run may be running again."""
     run_dir = root / run_id
     beat, trouble = _heartbeat(run_dir)
-    fresh = beat is not None and time.time() - beat.time < FRESH_SECONDS
+    fresh = beat is not None and beat.fresh()
     try:
         ended = load_record(run_dir)
     except (ValueError, OSError) as error:
         return Run(run_id, "failed", f"damaged record: {error}", planned, damaged=str(error))
     if ended is not None and not (ended.status == "failed" and fresh):
-        return Run(run_id, ended.status, ended.reason, planned, ended, step=ended.steps, steps=ended.steps)
+        reached = {"step": ended.steps, "steps": ended.steps}
+        return Run(run_id, ended.status, ended.reason, planned, ended, cause=ended.cause, **reached)
     if beat is not None:
         reason = None if fresh else f"stopped at step {beat.step} of {beat.steps}"
-        progress = beat.model_dump(exclude={"time", "job"})
+        progress = beat.model_dump(include={"step", "steps", "tokens_per_second"})
         status = "running" if fresh else "planned"
         return Run(run_id, status, reason, planned, beat_job=beat.job, **progress)
     if trouble is None and (run_dir / "checkpoint.pt").exists():

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hyperp.sweeps.cost import USUAL, Assumed
 from hyperp.sweeps.plan import Plan
 from hyperp.sweeps.status import DONE, STATUSES, Run, counts, counts_line
 
@@ -29,7 +30,7 @@ def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
     return table
 
 
-def plan_summary(plan: Plan, done: set[str]) -> list[dict[str, Any]]:
+def plan_summary(plan: Plan, done: set[str], assumed: Assumed = USUAL) -> list[dict[str, Any]]:
     """Counts and costs of each block, in order; a run of two blocks counts in the first."""
     blocks: dict[str, dict[str, Any]] = {}
     for point in plan.points:
@@ -44,24 +45,26 @@ def plan_summary(plan: Plan, done: set[str]) -> list[dict[str, Any]]:
         row["rates"].add(point.lr)
     for row in blocks.values():
         rates = row.pop("rates")
-        row |= {"lowest_lr": min(rates), "highest_lr": max(rates)}
+        row |= {"gpu_hours": assumed.hours(row["flops"]), "lowest_lr": min(rates), "highest_lr": max(rates)}
     return list(blocks.values())
 
 
 def show_plan(summary: list[dict[str, Any]]) -> None:
-    """Runs, tokens and FLOPs by block, and their sums."""
-    table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs")
+    """Runs, tokens, FLOPs and GPU-hours by block, and their sums."""
+    table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs", "GPU-hours")
     for row in summary:
         rates = f"{row['lowest_lr']:.3g} ... {row['highest_lr']:.3g}"
-        numbers = (str(row["runs"]), str(row["done"]), rates, f"{row['tokens']:,}", f"{row['flops']:.3g}")
-        table.add_row(row["block"], *numbers)
+        table.add_row(row["block"], str(row["runs"]), str(row["done"]), rates, *_costs(row))
     if len(summary) > 1:
-        runs, done, tokens, flops = (
-            sum(row[key] for row in summary) for key in ("runs", "done", "tokens", "flops")
-        )
+        keys = ("runs", "done", "tokens", "flops", "gpu_hours")
+        total = {key: sum(row[key] for row in summary) for key in keys}
         table.add_section()
-        table.add_row("all", str(runs), str(done), "", f"{tokens:,}", f"{flops:.3g}")
+        table.add_row("all", str(total["runs"]), str(total["done"]), "", *_costs(total))
     show(table)
+
+
+def _costs(row: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{row['tokens']:,}", f"{row['flops']:.3g}", f"{row['gpu_hours']:.2g}"
 
 
 def by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -89,6 +92,7 @@ def describe(run: Run) -> dict[str, Any]:
         "block": run.block,
         "status": run.status,
         "reason": run.reason,
+        "cause": run.cause,
         "base_lr": config.get("base_lr"),
         "seed": config.get("seed"),
         "scale": config.get("scale"),
@@ -148,4 +152,5 @@ def _cells(values: dict[str, Any]) -> list[str]:
         cell("tokens_per_second", ",.0f"),
         cell("loss", ".4f"),
     ]
-    return [values["run_id"], values["block"] or "", values["status"], *numbers, values["reason"] or ""]
+    status = ": ".join(filter(None, (values["status"], (values["cause"] or "").replace("_", " "))))
+    return [values["run_id"], values["block"] or "", status, *numbers, values["reason"] or ""]

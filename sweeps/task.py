@@ -131,7 +131,7 @@ def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> st
             if count_stop(Path(run_dir), stopped.step) <= MOST_STOPS:
                 return "stopped"
             reason = f"stopped {MOST_STOPS} times in a row at step {stopped.step}: launcher.time is too short"
-            return record_failure(config, run_dir, reason)["status"]
+            return record_failure(config, run_dir, reason, cause="timed_out")["status"]
         except HeldError as error:  # a job whose node was taken for dead may still be at work
             print(error, file=sys.stderr, flush=True)
             if ranks.largest(stop() or time.monotonic() > deadline):
@@ -188,7 +188,7 @@ def how_it_ended(config: dict[str, Any], run_dir: str, code: int) -> str:
     if code in (0, 1, STOPPED, UNWRITTEN):
         return {0: "finished", 1: "failed", STOPPED: "stopped", UNWRITTEN: "unwritten"}[code]
     reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return record_failure(config, run_dir, reason)["status"]
+    return record_failure(config, run_dir, reason, cause="killed" if code < 0 else "exited")["status"]
 
 
 def go_back(run_dirs: list[str]) -> NoReturn:

@@ -17,6 +17,7 @@ from hyperp.config import one_line
 Compose = Callable[[Sequence[str]], DictConfig]
 
 PLAIN_STRING = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+MEANT = "; did you mean "
 NOT_A_STRING = {"true", "false", "null", "nan", "inf"}  # to Hydra's grammar, unless quoted
 
 
@@ -53,16 +54,36 @@ def composed(words: Sequence[str], compose: Compose) -> DictConfig:
     try:
         return compose(words)
     except ValueError as error:
-        keys = [override.key_or_group for override in parse(words)]
-        hint = next(filter(None, (did_you_mean(key, compose([])) for key in keys if key in str(error))), "")
+        wrong = [override for override in parse(words) if override.key_or_group in str(error)]
+        hint = next(filter(None, (_hint(one, words, compose) for one in wrong)), "")
         raise ValueError(f"{error}{hint}") from None
+
+
+def _hint(wrong: Override, words: Sequence[str], compose: Compose) -> str:
+    """`did_you_mean` for one of the words, if it composes so with those of the others that are right."""
+    rest: list[str] = []
+    for word in words:
+        if word != wrong.input_line and _composes([*rest, word], compose):
+            rest.append(word)
+    hint = did_you_mean(wrong.key_or_group, compose(rest))
+    known = hint.removeprefix(MEANT).removesuffix("?")
+    corrected = str(wrong.input_line).replace(wrong.key_or_group, known, 1)
+    return hint if hint and _composes([*rest, corrected], compose) else ""
+
+
+def _composes(words: Sequence[str], compose: Compose) -> bool:
+    try:
+        compose(words)
+    except ValueError:
+        return False
+    return True
 
 
 def did_you_mean(key: str, cfg: DictConfig) -> str:
     """`; did you mean scale.width?` for a key that `cfg` lacks if it has one that is close, else nothing."""
     known = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
     close = [] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"{MEANT}{close[0]}?" if close else ""
 
 
 def _keys(section: Any) -> Iterator[str]:

@@ -23,6 +23,7 @@ COLUMNS = [
     "run_id",
     "status",
     "reason",
+    "cause",
     "block",
     "optimizer",
     "parametrization",
@@ -87,7 +88,10 @@ def sweep(tmp_path):
         base_record(diverged.config, status="diverged", reason="loss, then nothing"), diverged.run_dir
     )
     record.save(
-        base_record(failed.config, status="failed", reason="worker killed by signal 9"), failed.run_dir
+        base_record(
+            failed.config, status="failed", reason="worker killed by signal 9", cause="out_of_memory"
+        ),
+        failed.run_dir,
     )
     return root, plan
 
@@ -125,7 +129,9 @@ def test_planned_and_recorded_rows_agree_on_what_the_run_is(sweep):
     collect(root, root / "before.parquet", refuse)
     record.save(base_record(waiting.config, status="failed", reason="x"), waiting.run_dir)
     collect(root, root / "after.parquet", refuse)
-    what = [n for n in COLUMNS[: COLUMNS.index("loss")] if n not in ("status", "reason")] + ["version"]
+    what = [n for n in COLUMNS[: COLUMNS.index("loss")] if n not in ("status", "reason", "cause")] + [
+        "version"
+    ]
     before, after = (read(root / name).loc[waiting.run_id] for name in ("before.parquet", "after.parquet"))
     pd.testing.assert_series_equal(before[what], after[what])
 
@@ -214,7 +220,19 @@ def test_columns_that_are_always_known_may_not_be_null(sweep):
     collect(root, root / "runs.parquet", refuse)
     schema = pq.read_schema(root / "runs.parquet")
     required = {field.name for field in schema if not field.nullable}
-    assert required == set(COLUMNS[: COLUMNS.index("loss")]) - {"reason", "block"} | {"version"}
+    assert required == set(COLUMNS[: COLUMNS.index("loss")]) - {"reason", "cause", "block"} | {"version"}
+
+
+def test_the_cause_of_a_failure_is_a_column_and_shown_beside_the_status(sweep, capsys):
+    root, plan = sweep
+    collect(root, root / "runs.parquet", refuse)
+    failed = plan.points[2].run_id
+    causes = read(root / "runs.parquet")["cause"]
+    assert causes[failed] == "out_of_memory"
+    assert causes.drop(failed).isna().all()
+    show_status(survey(root), survey(root))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if failed in line]
+    assert " failed: out of memory " in line
 
 
 def test_another_suffix_is_refused(sweep):

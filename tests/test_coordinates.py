@@ -109,10 +109,13 @@ def test_training_does_not_notice(tmp_path, words):
     assert (watched.loss, watched.train_loss) == (plain.loss, plain.train_loss)
     assert plain.status == "finished"
     logs = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line).get("loss")
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         for name in ("plain", "watched")
     ]
-    assert len(logs[0]) == 8
+    assert len(logs[0]) >= 8
     assert logs[0] == logs[1]
     assert not (tmp_path / "plain" / "coordinates.jsonl").exists()
     assert {row["quantity"] for row in rows_of(tmp_path / "watched")} == set(KINDS)

@@ -12,10 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperp import memory
 from hyperp.config import compose, resolve
 from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import LearningRates, check_runs, make_plan
+from hyperp.sweeps.cost import Assumed
+from hyperp.sweeps.plan import LearningRates, check_runs, make_plan, shape_of
 from hyperp.sweeps.words import choices, word
+from hyperp.trainer import Trainer
 
 LADDER = "+sweep.blocks.ladder={grid:{scale.tokens:[32768,65536],seed:[0,1]},lr:{center:-4.7,octaves:1}}"
 
@@ -177,6 +180,9 @@ def test_two_thousand_points_are_planned_in_seconds():
             r"scale\.tokens is given as a word and set by sweep\.blocks\.ladder",
         ),
         (["scale.widht=32"], r"widht.*; did you mean scale\.width\?$"),
+        (["sede=1", "scale.widht=32", "seed=0"], r"sede.*; did you mean seed\?$"),
+        (["launcher=slurm", "launcher.partitoin=a"], r"partitoin.*; did you mean launcher\.partition\?$"),
+        (["scale.widht=wide"], r"widht[^?]*$"),  # the known key would not take it either
         (["+sweep.blocks.a.grid={sede:[32]}"], r"sweep\.blocks\.a: .*sede.*; did you mean seed\?$"),
         (["+sweep.blocks.a.overrides=['scale.dept=3']"], r"dept.*; did you mean scale\.depth\?$"),
         (["scale.width=32", "zzzzzz=32"], r"zzzzzz[^?]*$"),
@@ -190,6 +196,36 @@ def test_a_wrong_plan_is_refused_in_one_line_that_names_the_field(words, message
     with pytest.raises(ValueError, match=message) as caught:
         make_plan(words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "blocks:", "blocks: {}"])
+def test_a_sweep_that_was_chosen_must_have_blocks(tmp_path, text):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"sweep\.blocks.*(sweep=mine has none|got None)"):
+        make_plan([f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine"])
+    assert len(make_plan(["sweep=none"]).points) == 1
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
+    (point,) = make_plan(["scale.width=65536", "scale.depth=100000", "model.head_size=64"]).points
+    shape = shape_of(point.config)
+    with pytest.raises(ValueError, match=r"scale must be of a model that fits in memory.*depth=100000.* GiB"):
+        memory.check(point.config.scale, shape)
+    with pytest.raises(ValueError, match="scale must be of a model that fits in memory"):
+        Trainer(point.config)
+    (small,) = make_plan([]).points
+    memory.check(small.config.scale, shape_of(small.config))
+
+
+def test_gpu_hours_are_flops_over_what_a_gpu_is_assumed_to_do():
+    assert Assumed("a100", 0.5).hours(312e12 * 3600) == pytest.approx(2, rel=1e-12, abs=0)
+    assert Assumed("h100", 1).hours(989e12 * 7200) == pytest.approx(2, rel=1e-12, abs=0)
+    with pytest.raises(ValueError, match=r"--gpu must be one of a100, .*, got 'k80'"):
+        Assumed("k80", 0.4)
+    for mfu in (0.0, -1.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="--mfu must be more than 0 and at most 1, got"):
+            Assumed("h100", mfu)
 
 
 def test_what_cannot_be_built_is_refused_before_anything_runs(tmp_path):

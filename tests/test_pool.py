@@ -88,7 +88,7 @@ def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path)
     assert set(reasons.values()) == {("finished", None)}
     assert len(reasons) == 3
     state = state_of(tmp_path, victim.run_id, None)
-    assert (state.status, state.reason) == ("failed", "worker killed by signal 9")
+    assert (state.status, state.reason, state.cause) == ("failed", "worker killed by signal 9", "killed")
 
     short = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=2048"]).points[0]
     record_failure(asdict(short.config), str(short.run_dir), "worker killed by signal 9")
@@ -248,7 +248,7 @@ def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
     written, save = [], record.save
     monkeypatch.setattr(record, "save", lambda *of: (written.append(of), save(*of)))
     result = run_job(asdict(point.config), str(point.run_dir))
-    assert result["status"] == "failed"
+    assert (result["status"], result["cause"]) == ("failed", "raised")
     assert len(written) == 1
 
 

@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from hyperp import record
+from hyperp.failure import cause_of
 from hyperp.record import Record
 
 KNOWN = {
@@ -39,6 +41,44 @@ def test_a_run_that_did_not_finish_has_no_number(status):
         Record(status=status, loss=2.0, **KNOWN)
     with pytest.raises(ValueError, match="loss must be a number exactly when status is finished"):
         Record(status="finished", loss=None, **KNOWN)
+
+
+def test_only_a_failed_run_has_a_cause_and_older_records_have_none(tmp_path):
+    for status, loss, cause in [
+        ("finished", 2.0, "killed"),
+        ("diverged", None, "raised"),
+        ("failed", None, "x"),
+    ]:
+        with pytest.raises(ValueError, match=rf"cause must be null or, of a failed run, one of .*{cause}"):
+            Record(status=status, loss=loss, cause=cause, **KNOWN)
+    for cause in record.CAUSES:
+        assert Record(status="failed", cause=cause, **KNOWN).cause == cause
+    value = asdict(Record(status="failed", cause="killed", **KNOWN))
+    value.pop("cause")
+    (tmp_path / "record.json").write_text(json.dumps(value))
+    loaded = record.load(tmp_path)
+    assert loaded is not None
+    assert loaded.cause is None
+
+
+def allocate():
+    torch.empty(2**46, dtype=torch.uint8)
+
+
+def raised(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_running_out_of_memory_is_told_from_other_exceptions():
+    for error in (raised(allocate), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        assert cause_of(error) == "out_of_memory", error
+    for error in (raised(lambda: torch.zeros(2) @ torch.zeros(3)), KeyError("x")):
+        assert cause_of(error) == "raised", error
+    assert cause_of("words do not say") is None
 
 
 def test_nan_is_never_written(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperp.record import CAUSES
 from hyperp.sweeps import slurm, submissions
 from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.submissions import Submission
@@ -64,22 +65,24 @@ KILLED = ["1|a|FAILED|9:0|1G||n1", "1.batch|batch|FAILED|9:0||3M|n1", "1.0|pytho
 POLLED = ["1|a|FAILED|9:0|200M||n1", "1.0|python|CANCELLED by 0|0:9||501600K|n1"]
 OUT_OF_MEMORY = ["1|a|OUT_OF_MEMORY|0:125|200M||n1", "1.0|python|OUT_OF_MEMORY|0:125||9M|n1"]
 ENDS = [
-    (COMPLETED, "its job ended without a record"),
-    (KILLED, "killed by signal 9"),
-    (POLLED, "out of memory: 490 MB of 200"),
-    (OUT_OF_MEMORY, "out of memory"),
-    (["1|a|FAILED|3:0|1G||n1", "1.batch|batch|FAILED|3:0|||n1"], "exit code 3"),
-    (["1|a|TIMEOUT|0:0|1G||n1", "1.0|python|CANCELLED by 0|0:15||3M|n1"], "time limit reached"),
-    (["1|a|NODE_FAIL|1:0|1G||n1"], "node failure on n1"),
-    (["1|a|CANCELLED by 1000|0:0|1G||n1"], "cancelled"),
+    (COMPLETED, "its job ended without a record", "exited"),
+    (KILLED, "killed by signal 9", "killed"),
+    (POLLED, "out of memory: 490 MB of 200", "out_of_memory"),
+    (OUT_OF_MEMORY, "out of memory", "out_of_memory"),
+    (["1|a|FAILED|3:0|1G||n1", "1.batch|batch|FAILED|3:0|||n1"], "exit code 3", "exited"),
+    (["1|a|TIMEOUT|0:0|1G||n1", "1.0|python|CANCELLED by 0|0:15||3M|n1"], "time limit reached", "timed_out"),
+    (["1|a|NODE_FAIL|1:0|1G||n1"], "node failure on n1", "node_failed"),
+    (["1|a|CANCELLED by 1000|0:0|1G||n1"], "cancelled", "cancelled"),
 ]
 
 
-@pytest.mark.parametrize(("lines", "why"), ENDS)
-def test_why_a_job_ended(lines, why):
+@pytest.mark.parametrize(("lines", "why", "cause"), ENDS)
+def test_why_a_job_ended(lines, why, cause):
     names: list[str] = list(slurm.ACCOUNT_FIELDS)
     rows = [dict(zip(names, line.split("|"), strict=True)) for line in lines]
-    assert slurm._account("1", rows).why == why
+    job = slurm._account("1", rows)
+    assert (job.why, job.cause) == (why, cause)
+    assert job.cause in CAUSES
 
 
 SACCT = """#!/bin/sh
@@ -144,7 +147,6 @@ def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["submit"], "launcher must be slurm to submit; hyperp-sweep run does the runs on this machine"),
         (["submit", "launcher=slurm", "launcher.tim=4h"], r".*launcher\.tim.*"),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
         (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),

@@ -81,8 +81,15 @@ def test_plan_counts_runs_tokens_and_flops_and_writes_nothing(finished, tmp_path
     assert (block["block"], block["runs"], block["done"]) == ("grid", 12, 0)
     assert block["tokens"] == 6 * 8192 + 6 * 16384
     assert block["flops"] == pytest.approx(table(root)["flops"].sum(), rel=1e-12, abs=0)
+    assert block["gpu_hours"] == pytest.approx(block["flops"] / (0.4 * 989e12) / 3600, rel=1e-12, abs=0)
     assert not (tmp_path / "none").exists()
-    assert "12 of 12 runs are done" in sweep("plan", *words(root)).stdout
+    text = sweep("plan", *words(root), "+sweep.blocks.more.grid={scale.tokens:[32768]}").stdout
+    assert "12 of 13 runs are done" in text
+    records = table(root)
+    rate = f"{records['flops'].sum() / records['seconds'].sum():.3g}"
+    assert re.search(
+        rf"takes about \d.*, one run at a time at {re.escape(rate)} FLOP/s, as measured in 12", text
+    )
 
 
 def test_status_counts_by_block_and_lists_what_is_of_note(finished, tmp_path):
@@ -205,6 +212,14 @@ def test_version():
             r"runtime\.device must be auto or a device of this machine, got 'moon'.*",
         ),
         (["run", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
+        (["plan", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
+        (["plan", "+launcher.colour=red"], r"launcher\.colour is not a field of it, got 'red'"),
+        (["plan", "launcher=slurm", "launcher.time=soon"], r"launcher\.time: must be such as 90m.*'soon'"),
+        (["plan", "--gpu", "k80"], r"--gpu must be one of a100, h100, .*, got 'k80'"),
+        (
+            ["run", "scale.depth=1000000", "scale.width=512"],
+            r"scale must be of a model that fits in memory.*",
+        ),
         (
             ["plan", "+sweep.blocks.a.grid={seed:[]}"],
             r"sweep\.blocks\.a: grid\.seed must have at least one value.*",
@@ -224,8 +239,11 @@ def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_p
 
 
 def test_help_teaches_by_examples():
-    for command in ("plan", "run", "status", "collect"):
-        assert f"hyperp-sweep {command}" in sweep("--help").stdout
+    text = sweep("--help").stdout
+    listed = re.findall(r"^  (\w+)  +[A-Z]", text.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["plan", "run", "submit", "status", "cancel", "logs", "collect", "auto"]
+    for command in listed:
+        assert f"hyperp-sweep {command}" in text
         assert f"Example: hyperp-sweep {command}" in sweep(command, "--help").stdout
 
 

@@ -220,6 +220,7 @@ def test_the_record_names_what_the_failing_rank_met(tmp_path, rank):
     assert ended is not None
     assert ended.status == "failed"
     assert ended.reason == "rank 1: " * rank + "RuntimeError: the device fell off the bus"
+    assert ended.cause == "raised"
 
 
 def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:

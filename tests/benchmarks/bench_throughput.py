@@ -73,7 +73,7 @@ def measure(trainer: Trainer) -> dict[str, float]:
     steps, updates = [], []
     inner = trainer.optimizer.step
 
-    def timed(closure: None = None) -> None:
+    def timed(closure: Callable[[], Any] | None = None) -> None:
         updates.append(seconds(lambda: inner(closure), trainer.device))
 
     trainer.optimizer.step = timed

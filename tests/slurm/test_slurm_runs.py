@@ -90,8 +90,12 @@ def test_jobs_that_die_each_in_a_way_of_its_own_leave_records_that_say_why(clust
     assert settled(cluster, tmp_path) == {"finished": 1, "diverged": 1, "failed": 3}
     job = submissions.read(tmp_path)[0].job
     found = records(tmp_path)
-    assert found[fine.run_id].status == "finished"
-    assert found[diverges.run_id].status == "diverged"
+    assert (found[fine.run_id].status, found[fine.run_id].cause) == ("finished", None)
+    assert (found[diverges.run_id].status, found[diverges.run_id].cause) == ("diverged", None)
+    causes = [found[one.run_id].cause for one in (raises, exits, large)]
+    assert causes == ["raised", "exited", "out_of_memory"]
+    text = sweep("status", tmp_path).stdout
+    assert all(f"failed: {cause}" in text for cause in ("raised", "exited", "out of memory"))
     assert str(found[raises.run_id].reason).startswith("IsADirectoryError: ")
     assert found[exits.run_id].reason == f"exit code 3 (Slurm job {job}_2)"
     assert str(found[large.run_id].reason).startswith("out of memory")

@@ -1,0 +1,132 @@
+"""The commands of `hyperp-sweep` that begin with a sweep's folder: status, cancel, logs, collect."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperp.sweeps import local, submissions, tables
+from hyperp.sweeps.account import account, last_sent
+from hyperp.sweeps.console import WATCH_SECONDS, Json, Root, warn
+from hyperp.sweeps.status import UNDER_WAY, counts, counts_line, survey
+
+
+def status(
+    root: Root,
+    as_json: Json = False,
+    every: Annotated[bool, typer.Option("--all", help="List every run, not only those of note")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until no run is under way")] = False,
+) -> None:
+    """Count the runs of a sweep by block and status; list what runs, diverged, failed or was stopped.
+
+    Example: hyperp-sweep status runs/demo --all
+    """
+    runs = account(root, warn)
+    while watch and any(run.status in UNDER_WAY for run in runs):
+        tables.show_status(runs, runs if every else tables.notable(runs))
+        time.sleep(WATCH_SECONDS)
+        runs = account(root, warn)
+    listed = runs if every else tables.notable(runs)
+    if as_json:
+        blocks = {name: counts(members) for name, members in tables.by_block(runs).items()}
+        report = {"root": str(root), "counts": counts(runs), "blocks": blocks}
+        print(json.dumps(report | {"runs": [tables.describe(run) for run in listed]}, indent=1))
+        return
+    tables.show_status(runs, listed)
+
+
+def cancel(
+    root: Root,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(help="Runs to cancel; all if none is named", show_default=False)
+    ] = None,
+) -> None:
+    """Take runs out of Slurm's queue, or off their nodes; or stop what is in the background of this machine.
+
+    What they saved is kept. Runs that share a job, or this machine, go together.
+
+    Example: hyperp-sweep cancel runs/demo
+    """
+    pool = local.at_work(root)
+    if pool:
+        _cancel_here(root, pool, run_ids or [])
+    elif (root / submissions.NAME).exists():
+        _cancel_jobs(root, run_ids or [])
+    else:
+        survey(root)  # whether it is the folder of a sweep at all
+        print(f"cancelled 0 runs: none is in the background or in Slurm; {root}")
+
+
+def _cancel_here(root: Path, pool: local.Pool, run_ids: Sequence[str]) -> None:
+    if run_ids:
+        raise ValueError(
+            f"RUN_IDS must be left out where the runs are on this machine: {root} is cancelled as a whole, "
+            f"got {', '.join(run_ids)}"
+        )
+    under_way = [run for run in account(root, warn) if run.job == pool.name and run.status in UNDER_WAY]
+    local.stop(root, pool)
+    print(f"cancelled {len(under_way)} run{'s' * (len(under_way) != 1)} of process {pool.process}; {root}")
+
+
+def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
+    from hyperp.sweeps import slurm
+
+    sent = last_sent(root, slurm.queue())
+    unknown = sorted(set(run_ids) - set(sent))
+    if unknown:
+        raise ValueError(f"RUN_IDS must be runs that were submitted from {root}, got {', '.join(unknown)}")
+    chosen = [one for run_id, one in sent.items() if not run_ids or run_id in run_ids]
+    jobs = sorted({one.job.job_id for one in chosen if one.job and one.job.in_flight})
+    slurm.cancel(jobs)
+    print(f"cancelled {len(jobs)} job{'s' * (len(jobs) != 1)}; {root}")
+
+
+def logs(
+    root: Root,
+    run_id: Annotated[str, typer.Argument(help="The run, as status names it", show_default=False)],
+) -> None:
+    """Print what a run printed, its traceback if it failed, and what its last job said outside of it.
+
+    Example: hyperp-sweep logs runs/demo 0123456789ab
+    """
+    found = [root / run_id / name for name in ("output.log", "error.txt")]
+    one = last_sent(root, {}).get(run_id)
+    if one and one.job_id:
+        folder = root / one.submission.folder
+        found += [folder / f"{one.job_id}_0_log.{kind}" for kind in ("out", "err")]
+    there = [path for path in found if path.is_file()]
+    if not there:  # it may have failed before it could print
+        there = [path for path in local.logs(root, run_id) if path.is_file()]
+    if not there:
+        raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
+    for path in there:
+        print(f"==> {path} <==")
+        print(path.read_text(errors="replace").rstrip())
+
+
+def collect(
+    root: Root,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .parquet to write; ROOT/runs.parquet if not given", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write one row a run, whatever became of it, as Parquet and beside it as CSV.
+
+    What the stability monitors saw, step by step, goes beside it as .metrics.parquet.
+
+    Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
+    """
+    from hyperp.sweeps.collect import collect as write_table
+    from hyperp.sweeps.coordinates import beside
+
+    path = output or root / "runs.parquet"
+    runs = write_table(root, path, warn)
+    print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
+    if beside(path).is_file():
+        print(f"activations: {beside(path)}")

@@ -1,0 +1,189 @@
+"""`local.json`: the pools that were started in the background of a machine, so that they can be found again.
+
+A pool is a process in a session of its own (`hyperp.sweeps.background`). It holds two locks, which the
+process that starts it took and hands over open: that of the sweep, as `hyperp-sweep run` does, and
+`local/.lock`, which nobody else ever holds. So on its own machine it is known for sure whether a pool is at
+work, however it ended; a process id alone may be another process's by now. Other machines go by the time of
+`local/.lock`, which the pool renews, since their file system may not carry locks.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from hyperp import files
+from hyperp.config import from_dict
+from hyperp.sweeps import planfile
+from hyperp.sweeps.plan import Point, validation_line
+from hyperp.sweeps.pool import LocalLauncher
+from hyperp.sweeps.status import FRESH_SECONDS
+
+SCHEMA = 1
+NAME = "local.json"
+FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
+BEAT_SECONDS = 1.0  # between two renewals of the lock's time
+LOCK_SECONDS = 5.0  # to wait for the lock, which another process may be looking at
+STOP_SECONDS = 30.0  # to wait for a pool to end
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed in a pool: not all leave a record that says so."""
+
+    reason: str | None
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool, `runs` in the order of the plan. `ended` is null while it is at work, and if it was killed.
+
+    `done`: it did what it could of every run; `cancelled`: it was stopped; `broken`: it could not go on;
+    `followed`: it was gone without a word when another process took up the sweep.
+    """
+
+    name: str
+    submitted: str
+    host: str
+    process: int | None
+    launcher: LocalLauncher
+    runs: list[str]
+    failed: dict[str, Failure] = field(default_factory=dict)
+    ended: Literal["done", "cancelled", "broken", "followed"] | None = None
+
+    def log(self, root: Path) -> Path:
+        """What the pool printed."""
+        return root / FOLDER / f"{self.name}.log"
+
+
+ALL = TypeAdapter(list[Pool])
+
+
+def read(root: Path) -> list[Pool]:
+    """The pools of a sweep, oldest first. Raises ValueError if the file is damaged."""
+    path = root / NAME
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise ValueError(f"schema must be {SCHEMA}")
+        return ALL.validate_python(value.get("pools"))
+    except FileNotFoundError:
+        return []
+    except ValidationError as error:
+        reason = validation_line("pools", error)
+    except ValueError as error:  # of JSON or of UTF-8
+        reason = str(error)
+    raise ValueError(
+        f"{path} does not say what was started ({reason}); remove it if no run is under way in the background"
+    )
+
+
+def _write(root: Path, pools: Sequence[Pool]) -> None:
+    files.write_json(root / NAME, {"schema": SCHEMA, "pools": ALL.dump_python(list(pools), mode="json")})
+
+
+def note(root: Path, pool: Pool) -> None:
+    """Replace the last pool; only by who holds its lock, or that of the sweep."""
+    _write(root, [*read(root)[:-1], pool])
+
+
+def close(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
+    """Note of a pool that was killed that it is gone; only under the lock of the sweep, which it held."""
+    pools = read(root)
+    if pools and pools[-1].ended in (None, "broken"):
+        note(root, replace(pools[-1], ended=ended))
+
+
+def at_work(root: Path) -> Pool | None:
+    """The pool that is at work on a sweep, on whatever machine; None if there is none."""
+    pools = read(root)
+    if not pools or pools[-1].ended:
+        return None
+    path = root / FOLDER / ".lock"
+    if files.held(path):
+        return pools[-1]
+    with contextlib.suppress(FileNotFoundError):
+        fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+        return pools[-1] if fresh and pools[-1].host != socket.gethostname() else None
+    return None
+
+
+def logs(root: Path, run_id: str) -> list[Path]:
+    """What the last pool printed that was to do a run."""
+    return [pool.log(root) for pool in read(root) if run_id in pool.runs][-1:]
+
+
+def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> Pool:
+    """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it."""
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    submitted = datetime.now(UTC).isoformat(timespec="seconds")
+    pool = Pool(name, submitted, socket.gethostname(), None, launcher, list(run_ids))
+    pool.log(root).parent.mkdir(exist_ok=True)
+    with _own_lock(root) as own, pool.log(root).open("ab") as log:
+        _write(root, [*read(root), pool])
+        locks = (held.fileno(), own.fileno())
+        # -P: a folder called hyperp where the command was given is not the package.
+        command = [sys.executable, "-P", "-m", "hyperp.sweeps.background", str(root), *map(str, locks)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
+        )
+        pool = replace(pool, process=process.pid)
+        note(root, pool)
+    return pool
+
+
+@contextlib.contextmanager
+def _own_lock(root: Path) -> Iterator[IO[str]]:
+    deadline = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                file = stack.enter_context(files.lock(root / FOLDER / ".lock", f"{root / FOLDER}"))
+                break
+            except files.HeldError:  # by a process that looks whether it is held
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield file
+
+
+def points(root: Path, pool: Pool) -> list[Point]:
+    """What a pool is to do, as it was planned."""
+    planned = {point.run_id: point for point in planfile.read(root)}
+    found = [planned[run_id] for run_id in pool.runs]
+    return [
+        Point(one.run_id, tuple(one.blocks), tuple(one.words), from_dict(one.config), one.lr, one.flops)
+        for one in found
+    ]
+
+
+def stop(root: Path, pool: Pool) -> None:
+    """End a pool and its workers, and wait until they are gone. Raises RuntimeError if that fails."""
+    if pool.host != socket.gethostname():
+        raise RuntimeError(
+            f"{root} is under way on {pool.host} (process {pool.process}), which cannot be reached from "
+            "here: cancel it there"
+        )
+    deadline = time.monotonic() + STOP_SECONDS
+    while (now := at_work(root)) and now.name == pool.name:
+        if now.process is not None:  # at work, so it is no other process's id
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(now.process, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"process {now.process} has not ended in {STOP_SECONDS:g} s: kill -9 it")
+        time.sleep(0.1)
+    with contextlib.suppress(ValueError), planfile.lock(root):  # somebody else may have taken the sweep up
+        close(root, "cancelled")
