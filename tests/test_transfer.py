@@ -114,3 +114,34 @@ def test_an_axis_that_is_not_there_is_named(make_ladder):
     runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
     with pytest.raises(ValueError, match=r"--over must be one of width, .* got 'N'"):
         transfer(check(runs).slices, "N")
+
+
+@pytest.mark.parametrize("seed_shift", [0.05, 0.2])
+def test_intervals_of_a_few_coarse_curves_cover_and_are_of_use(make_ladder, seed_shift):
+    """Four sizes, five rates an octave apart, three seeds: hardly a residual is left beside the shared basin."""
+    inside, halves, drifts, wide = [], [], [], []
+    for sample in range(40):
+        frames = [
+            make_ladder(
+                tokens=(131072,),
+                log2_at_64k=-4.0,
+                octaves=(-6, -2),
+                covariates={"width": 32 * 2**k},
+                seeds=3,
+                depth=0.05,
+                skew=0.2,
+                noise=0.002,
+                seed_shift=seed_shift,
+                rng_seed=4 * sample + k,
+            )
+            for k in range(4)
+        ]
+        (found,) = transfer(check(Runs(check_frame(pd.concat(frames)), "r", "0" * 64)).slices, "width")
+        true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
+        inside += [point.low < true < point.high for point in found.points]
+        halves += [math.log2(point.high / point.low) / 2 for point in found.points]
+        drifts.append(found.drift.low < 0 < found.drift.high)
+        wide.append((found.drift.high - found.drift.low) / 2)
+    assert np.mean(inside) > 0.9
+    assert np.mean(drifts) > 0.9
+    assert np.median(halves) < 0.5
