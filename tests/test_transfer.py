@@ -118,7 +118,7 @@ def test_an_axis_that_is_not_there_is_named(make_ladder):
 
 @pytest.mark.parametrize("seed_shift", [0.05, 0.2])
 def test_intervals_of_a_few_coarse_curves_cover_and_are_of_use(make_ladder, seed_shift):
-    """Four sizes, five rates an octave apart, three seeds: hardly a residual is left beside the shared basin."""
+    """Four sizes, five rates an octave apart, three seeds: hardly a residual beside the shared basin."""
     inside, halves, drifts, wide = [], [], [], []
     for sample in range(40):
         frames = [
