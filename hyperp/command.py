@@ -30,8 +30,7 @@ LINE_SECONDS = 30.0  # between two lines where there is no terminal for a bar
 def app(cfg: DictConfig) -> float | None:
     """The task that Hydra calls for each run. Returns the held-out loss, nats per token, for its sweepers."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        with joined(resolve(cfg)) as config:
-            return run_in_sweep(config).loss
+        return run_in_sweep(resolve(cfg)).loss
     try:
         refuse_plan(cfg)
         with joined(resolve(cfg)) as config:
@@ -194,6 +193,11 @@ def main() -> None:
         else:
             register_schema()
             if "-m" in words or "--multirun" in words:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    raise ValueError(
+                        f"-m must be without torchrun (WORLD_SIZE={os.environ['WORLD_SIZE']}): its runs are "
+                        "of one process each; hyperp-sweep submit launcher=slurm gives a run launcher.gpus=N"
+                    )
                 for plugin in entry_points(group="hyperp.hydra"):
                     plugin.load()()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing

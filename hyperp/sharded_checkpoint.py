@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
@@ -36,7 +37,10 @@ def save(run_dir: Path, trainer: Trainer) -> None:
     partial = final.with_name(f".{final.name}.tmp")
     trainer.ranks.share(lambda: _make(partial))
     tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
-    save_state_dict(tensors | _optimizer_tensors(trainer.model, trainer.optimizer), checkpoint_id=partial)
+    try:
+        save_state_dict(tensors | _optimizer_tensors(trainer.model, trainer.optimizer), checkpoint_id=partial)
+    except CheckpointException as error:  # which is no Exception, and holds those of all ranks
+        raise _first(error) from None
 
     def rename() -> None:
         with replacing(partial / PROGRESS, "wb") as file:
@@ -87,7 +91,9 @@ def restore(trainer: Trainer, folder: Path) -> None:
             load_state_dict(wanted, checkpoint_id=folder)
     except (OSError, MemoryError, torch.OutOfMemoryError, ValueError):
         raise
-    except Exception as error:  # of torch's readers, for a damaged file
+    except (Exception, CheckpointException) as error:  # of torch's readers, for a damaged file
+        if isinstance(error, CheckpointException):
+            error = _first(error)
         raise ValueError(
             f"checkpoint must be whole, but {folder} cannot be read ({type(error).__name__}: {error}); "
             "remove it to start over"
@@ -99,6 +105,12 @@ def restore(trainer: Trainer, folder: Path) -> None:
     for group, options in zip(trainer.optimizer.param_groups, progress["groups"], strict=True):
         group.update(options)
     trainer.restore_progress(progress)
+
+
+def _first(error: CheckpointException) -> Exception:
+    """What the first rank that failed has met."""
+    found = [failure[0] for failure in error.failures.values()]
+    return found[0] if found and isinstance(found[0], Exception) else RuntimeError(str(error))
 
 
 def _options(optimizer: GroupedOptimizer) -> list[dict[str, Any]]:

@@ -116,7 +116,8 @@ def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
         progress = beat.model_dump(include={"step", "steps", "tokens_per_second"})
         status = "running" if fresh else "planned"
         return Run(run_id, status, reason, planned, beat_job=beat.job, **progress)
-    if trouble is None and (run_dir / "checkpoint.pt").exists():
+    saved = [*run_dir.glob("checkpoint.pt"), *run_dir.glob("checkpoint/[0-9]*/progress.pt")]
+    if trouble is None and saved:
         trouble = "stopped, has a checkpoint"
     return Run(run_id, "planned", trouble, planned)
 

@@ -114,6 +114,7 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     What is about to be submitted is noted first, by name, so that nothing is lost if this process dies.
     Raises SlurmError if the cluster does not take an array; those before it stand.
     """
+    _check_ranks(points, launcher.nodes * launcher.ranks)
     ordered = sorted(points, key=lambda point: -point.flops)
     k, limit = launcher.runs_per_task, slurm.array_limit()
     tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
@@ -123,6 +124,17 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     share = max(1, launcher.array_parallelism // max(1, len(arrays)))
     launcher = launcher.model_copy(update={"array_parallelism": share})
     return [_submit_array(root, array, launcher) for array in arrays]
+
+
+def _check_ranks(points: Sequence[Point], ranks: int) -> None:
+    """Raise ValueError for a batch that so many processes cannot share; each would find out in its job."""
+    for point in points:
+        batch, context = point.config.scale.batch_tokens, point.config.model.context
+        if batch % (context * ranks):
+            raise ValueError(
+                f"scale.batch_tokens must be a multiple of model.context={context} times the {ranks} "
+                f"processes of a run (launcher.nodes, launcher.gpus, launcher.processes), got {batch}"
+            )
 
 
 def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmLauncher) -> Submission:

@@ -175,6 +175,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tmp_path, case, first
     )
 
 
+def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path):
+    words = [*cases()["sso moe"], "runtime.parallel=fsdp"]
+    together(2, stop_at, tmp_path, words, 5, 0)
+    part = max(tmp_path.glob("run/checkpoint/5/*.distcp"))
+    part.write_bytes(part.read_bytes()[:100])
+    ended = train(config(tmp_path, *words), tmp_path / "run", corpus=corpus())
+    assert ended.status == "failed"
+    assert ended.reason is not None
+    assert "checkpoint must be whole" in ended.reason
+
+
 def stop_and_go_on(root: Path, cases_of: dict[str, list[str]]) -> None:
     """As two processes after one another would, in one group."""
     for name, words in cases_of.items():
