@@ -283,13 +283,14 @@ def _tell(run_dir: Path, ranks: Ranks, error: Exception) -> None:
     with replacing(run_dir / TOLD.format(rank=ranks.rank)) as file:
         text = "".join(traceback.format_exception(error))
         told = {"rank": ranks.rank, "reason": one_line(error), "cause": cause_of(error), "traceback": text}
-        json.dump(told, file)
+        json.dump(told | {"time": time.time()}, file)
 
 
 def _cause(run_dir: Path) -> tuple[str, str] | None:
     """What another rank has met, and its kind; its word is there before the others can miss it."""
-    for path in sorted(run_dir.glob(TOLD.format(rank="*"))):
-        told = json.loads(path.read_text())
+    words = [json.loads(path.read_text()) for path in run_dir.glob(TOLD.format(rank="*"))]
+    if words:
+        told = min(words, key=lambda one: one["time"])  # the others have lost their connection to it
         return f"rank {told['rank']}: {told['reason']}", told["cause"]
     return None
 
