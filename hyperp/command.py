@@ -37,8 +37,15 @@ def app(cfg: DictConfig) -> float | None:
             record = run_one(config)
     except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
-    if record.status != "finished":
-        sys.exit(1)
+    code = int(record.status != "finished")
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ):  # torch may abort a process that ends after FSDP2 over gloo
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
     return record.loss
 
 

@@ -38,6 +38,7 @@ SMALL = [
     "data.held_out_tokens=64",
     "runtime.threads=1",
     "runtime.log_every=1",
+    "runtime.monitor_every=0",
     "precision=float32",
     "parametrization=raw",
     "parametrization.init_unembedding_std=0.2",

@@ -25,6 +25,7 @@ TINY = [
     "model.head_size=8",
     "data.held_out_tokens=1024",
     "runtime.log_every=4",
+    "runtime.monitor_every=0",
     "runtime.checkpoint_every=8",
 ]
 SHORT = "scale.tokens=8192"
