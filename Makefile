@@ -34,7 +34,7 @@ demo: $(STAMP)
 # The tests of Slurm run where one is up, and say how to have one where not: `make test` installs and starts none.
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2
-	$(BIN)/python -m pytest -m "not slow" tests/slurm
+	@$(BIN)/python tests/slurm/cluster.py if-up $(BIN)/python -m pytest -m "not slow" tests/slurm
 
 test-slurm: $(STAMP)
 	$(BIN)/python tests/slurm/cluster.py run $(BIN)/python -m pytest -m "not slow" tests/slurm

@@ -3,6 +3,7 @@
     python tests/slurm/cluster.py up              # prints the line that lets a shell use it
     python tests/slurm/cluster.py down            # stops what `up` started, and nothing else
     python tests/slurm/cluster.py run COMMAND...  # up, the command, and down again if it was not up before
+    python tests/slurm/cluster.py if-up COMMAND...  # the command where it is up, else a line that says no
 
 Needs root on Debian; installs Slurm's own packages where they are missing. HYPERP_SLURM_DIR moves it. Where
 there can be no Slurm, `run` says why and runs the command without it.
@@ -331,13 +332,18 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 
 def main() -> None:
-    """`up`, `down` or `run`."""
+    """`up`, `down`, `run` or `if-up`."""
     verb, command = "".join(sys.argv[1:2]), sys.argv[2:]
-    if verb not in ("up", "down", "run") or (verb == "run") != bool(command):
-        sys.exit("usage: cluster.py up | down | run COMMAND...")
+    if verb not in ("up", "down", "run", "if-up") or (verb in ("run", "if-up")) != bool(command):
+        sys.exit("usage: cluster.py up | down | run COMMAND... | if-up COMMAND...")
     cluster = Cluster()
     if verb == "run":
         sys.exit(beside(cluster, command))
+    if verb == "if-up" and cluster.controller.pid() is None:
+        print("no Slurm is up, so this is left out:", *command)
+        return
+    if verb == "if-up":
+        sys.exit(subprocess.call(command))
     reason = why_not()
     if reason:
         sys.exit(reason)

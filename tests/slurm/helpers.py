@@ -121,6 +121,19 @@ def wait_for_warning(seen: Seen, seconds: float) -> None:
     wait_for(warned, "a warning of Slurm", seconds)
 
 
+def wait_for_kill(seen: Seen, seconds: float) -> None:
+    """Wait until Slurm has killed a frozen process; stop it again whenever Slurm lets it go on."""
+
+    def gone() -> bool:
+        if about(seen.process)["State"][0] in "XZ":
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(seen.process, signal.SIGSTOP)
+        return False
+
+    wait_for(gone, "Slurm to kill a process", seconds)
+
+
 def about(pid: int) -> dict[str, str]:
     """What the kernel says of a process; as of a dead one if it is gone."""
     try:

@@ -22,6 +22,7 @@ from helpers import (
     records,
     report,
     settled,
+    wait_for_kill,
     wait_for_step,
     wait_for_warning,
 )
@@ -109,6 +110,7 @@ def test_a_requeue_without_warning_costs_the_steps_since_the_last_checkpoint(
     seen = wait_for_step(run_dir, 20)
     with frozen(seen):
         assert succeeds("scontrol", "requeue", seen.job)
+        wait_for_kill(seen, 60)
     settled(cluster, tmp_path)
     (one,) = records(tmp_path).values()
     assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")

@@ -50,7 +50,7 @@ def test_four_processes_on_two_nodes_do_one_run(cluster, sweep, tmp_path):
 
 
 def test_a_warning_to_one_process_stops_all_and_the_job_goes_on(cluster, sweep, tmp_path):
-    words = ["scale.tokens=262144", "runtime.checkpoint_every=0"]
+    words = ["scale.tokens=65536", "runtime.checkpoint_every=0"]
     assert sweep("submit", *SEVERAL, *words, f"runtime.root={tmp_path}").returncode == 0
     (run_id,) = [run["run_id"] for run in report(tmp_path, "--all")["runs"]]
     os.kill(wait_for_step(tmp_path / run_id, 8).process, signal.SIGUSR2)
@@ -60,4 +60,4 @@ def test_a_warning_to_one_process_stops_all_and_the_job_goes_on(cluster, sweep, 
     assert ended.environment["slurm_restart_count"] == "1"
     assert not (tmp_path / run_id / "heartbeat.json").exists()
     lines = (tmp_path / run_id / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(4, 1025, 4))
+    assert [json.loads(line)["step"] for line in lines] == list(range(4, 257, 4))
