@@ -242,6 +242,9 @@ def next_command(
         Path, typer.Option("--out", "-o", help="where to write the points", callback=ends_in(".yaml"))
     ],
     slices: Annotated[int, typer.Option(help="how many further slices")] = 2,
+    among: Annotated[
+        list[str] | None, typer.Option(help="choose among these sizes alone, such as tokens=1e6; repeat it")
+    ] = None,
     tokens: Size = None,
     width: Size = None,
     depth: Size = None,
@@ -254,7 +257,7 @@ def next_command(
     """Say which runs would shrink the prediction interval at a target most for what they cost.
 
     Without a target it is 8 times the largest fitted size. Slices of the law without an optimum come first,
-    with the rates that would bracket it.
+    with the rates that would bracket it. Several sizes of one slice of --among are separated by commas.
 
     Example: hyperp-law next law.json --tokens 2e11 -o points.yaml
     """
@@ -265,7 +268,8 @@ def next_command(
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     fitted = load_law(law)
-    found = next_runs(fitted, sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity), slices)
+    target = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
+    found = next_runs(fitted, target, slices, [sizes_of(one.split(",")) for one in among or []])
     save_points(found.points, out, f"further slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))

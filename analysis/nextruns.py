@@ -48,13 +48,20 @@ class NextRuns(Strict):
     points: list[dict[str, Any]]
 
 
-def next_runs(law: Law, target: Mapping[str, Number] | None = None, count: int = 2) -> NextRuns:
+def next_runs(
+    law: Law,
+    target: Mapping[str, Number] | None = None,
+    count: int = 2,
+    among: Sequence[Mapping[str, Number]] = (),
+) -> NextRuns:
     """The `count` slices that shrink the prediction interval at `target` most for their cost.
 
     Args:
         law: the fitted law.
         target: a size for every covariate of the law; 8 times its largest fitted one where left out.
         count: how many slices.
+        among: the sizes to choose from, such as those of a plan; a grid of octaves where left out. Those
+            that the law has already, or that differ in what it holds fixed, are passed over.
 
     Raises:
         ValueError: a covariate that the law does not have, a size or a count out of range.
@@ -73,7 +80,7 @@ def next_runs(law: Law, target: Mapping[str, Number] | None = None, count: int =
     cov, df = np.array(law.covariance), law.df
     x_target = _row(law, goal)
     choices: list[Choice] = []
-    candidates = _candidates(law, used)
+    candidates = _offered(law, used, among) if among else _candidates(law, used)
     for _ in range(min(count, len(candidates))):
         now = _width(law, cov, df, x_target, variance)
         scored = []
@@ -137,6 +144,24 @@ def _candidates(law: Law, used: Sequence[SliceRecord]) -> list[dict[str, Number]
         for values in itertools.product(*axes)
         if values not in run
     ]
+
+
+def _offered(
+    law: Law, used: Sequence[SliceRecord], among: Sequence[Mapping[str, Number]]
+) -> list[dict[str, Number]]:
+    """Those of `among` that are another slice of the same law."""
+    known = used[-1].covariates
+    run = {tuple(s.covariates[n] for n in law.covariates) for s in used}
+    found = []
+    for sizes in among:
+        if unknown := sizes.keys() - known.keys():
+            names = ", ".join(sorted(unknown))
+            raise ValueError(f"among must give sizes of the law's {', '.join(known)}, got {names}")
+        whole = {**known, **sizes}
+        fits = all(whole[n] == known[n] for n in known if n not in (*law.covariates, *law.fixed))
+        if fits and tuple(whole[n] for n in law.covariates) not in run:
+            found.append(whole)
+    return found
 
 
 def _like(model: Number, value: float) -> Number:

@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from hyperp.scale import Scale
 from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import Block, Plan, Point, Sweep, make_plan
 from hyperp.sweeps.planfile import Planned
@@ -22,6 +23,7 @@ from hyperp.sweeps.words import parse
 LAW = Path(sys.executable).with_name("hyperp-law")
 REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
 SLICES = 3  # that a fit begins with
+AHEAD = 8  # the target, in times the plan's largest size, where none is given
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Goal:
 
     by: str
     half: float
-    sizes: tuple[str, ...] = ()
+    target: float
     flops: float = math.inf
-    rounds: int = 8
+    rounds: int = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ def read_until(text: str) -> float:
     return half
 
 
+def largest(plan: Plan, by: str) -> int:
+    """The plan's largest size of that name. Raises ValueError if runs have no size of that name."""
+    names = [field.name for field in fields(Scale)]
+    if by not in names:
+        raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
+    return max(getattr(point.config.scale, by) for point in plan.points)
+
+
 def slices_of(points: Sequence[Point]) -> list[list[Point]]:
     """The points of each scale, cheapest scale first."""
     found: dict[object, list[Point]] = {}
@@ -69,25 +79,30 @@ def search(
     show: Callable[[Step], None],
     table: Callable[[], Path],
 ) -> Step:
-    """Do the cheapest slices of the plan, then what the law asks for; returns the last round.
+    """Do the cheapest slices of the plan, then those that the law asks for; returns the last round.
 
-    `do` does the runs of a plan, `table` collects them and returns the path. Where the runs so far identify
-    no law, the next slice of the plan is done. Raises RuntimeError if hyperp-law fails.
+    `do` does the runs of a plan, `table` collects them and returns the path. The law chooses among the slices
+    of the plan while it has any, and freely after them. Where the runs so far identify no law, the cheapest
+    slice that waits is done. Raises RuntimeError if hyperp-law fails.
     """
-    waiting = slices_of(plan.points)
-    todo = [point for _ in range(min(SLICES, len(waiting))) for point in waiting.pop(0)]
-    done: dict[str, Planned] = {}
+    slices = slices_of(plan.points)
+    todo = [point for one in slices[:SLICES] for point in one]
+    tried: set[str] = set()
     for number in range(goal.rounds):
         do(replace(plan, points=tuple(todo)))
-        done |= {point.run_id: point for point in planfile.read(plan.root)}  # those of earlier calls too
-        spent = sum(point.flops for point in done.values())
-        half, reason, asked = ask(plan, goal, table(), number)
+        tried |= {point.run_id for point in todo}
+        done = {
+            one.run_id: one for one in planfile.read(plan.root) if one.run_id in tried or _ended(plan, one)
+        }
+        waiting = [one for one in slices if any(point.run_id not in done for point in one)]
+        spent = sum(one.flops for one in done.values())
+        half, reason, asked = ask(plan, goal, table(), number, waiting)
         step = Step(len(done), spent, half, reason)
         show(step)
         if half is not None and half <= goal.half:
             return step
         if half is None and waiting:
-            asked = waiting.pop(0)
+            asked = waiting[0]
         todo = [point for point in asked if point.run_id not in done]
         if not todo:
             return replace(step, reason="there is nothing more to run")
@@ -96,7 +111,9 @@ def search(
     return replace(step, reason=f"{goal.rounds} rounds are over")
 
 
-def ask(plan: Plan, goal: Goal, table: Path, number: int) -> tuple[float | None, str | None, list[Point]]:
+def ask(
+    plan: Plan, goal: Goal, table: Path, number: int, waiting: Sequence[Sequence[Point]]
+) -> tuple[float | None, str | None, list[Point]]:
     """The half-width at the target, or why there is none; and the runs that hyperp-law wants next."""
     law, folder = plan.root / "law.json", plan.root / "auto"
     folder.mkdir(exist_ok=True)
@@ -104,11 +121,28 @@ def ask(plan: Plan, goal: Goal, table: Path, number: int) -> tuple[float | None,
     fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
         return None, _first_line(fit), planned(plan, points)
-    after = _law("next", str(law), *goal.sizes, "--slices", "1", "-o", str(points), "--json")
+    target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
+    words = ["next", str(law), *target, "--slices", "1", "-o", str(points), "--json"]
+    offers = [_sizes(members[0]) for members in waiting]
+    after = _law(*words, *(f"--among={','.join(f'{n}={v}' for n, v in one.items())}" for one in offers))
     if after.returncode == REFUSED:  # the slices lie exactly on the law
         return 0.0, _first_line(after), []
     found = json.loads(after.stdout)
-    return math.sqrt(found["width"]) - 1, None, planned(plan, points)
+    if not found["choices"]:  # what waits belongs to other laws
+        found, offers = json.loads(_law(*words).stdout), []
+    half = math.sqrt(found["width"]) - 1
+    chosen = [one["covariates"] for one in found["choices"]]
+    ours = [p for members, sizes in zip(waiting, offers, strict=False) if sizes in chosen for p in members]
+    theirs = planned(plan, points)  # with rates of its own for the slice that it chose
+    return half, None, [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
+
+
+def _sizes(point: Point) -> dict[str, int]:
+    return asdict(point.config.scale)
+
+
+def _ended(plan: Plan, point: Planned) -> bool:
+    return (plan.root / point.run_id / "record.json").exists()
 
 
 def planned(plan: Plan, path: Path) -> list[Point]:

@@ -24,7 +24,7 @@ HELP = """Train a grid of runs and account for every one of them.
   hyperp-sweep cancel runs/demo                         stop what was submitted; what is saved is kept
   hyperp-sweep logs runs/demo RUN_ID                    what a run printed
   hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
-  hyperp-sweep auto +experiment=demo --until interval=15%   run, fit, run what is asked for, until it is known
+  hyperp-sweep auto +experiment=demo --until interval=30%   run, fit, run what is asked for, until it is known
 
 A run's id is a hash of its configuration, so the same command run again does only what is missing or failed.
 A plan is the `sweep` section of the configuration; conf/sweep/example.yaml shows what it can say.

@@ -1,7 +1,6 @@
 """The commands of `hyperp-sweep` that begin with a plan: plan, run, submit, auto."""
 
 import json
-import math
 import signal
 import sys
 import time
@@ -121,24 +120,31 @@ def auto(
     until: Annotated[str, typer.Option(help="interval=15%: the rate is known to 15% at the target")] = "",
     by: Annotated[str, typer.Option(help="the size that the law is over")] = "tokens",
     target: Annotated[
-        float | None, typer.Option(help="where, in that size; 8 times the largest fitted if not given")
+        float | None, typer.Option(help="where, in that size; 8 times the plan's largest if not given")
     ] = None,
-    most_flops: Annotated[float, typer.Option(help="stop before more than this is spent")] = math.inf,
-    rounds: Annotated[int, typer.Option(min=1, help="stop after so many fits")] = 8,
+    most_flops: Annotated[
+        float | None, typer.Option(help="stop before more than this is spent; the whole plan's if not given")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="stop after so many fits")] = 64,
 ) -> None:
-    """Run the cheapest slices of a plan, fit a law, run what it asks for next; until it says enough.
+    """Run the cheapest slices of a plan, fit a law, run the slice it asks for next; until it says enough.
 
+    The law chooses among the slices of the plan by how much they shrink the interval for what they cost. With
+    a larger --most-flops it goes on, after the plan, with slices of its own.
     Exit 0: the interval is small enough; 1: it is not, and the budget is spent or nothing is left to run.
 
-    Example: hyperp-sweep auto +experiment=token_law --until interval=15% --target 5e5
+    Example: hyperp-sweep auto +experiment=token_law --until interval=30% --target 262144
     """
-    from hyperp.sweeps.auto import Goal, Step, read_until, search
+    from hyperp.sweeps.auto import AHEAD, Goal, Step, largest, read_until, search
     from hyperp.sweeps.collect import collect as write_table
 
     signal.signal(signal.SIGTERM, interrupt)
-    sizes = (f"--{by.replace('_', '-')}", f"{target:g}") if target is not None else ()
-    goal = Goal(by, read_until(until), sizes, most_flops, rounds)
+    half = read_until(until)
     made = make_plan(words or [])
+    full = sum(point.flops for point in made.points)
+    goal = Goal(
+        by, half, target or AHEAD * largest(made, by), full if most_flops is None else most_flops, rounds
+    )
     from hyperp.sweeps.here import run_here
 
     path = made.root / "runs.parquet"
@@ -152,7 +158,6 @@ def auto(
         print(f"{step.runs} runs, {step.flops:.3g} FLOPs: {known}")
 
     last = search(made, goal, run_here if _is_local(made) else _submit_and_wait, show, table)
-    full = sum(point.flops for point in made.points)
     print(f"{last.runs} runs, {last.flops:.3g} FLOPs; the whole plan has {len(made.points)}, {full:.3g}")
     if last.half is None or last.half > goal.half:
         print(f"hyperp-sweep: stopped before {until}: {last.reason}", file=sys.stderr)

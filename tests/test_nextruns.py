@@ -41,6 +41,20 @@ def test_each_slice_shrinks_the_interval_and_none_is_run_twice(law):
     assert len({*sizes, *(s.covariates["tokens"] for s in law.slices)}) == 7
 
 
+def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
+    known = law.slices[0].covariates
+    done = [s.covariates["tokens"] for s in law.slices]
+    among = [{"tokens": t} for t in (*done, 3 * 2**17, 2**21)] + [
+        {"tokens": 2**21, "width": 2 * known["width"]}
+    ]
+    found = next_runs(law, {"tokens": 2**22}, count=9, among=among)
+    assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
+    assert {c.covariates["width"] for c in found.choices} == {known["width"]}
+    assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
+    with pytest.raises(ValueError, match=r"among must give sizes of the law's .*tokens.*, got experts"):
+        next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
+
+
 def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
     """The same variances, one row more: ordinary least squares from scratch gives the promised width."""
     found = next_runs(law, {"tokens": 2**22}, count=1)

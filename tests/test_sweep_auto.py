@@ -8,7 +8,7 @@ import pytest
 
 from hyperp import record
 from hyperp.sweeps import planfile
-from hyperp.sweeps.auto import Goal, read_until, search, slices_of
+from hyperp.sweeps.auto import Goal, largest, read_until, search, slices_of
 from hyperp.sweeps.collect import collect
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
@@ -34,8 +34,8 @@ def trained(plan, scatter):
         )
 
 
-def searched(root, goal, scatter=0.02):
-    plan, steps = make_plan([*WORDS, f"runtime.root={root}"]), []
+def searched(root, goal, scatter=0.02, words=WORDS):
+    plan, steps = make_plan([*words, f"runtime.root={root}"]), []
     rounds = []
 
     def do(some):
@@ -50,7 +50,7 @@ def searched(root, goal, scatter=0.02):
 
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
-    plan, last, steps, rounds = searched(tmp_path, Goal("tokens", 0.15, ("--tokens", "2097152")))
+    plan, last, steps, rounds = searched(tmp_path, Goal("tokens", 0.15, 2097152))
     assert last.half is not None
     assert last.half <= 0.15
     assert last.reason is None
@@ -62,13 +62,42 @@ def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
     assert cheapest == {16384, 32768, 65536}
     ids = [point.run_id for one in rounds for point in one.points]
     assert len(ids) == len(set(ids)) == last.runs
+    assert set(ids) < {
+        point.run_id for point in plan.points
+    }  # a plan's slices come before slices of the law's own
+
+
+def test_what_another_process_planned_and_did_not_finish_is_done(tmp_path):
+    goal = Goal("tokens", 0.5, 2097152)
+    planfile.write(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as one that was killed leaves it
+    _, last, _, rounds = searched(tmp_path, goal)
+    ids = [point.run_id for one in rounds for point in one.points]
+    assert (last.reason, len(set(ids))) == (None, last.runs)
+    _, again, steps, _ = searched(tmp_path, goal)
+    assert (again.runs, len(steps)) == (last.runs, 1)  # all is there: one fit
+
+
+def test_after_the_plan_come_slices_of_the_law_s_own(tmp_path):
+    words = [word.replace(",262144,524288,1048576]", "]") for word in WORDS]
+    goal = Goal("tokens", 0.05, 2097152, rounds=3)
+    plan, last, _, rounds = searched(tmp_path, goal, scatter=0.2, words=words)
+    planned = {point.run_id for point in plan.points}
+    assert [len({point.run_id for point in one.points} & planned) for one in rounds] == [30, 10, 0]
+    assert last.runs > len(plan.points)
+
+
+def test_targets_without_a_size_of_their_own_are_beyond_the_plan(tmp_path):
+    plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
+    assert (largest(plan, "tokens"), largest(plan, "depth")) == (1048576, plan.points[0].config.scale.depth)
+    with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
+        largest(plan, "lr")
 
 
 def test_it_stops_where_the_budget_does(tmp_path):
-    _, last, _, rounds = searched(tmp_path / "rounds", Goal("tokens", 0.001, rounds=2), scatter=0.2)
+    _, last, _, rounds = searched(tmp_path / "rounds", Goal("tokens", 0.001, 2097152, rounds=2), scatter=0.2)
     assert (last.reason, len(rounds)) == ("2 rounds are over", 2)
     start = sum(point.flops for point in rounds[0].points)
-    goal = Goal("tokens", 0.001, flops=start * 1.01)
+    goal = Goal("tokens", 0.001, 2097152, flops=start * 1.01)
     _, last, _, rounds = searched(tmp_path / "flops", goal, scatter=0.2)
     assert (last.reason, last.flops, len(rounds)) == ("the budget is spent", start, 1)
 
