@@ -27,6 +27,7 @@ from hyperp.analysis.regress import (
     rate_sd,
     regress,
 )
+from hyperp.analysis.seeds import by_seed
 from hyperp.analysis.slices import Slice, short_label, split, strata
 from hyperp.analysis.tabulate import count_dropped, record, seed_spread
 from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
@@ -111,6 +112,7 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
         "fixed": dict(question.fix),
         "fixed_tests": fixed_tests(sample, question.level),
         "curvature_tests": curvature_tests(sample),
+        "by_seed": by_seed(question, used),
         "leave_one_out": leave_one_out(sample, regression, basin, {n: (second, r) for n, r in also.items()}),
         "basin": basin,
         "rate_sd": rate_sd(sample, regression),

@@ -166,6 +166,15 @@ class Beside(Strict):
     problem: str | None
 
 
+class BySeed(Strict):
+    """An exponent from the runs of each seed alone; `low` and `high` of the mean over seeds, Student's t."""
+
+    values: dict[str, float]
+    mean: float
+    low: float
+    high: float
+
+
 class Coefficients(Strict):
     """ln y = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
 
@@ -205,6 +214,7 @@ class Law(Coefficients):
     curvature_tests: dict[str, CurvatureTest]
     leave_one_out: list[LeftOut]
     beside: list[Beside]
+    by_seed: dict[str, BySeed] = {}
     warnings: list[str]
     basin: BasinRecord | None
     rate_sd: NotNegative | None

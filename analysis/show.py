@@ -179,6 +179,12 @@ def test_lines(law: Law) -> list[str]:
             f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
             f"{degrees(c.df)}: {verdict}"
         )
+    for name, seeds in law.by_seed.items():
+        ends = f"{min(seeds.values.values()):.3f} to {max(seeds.values.values()):.3f}"
+        lines.append(
+            f"Exponent of {name} from each of {len(seeds.values)} seeds alone: {ends}, "
+            f"mean {seeds.mean:.3f} ({percent(law.level)} interval {seeds.low:.3f} to {seeds.high:.3f})"
+        )
     if law.leave_one_out:
         lines.append(left_out_line(law))
     return lines
