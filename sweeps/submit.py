@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import sys
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from hyperp.sweeps.task import Task, Work
 
 FOLDER = "slurm"  # below the sweep's; one folder in it for each submission, since submitit reads old results
 NEVER = 10**6  # time-outs that submitit would give up after; the job decides for itself
+# A warning before Python can handle it would end the job; so it is lost, and periodic checkpoints are left.
+PYTHON = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
 def _minutes(text: str) -> int:
@@ -167,7 +171,9 @@ def _hand_over(folder: Path, name: str, tasks: list[list[Work]], launcher: Slurm
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        executor = submitit.AutoExecutor(folder.resolve(), cluster="slurm", slurm_max_num_timeout=NEVER)
+        executor = submitit.AutoExecutor(
+            folder.resolve(), cluster="slurm", slurm_max_num_timeout=NEVER, slurm_python=PYTHON
+        )
         executor.update_parameters(**_parameters(name, launcher))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pickles and the like

@@ -163,6 +163,15 @@ def processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
+def starts_work(pid: int) -> bool:
+    """Whether a process is the Python of a job, from its first moment on."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return False
+    return "python" in Path(words[0]).name and "submitit.core._submit" in words
+
+
 def environment(pid: int) -> list[str]:
     """The variables that a process began with."""
     try:

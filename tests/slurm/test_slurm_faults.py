@@ -19,9 +19,11 @@ from helpers import (
     frozen,
     jobs_state,
     kill_node,
+    processes,
     records,
     report,
     settled,
+    starts_work,
     wait_for_kill,
     wait_for_step,
     wait_for_warning,
@@ -101,6 +103,19 @@ def test_a_warning_saves_the_step_and_the_job_goes_on_from_it(cluster, sweep, tm
     (one,) = records(tmp_path).values()
     assert (one.resumed, one.environment["slurm_restart_count"]) == (1, "1")
     assert ended(tmp_path) == undisturbed(*LONG)
+
+
+def test_a_warning_before_python_can_handle_it_ends_no_job(cluster, sweep, tmp_path):
+    run_dir = submit(sweep, tmp_path, SHORT, "+launcher.parameters.hold=true")
+    (waits,) = jobs_state()
+    assert succeeds("scontrol", "release", waits.partition("|")[0])
+    warned: set[int] = set()
+    while not warned:
+        warned = {pid for pid in processes() if starts_work(pid)}
+        for pid in warned:
+            os.kill(pid, signal.SIGUSR2)
+    settled(cluster, tmp_path)
+    assert records(tmp_path)[run_dir.name].status == "finished"
 
 
 def test_a_requeue_without_warning_costs_the_steps_since_the_last_checkpoint(
