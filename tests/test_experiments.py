@@ -168,7 +168,7 @@ def test_a_file_begins_with_its_question_and_its_plan(study, size):
 
 
 def table() -> dict[tuple[str, str], tuple[str, str]]:
-    """(name, size) -> (runs, FLOPs) as conf/README.md has them; an experiment of one size is a tiny one."""
+    """(name, size) -> (runs, FLOPs, longest run) as conf/README.md has them; those of one size are tiny."""
     cells = {}
     for line in (CONF / "README.md").read_text().splitlines():
         if not line.startswith("| `"):
@@ -177,8 +177,9 @@ def table() -> dict[tuple[str, str], tuple[str, str]]:
         assert len(sizes) == len(SIZES)
         for size, cell in zip(SIZES, sizes, strict=True):
             if cell:
-                runs, flops = re.fullmatch(r"([\d,]+) runs, (\S+)", cell).groups()  # type: ignore[union-attr]
-                cells[name.strip("`"), size] = (runs, flops)
+                found = re.fullmatch(r"([\d,]+) runs, ([\d.e]+)(?:, (\S+))?", cell)
+                assert found is not None, cell
+                cells[name.strip("`"), size] = found.groups()
     return cells
 
 
@@ -187,7 +188,15 @@ def test_the_table_names_every_experiment_and_no_other():
 
 
 def test_the_table_has_the_figures_of_the_plans(corpus):
-    for (name, size), (runs, flops) in table().items():
-        blocks = plan_summary(planned(name, size, corpus), set())
+    for (name, size), (runs, flops, longest) in table().items():
+        plan = planned(name, size, corpus)
+        blocks = plan_summary(plan, set())
         assert runs == str(sum(block["runs"] for block in blocks)), name
-        assert flops == f"{sum(block['flops'] for block in blocks):.1e}".replace("e+", "e"), name
+        assert flops == short(sum(block["flops"] for block in blocks)), name
+        tokens = max(point.config.scale.tokens for point in plan.points)
+        assert longest == (None if size == "tiny" else short(tokens)), name
+
+
+def short(value: float) -> str:
+    """As the table writes it: 9.4e16, 8.4e6."""
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
