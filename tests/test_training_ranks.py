@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,19 @@ def test_the_same_number_of_ranks_goes_on_to_the_same_bits(tmp_path):
     together(2, stop_and_go_on, tmp_path, wanted)
     for name in wanted:
         assert curve(tmp_path / name / "run") == curve(tmp_path / "whole" / name), name
+
+
+def warn_of_nothing(root: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        made = config(root / parallel, f"runtime.parallel={parallel}", "runtime.checkpoint_every=3")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ended = train(made, root / parallel / "run", corpus=corpus())
+        assert ended.status == "finished", ended.reason
+
+
+def test_several_processes_warn_of_nothing(tmp_path):
+    together(2, warn_of_nothing, tmp_path)
 
 
 def fail_on(root: Path, rank: int, killed: bool) -> None:
