@@ -32,14 +32,9 @@ def plan(
     Example: hyperp-sweep plan +experiment=demo runtime.root=runs/other
     """
     assumed, made = Assumed(gpu, mfu), make_plan(words or [])
+    _check_launcher(made)
     before = states(made)
     done = {run.run_id for run in before if run.status in DONE}
-    if not _is_local(made):
-        _slurm_launcher(made)
-    else:
-        from hyperp.sweeps.pool import read_launcher
-
-        read_launcher(made)
     summary, speed = tables.plan_summary(made, done, assumed), measured(before)
     left = sum(point.flops for point in made.points if point.run_id not in done)
     if as_json:
@@ -52,6 +47,13 @@ def plan(
     if speed and left:
         rate = f"{speed[0]:.3g} FLOP/s, as measured in {speed[1]} of them"
         print(f"what is left takes about {duration(left / speed[0])}, one run at a time at {rate}")
+
+
+def _check_launcher(made: Plan) -> None:
+    """Raise ValueError for a launcher that `run` and `submit` would refuse."""
+    from hyperp.sweeps.pool import read_launcher
+
+    (read_launcher if _is_local(made) else _slurm_launcher)(made)
 
 
 def _slurm_launcher(made: Plan) -> "SlurmLauncher":
