@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -33,7 +32,10 @@ def app(cfg: DictConfig) -> float | None:
         return run_in_sweep(resolve(cfg)).loss
     try:
         refuse_plan(cfg)
-        with joined(resolve(cfg)) as config:
+        config = resolve(cfg)
+        from hyperp.distributed import joined  # imports torch, which a wrong configuration need not wait for
+
+        with joined(config.runtime.timeout):
             record = run_one(config)
     except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
@@ -47,15 +49,6 @@ def app(cfg: DictConfig) -> float | None:
     if code:
         sys.exit(code)
     return record.loss
-
-
-@contextmanager
-def joined(config: Config) -> Iterator[Config]:
-    """Take part in the run of several processes where torchrun has started this one for it."""
-    from hyperp import distributed  # imports torch, which a wrong configuration need not wait for
-
-    with distributed.joined(config.runtime.timeout):
-        yield config
 
 
 def refuse(error: Exception) -> NoReturn:
@@ -100,16 +93,13 @@ def run_one(config: Config):
 
 
 def run_in_sweep(config: Config):
-    """Train one point of a sweep: whatever happens becomes a record, so that the other points go on."""
-    from hyperp.distributed import world
+    """Train one point of a sweep, alone: what happens becomes a record, so that the other points go on."""
     from hyperp.train import train_or_record_failure
 
     run_dir = Path(config.runtime.root) / config.run_id()
-    main = world().main
-    with progress_bar(config) if main else nullcontext() as report:
+    with progress_bar(config) as report:
         record = train_or_record_failure(config, run_dir, report)
-    if main:
-        print_record(record, run_dir)
+    print_record(record, run_dir)
     return record
 
 

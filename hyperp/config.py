@@ -210,6 +210,24 @@ class Config:
         self.schedule.check(self.scale.steps)
         self._check_experts()
 
+    def rank_tokens(self, ranks: int) -> int:
+        """Tokens of an optimizer step that each of `ranks` processes takes.
+
+        Raises ValueError for a batch that so many cannot share, or not in whole micro-batches.
+        """
+        batch, context, micro = self.scale.batch_tokens, self.model.context, self.runtime.micro_batch_tokens
+        if batch % (ranks * context):
+            raise ValueError(
+                f"scale.batch_tokens must be a multiple of model.context={context} times the {ranks} "
+                f"processes of the run, got {batch}"
+            )
+        if micro and batch // ranks % micro:
+            raise ValueError(
+                f"runtime.micro_batch_tokens must divide the {batch // ranks} tokens of each of the {ranks} "
+                f"processes of the run, got {micro}"
+            )
+        return batch // ranks
+
     def _check_experts(self) -> None:
         try:
             experts = experts_of(self.scale, self.model.mlp_ratio, self.model.shared_expert)

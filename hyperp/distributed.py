@@ -106,8 +106,8 @@ def joined(timeout: float) -> Iterator[Ranks]:
     `timeout` is how many seconds a rank waits for the others before it fails.
     """
     ranks = asked()
-    if not ranks.together or dist.is_initialized():
-        yield world()
+    if not ranks.together:
+        yield ranks
         return
     cuda = torch.cuda.is_available()
     if cuda:

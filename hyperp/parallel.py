@@ -6,6 +6,7 @@ next block while one is computed. Which of the two it is changes no result but b
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from hyperp.distributed import Ranks
 
 KINDS = ("ddp", "fsdp")
+# DDP's argument for buffers at every forward pass; the older name is deprecated since torch 2.13.
+NAMES = ("forward_sync_buffers", "broadcast_buffers")
+SYNC_BUFFERS = next(name for name in NAMES if name in signature(DistributedDataParallel).parameters)
 
 
 class Parallel:
@@ -37,7 +41,8 @@ class Parallel:
             fully_shard(model, mesh=mesh)
         elif ranks.together:
             # Buffers are tables that never change. Modules of one device need no device_ids.
-            self.forward = DistributedDataParallel(model, broadcast_buffers=False)
+            options: dict[str, Any] = {SYNC_BUFFERS: False}
+            self.forward = DistributedDataParallel(model, **options)
 
     @contextmanager
     def averaging(self, last: bool) -> Iterator[None]:

@@ -23,6 +23,7 @@ CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
     "preempted",
     "node_failed",
     "cancelled",
+    "rank_lost",  # another process of the run was lost, and nobody has seen to what
 )
 
 

@@ -1,11 +1,9 @@
 """Make a run folder end in a record: the loop over steps, its log, its checkpoints, and how it ended."""
 
-import json
 import math
 import platform
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
@@ -16,13 +14,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from hyperp import allocation, checkpoint, distributed, heartbeat, record, sharded_checkpoint
+from hyperp import allocation, checkpoint, distributed, failure, heartbeat, record, sharded_checkpoint
 from hyperp.config import Config
 from hyperp.coordinates import Coordinates
 from hyperp.data import Corpus
 from hyperp.distributed import Ranks
-from hyperp.failure import cause_of
-from hyperp.files import HeldError, lock, remove_leftovers, replacing
+from hyperp.failure import Failure, one_line
+from hyperp.files import HeldError, held, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.heartbeat import Heartbeat
 from hyperp.metrics import MetricsLog, NoLog
@@ -34,7 +32,6 @@ from hyperp.tracking import Tracker
 from hyperp.trainer import Trainer
 
 LOCK, CHECKPOINT = ".lock", "checkpoint.pt"
-TOLD = "error.{rank}.json"  # what another rank than the main one has met
 TAKEN = 2  # told to the other ranks in place of 1, a wish to stop
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
@@ -232,8 +229,9 @@ def train(
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
     before anything is written, HeldError if another process is doing the run, and Stopped once `stop` says
     so. A later exception becomes the record of a failed run, which the next call does again; its traceback is
-    in `run_dir`/error.txt. Where this process is one of several (`distributed.joined`), all of them call this
-    alike; the main one writes, and an exception leaves the others as it is.
+    in `run_dir`/error.txt until then. Where this process is one of several (`distributed.joined`), all call
+    this alike; the main one writes, of the rank that failed first, and an exception leaves the others as it
+    is, with word of it in error.N.json.
     """
     ranks = distributed.world()
     ended = ranks.share(lambda: _ended(config, run_dir))
@@ -249,14 +247,13 @@ def train(
         except HeldError:  # whoever has the run now writes its record
             raise
         except Exception as error:
-            if ranks.main:
-                reason, cause = _cause(run_dir) or (error, None)
-                return record_failure(config, run_dir, reason, cause=cause)
-            _tell(run_dir, ranks, error)
-            raise
+            met = failure.tell(run_dir, error, ranks.rank, ranks.size)
+            if not ranks.main:
+                raise
+            return _record_first(config, run_dir, met)
         if ranks.main:
             sharded_checkpoint.remove(run_dir)
-            for leftover in (CHECKPOINT, "error.txt", LOCK):
+            for leftover in (CHECKPOINT, LOCK):
                 (run_dir / leftover).unlink(missing_ok=True)
     return result
 
@@ -271,28 +268,15 @@ def _take(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
         return ended
     heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
     remove_leftovers(run_dir)
-    for told in run_dir.glob(TOLD.format(rank="*")):
-        told.unlink()
+    failure.forget(run_dir)
     with replacing(run_dir / "config.yaml") as file:
         OmegaConf.save(OmegaConf.create(asdict(config)), file)
     return None
 
 
-def _tell(run_dir: Path, ranks: Ranks, error: Exception) -> None:
-    """Leave word of an error before this process ends, and with it the others' connections to it."""
-    with replacing(run_dir / TOLD.format(rank=ranks.rank)) as file:
-        text = "".join(traceback.format_exception(error))
-        told = {"rank": ranks.rank, "reason": one_line(error), "cause": cause_of(error), "traceback": text}
-        json.dump(told | {"time": time.time()}, file)
-
-
-def _cause(run_dir: Path) -> tuple[str, str] | None:
-    """What another rank has met, and its kind; its word is there before the others can miss it."""
-    words = [json.loads(path.read_text()) for path in run_dir.glob(TOLD.format(rank="*"))]
-    if words:
-        told = min(words, key=lambda one: one["time"])  # the others have lost their connection to it
-        return f"rank {told['rank']}: {told['reason']}", told["cause"]
-    return None
+def _record_first(config: Config, run_dir: Path, met: Failure) -> Record:
+    """Of what the ranks have met, the main one `met`, what came first."""
+    return [record_failure(config, run_dir, first) for first in failure.what_came_first(run_dir, met)][-1]
 
 
 def _ended(config: Config, run_dir: Path) -> Record | None:
@@ -327,30 +311,27 @@ def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callabl
 def record_failure(
     config: Config,
     run_dir: Path,
-    error: Exception | str,
+    met: Failure | str,
     environment: dict[str, str] | None = None,
     cause: str | None = None,
 ) -> Record:
-    """Write the record of a failed run: a reason, or an exception with its traceback in error.txt.
+    """Write the record of a failed run: a reason and a `cause`, or what a rank met, with its error.txt.
 
-    `environment` is where the run was; None means here. An exception says its `cause` itself.
+    `environment` is where the run was; None means here.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    reason = error if isinstance(error, str) else one_line(error)
-    if isinstance(error, Exception):
+    if isinstance(met, Failure):
+        reason, cause = met.reason, met.cause
         with replacing(run_dir / "error.txt") as file:
-            file.write("".join(traceback.format_exception(error)))
+            file.write(met.traceback)
+    else:
+        reason = met
+        (run_dir / "error.txt").unlink(missing_ok=True)  # of an earlier try
     where = allocation.environment() if environment is None else environment
-    cause = cause or cause_of(error)
     failed = base_record(config, status="failed", reason=reason, cause=cause, environment=where)
     record.save(failed, run_dir)
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed
-
-
-def one_line(error: Exception) -> str:
-    """The class of an exception and the first line of its text."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def train_or_record_failure(
@@ -363,13 +344,16 @@ def train_or_record_failure(
 
     A record that is there already, of this run by another process or of another run, is left alone.
     """
+    ranks = distributed.world()
     try:
+        ranks.share(lambda: None if held(run_dir / LOCK) else failure.forget_words(run_dir))
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
     except Exception as error:
-        if not distributed.world().main:
+        met = failure.tell(run_dir, error, ranks.rank, ranks.size)
+        if not ranks.main:
             raise
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock(run_dir / LOCK, f"run {config.run_id()}"):
-            return _ended(config, run_dir) or record_failure(config, run_dir, error)
+            return _ended(config, run_dir) or _record_first(config, run_dir, met)

@@ -58,7 +58,8 @@ class Trainer:
         self.corpus = corpus or load_corpus(config.data)
         self.ranks = distributed.world()
         context, scale = config.model.context, config.scale
-        self.micro_batch = self._micro_batch() // context
+        tokens = config.rank_tokens(self.ranks.size)
+        self.micro_batch = (config.runtime.micro_batch_tokens or tokens) // context
         place = {"rank": self.ranks.rank, "world": self.ranks.size}
         self.batches = Batches(self.corpus, context, scale.batch_tokens // context, config.seed, **place)
         self.held_out = self.batches.held_out(config.data.held_out_tokens)
@@ -97,22 +98,6 @@ class Trainer:
             autocast=self.autocast,
             compiled=runtime.compile,
         )
-
-    def _micro_batch(self) -> int:
-        """Tokens of one forward pass of this rank."""
-        ranks, batch = self.ranks, self.config.scale.batch_tokens
-        micro = self.config.runtime.micro_batch_tokens
-        if batch % (ranks.size * self.config.model.context):
-            raise ValueError(
-                f"scale.batch_tokens must be a multiple of model.context={self.config.model.context} times "
-                f"the {ranks.size} processes of the run, got {batch}"
-            )
-        if micro and batch // ranks.size % micro:
-            raise ValueError(
-                f"runtime.micro_batch_tokens must divide the {batch // ranks.size} tokens of each of "
-                f"{ranks.size} processes, got {micro}"
-            )
-        return micro or batch // ranks.size
 
     def _build_optimizer(self) -> GroupedOptimizer:
         optim = self.config.optim

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hyperp.failure import LOST
 from hyperp.files import HeldError, lock
 from hyperp.record import Record
 from hyperp.sweeps import local, slurm, submissions
@@ -86,7 +87,7 @@ def with_jobs(root: Path, runs: Sequence[Run], warn: Warn) -> list[Run]:
         and run.status not in DONE
         and not _in_flight(sent[run.run_id])
     }
-    unknown = {one.job_id for run_id, one in over.items() if one.job_id and not _by(records[run_id], one)}
+    unknown = {one.job_id for run_id, one in over.items() if one.job_id and not _sure(records[run_id], one)}
     failed = {one.job.job_id for one in over.values() if one.job and one.job.state == "FAILED"}
     accounts = slurm.accounts(unknown, failed & unknown)
     return [run if run.run_id in busy else _merge(root, run, sent.get(run.run_id), accounts) for run in runs]
@@ -132,6 +133,11 @@ def _by(record: Record | None, sent: Sent) -> bool:
     return record is not None and record.environment.get("slurm_job_id") == sent.job_id
 
 
+def _sure(record: Record | None, sent: Sent) -> bool:
+    """Whether a record says by itself how this job ended; of a process that was lost, it can but guess."""
+    return _by(record, sent) and record is not None and record.cause != LOST
+
+
 def _merge(root: Path, run: Run, sent: Sent | None, accounts: dict[str, Job]) -> Run:
     if sent is None or run.status in DONE:
         return replace(run, job=sent.job_id) if sent else run
@@ -140,11 +146,13 @@ def _merge(root: Path, run: Run, sent: Sent | None, accounts: dict[str, Job]) ->
         return _flying(run, sent.job)
     if run.status == "running" and run.beat_job != sent.job_id:  # on its own, outside of Slurm
         return run
-    if run.status == "failed" and (_by(run.record, sent) or run.damaged):
+    if run.status == "failed" and (_sure(run.record, sent) or run.damaged):
         return run
     job = accounts.get(sent.job_id or "")
     if job is None or job.name != sent.submission.name or job.why is None:  # the accounting may be late
         job = sent.job
+    if _by(run.record, sent) and (job is None or job.cause in (None, "exited")):
+        return run  # Slurm has seen no more than the processes that were left
     if job is None:
         if sent.job_id is None:  # sbatch never saw it
             return replace(run, status=run.status if run.status == "failed" else "planned")

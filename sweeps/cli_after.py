@@ -87,24 +87,31 @@ def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
 def logs(
     root: Root,
     run_id: Annotated[str, typer.Argument(help="The run, as status names it", show_default=False)],
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="This one of its processes alone", show_default=False)
+    ] = None,
 ) -> None:
     """Print what a run printed, its traceback if it failed, and what its last job said outside of it.
 
+    Of several processes, what the main one printed, and the one that failed first.
+
     Example: hyperp-sweep logs runs/demo 0123456789ab
     """
-    found = [root / run_id / name for name in ("output.log", "error.txt")]
-    one = last_sent(root, {}).get(run_id)
-    if one and one.job_id:
-        folder = root / one.submission.folder
-        found += [folder / f"{one.job_id}_0_log.{kind}" for kind in ("out", "err")]
-    there = [path for path in found if path.is_file()]
-    if not there:  # it may have failed before it could print
-        there = [path for path in local.logs(root, run_id) if path.is_file()]
-    if not there:
+    from hyperp.sweeps.logs import others, said
+
+    found = said(root, run_id, rank)
+    rest = others(root, run_id, found)
+    names = ", ".join(path.name for path in rest)
+    if not found and rank is not None:
+        there = f"of the logs {names}" if rest else "one that has printed something"
+        raise ValueError(f"--rank must be {there}, got {rank}")
+    if not found:
         raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
-    for path in there:
+    for path, text in found.items():
         print(f"==> {path} <==")
-        print(path.read_text(errors="replace").rstrip())
+        print(text.rstrip())
+    if rest:
+        print(f"==> {len(rest)} more of its other processes (--rank N): {names} <==")
 
 
 def collect(

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -16,6 +16,9 @@ from hyperp.sweeps.cost import PEAK_TFLOPS, USUAL, Assumed, measured
 from hyperp.sweeps.plan import Plan, check_runs, make_plan
 from hyperp.sweeps.progress import duration
 from hyperp.sweeps.status import DONE, UNDER_WAY, counts, set_aside, states
+
+if TYPE_CHECKING:
+    from hyperp.sweeps.submit import SlurmLauncher
 
 
 def plan(
@@ -48,11 +51,19 @@ def plan(
 
 def _check_launcher(made: Plan) -> None:
     """Raise ValueError for a launcher that `run` and `submit` would refuse."""
-    if _is_local(made):
-        from hyperp.sweeps.pool import read_launcher
-    else:
-        from hyperp.sweeps.submit import read_launcher
-    read_launcher(made)
+    from hyperp.sweeps.pool import read_launcher
+
+    (read_launcher if _is_local(made) else _slurm_launcher)(made)
+
+
+def _slurm_launcher(made: Plan) -> "SlurmLauncher":
+    """The launcher of a plan. Raises ValueError if it is wrong, or cannot do what is left of the plan."""
+    from hyperp.sweeps.submit import check_ranks, read_launcher
+
+    launcher = read_launcher(made)
+    runs = zip(made.points, states(made), strict=True)
+    check_ranks([point for point, run in runs if run.status not in DONE], launcher)
+    return launcher
 
 
 def run(words: Words = None) -> None:
@@ -92,10 +103,9 @@ def _is_local(made: Plan) -> bool:
 
 
 def _submit_to_slurm(made: Plan) -> None:
-    from hyperp.sweeps.submit import read_launcher
     from hyperp.sweeps.submit import submit as hand_over
 
-    launcher = read_launcher(made)
+    launcher = _slurm_launcher(made)
     with planfile.lock(made.root):
         before = with_jobs(made.root, states(made), _refuse_blind)
         done = (*DONE, *UNDER_WAY)

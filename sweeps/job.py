@@ -81,7 +81,12 @@ def forget_heartbeat(run_dir: Path) -> None:
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
 
 
-def redirect_output(run_dir: Path, name: str = "output.log") -> None:
+def output_name(rank: int) -> str:
+    """The file of a run's folder that one of its processes prints to."""
+    return f"output.{rank}.log" if rank else "output.log"
+
+
+def redirect_output(run_dir: Path, name: str = output_name(0)) -> None:
     """Send what this process prints to a file of `run_dir`, whoever prints it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     file = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -8,7 +8,6 @@ work, however it ended; a process id alone may be another process's by now. Othe
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,16 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from hyperp import files
 from hyperp.config import from_dict
 from hyperp.sweeps import planfile
-from hyperp.sweeps.plan import Point, validation_line
+from hyperp.sweeps.manifest import Manifest
+from hyperp.sweeps.plan import Point
 from hyperp.sweeps.pool import LocalLauncher
 from hyperp.sweeps.status import FRESH_SECONDS
 
-SCHEMA = 1
 NAME = "local.json"
 FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
 BEAT_SECONDS = 1.0  # between two renewals of the lock's time
@@ -69,35 +68,13 @@ class Pool:
         return root / FOLDER / f"{self.name}.log"
 
 
-ALL = TypeAdapter(list[Pool])
-
-
-def read(root: Path) -> list[Pool]:
-    """The pools of a sweep, oldest first. Raises ValueError if the file is damaged."""
-    path = root / NAME
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise ValueError(f"schema must be {SCHEMA}")
-        return ALL.validate_python(value.get("pools"))
-    except FileNotFoundError:
-        return []
-    except ValidationError as error:
-        reason = validation_line("pools", error)
-    except ValueError as error:  # of JSON or of UTF-8
-        reason = str(error)
-    raise ValueError(
-        f"{path} does not say what was started ({reason}); remove it if no run is under way in the background"
-    )
-
-
-def _write(root: Path, pools: Sequence[Pool]) -> None:
-    files.write_json(root / NAME, {"schema": SCHEMA, "pools": ALL.dump_python(list(pools), mode="json")})
+LIST = Manifest(NAME, "pools", TypeAdapter(list[Pool]), "started", "no run is under way in the background")
+read = LIST.read
 
 
 def note(root: Path, pool: Pool) -> None:
     """Replace the last pool; only by who holds its lock, or that of the sweep."""
-    _write(root, [*read(root)[:-1], pool])
+    LIST.write(root, [*read(root)[:-1], pool])
 
 
 def close(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
@@ -127,22 +104,28 @@ def logs(root: Path, run_id: str) -> list[Path]:
 
 
 def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> Pool:
-    """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it."""
+    """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it.
+
+    What becomes of the pool it notes alone: this waits until it has noted its process. Raises RuntimeError if
+    it ends before.
+    """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     submitted = datetime.now(UTC).isoformat(timespec="seconds")
     pool = Pool(name, submitted, socket.gethostname(), None, launcher, list(run_ids))
     pool.log(root).parent.mkdir(exist_ok=True)
     with _own_lock(root) as own, pool.log(root).open("ab") as log:
-        _write(root, [*read(root), pool])
+        LIST.write(root, [*read(root), pool])
         locks = (held.fileno(), own.fileno())
         # -P: a folder called hyperp where the command was given is not the package.
         command = [sys.executable, "-P", "-m", "hyperp.sweeps.background", str(root), *map(str, locks)]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
         )
-        pool = replace(pool, process=process.pid)
-        note(root, pool)
-    return pool
+    while (noted := read(root)[-1]).process is None:
+        if process.poll() is not None and read(root)[-1].process is None:
+            raise RuntimeError(f"the process for the background has ended at once; {pool.log(root)} says why")
+        time.sleep(0.02)
+    return noted
 
 
 @contextlib.contextmanager

@@ -118,7 +118,6 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     What is about to be submitted is noted first, by name, so that nothing is lost if this process dies.
     Raises SlurmError if the cluster does not take an array; those before it stand.
     """
-    _check_ranks(points, launcher.nodes * launcher.ranks)
     ordered = sorted(points, key=lambda point: -point.flops)
     k, limit = launcher.runs_per_task, slurm.array_limit()
     tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
@@ -130,15 +129,15 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     return [_submit_array(root, array, launcher) for array in arrays]
 
 
-def _check_ranks(points: Sequence[Point], ranks: int) -> None:
-    """Raise ValueError for a batch that so many processes cannot share; each would find out in its job."""
+def check_ranks(points: Sequence[Point], launcher: SlurmLauncher) -> None:
+    """Raise ValueError for a batch that the processes of a run cannot share: their jobs would find out."""
     for point in points:
-        batch, context = point.config.scale.batch_tokens, point.config.model.context
-        if batch % (context * ranks):
+        try:
+            point.config.rank_tokens(launcher.nodes * launcher.ranks)
+        except ValueError as error:
             raise ValueError(
-                f"scale.batch_tokens must be a multiple of model.context={context} times the {ranks} "
-                f"processes of a run (launcher.nodes, launcher.gpus, launcher.processes), got {batch}"
-            )
+                f"{error} (launcher.nodes={launcher.nodes} times launcher.processes={launcher.ranks})"
+            ) from None
 
 
 def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmLauncher) -> Submission:

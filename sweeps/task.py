@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hyperp import allocation
 from hyperp.files import HeldError, write_json
 from hyperp.sweeps import slurm
-from hyperp.sweeps.job import record_failure, redirect_output, run_job
+from hyperp.sweeps.job import output_name, record_failure, redirect_output, run_job
 
 if TYPE_CHECKING:
     from hyperp.distributed import Ranks
@@ -97,7 +97,7 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
     if stop() and rank is None:  # several processes stop together, after a step
         return "stopped"
     try:
-        redirect_output(Path(run_dir), f"output.{rank}.log" if rank not in (None, "0") else "output.log")
+        redirect_output(Path(run_dir), output_name(int(rank or 0)))
         return _do(config, run_dir, stop)
     except OSError as error:  # a full disk, mostly: the training could not even record its failure
         with contextlib.suppress(OSError):  # what is printed goes to the same disk

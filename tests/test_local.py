@@ -183,7 +183,7 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     ids = [point.run_id for point in mine.points]
     launcher = LocalLauncher(name="local", workers=1, threads=1)
     away = local.Pool("a", "2026-01-01T00:00:00+00:00", "elsewhere", os.getpid(), launcher, ids)
-    local._write(root, [away])
+    local.LIST.write(root, [away])
     assert {run.status for run in account(root, print)} == {"queued"}
     done = sweep("cancel", root)
     assert (done.returncode, done.stdout) == (1, "")
@@ -195,7 +195,7 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     assert "on elsewhere, which did the runs in the background, is gone before its time" in warned[0]
     # Of this machine only the lock counts, whatever the time of its file and whoever has the process id now.
     os.utime(path)
-    local._write(root, [replace(away, host=socket.gethostname())])
+    local.LIST.write(root, [replace(away, host=socket.gethostname())])
     assert local.at_work(root) is None
     with files.lock(path, "it"):
         assert local.at_work(root) is not None
@@ -213,7 +213,7 @@ def test_what_an_earlier_try_left_is_queued_and_a_new_failure_is_not(root):
     launcher = LocalLauncher(name="local", workers=1, threads=1)
     now = {failed.run_id: local.Failure("x", "killed")}
     pool = local.Pool("a", "2026-01-01T00:00:00+00:00", socket.gethostname(), None, launcher, ids, now)
-    local._write(root, [pool])
+    local.LIST.write(root, [pool])
     with files.lock(root / local.FOLDER / ".lock", "it"):
         found = {run.run_id: (run.status, run.cause) for run in account(root, print)}
     assert found == {
@@ -221,6 +221,36 @@ def test_what_an_earlier_try_left_is_queued_and_a_new_failure_is_not(root):
         failed.run_id: ("failed", "killed"),
         done.run_id: ("diverged", None),
     }
+
+
+def start(root):
+    """Start a pool of one tiny run from this process."""
+    mine = make_plan(words(root, [512], [0]))
+    with planfile.lock(root) as held:
+        planfile.write(mine)
+        launcher = LocalLauncher(name="local", workers=1, threads=1)
+        return local.start(root, [mine.points[0].run_id], launcher, held)
+
+
+def test_a_submitter_that_was_stopped_until_all_was_done_leaves_what_was_noted(root, monkeypatch):
+    popen = subprocess.Popen
+
+    def slow(*args, **options):
+        process = popen(*args, **options)
+        process.wait(120)
+        return process
+
+    monkeypatch.setattr(local.subprocess, "Popen", slow)
+    pool = start(root)
+    assert (pool.ended, local.read(root)) == ("done", [pool])
+    assert pool.process is not None
+
+
+def test_a_pool_that_does_not_start_is_told(root, monkeypatch):
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"has ended at once; .*\.log says why"):
+        start(root)
+    assert local.at_work(root) is None
 
 
 def test_a_damaged_manifest_is_refused_by_name(root):

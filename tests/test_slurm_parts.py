@@ -144,10 +144,29 @@ def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
     assert count_stop(tmp_path, 0) == 1
 
 
+SEVERAL = ["launcher=slurm", "launcher.nodes=2", "launcher.processes=3", "model.context=64"]
+OF_RUN = r"processes of the run, got {} \(launcher\.nodes=2 times launcher\.processes=3\)"
+UNSHARED = [
+    (
+        ["scale.batch_tokens=512", "scale.tokens=5120"],
+        rf"scale\.batch_tokens must be a multiple of model\.context=64 times the 6 {OF_RUN.format(512)}",
+    ),
+    (
+        ["scale.batch_tokens=768", "scale.tokens=7680", "runtime.micro_batch_tokens=384"],
+        rf"runtime\.micro_batch_tokens must divide the 128 tokens of each of the 6 {OF_RUN.format(384)}",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["submit", "launcher=slurm", "launcher.tim=4h"], r".*launcher\.tim.*"),
+        *(
+            ([command, *SEVERAL, *words], message)
+            for command in ("plan", "submit")
+            for words, message in UNSHARED
+        ),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
         (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
         (["logs", "nowhere", "0123456789ab"], r"RUN_ID must be a run of nowhere .*, got 0123456789ab"),

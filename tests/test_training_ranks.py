@@ -6,11 +6,13 @@ Real torch.distributed groups over gloo, of spawned processes, and torchrun's.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch.multiprocessing.spawn import spawn as start_processes
 from hyperp import distributed
 from hyperp.config import Config, compose, resolve
 from hyperp.data import Corpus
+from hyperp.failure import LENGTH, failing_rank
 from hyperp.record import load
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
@@ -153,10 +156,10 @@ def stop_at(root: Path, words: list[str], step: int, rank: int) -> None:
         train(config(root, *words), root / "run", corpus=corpus(), stop=stop)
 
 
-def go_on(root: Path, words: list[str]) -> None:
+def go_on(root: Path, words: list[str], resumed: int = 1) -> None:
     ended = train(config(root, *words), root / "run", corpus=corpus())
     assert ended.status == "finished"
-    assert ended.resumed == 1
+    assert ended.resumed == resumed
 
 
 @pytest.mark.parametrize(("first", "then"), [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))])
@@ -206,12 +209,27 @@ def test_the_same_number_of_ranks_goes_on_to_the_same_bits(tmp_path):
         assert curve(tmp_path / name / "run") == curve(tmp_path / "whole" / name), name
 
 
-def fail_on(root: Path, rank: int) -> None:
-    """One rank raises at its third step; the others find their connection to it gone."""
+def warn_of_nothing(root: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        made = config(root / parallel, f"runtime.parallel={parallel}", "runtime.checkpoint_every=3")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ended = train(made, root / parallel / "run", corpus=corpus())
+        assert ended.status == "finished", ended.reason
+
+
+def test_several_processes_warn_of_nothing(tmp_path):
+    together(2, warn_of_nothing, tmp_path)
+
+
+def fail_on(root: Path, rank: int, killed: bool) -> None:
+    """One rank raises, or dies, at its third step; the others find their connections to it gone."""
     if distributed.world().rank == rank:
         step = Trainer.train_step
 
         def broken(self: Trainer) -> torch.Tensor:
+            if self.step == 2 and killed:
+                os.kill(os.getpid(), signal.SIGKILL)
             if self.step == 2:
                 raise RuntimeError("the device fell off the bus")
             return step(self)
@@ -220,19 +238,51 @@ def fail_on(root: Path, rank: int) -> None:
     try:
         ended = train(config(root), root / "run", corpus=corpus())
     except RuntimeError:
-        os._exit(0)
+        os._exit(1)
     assert ended.status == "failed"
-    os._exit(0)
+    os._exit(1)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_record_names_what_the_failing_rank_met(tmp_path, rank):
-    together(2, fail_on, tmp_path, rank)
+def ends_of(size: int, *arguments: Any) -> list[int | None]:
+    """Exit codes of ranks that all fail."""
+    port = free_port()
+    started = start_processes(_rank, (size, port, fail_on, arguments), nprocs=size, join=False)
+    assert started is not None
+    codes = []
+    for process in filter(None, started.processes):
+        process.join(120)
+        codes.append(process.exitcode)
+    return codes
+
+
+@pytest.mark.parametrize(("size", "rank"), [(2, 0), (2, 1), (4, 3)])
+def test_the_record_names_what_the_failing_rank_met(tmp_path, size, rank):
+    assert ends_of(size, tmp_path, rank, False) == [1] * size
     ended = load(tmp_path / "run")
     assert ended is not None
     assert ended.status == "failed"
-    assert ended.reason == "rank 1: " * rank + "RuntimeError: the device fell off the bus"
+    assert ended.reason == f"rank {rank}: " * (rank > 0) + "RuntimeError: the device fell off the bus"
     assert ended.cause == "raised"
+    assert failing_rank(tmp_path / "run") == rank
+    assert "in broken" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize(("size", "rank"), [(2, 1), (4, 3)])
+def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "error.txt").write_text("of an earlier try")
+    (tmp_path / "run" / "error.9.json").write_text("{}")
+    assert ends_of(size, tmp_path, rank, True) == [1] * rank + [-signal.SIGKILL]
+    ended = load(tmp_path / "run")
+    assert ended is not None
+    assert (ended.status, ended.cause) == ("failed", "rank_lost")
+    pattern = rf"another process of the run was lost: rank {rank} \([^()]{{5,{LENGTH}}}\)"
+    assert re.fullmatch(pattern, str(ended.reason)), ended.reason
+    assert failing_rank(tmp_path / "run") == rank
+    assert "in train_step" in (tmp_path / "run" / "error.txt").read_text()
+    go_on(tmp_path, [], 0)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.yaml", "metrics.jsonl", "record.json"}
 
 
 def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:

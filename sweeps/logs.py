@@ -1,0 +1,44 @@
+"""What a run printed, of one of its processes, and where the rest is."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hyperp import failure
+from hyperp.sweeps import local
+from hyperp.sweeps.account import last_sent
+from hyperp.sweeps.job import output_name
+
+
+def said(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
+    """Logs and tracebacks of a run: of its main process and the one that failed first, or of `rank`."""
+    run_dir, words = root / run_id, {one.rank: one for one in failure.told(root / run_id)}
+    failing = failure.failing_rank(run_dir)
+    ranks = [rank] if rank is not None else sorted({0, failing or 0})
+    found = _texts([run_dir / output_name(one) for one in ranks])
+    traced = _texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
+    told = rank if rank is not None else failing
+    if not traced and told in words:
+        traced = {run_dir / failure.TOLD.format(rank=told): words[told].traceback}
+    found |= traced | _texts(_of_job(root, run_id, ranks))
+    if rank is None and not found:  # it may have failed before it could print
+        return _texts(local.logs(root, run_id))
+    return found
+
+
+def others(root: Path, run_id: str, shown: dict[Path, str]) -> list[Path]:
+    """The logs of a run's other processes, by rank."""
+    there = [path for path in (root / run_id).glob("output*.log") if path not in shown]
+    return sorted(there, key=lambda path: (len(path.name), path.name))
+
+
+def _of_job(root: Path, run_id: str, ranks: list[int]) -> Iterator[Path]:
+    """What the processes of its last job said outside of it."""
+    one = last_sent(root, {}).get(run_id)
+    if one and one.job_id:
+        for rank in ranks:
+            for kind in ("out", "err"):
+                yield root / one.submission.folder / f"{one.job_id}_{rank}_log.{kind}"
+
+
+def _texts(paths: Iterable[Path]) -> dict[Path, str]:
+    return {path: path.read_text(errors="replace") for path in paths if path.is_file()}
