@@ -20,15 +20,11 @@ from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.pool import LocalLauncher
 from hyperp.sweeps.status import counts
 from hyperp.train import base_record
+from tests.tiny import TINY
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
-TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+SMALL = [
+    *TINY,
     "runtime.log_every=1",
     "runtime.checkpoint_every=8",
     "launcher.workers=2",
@@ -37,7 +33,7 @@ LONG = 2**21  # tokens: far more than a test waits for
 
 
 def words(root, tokens, seeds):
-    return [*TINY, f"runtime.root={root}", f"+sweep.blocks.a.grid={{scale.tokens:{tokens},seed:{seeds}}}"]
+    return [*SMALL, f"runtime.root={root}", f"+sweep.blocks.a.grid={{scale.tokens:{tokens},seed:{seeds}}}"]
 
 
 def sweep(*args):

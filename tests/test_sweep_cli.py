@@ -18,15 +18,11 @@ from hyperp import record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
+from tests.tiny import TINY
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
-TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+SMALL = [
+    *TINY,
     "runtime.log_every=4",
     "runtime.checkpoint_every=8",
     "launcher.workers=2",
@@ -35,7 +31,7 @@ GRID = "+sweep.blocks.grid={grid:{scale.tokens:[8192,16384],seed:[0,1]},lr:{cent
 
 
 def words(root):
-    return [*TINY, f"runtime.root={root}", GRID]
+    return [*SMALL, f"runtime.root={root}", GRID]
 
 
 def sweep(*args):
@@ -127,7 +123,7 @@ def test_a_sweep_killed_in_the_middle_and_run_again_gives_the_same_table(finishe
 
 
 def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
-    long = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={scale.tokens:[1048576,1049600]}"]
+    long = [*SMALL, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={scale.tokens:[1048576,1049600]}"]
     with subprocess.Popen([COMMAND, "run", *long], stderr=subprocess.PIPE, text=True) as stopped:
         wait_for(lambda: len(list(tmp_path.glob("*/heartbeat.json"))) == 2)
         stopped.send_signal(signal.SIGTERM)
@@ -140,7 +136,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
 
 
 def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_command(tmp_path):
-    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1]}"]
+    grid = [*SMALL, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1]}"]
     blocked, other = make_plan(grid).points
     blocked.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
     first = sweep("run", *grid)
@@ -161,7 +157,7 @@ def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_comm
 
 def test_runs_without_a_place_for_a_record_fail_the_sweep_and_say_why(tmp_path):
     """What fails before the training leaves no record; the exit code and the reason must not need one."""
-    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1,2]}"]
+    grid = [*SMALL, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1,2]}"]
     file, log, good = make_plan(grid).points
     file.run_dir.write_text("a file where the run's folder should be")
     log.run_dir.joinpath("output.log").mkdir(parents=True)

@@ -7,18 +7,14 @@ Real torch.distributed groups over gloo, of spawned processes, and torchrun's.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn as start_processes
 
 from hyperp import distributed
 from hyperp.config import Config, compose, resolve
@@ -26,6 +22,7 @@ from hyperp.data import Corpus
 from hyperp.record import load
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
+from tests.ranks import free_port, together
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent
@@ -89,33 +86,6 @@ def curve(run_dir: Path) -> list[float]:
     assert ended is not None
     assert ended.loss is not None
     return [row["loss"] for row in rows if "loss" in row] + [ended.loss]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    place = {
-        "RANK": rank,
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {key: str(value) for key, value in place.items()}
-    with distributed.joined(60):
-        work(*arguments)
-    sys.stdout.flush()
-    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
-
-
-def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` in `size` processes of one group."""
-    start_processes(_rank, (size, free_port(), work, arguments), nprocs=size)
 
 
 @pytest.fixture(scope="module")
