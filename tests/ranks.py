@@ -1,6 +1,5 @@
 """Several processes in one real group over gloo, for the tests of what they do together."""
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -11,14 +10,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from hyperp import distributed
-
-# Forked from a process that has imported these once: importing torch takes a rank longer than most tests.
-IMPORTED_ONCE = [
-    "hyperp.train",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
-    "pytest",
-]
+from tests.forked import context
 
 
 def free_port() -> int:
@@ -42,5 +34,5 @@ def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments:
 
 def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work` in `size` processes of one group; what one of them raises is raised here."""
-    multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
-    start_processes(_rank, (size, free_port(), work, arguments), nprocs=size, start_method="forkserver")
+    given = (size, free_port(), work, arguments)
+    start_processes(_rank, given, nprocs=size, start_method=context.get_start_method())

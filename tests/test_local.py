@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +18,9 @@ from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.pool import LocalLauncher
 from hyperp.sweeps.status import counts
 from hyperp.train import base_record
+from tests import forked
 from tests.tiny import TINY
 
-COMMAND = Path(sys.executable).with_name("hyperp-sweep")
 SMALL = [
     *TINY,
     "runtime.log_every=1",
@@ -37,7 +35,7 @@ def words(root, tokens, seeds):
 
 
 def sweep(*args):
-    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
+    return forked.command("hyperp-sweep", *args)
 
 
 def report(root):

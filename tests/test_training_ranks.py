@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ BIN = Path(sys.executable).parent
 SMALL = [
     "scale.width=16",
     "scale.batch_tokens=64",
-    "scale.tokens=512",
+    "scale.tokens=384",
     "model.context=8",
     "model.head_size=8",
     "data.held_out_tokens=64",
@@ -58,8 +60,14 @@ def corpus() -> Corpus:
     return Corpus("text", ids[:36_000], ids[36_000:], 61, 1.0, "0" * 64)
 
 
+@cache
+def composed(*words: str) -> Config:
+    return resolve(compose([*SMALL, *words]))
+
+
 def config(root: Path, *words: str) -> Config:
-    return resolve(compose([*SMALL, f"runtime.root={root}", *words]))
+    made = composed(*words)
+    return replace(made, runtime=replace(made.runtime, root=str(root)))
 
 
 def cases() -> dict[str, list[str]]:
@@ -72,12 +80,19 @@ def cases() -> dict[str, list[str]]:
     return found
 
 
-def run_cases(root: Path, parallel: str) -> None:
-    """Every case, in the group that this process is in; the curves are what rank 0 logs."""
-    for name, words in cases().items():
-        made = config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
+def configs(root: Path, parallel: str) -> list[Config]:
+    """Of every case: composed once, since that takes longer than the training."""
+    return [
+        config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
+        for name, words in cases().items()
+    ]
+
+
+def run_all(configs: list[Config]) -> None:
+    """In the group that this process is in; the curves are what rank 0 logs."""
+    for made in configs:
         ended = train(made, Path(made.runtime.root) / "run", corpus=corpus())
-        assert ended.status == "finished", (name, ended.reason)
+        assert ended.status == "finished", (made.runtime.root, ended.reason)
 
 
 def curve(run_dir: Path) -> list[float]:
@@ -91,13 +106,13 @@ def curve(run_dir: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("alone")
-    run_cases(root, "ddp")
+    run_all(configs(root, "ddp"))
     return root
 
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
-    together(size, run_cases, tmp_path, parallel)
+    together(size, run_all, configs(tmp_path, parallel))
     for name in cases():
         folder = Path(name.replace(" ", "-")) / "run"
         one, many = curve(alone / folder), curve(tmp_path / folder)
@@ -222,7 +237,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     words = [
-        "scale.tokens=32768",
+        "scale.tokens=8192",
         "runtime.timeout=60",
         "runtime.parallel=fsdp",
         "runtime.checkpoint_every=10",
@@ -232,7 +247,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     while not list(tmp_path.glob("*/checkpoint/*/progress.pt")):
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.01)
     os.kill(ranks_of(job.pid)[1], signal.SIGKILL)
     printed = job.communicate(timeout=120)
     assert job.returncode != 0, printed
@@ -242,7 +257,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     (run_dir,) = tmp_path.iterdir()
     ended = load(run_dir)
     assert ended is not None
-    assert (ended.status, ended.resumed, ended.steps) == ("finished", 1, 512)
+    assert (ended.status, ended.resumed, ended.steps) == ("finished", 1, 128)
     assert printed[0].count("finished") == 1
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 513))
+    assert [row["step"] for row in rows] == list(range(1, 129))
