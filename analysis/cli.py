@@ -8,18 +8,18 @@ answer.
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from hyperp.analysis import coordinates_cli, loss_cli, transfer_cli
+from hyperp.analysis import coordinates_cli, fit_cli, loss_cli, transfer_cli
 from hyperp.analysis.options import (
     AsJson,
     At,
     Extrapolate,
-    Fix,
     LawArgument,
     Map,
     MethodOption,
@@ -28,19 +28,21 @@ from hyperp.analysis.options import (
     RunsArgument,
     SaveAnswer,
     Size,
-    SliceBy,
     Where,
     Window,
     answer,
     ends_in,
-    fixed_of,
     load,
     method_of,
     names_of,
     sizes_of,
     words_of,
 )
-from hyperp.analysis.vocabulary import REACH, WINDOW
+from hyperp.analysis.vocabulary import WINDOW
+
+if TYPE_CHECKING:  # pull in numpy, which --help does without
+    from hyperp.analysis.law import Law
+    from hyperp.analysis.recommend import Recommendation
 
 app = typer.Typer(
     name="hyperp-law",
@@ -96,85 +98,7 @@ def check(
         show_check(found)
 
 
-@app.command()
-@answer
-def fit(
-    runs: RunsArgument,
-    by: Annotated[
-        str, typer.Option(help="sizes whose exponents to fit, comma-separated: any numeric column")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
-    ],
-    over: Over = "lr",
-    where: Where = None,
-    fix: Fix = None,
-    mapping: Map = None,
-    slice_by: SliceBy = None,
-    also_by: Annotated[
-        str, typer.Option(help="sizes for what is tuned beside the rate; all of --by unless given")
-    ] = "",
-    method: MethodOption = None,
-    space: Annotated[
-        Literal["log", "linear"], typer.Option(help="least squares in log rates, or in the rates themselves")
-    ] = "log",
-    optima: Annotated[
-        bool, typer.Option("--optima", help="every row already is an optimum: its lr is the best rate")
-    ] = False,
-    window: Window = WINDOW,
-    reach: Annotated[
-        float, typer.Option(help="how many times beyond its range in a size the law may be asked")
-    ] = REACH,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
-    as_json: AsJson = False,
-) -> None:
-    """Fit lr = exp(a) * product of covariate^b to the best rates of the slices, and write it as JSON.
-
-    Example: hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
-
-    Example: hyperp-law fit runs.csv --map lr=learning_rate --map loss="smooth loss" --map tokens=D --map
-    batch_tokens=bs*2048 --by N,tokens --over lr,batch_tokens -o law.json
-    """
-    from hyperp.analysis.fit import fit_law
-    from hyperp.analysis.law import law_text, save_law
-    from hyperp.analysis.mapping import parse_map
-    from hyperp.analysis.show import show_law
-
-    fixed, tuned = fixed_of(fix), tuple(names_of(over))
-    words = ["hyperp-law", "fit", str(runs), "--by", by]
-    words += words_of({"--where": where, "--fix": fix, "--map": mapping, "--slice": slice_by})
-    words += words_of(
-        {"--over": over if tuned != ("lr",) else None, "--also-by": also_by, "--method": method}
-    )
-    words += words_of({"--space": space if space != "log" else None})
-    words += ["--optima"] if optima else []
-    words += words_of({"--window": f"{window:g}" if window != WINDOW else None})
-    words += words_of({"--reach": f"{reach:g}" if reach != REACH else None})
-    table, rows = load(
-        runs, mapping, where, [*names_of(by), *fixed, *(slice_by or []), *tuned[1:]], loss=not optima
-    )
-    law = fit_law(
-        table,
-        names_of(by),
-        rows,
-        fixed,
-        window,
-        command=shlex.join([*words, "-o", str(out)]),
-        mapping=parse_map(mapping or []),
-        over=tuned,
-        also_by=tuple(names_of(also_by)),
-        slice_by=tuple(slice_by or ()),
-        method=method_of(method),
-        space=space,
-        given=optima,
-        reach=reach,
-    )
-    save_law(law, out)
-    if as_json:
-        typer.echo(law_text(law))
-    else:
-        show_law(law)
-        typer.echo(f"wrote {out}")
+fit_cli.register(app, answer)
 
 
 @app.command()
@@ -207,7 +131,6 @@ def recommend(
     Example: hyperp-train $(hyperp-law recommend law.json --tokens 5.2e5 --hydra)
     """
     from hyperp.analysis.law import load_law
-    from hyperp.analysis.recommend import hydra_words
     from hyperp.analysis.recommend import recommend as ask
 
     if as_json and hydra:
@@ -220,18 +143,24 @@ def recommend(
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:
-        typer.echo(hydra_words(fitted, found, named))
-        typer.echo(
-            f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
-            "use the same one, its fitted exponents zero",
-            err=True,
-        )
+        _print_hydra_words(fitted, found, named)
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         from hyperp.analysis.show import show_recommendation
 
         show_recommendation(fitted, found)
+
+
+def _print_hydra_words(law: "Law", found: "Recommendation", named: Mapping[str, float]) -> None:
+    from hyperp.analysis.recommend import hydra_words
+
+    typer.echo(hydra_words(law, found, named))
+    typer.echo(
+        f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
+        "use the same one, its fitted exponents zero",
+        err=True,
+    )
 
 
 @app.command("next")
@@ -346,10 +275,8 @@ def report(
     target = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
     words += words_of({"--check": None if check is None else str(check)})
-    words += words_of(
-        {f"--{name.replace('_', '-')}": str(size) for name, size in named.items()} | {"--at": at}
-    )
-    words += ["--extrapolate"] if extrapolate else []
+    words += words_of({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
+    words += words_of({"--at": at, "--extrapolate": extrapolate})
     fitted = load_law(law)
     validation = None if check is None else ask(fitted, load(check, None, None)[0])
     for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):

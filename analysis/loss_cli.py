@@ -61,8 +61,8 @@ def loss(
     fit = fit_loss(loss_points(frame, form, all_rows), pins)
     draws = resample(fit, bootstrap, seed) if bootstrap else None
     found = profile(fit, None if draws is None else floor_interval(draws))
-    words = words_of({"--map": mapping, "--where": where, "--pin": pin})
-    words += [*(["--all-rows"] if all_rows else []), "--bootstrap", str(bootstrap), "--seed", str(seed)]
+    words = words_of({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
+    words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = describe(fit, found, draws, source)
     save_loss(law, out)

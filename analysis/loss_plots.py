@@ -80,15 +80,20 @@ def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
         axes.plot(
             measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute"
         )
-        _compute_axis(axes)
-        axes.set_ylabel(fit.points.metric)
-        _title(axes, f"{_who(fit)}loss against compute")
-        axes.legend(loc="upper right", fontsize=9)
-    rows += [
-        {"kind": "point", "flops": float(c), "loss": float(one)}
-        for c, one in zip(measured, fit.points.loss_n, strict=True)
-    ]
+        rows += _against_compute(axes, fit, measured, "loss against compute")
     return figure, rows
+
+
+def _against_compute(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
+    """Name what is drawn; the rows of the points."""
+    _compute_axis(axes)
+    axes.set_ylabel(fit.points.metric)
+    _title(axes, f"{_who(fit)}{title}")
+    axes.legend(loc="upper right", fontsize=9)
+    return [
+        {"kind": "point", "flops": float(flops), "loss": float(loss)}
+        for flops, loss in zip(flops_n, fit.points.loss_n, strict=True)
+    ]
 
 
 def _draw_curve(
@@ -139,15 +144,8 @@ def frontier(fit: LossFit, draws: Draws | None) -> Picture:
         rows = _draw_curve(
             axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True
         )
-        _compute_axis(axes)
+        rows += _against_compute(axes, fit, c, "lowest loss at each compute")
         axes.set_xlabel("training compute 6 N D (FLOPs)")
-        axes.set_ylabel(fit.points.metric)
-        _title(axes, f"{_who(fit)}lowest loss at each compute")
-        axes.legend(loc="upper right", fontsize=9)
-    rows += [
-        {"kind": "point", "flops": float(a), "loss": float(b)}
-        for a, b in zip(c, fit.points.loss_n, strict=True)
-    ]
     return figure, rows
 
 

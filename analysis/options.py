@@ -162,10 +162,15 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def words_of(options: Mapping[str, str | Sequence[str] | None]) -> list[str]:
+def words_of(options: Mapping[str, str | Sequence[str] | bool | None]) -> list[str]:
     """Options as they were typed, to record a command; those without a value are left out."""
-    given = {name: [value] if isinstance(value, str) else value for name, value in options.items() if value}
-    return [word for name, values in given.items() for value in values for word in (name, value)]
+    words: list[str] = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value:
+            words += [word for one in ([value] if isinstance(value, str) else value) for word in (name, one)]
+    return words
 
 
 def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:

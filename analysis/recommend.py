@@ -140,45 +140,45 @@ def recommend(
     scale = _complete(law, target)
     lr, low, high = predict(law, scale)
     extrapolation = [_extrapolation(law, name, scale[name]) for name in law.ranges]
-    warnings = [
-        f"{e.covariate}={e.value} lies {e.factor:.3g} times outside the fitted range {e.low} to {e.high}"
-        for e in extrapolation
-        if e.factor > 1
-    ]
     if not extrapolate:
         _within_reach(law, scale, extrapolation)
-    # The optimum at the low end leaves the recommended rate too high by that much, and the other way round.
-    ends = (math.log(lr / low), math.log(lr / high))
     also = {name: _beyond(law, scale, name) for name in law.also}
-    warnings += _wide("lr", low, high)
-    warnings += [line for name, b in also.items() for line in _wide(name, b.low, b.high)]
+    intervals = {"lr": (low, high)} | {name: (b.low, b.high) for name, b in also.items()}
     basin = None if law.basin is None else law.basin.at(scale)
-    costs = [None if basin is None else _worst(basin, end, also) for end in ends]
     return Recommendation(
         lr=lr,
         low=low,
         high=high,
         level=law.level,
         df=law.df,
-        penalty_low=costs[0],
-        penalty_high=costs[1],
+        # The optimum at the low end leaves the recommended rate too high by that much; the high end, too low.
+        penalty_low=None if basin is None else _worst(basin, math.log(lr / low), also),
+        penalty_high=None if basin is None else _worst(basin, math.log(lr / high), also),
         also=also,
         target=scale,
         context=law.context,
         factors=_factors(law, scale),
         extrapolation=extrapolation,
-        warnings=warnings,
+        warnings=[*_outside(extrapolation), *_wide(intervals)],
         rate_factor=law.rate_factor,
         base_lr=None if law.rate_factor is None else lr / law.rate_factor,
     )
 
 
-def _wide(name: str, low: float, high: float) -> list[str]:
-    if high <= WIDE * low:
-        return []
+def _outside(extrapolation: Sequence[Extrapolation]) -> list[str]:
+    return [
+        f"{e.covariate}={e.value} lies {e.factor:.3g} times outside the fitted range {e.low} to {e.high}"
+        for e in extrapolation
+        if e.factor > 1
+    ]
+
+
+def _wide(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
     return [
         f"the prediction interval of {name} spans a factor of {high / low:.2g}: the data hardly identify it; "
         "`hyperp-law next` says which runs would"
+        for name, (low, high) in intervals.items()
+        if high > WIDE * low
     ]
 
 

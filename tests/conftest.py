@@ -1,10 +1,13 @@
 """Synthetic sweeps with a known law, shared by the tests of the analysis."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from tests.law_command import run
 
 CONTEXT = {
     "optimizer": "muonh",
@@ -88,3 +91,29 @@ def make_ladder() -> Callable[..., pd.DataFrame]:
 def make_curve() -> Callable[..., pd.DataFrame]:
     """The builder of single curves."""
     return curve
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs.parquet: a ladder, two widths under MuonH and two under AdamW, whose highest rate diverged."""
+    adamw = {
+        "optimizer": "adamw",
+        "parametrization": "standard",
+        "schedule": "linear",
+        "data": "stdlib",
+        "metric": "loss, nats per token",
+    }
+    wide, one = {"width": 64}, {"tokens": (131072,), "seed_shift": 0.05, "noise": 0.001}
+    frames = [
+        ladder(tokens=(32768, 65536, 131072, 262144), seed_shift=0.05, noise=0.001),
+        ladder(log2_at_64k=-4.9, covariates=wide, rng_seed=1, **one),
+        ladder(log2_at_64k=-6.0, context=adamw, octaves=(-10, -3), rng_seed=2, **one),
+        ladder(log2_at_64k=-7.0, context=adamw, octaves=(-10, -3), covariates=wide, rng_seed=3, **one),
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    hot = (frame["optimizer"] == "adamw") & (frame["lr"] == 2.0**-3)
+    frame.loc[hot, "status"], frame.loc[hot, "loss"] = "diverged", np.nan
+    folder = tmp_path_factory.mktemp("demo")
+    frame.to_parquet(folder / "runs.parquet")
+    assert run("fit", folder, "--by", "tokens", "-o", folder / "law.json").exit_code == 0
+    return folder

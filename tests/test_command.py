@@ -1,10 +1,12 @@
 """`hyperp-train` as a user meets it: exit codes, one-line errors, and what it prints."""
 
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess, run
 
 import pytest
+
+from tests import forked
 
 TINY = (
     "scale.width=16",
@@ -16,9 +18,8 @@ TINY = (
 )
 
 
-def hyperp_train(cwd: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from hyperp.command import main; main()", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
+    return forked.command("hyperp-train", *words, cwd=cwd)
 
 
 def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
@@ -76,7 +77,7 @@ def test_factors_train_nothing(tmp_path):
 
 
 def test_help_teaches(tmp_path):
-    done = hyperp_train(tmp_path, "--help")
+    done = run([Path(sys.executable).with_name("hyperp-train"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for word in (
         "--factors",

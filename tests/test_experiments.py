@@ -167,7 +167,7 @@ def test_a_file_begins_with_its_question_and_its_plan(study, size):
     assert f"Plan: conf/sweep/{word(study, size)}.yaml." in comment
 
 
-def table() -> dict[tuple[str, str], tuple[str, str]]:
+def table() -> dict[tuple[str, str], tuple[str, str, str | None]]:
     """(name, size) -> (runs, FLOPs, longest run) as conf/README.md has them; those of one size are tiny."""
     cells = {}
     for line in (CONF / "README.md").read_text().splitlines():

@@ -1,7 +1,6 @@
 """Parameter groups: one for each role, with the algorithm that the table gives it."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -13,17 +12,15 @@ from hyperp.config import compose, resolve
 from hyperp.optim import (
     SSO,
     TABLE,
-    AdamH,
     AdamW,
     GroupedOptimizer,
-    Muon,
     MuonH,
-    MuonSphere,
     build,
     param_groups,
 )
 from hyperp.optim.rule import make_rule
 from hyperp.roles import ROLES, Role
+from tests.optimizers import CLASSES
 
 torch.set_num_threads(1)
 
@@ -174,16 +171,6 @@ def test_rates_by_role_need_a_model():
 def test_own_options_are_given_once():
     with pytest.raises(ValueError, match="options must not have sso"):
         SSO(Model(), options={"sso": {"momentum": 0.5}})
-
-
-CLASSES: dict[str, Callable[..., GroupedOptimizer]] = {
-    "sso": SSO,
-    "muonsphere": MuonSphere,
-    "muonh": MuonH,
-    "adamh": AdamH,
-    "muon": Muon,
-    "adamw": AdamW,
-}
 
 
 @pytest.mark.parametrize(

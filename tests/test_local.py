@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,11 @@ from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.pool import LocalLauncher
 from hyperp.sweeps.status import counts
 from hyperp.train import base_record
+from tests import forked
+from tests.tiny import TINY
 
-COMMAND = Path(sys.executable).with_name("hyperp-sweep")
-TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+SMALL = [
+    *TINY,
     "runtime.log_every=1",
     "runtime.checkpoint_every=8",
     "launcher.workers=2",
@@ -37,11 +32,11 @@ LONG = 2**21  # tokens: far more than a test waits for
 
 
 def words(root, tokens, seeds):
-    return [*TINY, f"runtime.root={root}", f"+sweep.blocks.a.grid={{scale.tokens:{tokens},seed:{seeds}}}"]
+    return [*SMALL, f"runtime.root={root}", f"+sweep.blocks.a.grid={{scale.tokens:{tokens},seed:{seeds}}}"]
 
 
 def sweep(*args):
-    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
+    return forked.command("hyperp-sweep", *args)
 
 
 def report(root):

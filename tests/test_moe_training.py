@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from hyperp.data import Corpus, load_corpus
 from hyperp.flops import flops_per_token, parameters
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
+from tests import forked
 
 torch.set_num_threads(1)
-SWEEP = Path(sys.executable).with_name("hyperp-sweep")
 TINY = (
     "scale.width=16",
     "scale.depth=2",
@@ -149,7 +147,7 @@ def test_a_sweep_over_granularity_and_sparsity_ends_in_the_table(tmp_path):
         ["run", *words, f"+sweep.blocks.experts={grid}"],
         ["collect", tmp_path, "-o", tmp_path / "runs.parquet"],
     ):
-        done = subprocess.run([SWEEP, *map(str, command)], capture_output=True, text=True, timeout=300)
+        done = forked.command("hyperp-sweep", *command)
         assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "runs.parquet")
     assert (table["status"] == "finished").all()

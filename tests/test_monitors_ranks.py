@@ -1,20 +1,18 @@
 """Monitors over several processes see the gradients, updates and norms that one process sees."""
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn as start_processes
 
 from hyperp import distributed
 from hyperp.config import compose, resolve
 from hyperp.data import Corpus
 from hyperp.trainer import Trainer
+from tests.ranks import together
 
 SMALL = (
     "scale.width=16",
@@ -49,22 +47,13 @@ def rows(parallel: str) -> dict[str, Any]:
     return found
 
 
-def _rank(rank: int, size: int, port: int, parallel: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {key: str(value) for key, value in place.items()}
-    with distributed.joined(60):
-        (folder / f"{parallel}{rank}.json").write_text(json.dumps(rows(parallel)))
-    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
+def write_rows(parallel: str, folder: Path) -> None:
+    (folder / f"{parallel}{distributed.world().rank}.json").write_text(json.dumps(rows(parallel)))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_see_what_one_sees(tmp_path, parallel):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    start_processes(_rank, (2, port, parallel, tmp_path), nprocs=2)
+    together(2, write_rows, parallel, tmp_path)
     first, second = (json.loads((tmp_path / f"{parallel}{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     torch.set_num_threads(1)

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hydra.plugins.launcher import Launcher
@@ -16,8 +13,8 @@ from hyperp.sweeps import planfile
 from hyperp.sweeps.multirun import PlanSweeper
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
+from tests.forked import command
 
-BIN = Path(sys.executable).parent
 TINY = [
     "hydra/sweeper=plan",
     "scale.width=16",
@@ -32,10 +29,6 @@ TINY = [
     "runtime.checkpoint_every=0",
 ]
 GRID = "+sweep.blocks.a={grid:{seed:[0,1]},lr:{center:-4,octaves:1}}"
-
-
-def command(name, *args, cwd=None):
-    return subprocess.run([BIN / name, *args], capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def losses(root):

@@ -11,36 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hyperp.optim import SSO, AdamH, AdamW, GroupedOptimizer, Muon, MuonH, MuonSphere, reference
+from hyperp.optim import AdamW, reference
 from hyperp.optim.msign import quintics
+from tests.optimizers import CLASSES, gaussian, gradients, run
 
 torch.set_num_threads(1)
-
-CLASSES: dict[str, Callable[..., GroupedOptimizer]] = {
-    "sso": SSO,
-    "muonsphere": MuonSphere,
-    "muonh": MuonH,
-    "adamh": AdamH,
-    "muon": Muon,
-    "adamw": AdamW,
-}
-STEPS = 4
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def gradients(shape: tuple[int, ...], seed: int) -> list[Tensor]:
-    return [gaussian(*shape, seed=seed * 1000 + step) for step in range(STEPS)]
-
-
-def run(optimizer: GroupedOptimizer, parameters: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
-    """Step through `grads[parameter][step]`."""
-    for step in range(len(grads[0])):
-        for parameter, of_parameter in zip(parameters, grads, strict=True):
-            parameter.grad = of_parameter[step].to(parameter.dtype)
-        optimizer.step()
 
 
 # Twins: the whole trajectory of one matrix, from the formulas.

@@ -29,14 +29,10 @@ from hyperp.sweeps.pool import (
 )
 from hyperp.sweeps.resources import usable_cores
 from hyperp.sweeps.status import state_of, survey
+from tests.tiny import TINY
 
-TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+SMALL = [
+    *TINY,
     "runtime.log_every=1",
     "runtime.checkpoint_every=0",
 ]
@@ -45,7 +41,7 @@ TWO_WORKERS = LocalLauncher(name="local", workers=2, threads=1)
 
 
 def plan_of(root, grid):
-    return make_plan([*TINY, f"runtime.root={root}", f"+sweep.blocks.a.grid={grid}"])
+    return make_plan([*SMALL, f"runtime.root={root}", f"+sweep.blocks.a.grid={grid}"])
 
 
 def worker_pid(index):
@@ -90,7 +86,7 @@ def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path)
     state = state_of(tmp_path, victim.run_id, None)
     assert (state.status, state.reason, state.cause) == ("failed", "worker killed by signal 9", "killed")
 
-    short = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=2048"]).points[0]
+    short = make_plan([*SMALL, f"runtime.root={tmp_path}", "scale.tokens=2048"]).points[0]
     record_failure(asdict(short.config), str(short.run_dir), "worker killed by signal 9")
     with closing(run_pool([short], TWO_WORKERS)) as events:
         assert [e.status for e in events if isinstance(e, Ended)] == ["finished"]
@@ -143,7 +139,7 @@ if __name__ == "__main__":
 
 
 def test_workers_follow_a_killed_parent(tmp_path):
-    words = [*TINY, f"runtime.root={tmp_path}", f"+sweep.blocks.a.grid={{scale.tokens:[{LONG}],seed:[0,1]}}"]
+    words = [*SMALL, f"runtime.root={tmp_path}", f"+sweep.blocks.a.grid={{scale.tokens:[{LONG}],seed:[0,1]}}"]
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
     with subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, text=True) as parent:
@@ -243,7 +239,7 @@ def test_a_wrong_launcher_is_refused(word, message):
 
 
 def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
-    point = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
+    point = make_plan([*SMALL, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
     point.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
     written, save = [], record.save
     monkeypatch.setattr(record, "save", lambda *of: (written.append(of), save(*of)))
@@ -253,7 +249,7 @@ def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
 
 
 def test_a_job_does_nothing_for_a_finished_run_and_again_what_left_a_damaged_record(tmp_path):
-    point = make_plan([*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
+    point = make_plan([*SMALL, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
     config, run_dir = asdict(point.config), str(point.run_dir)
     first = run_job(config, run_dir)
     path = point.run_dir / "record.json"

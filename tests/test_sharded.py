@@ -3,9 +3,6 @@
 Real torch.distributed groups of 2 and 4 processes over gloo; DDP's parameters and FSDP2's, uneven shards too.
 """
 
-import os
-import socket
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,12 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.multiprocessing.spawn import spawn as start_processes
 from torch.nn.parallel import DistributedDataParallel
 
+from hyperp.distributed import world
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.optim.sharded import Dealer, cost
 from hyperp.optim.split import qkv_split
+from tests.ranks import together
 
 torch.set_num_threads(1)
 STEPS, BATCH = 4, 8
@@ -260,24 +258,14 @@ def refuse_columns(rank: int, ranks: int, how: str, algorithm: str) -> None:
         GroupedOptimizer([("w", columns)], algorithm="sso")
 
 
-def entry(rank: int, ranks: int, port: int, task: Any, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    try:
-        for how, algorithm in arguments:
-            task(rank, ranks, how, algorithm)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-    os._exit(0)  # torch's own threads sometimes abort a process that ends after FSDP2 by itself
+def entry(task: Any, arguments: list[tuple[str, str]]) -> None:
+    ranks = world()
+    for how, algorithm in arguments:
+        task(ranks.rank, ranks.size, how, algorithm)
 
 
 def spawn(task: Any, ranks: int, arguments: list[tuple[str, str]]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(entry, args=(ranks, port, task, tuple(arguments)), nprocs=ranks)
+    together(ranks, entry, task, arguments)
 
 
 EVERY = [

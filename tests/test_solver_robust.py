@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,24 +10,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperp.config import compose, resolve
-from hyperp.optim import SSO, AdamH, AdamW, GroupedOptimizer, Muon, MuonH, MuonSphere
 from hyperp.optim.rule import RULES
 from hyperp.trainer import Trainer
+from tests.optimizers import CLASSES, gaussian
 
 torch.set_num_threads(1)
-
-CLASSES: dict[str, Callable[..., GroupedOptimizer]] = {
-    "sso": SSO,
-    "muonsphere": MuonSphere,
-    "muonh": MuonH,
-    "adamh": AdamH,
-    "muon": Muon,
-    "adamw": AdamW,
-}
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("msign", ["polar_express", "svd"])

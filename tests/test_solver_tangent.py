@@ -15,16 +15,13 @@ from hyperp.optim import reference
 from hyperp.optim.msign import msign, unit_frobenius
 from hyperp.optim.spectral import cold_triple
 from hyperp.optim.tangent import COLD_SLOPE, TangentStep, tangent_step
+from tests.optimizers import gaussian
 
 torch.set_num_threads(1)
 
 exact_sign = partial(msign, method="svd")
 SIZES = st.integers(1, 12)
 EXACT = 200  # evaluations: converged to rounding
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def momenta(m: int, n: int, seed: int, along: float, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,12 +7,9 @@ from torch import nn
 from hyperp.optim import SSO
 from hyperp.optim.msign import msign
 from hyperp.optim.spectral import cold_triple, orthonormal, top_eigenvector, warm_triple
+from tests.optimizers import gaussian
 
 torch.set_num_threads(1)
-
-
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

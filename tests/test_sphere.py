@@ -10,6 +10,7 @@ from hyperp.optim.msign import msign
 from hyperp.optim.rule import SphereError
 from hyperp.optim.spectral import cold_triple
 from hyperp.optim.sphere import FrobeniusSphere, Retraction, SpectralSphere, Sphere
+from tests.optimizers import gaussian
 
 torch.set_num_threads(1)
 
@@ -20,10 +21,6 @@ SPHERES: dict[str, Sphere] = {
     "spectral, radius 2": SpectralSphere(factor=2.0),
     "spectral, unit": SpectralSphere(mode="unit"),
 }
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def norm_over_radius(name: str, W: Tensor, start: Tensor) -> Tensor:

@@ -18,28 +18,26 @@ from hyperp import record
 from hyperp.sweeps import planfile
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
+from tests import forked
+from tests.tiny import TINY
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
-TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+SMALL = [
+    *TINY,
     "runtime.log_every=4",
     "runtime.checkpoint_every=8",
     "launcher.workers=2",
 ]
+ONE_WORKER = [*SMALL[:-1], "launcher.workers=1"]
 GRID = "+sweep.blocks.grid={grid:{scale.tokens:[8192,16384],seed:[0,1]},lr:{center:-5,octaves:1}}"
 
 
 def words(root):
-    return [*TINY, f"runtime.root={root}", GRID]
+    return [*SMALL, f"runtime.root={root}", GRID]
 
 
 def sweep(*args):
-    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
+    return forked.command("hyperp-sweep", *args)
 
 
 def table(root):
@@ -127,7 +125,7 @@ def test_a_sweep_killed_in_the_middle_and_run_again_gives_the_same_table(finishe
 
 
 def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
-    long = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={scale.tokens:[1048576,1049600]}"]
+    long = [*SMALL, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={scale.tokens:[1048576,1049600]}"]
     with subprocess.Popen([COMMAND, "run", *long], stderr=subprocess.PIPE, text=True) as stopped:
         wait_for(lambda: len(list(tmp_path.glob("*/heartbeat.json"))) == 2)
         stopped.send_signal(signal.SIGTERM)
@@ -140,7 +138,13 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
 
 
 def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_command(tmp_path):
-    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1]}"]
+    grid = [
+        *SMALL,
+        f"runtime.root={tmp_path}",
+        "launcher.workers=1",
+        "scale.tokens=1024",
+        "+sweep.blocks.a.grid={seed:[0,1]}",
+    ]
     blocked, other = make_plan(grid).points
     blocked.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
     first = sweep("run", *grid)
@@ -161,7 +165,13 @@ def test_failed_runs_and_damaged_records_are_named_and_repaired_by_the_same_comm
 
 def test_runs_without_a_place_for_a_record_fail_the_sweep_and_say_why(tmp_path):
     """What fails before the training leaves no record; the exit code and the reason must not need one."""
-    grid = [*TINY, f"runtime.root={tmp_path}", "scale.tokens=1024", "+sweep.blocks.a.grid={seed:[0,1,2]}"]
+    grid = [
+        *SMALL,
+        f"runtime.root={tmp_path}",
+        "launcher.workers=1",
+        "scale.tokens=1024",
+        "+sweep.blocks.a.grid={seed:[0,1,2]}",
+    ]
     file, log, good = make_plan(grid).points
     file.run_dir.write_text("a file where the run's folder should be")
     log.run_dir.joinpath("output.log").mkdir(parents=True)
@@ -189,7 +199,7 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(finished, tmp_pa
 
 
 def test_version():
-    done = sweep("--version")
+    done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"hyperp-sweep {version('hyperp-scaling')}\n")
 
 
@@ -231,7 +241,7 @@ def test_version():
     ],
 )
 def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
-    done = subprocess.run([COMMAND, *args], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = forked.command("hyperp-sweep", *args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(f"hyperp-sweep: error: {message}\n", done.stderr), done.stderr

@@ -1,10 +1,7 @@
 """One run: it learns, it is deterministic, it survives SIGKILL to the same bits, and it says how it ended."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from hyperp.config import Config, compose, resolve
 from hyperp.files import HeldError, lock
 from hyperp.train import Stopped, train, train_or_record_failure
 from hyperp.trainer import Trainer
+from tests import forked
 
 torch.set_num_threads(1)
 OPTIMIZERS = ("sso", "muonsphere", "muonh", "adamh", "muon", "adamw")
@@ -96,17 +94,17 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("muonsphere", 
 
 @pytest.mark.parametrize("optimizer", ["muonh", "sso", "adamw", *OTHERS])
 def test_sigkill_and_resume_give_the_same_bits(tmp_path, optimizer):
-    words = ("scale.tokens=131072", f"optim={optimizer}", "runtime.eval_every=100")
+    words = ("scale.tokens=65536", f"optim={optimizer}", "runtime.eval_every=50")
     whole = run(tmp_path / "whole", *words)
     killed = config(tmp_path / "killed", *words)
     run_dir = tmp_path / "killed" / killed.run_id()
-    command = [sys.executable, "-c", "from hyperp.command import main; main()", *TINY, *words]
-    command.append(f"runtime.root={tmp_path / 'killed'}")
-    for past_step in (60, 200):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for past_step in (30, 100):
+        process = forked.context.Process(target=train, args=(killed, run_dir))
+        process.start()
         wait_for_step(run_dir / "metrics.jsonl", past_step)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert (run_dir / "checkpoint.pt").exists()
         assert record.load(run_dir) is None
     resumed = train(killed, run_dir)

@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from hyperp.flops import Shape, flops_per_token
 from hyperp.scale import Scale
 from hyperp.train import train
 from hyperp.trainer import Trainer
+from tests import forked
 
 torch.set_num_threads(1)
 VOCAB, CONTEXT, BATCH_TOKENS, BYTES_PER_TOKEN = 31, 32, 256, 3.7
@@ -232,9 +232,8 @@ def test_seconds_add_up_over_a_restart_and_speed_is_that_of_the_process(tmp_path
     assert speeds == pytest.approx([BATCH_TOKENS / 2.0] * 2, rel=1e-9)
 
 
-def hyperp_train(cwd: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from hyperp.command import main; main()", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
+    return forked.command("hyperp-train", *words, cwd=cwd)
 
 
 def only_record(root: Path) -> dict[str, Any]:

@@ -8,19 +8,17 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn as start_processes
 
 from hyperp import distributed
 from hyperp.config import Config, compose, resolve
@@ -29,13 +27,14 @@ from hyperp.failure import LENGTH, failing_rank
 from hyperp.record import load
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
+from tests.ranks import ends_of, free_port, together
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent
 SMALL = [
     "scale.width=16",
     "scale.batch_tokens=64",
-    "scale.tokens=512",
+    "scale.tokens=384",
     "model.context=8",
     "model.head_size=8",
     "data.held_out_tokens=64",
@@ -64,8 +63,14 @@ def corpus() -> Corpus:
     return Corpus("text", ids[:36_000], ids[36_000:], 61, 1.0, "0" * 64)
 
 
+@cache
+def composed(*words: str) -> Config:
+    return resolve(compose([*SMALL, *words]))
+
+
 def config(root: Path, *words: str) -> Config:
-    return resolve(compose([*SMALL, f"runtime.root={root}", *words]))
+    made = composed(*words)
+    return replace(made, runtime=replace(made.runtime, root=str(root)))
 
 
 def cases() -> dict[str, list[str]]:
@@ -78,12 +83,19 @@ def cases() -> dict[str, list[str]]:
     return found
 
 
-def run_cases(root: Path, parallel: str) -> None:
-    """Every case, in the group that this process is in; the curves are what rank 0 logs."""
-    for name, words in cases().items():
-        made = config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
+def configs(root: Path, parallel: str) -> list[Config]:
+    """Of every case: composed once, since that takes longer than the training."""
+    return [
+        config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
+        for name, words in cases().items()
+    ]
+
+
+def run_all(configs: list[Config]) -> None:
+    """In the group that this process is in; the curves are what rank 0 logs."""
+    for made in configs:
         ended = train(made, Path(made.runtime.root) / "run", corpus=corpus())
-        assert ended.status == "finished", (name, ended.reason)
+        assert ended.status == "finished", (made.runtime.root, ended.reason)
 
 
 def curve(run_dir: Path) -> list[float]:
@@ -94,43 +106,16 @@ def curve(run_dir: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row] + [ended.loss]
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    place = {
-        "RANK": rank,
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {key: str(value) for key, value in place.items()}
-    with distributed.joined(60):
-        work(*arguments)
-    sys.stdout.flush()
-    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
-
-
-def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` in `size` processes of one group."""
-    start_processes(_rank, (size, free_port(), work, arguments), nprocs=size)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("alone")
-    run_cases(root, "ddp")
+    run_all(configs(root, "ddp"))
     return root
 
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
-    together(size, run_cases, tmp_path, parallel)
+    together(size, run_all, configs(tmp_path, parallel))
     for name in cases():
         folder = Path(name.replace(" ", "-")) / "run"
         one, many = curve(alone / folder), curve(tmp_path / folder)
@@ -243,21 +228,9 @@ def fail_on(root: Path, rank: int, killed: bool) -> None:
     os._exit(1)
 
 
-def ends_of(size: int, *arguments: Any) -> list[int | None]:
-    """Exit codes of ranks that all fail."""
-    port = free_port()
-    started = start_processes(_rank, (size, port, fail_on, arguments), nprocs=size, join=False)
-    assert started is not None
-    codes = []
-    for process in filter(None, started.processes):
-        process.join(120)
-        codes.append(process.exitcode)
-    return codes
-
-
 @pytest.mark.parametrize(("size", "rank"), [(2, 0), (2, 1), (4, 3)])
 def test_the_record_names_what_the_failing_rank_met(tmp_path, size, rank):
-    assert ends_of(size, tmp_path, rank, False) == [1] * size
+    assert ends_of(size, fail_on, tmp_path, rank, False) == [1] * size
     ended = load(tmp_path / "run")
     assert ended is not None
     assert ended.status == "failed"
@@ -272,7 +245,7 @@ def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "error.txt").write_text("of an earlier try")
     (tmp_path / "run" / "error.9.json").write_text("{}")
-    assert ends_of(size, tmp_path, rank, True) == [1] * rank + [-signal.SIGKILL]
+    assert ends_of(size, fail_on, tmp_path, rank, True) == [1] * rank + [-signal.SIGKILL]
     ended = load(tmp_path / "run")
     assert ended is not None
     assert (ended.status, ended.cause) == ("failed", "rank_lost")
@@ -302,7 +275,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     words = [
-        "scale.tokens=32768",
+        "scale.tokens=8192",
         "runtime.timeout=60",
         "runtime.parallel=fsdp",
         "runtime.checkpoint_every=10",
@@ -312,7 +285,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     while not list(tmp_path.glob("*/checkpoint/*/progress.pt")):
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.01)
     os.kill(ranks_of(job.pid)[1], signal.SIGKILL)
     printed = job.communicate(timeout=120)
     assert job.returncode != 0, printed
@@ -322,7 +295,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on(tmp_path):
     (run_dir,) = tmp_path.iterdir()
     ended = load(run_dir)
     assert ended is not None
-    assert (ended.status, ended.resumed, ended.steps) == ("finished", 1, 512)
+    assert (ended.status, ended.resumed, ended.steps) == ("finished", 1, 128)
     assert printed[0].count("finished") == 1
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 513))
+    assert [row["step"] for row in rows] == list(range(1, 129))

@@ -15,15 +15,11 @@ from cluster import Cluster, output, wait_for
 
 from hyperp import record
 from hyperp.record import Record
+from tests import tiny
 
 HYPERP_SWEEP = Path(sys.executable).with_name("hyperp-sweep")
 TINY = [
-    "scale.width=16",
-    "scale.depth=1",
-    "scale.batch_tokens=256",
-    "model.context=64",
-    "model.head_size=8",
-    "data.held_out_tokens=1024",
+    *tiny.TINY,
     "runtime.log_every=4",
     "runtime.monitor_every=0",
     "runtime.checkpoint_every=8",

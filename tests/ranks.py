@@ -1,0 +1,55 @@
+"""Several processes in one real group over gloo, for the tests of what they do together."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import ProcessContext, start_processes
+
+from hyperp import distributed
+from tests.forked import context
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    with distributed.joined(60) as ranks:
+        work(*arguments)
+        ranks.largest(0)  # nobody leaves while another still waits for what it sends
+    sys.stdout.flush()
+    os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
+
+
+def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` in `size` processes of one group; what one of them raises is raised here."""
+    _start(size, work, arguments, join=True)
+
+
+def ends_of(size: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """The exit codes of such processes, whatever becomes of them."""
+    started = _start(size, work, arguments, join=False)
+    assert started is not None
+    codes = []
+    for process in filter(None, started.processes):
+        process.join(120)
+        codes.append(process.exitcode)
+    return codes
+
+
+def _start(
+    size: int, work: Callable[..., None], arguments: tuple[Any, ...], join: bool
+) -> ProcessContext | None:
+    given = (size, free_port(), work, arguments)
+    return start_processes(_rank, given, nprocs=size, join=join, start_method=context.get_start_method())
