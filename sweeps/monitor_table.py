@@ -20,7 +20,8 @@ SUMMARIES = {
     "logit_max": "logit_max",
     "norm_over_radius_max": "norm_over_radius",
 }
-COLUMNS = (*SUMMARIES, "max_vio")
+COLUMNS = [pa.field(name, pa.float64()) for name in (*SUMMARIES, "max_vio")]
+COLUMNS += [pa.field("monitor_looks", pa.int64())]
 LONG = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),
@@ -33,14 +34,15 @@ LONG = pa.schema(
 )
 
 
-def summary_columns(record: Record) -> dict[str, float | None]:
-    """The largest over layers, roles and looks; `max_vio` the largest layer's mean over all steps.
+def summary_columns(record: Record) -> dict[str, float | int | None]:
+    """The largest over layers, roles and looks, and how many; `max_vio` the largest layer's mean over steps.
 
     None for what a run was not monitored for, or does not have, or where a value was not finite.
     """
     largest = record.stability.get("largest", {})
     found = {column: largest.get(name) for column, name in SUMMARIES.items()}
-    return {**found, "max_vio": max(record.max_vio.get("mean", []), default=None)}
+    vio = max(record.max_vio.get("mean", []), default=None)
+    return {**found, "max_vio": vio, "monitor_looks": record.stability.get("looks")}
 
 
 def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | None:
