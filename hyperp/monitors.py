@@ -51,12 +51,15 @@ class Matrices:
 
     def radius(self, state: Mapping[str, Tensor]) -> Tensor:
         """(count,) from the optimizer's state of the parameter; NaN without a sphere, or without state."""
-        sphere, found = getattr(self.rule, "sphere", None), torch.tensor(torch.nan)
-        if isinstance(sphere, SpectralSphere):
-            found = torch.tensor(sphere.radius(*self.piece.shape))
-        elif isinstance(sphere, FrobeniusSphere) and state:
+        sphere, known = getattr(self.rule, "sphere", None), math.nan
+        device, count = self.parameter.device, self.piece.count
+        if isinstance(sphere, FrobeniusSphere) and state:
             found = self.piece.state(state_of(self.piece, state)["radius"])
-        return found.to(self.parameter.device, torch.float32).expand(self.piece.count)
+            return found.to(device, torch.float32).expand(count)
+        if isinstance(sphere, SpectralSphere):
+            known = sphere.radius(*self.piece.shape)
+        # Filled by the device itself: a copy from the host for each matrix would wait for it each time.
+        return torch.full((count,), known, dtype=torch.float32, device=device)
 
 
 class StabilityMonitors:

@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperp import record
 from hyperp.config import Config, compose, resolve
@@ -228,6 +230,22 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         trainer.stability.summary()["smallest"]["norm_over_radius"]
         <= min(e["min"] for e in ends.values()) + 1e-5
     )
+
+
+def test_radii_that_the_host_knows_are_not_copied_to_the_device_one_by_one():
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ops.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for optim in ("sso", "adamw"):
+        ops: list[str] = []
+        matrices = trainer_at(0, f"optim={optim}", "runtime.monitor_every=1").stability.matrices
+        elsewhere = [replace(one, parameter=nn.Parameter(one.parameter.to("meta"))) for one in matrices]
+        with Seen():
+            found = [one.radius({}) for one in elsewhere]
+        assert all(radius.device.type == "meta" and radius.dtype == torch.float32 for radius in found)
+        assert set(ops) == {"full"}
 
 
 def test_without_a_sphere_there_are_norms_alone():
