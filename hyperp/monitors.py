@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -126,7 +127,12 @@ class StabilityMonitors:
         self._summarize(self._row)
 
     def take(self) -> Row | None:
-        """What the last look saw, once; None if there was none since."""
+        """What the last look saw, once; None if there was none since.
+
+        `matrices` has for each parameter the spectral norm, Frobenius norm and radius of its matrix, in lists
+        of one. Of a stack, of experts or split rows, it has their number, the least, median and largest of
+        each, and of the norm over the radius the ends and the index of the matrix that is farthest off.
+        """
         row, self._row = self._row, None
         return row
 
@@ -188,14 +194,14 @@ class StabilityMonitors:
     def _make_row(self, found: dict[str, Any]) -> Row:
         norms = {name: iter(found.pop(name)) for name in ("spectral", "frobenius", "radius")}
         ratios: dict[str, list[float]] = {}
-        matrices: dict[str, dict[str, list[float] | None]] = {}
+        matrices: dict[str, Row] = {}
         for one in self.matrices:
             values = {name: [next(source) for _ in range(one.piece.count)] for name, source in norms.items()}
+            own = None
             if one.held:
-                pairs = zip(values[one.held], values["radius"], strict=True)
-                ratios.setdefault(one.role, []).extend(norm / radius for norm, radius in pairs)
-            entry = {**values, "radius": values["radius"] if one.held else None}
-            matrices[one.piece.key(one.name)] = entry
+                own = [a / b for a, b in zip(values[one.held], values["radius"], strict=True)]
+                ratios.setdefault(one.role, []).extend(own)
+            matrices[one.piece.key(one.name)] = _entry(values, own)
         found["norm_over_radius"] = {
             role: {"min": _extreme(min, values), "max": _extreme(max, values)}
             for role, values in ratios.items()
@@ -279,8 +285,27 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _extreme(choose: Any, values: Sequence[float]) -> float:
-    """`min` or `max`; NaN if any value is."""
+    """`min`, `max` or `median`; NaN if any value is."""
     return math.nan if any(math.isnan(v) for v in values) else choose(values)
+
+
+def _entry(values: dict[str, list[float]], ratios: list[float] | None) -> Row:
+    """What the log says of the matrices of a parameter: every number of one matrix, of a stack its extremes.
+
+    One number a matrix would make nearly all of the log of a model with many experts.
+    """
+    known = {**values, "radius": None if ratios is None else values["radius"]}
+    if len(values["spectral"]) == 1:
+        return known
+    entry: Row = {"count": len(values["spectral"])}
+    for name, found in known.items():
+        ends = None if found is None else {"min": _extreme(min, found), "median": _extreme(median, found)}
+        entry[name] = None if ends is None or found is None else {**ends, "max": _extreme(max, found)}
+    if ratios is not None:
+        off = [math.inf if math.isnan(ratio) else abs(ratio - 1) for ratio in ratios]
+        ends = {"min": _extreme(min, ratios), "max": _extreme(max, ratios)}
+        entry["norm_over_radius"] = {**ends, "worst": off.index(max(off))}
+    return entry
 
 
 def _rounded(value: Any) -> Any:

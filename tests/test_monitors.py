@@ -190,6 +190,14 @@ def test_gradients_are_those_before_clipping_and_updates_what_the_weights_moved_
         assert rms(flat) > 0
 
 
+def told(values: Tensor) -> Any:
+    """What the log says of the matrices of a parameter."""
+    if len(values) == 1:
+        return pytest.approx(values.tolist(), rel=1e-5)
+    ends = {"min": values.min(), "median": values.quantile(0.5), "max": values.max()}
+    return pytest.approx({name: float(value) for name, value in ends.items()}, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "words", [("optim=sso",), ("optim=muonh",), ("optim=muonh", *MOE), ("optim=sso", *MOE)]
 )
@@ -210,18 +218,24 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         W, W0, found = W.view(-1, *W.shape[-2:]), start[name].view(-1, *W.shape[-2:]), row["matrices"][name]
         sigma = torch.linalg.svdvals(W.double())[:, 0]
         frobenius = torch.linalg.matrix_norm(W.double())
-        assert found["spectral"] == pytest.approx(sigma.tolist(), rel=1e-5)
-        assert found["frobenius"] == pytest.approx(frobenius.tolist(), rel=1e-5)
+        assert found["spectral"] == told(sigma)
+        assert found["frobenius"] == told(frobenius)
         algorithm, role = algorithms[name]
         if algorithm == "sso":
-            want = [math.sqrt(W.shape[1] / W.shape[2])] * len(W)
-            ratios.setdefault(role, []).extend((sigma / want[0]).tolist())
+            want = torch.full((len(W),), math.sqrt(W.shape[1] / W.shape[2]), dtype=torch.float64)
+            own = sigma / want
         elif algorithm in ("muonh", "adamh"):
-            want = torch.linalg.matrix_norm(W0.double()).tolist()
-            ratios.setdefault(role, []).extend((frobenius / torch.tensor(want)).tolist())
+            want = torch.linalg.matrix_norm(W0.double())
+            own = frobenius / want
         else:
-            want = None
-        assert found["radius"] == (None if want is None else pytest.approx(want, rel=1e-5))
+            want = own = None
+        assert found["radius"] == (None if want is None else told(want))
+        assert found.get("count", 1) == len(W)
+        if own is not None:
+            ratios.setdefault(role, []).extend(own.tolist())
+            if len(W) > 1:
+                ends = {name: found["norm_over_radius"][name] for name in ("min", "max")}
+                assert ends == pytest.approx({"min": float(own.min()), "max": float(own.max())}, rel=1e-5)
     ends = {role: {"min": min(values), "max": max(values)} for role, values in ratios.items()}
     assert row["norm_over_radius"] == {role: pytest.approx(end, rel=1e-5) for role, end in ends.items()}
     spread = 1e-5 if words[0] == "optim=muonh" else 0.05  # SSO retracts at the start of the next step
@@ -230,6 +244,25 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         trainer.stability.summary()["smallest"]["norm_over_radius"]
         <= min(e["min"] for e in ends.values()) + 1e-5
     )
+
+
+def test_of_a_stack_the_matrix_farthest_off_its_sphere_is_named():
+    trainer = trainer_at(1, "optim=muonh", *MOE, "runtime.monitor_every=1")
+    name, experts = next((n, p) for n, p in trainer.model.named_parameters() if p.ndim == 3)
+    with torch.no_grad():
+        experts[2] *= 0.5
+        experts[5] *= 1.25
+    look(trainer, 2)
+    row = seen(trainer)
+    assert row["matrices"][name]["count"] == len(experts) == 8
+    ratio = row["matrices"][name]["norm_over_radius"]
+    assert ratio == pytest.approx({"min": 0.5, "max": 1.25, "worst": 2}, rel=1e-5)
+    with torch.no_grad():
+        experts[3] = math.nan
+    look(trainer, 3)
+    ratio = seen(trainer)["matrices"][name]["norm_over_radius"]
+    assert ratio["worst"] == 3
+    assert math.isnan(ratio["max"])
 
 
 def test_radii_that_the_host_knows_are_not_copied_to_the_device_one_by_one():
