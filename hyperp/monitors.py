@@ -26,7 +26,7 @@ from hyperp.optim.rule import RULES, Rule, make_rule, option_names
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
 from hyperp.optim.units import Piece, joined, pieces
 
-TOKENS = 1024  # at most this many of the batch, but one sequence at least, pass through the model again
+TOKENS = 1024  # at most this many of the batch, but a sequence on each rank, pass through the model again
 DIGITS = 6  # of every logged value; float32 has no more
 
 Row = dict[str, Any]
@@ -69,7 +69,11 @@ class StabilityMonitors:
     Call `before(step)` when the gradients of a step are complete and not clipped, `after(ids)` when the
     optimizer has stepped and the gradients are still there, and `take()` for what was seen. The host waits
     for the device once a look. With several processes all have to call it, since sharded tensors are made
-    whole; what is told, on all of them, are the activations of the main process's sequences.
+    whole; what is told, on all of them, are the activations of the sequences of all.
+
+    From `before` to `after` a copy of the weights is held (of this process's shards, where they are sharded),
+    since what a step changed cannot be known otherwise: in steps that are looked at, memory has to hold the
+    weights twice. Norms make sharded parameters whole a batch of matrices at a time.
 
     The activations are those of a pass of its own, without gradients, on the first sequences of the batch at
     the new weights. Hooks in the training pass would break a compiled graph, and would count each micro-batch
@@ -185,11 +189,12 @@ class StabilityMonitors:
         }
 
     def _activations(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        sequences = max(1, TOKENS // ids_BT.shape[-1])
+        ranks = world()
+        sequences = max(1, TOKENS // ids_BT.shape[-1] // ranks.size)
         device = next(self._parameters()).device
         eagerly = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with eagerly, self.autocast:
-            return look_inside(self.model, ids_BT[:sequences].to(device))
+            return look_inside(self.model, ids_BT[:sequences].to(device), ranks)
 
     def _make_row(self, found: dict[str, Any]) -> Row:
         norms = {name: iter(found.pop(name)) for name in ("spectral", "frobenius", "radius")}
