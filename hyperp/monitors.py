@@ -64,7 +64,7 @@ class Matrices:
 
 
 class StabilityMonitors:
-    """Looks at a model every `every` steps (0 is never) and at its last step, number `steps`.
+    """Looks at a model every `every` steps (0 is never) and at its last, number `steps`; or `looks` times.
 
     Call `before(step)` when the gradients of a step are complete and not clipped, `after(ids)` when the
     optimizer has stepped and the gradients are still there, and `take()` for what was seen. The host waits
@@ -82,7 +82,8 @@ class StabilityMonitors:
     Args:
         model: the decoder, whose blocks are looked into.
         optimizer: its groups say each parameter's role, its state each sphere's radius.
-        every, steps: when to look.
+        every, steps, looks: when to look; `looks` above 0 are so many at equal shares of the steps, and at
+            every step of fewer, in place of `every`, unless that is 0.
         autocast: the context that the model trains in.
         compiled: whether `model` was compiled in place.
     """
@@ -94,10 +95,12 @@ class StabilityMonitors:
         *,
         every: int,
         steps: int,
+        looks: int = 0,
         autocast: AbstractContextManager[Any] | None = None,
         compiled: bool = False,
     ):
-        self.model, self.optimizer, self.every, self.steps = model, optimizer, every, steps
+        self.model, self.optimizer = model, optimizer
+        self.every, self.steps, self.looks = every, steps, looks
         self.autocast, self.compiled = autocast or nullcontext(), compiled
         self.matrices = list(_matrices(optimizer))
         self.state: dict[str, Any] = {"looks": 0, "largest": {}, "smallest": {}, "last": {}}
@@ -107,6 +110,8 @@ class StabilityMonitors:
 
     def due(self, step: int) -> bool:
         """Whether step number `step`, from 1, is looked at."""
+        if self.looks and self.every:
+            return step * self.looks // self.steps > (step - 1) * self.looks // self.steps
         return self.every > 0 and (step % self.every == 0 or step == self.steps)
 
     @torch.no_grad()

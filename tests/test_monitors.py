@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import hyperp.conf
 from hyperp import record
 from hyperp.config import Config, compose, resolve
 from hyperp.data import Corpus
 from hyperp.model.moe import MoE
 from hyperp.model.transformer import MLP, Attention, Block
 from hyperp.optim import MuonH
+from hyperp.sweeps.plan import make_plan
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
 
@@ -349,6 +351,33 @@ def test_between_the_looks_nothing_is_computed(monkeypatch, micro_batch):
     assert copies == [4, 4, 6, 6]
     inside = [m for m in trainer.model.modules() if m is not trainer.model.embedding]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in inside)
+
+
+@pytest.mark.parametrize(
+    ("steps", "looks", "expected"),
+    [
+        (64, 8, [8, 16, 24, 32, 40, 48, 56, 64]),
+        (90, 8, [12, 23, 34, 45, 57, 68, 79, 90]),
+        (6, 8, [1, 2, 3, 4, 5, 6]),
+        (100, 1, [100]),
+        (120, 0, [50, 100, 120]),
+    ],
+)
+def test_looks_are_at_equal_shares_of_the_run_whatever_its_length(steps, looks, expected):
+    stability = trainer_at(0, f"runtime.monitor_looks={looks}", "runtime.monitor_every=50").stability
+    stability.steps = steps
+    assert [step for step in range(1, steps + 1) if stability.due(step)] == expected
+    stability.every = 0
+    assert not any(stability.due(step) for step in range(1, steps + 1))
+
+
+def test_every_run_of_the_small_experiments_is_looked_at_as_often():
+    conf = Path(str(hyperp.conf.__path__[0]), "experiment")
+    for name in sorted(path.stem for path in conf.glob("*.yaml")):
+        configs = [point.config for point in make_plan([f"+experiment={name}"]).points]
+        made = {(c.scale.steps, c.runtime.monitor_every, c.runtime.monitor_looks) for c in configs}
+        for steps, every, looks in made - {(8, 50, 0)}:  # the coordinate check has a measure of its own
+            assert looks == 8 <= steps or (looks == 0 and steps // every >= 8), (name, steps)
 
 
 def test_the_host_waits_once_a_look(monkeypatch):
