@@ -40,11 +40,8 @@ def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) 
     found: dict[str, list[Tensor]] = defaultdict(list)
 
     def sizes(name: str, x: Tensor) -> None:
-        x = x.float()
-        rms = ranks.mean(x.square().mean()).sqrt()  # here, since outliers are measured by it
-        found[f"{name}_rms"].append(rms)
-        found[f"{name}_max"].append(x.abs().amax())
-        found[f"{name}_outliers"].append((x.abs() > OUTLIER * rms).float().mean())
+        for end, value in sizes_of(x.float(), ranks).items():
+            found[f"{name}_{end}"].append(value)
 
     def z_values(name: str, lse: Tensor) -> None:
         found[f"{name}_z"].append(lse.square().mean())
@@ -78,6 +75,12 @@ def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) 
             hook.remove()
     seen = {name: torch.stack(values) for name, values in found.items()}
     return over_ranks(seen | {"logit_max": logits_BTV.abs().amax().float()}, ranks)
+
+
+def sizes_of(x: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """RMS of the entries of all ranks, and of this one's the largest and the share above OUTLIER RMS."""
+    rms = ranks.mean(x.square().mean()).sqrt()
+    return {"rms": rms, "max": x.abs().amax(), "outliers": (x.abs() > OUTLIER * rms).float().mean()}
 
 
 def over_ranks(seen: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
