@@ -2,7 +2,8 @@
 
 A parametrization passes in muP's sense (arXiv 2203.03466) if neither does, at any of the first steps. The
 size of an activation is its root mean square over a probe, as a run wrote it; its slope is
-d log(size) / d log(width).
+d log(size) / d log(width). A width at which any seed diverged has no slope to pass by: its verdict is that it
+diverged, whatever the other seeds did.
 """
 
 import math
@@ -21,7 +22,7 @@ from hyperp.analysis.records import Runs, filter_runs
 from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, FLAT, LEVEL
 
 Measure = Literal["size", "change"]
-Verdict = Literal["flat", "grows", "shrinks", "unclear"]
+Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 KINDS = {
     "attention": "attention output",
@@ -47,7 +48,8 @@ class Sizes(Strict):
 class Slope(Strict):
     """d log(size) / d log(width) at one step: mean over the slopes of seeds, with its t interval over them.
 
-    None where there are too few seeds; `seeds` are those that have every width.
+    None where there are too few seeds; `seeds` are those that have every width that is left. `diverged` are
+    the widths at which a run diverged, or measured at this step what was not finite.
     """
 
     measure: Measure
@@ -57,6 +59,12 @@ class Slope(Strict):
     low: float | None
     high: float | None
     verdict: Verdict
+    diverged: list[int]
+
+    @property
+    def words(self) -> str:
+        """The verdict, with the widths that diverged."""
+        return diverged_words(self.diverged) if self.diverged else self.verdict
 
 
 class Kind(Strict):
@@ -69,13 +77,17 @@ class Kind(Strict):
 
 
 class Series(Strict):
-    """Runs that differ in width and seed alone; `left_out` counts those that cannot be used, by reason."""
+    """Runs that differ in width and seed alone; `left_out` counts those that cannot be used, by reason.
+
+    `widths` are those of runs that finished, `diverged` those of runs that diverged.
+    """
 
     context: dict[str, str]
     held: dict[str, int | float]
     widths: list[int]
     kinds: list[Kind]
     left_out: dict[str, int]
+    diverged: list[int]
 
     @property
     def name(self) -> str:
@@ -92,6 +104,11 @@ def verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
     if high < -tolerance:
         return "shrinks"
     return "flat" if -tolerance <= low and high <= tolerance else "unclear"
+
+
+def diverged_words(widths: Sequence[int]) -> str:
+    """Such as "diverged at width 256, 512"."""
+    return f"diverged at width {', '.join(map(str, widths))}"
 
 
 def read_coordinates(runs: Runs) -> pd.DataFrame:
@@ -161,20 +178,22 @@ def _series(
     last = rows.groupby(["run_id", "quantity"])["layer"].transform("max")
     rows = rows[(rows["layer"] == last) | last.isna()]
     first = group.iloc[0]
+    diverged = sorted({int(width) for width in group.loc[group["status"] == "diverged", "width"]})
     return Series(
         context={name: str(first[name]) for name in CONTEXT},
         held={name: first[name].item() for name in held},
         widths=sorted(rows["width"].unique().tolist()),
         kinds=[
-            _kind(quantity, rows[rows["quantity"] == quantity], tolerance, level)
+            _kind(quantity, rows[rows["quantity"] == quantity], diverged, tolerance, level)
             for quantity in KINDS
             if (rows["quantity"] == quantity).any()
         ],
         left_out={str(name): int(count) for name, count in sorted(left_out.items())},
+        diverged=diverged,
     )
 
 
-def _kind(quantity: str, rows: pd.DataFrame, tolerance: float, level: float) -> Kind:
+def _kind(quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance: float, level: float) -> Kind:
     layer = rows["layer"].max()
     sizes: list[Sizes] = []
     slopes: list[Slope] = []
@@ -187,7 +206,11 @@ def _kind(quantity: str, rows: pd.DataFrame, tolerance: float, level: float) -> 
             log = np.log(grid.where((grid > 0) & np.isfinite(grid)).to_numpy(dtype="float64"))
             widths = [int(width) for width in grid.columns]
             sizes += _sizes(measure, step, widths, log)
-            slopes.append(_slope(measure, step, widths, log, tolerance, level))
+            lost = {int(width) for width in at.loc[~np.isfinite(at[column]), "width"]}
+            slope = _slope(measure, step, widths, log, tolerance, level)
+            if gone := sorted(lost.union(diverged)):
+                slope = slope.model_copy(update={"verdict": "diverged", "diverged": gone})
+            slopes.append(slope)
     return Kind(quantity=quantity, layer=None if pd.isna(layer) else int(layer), sizes=sizes, slopes=slopes)
 
 
@@ -234,4 +257,5 @@ def _slope(
         low=low,
         high=high,
         verdict=verdict(low, high, tolerance),
+        diverged=[],
     )

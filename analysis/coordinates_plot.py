@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperp.analysis.coordinates import KINDS, Kind, Series, Sizes
+from hyperp.analysis.coordinates import KINDS, Kind, Series, Sizes, diverged_words
 from hyperp.analysis.law import save_json
 from hyperp.analysis.plots import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, save_figure
-from hyperp.analysis.show_coordinates import last, last_step, slope_rows
+from hyperp.analysis.show_coordinates import last, last_step, slope_rows, steepest_words
 
 import matplotlib as mpl  # isort: skip  plots has chosen the backend
 import matplotlib.pyplot as plt  # isort: skip
@@ -17,11 +17,15 @@ from matplotlib.axes import Axes  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter  # isort: skip
 
+RED = "#C00000"
+ROOM = 0.3  # of the panel's height, above the data, for the verdict
 NOTE = (
     "lines: RMS of the change since initialisation, after each step; dashed grey: RMS of the activation "
     "itself at initialisation.\nGeometric mean over seeds, band: smallest to largest seed. Attention, MLP: "
     "of the last block, before the residual multiplier.\n"
-    "In each panel: slope of the change at step {step}, and its verdict."
+    "In each panel: slope of the change at step {step}, and its verdict; below it the step of the largest "
+    "slope, if its verdict is another.\n"
+    "Dotted red: a width at which a run diverged; lines are of runs that finished."
 )
 
 
@@ -43,7 +47,7 @@ def write_coordinates(found: Sequence[Series], folder: Path) -> list[Path]:
 def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
     """Change since initialisation against width, a line for each step."""
     rows: Rows = []
-    found = [one for one in found if one.kinds]
+    found = [one for one in found if one.kinds or one.diverged]
     steps = sorted({s.step for one in found for kind in one.kinds for s in kind.sizes if s.step > 0})
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
@@ -59,6 +63,10 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
                 kind = next((k for k in one.kinds if k.quantity == quantity), None)
                 if kind is not None:
                     rows += _draw(axes, one, kind, steps)
+                elif one.diverged:
+                    _say(axes, diverged_words(one.diverged))
+                for width in one.diverged:
+                    axes.axvline(width, color=RED, ls=":", lw=1.2)
                 if one is found[0]:
                     axes.set_title(title, fontweight="bold", fontsize=10)
                 _width_axis(axes, found)
@@ -66,6 +74,9 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
                     axes.set_xlabel("width (d_model)")
             rate = f"\nbase_lr {one.held['base_lr']:.4g}" if "base_lr" in one.held else ""
             axes_of_series[0].set_ylabel(f"{one.name}{rate}", fontsize=9)
+        for axes in grid[0]:  # whose range the column shares
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high * (high / low) ** ROOM)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
         note = NOTE.format(step=last_step(found))
@@ -76,7 +87,8 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
 def _width_axis(axes: Axes, found: Sequence[Series]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted({width for one in found for width in one.widths})))
+    widths = sorted({width for one in found for width in (*one.widths, *one.diverged)})
+    axes.xaxis.set_major_locator(FixedLocator(widths))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -90,12 +102,16 @@ def _draw(axes: Axes, one: Series, kind: Kind, steps: Sequence[int]) -> Rows:
         change = [s for s in kind.sizes if s.measure == "change" and s.step == step]
         _line(axes, change, f"step {step}", look)
     slope = last(kind, "change")
-    if slope is not None and slope.value is not None:
-        text = f"{slope.value:+.2f} {slope.verdict}"
-        axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", fontsize=8.5)
+    if slope is not None:
+        value = "" if slope.value is None else f"{slope.value:+.2f} "
+        _say(axes, f"{value}{slope.words}\n{steepest_words(kind, 'change')}")
     names = {"parametrization": one.context["parametrization"], "optimizer": one.context["optimizer"]}
     base = {**names, "base_lr": one.held.get("base_lr"), "quantity": kind.quantity, "layer": kind.layer}
     return [{**base, **s.model_dump()} for s in kind.sizes]
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.03, 0.95, text.rstrip(), transform=axes.transAxes, va="top", fontsize=8.5)
 
 
 def _line(axes: Axes, sizes: Sequence[Sizes], label: str, look: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"RUNS={file} does not exist; give a Parquet file, a CSV or a folder of runs")
     if file.suffix not in (".parquet", ".csv"):
         raise ValueError(f"RUNS={file} ends in {file.suffix!r}; allowed are .parquet, .csv or a folder")
-    header = _csv_header(file) if file.suffix == ".csv" else _parquet_header(file)
+    header = _csv_header(file) if file.suffix == ".csv" else parquet_columns(file)
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise ValueError(f"{file} names the column(s) {', '.join(repeated)} twice; each may appear once")
@@ -127,7 +127,8 @@ def _csv_header(file: Path) -> list[str]:
     return header
 
 
-def _parquet_header(file: Path) -> list[str]:
+def parquet_columns(file: Path) -> list[str]:
+    """The names of its columns; ValueError if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,20 +1,24 @@
 """What stability monitors saw of the runs behind a law: does anything grow with scale?
 
 `hyperp-sweep collect` writes the largest values of every run into its table and all of them, step by step,
-beside it. Of each scale the runs at the best rate count: that with the lowest loss, mean over seeds.
+beside it. Of each scale the runs at its best rate count: that with the lowest loss, mean over seeds, of the
+rates at which every seed of the scale finished. A rate that lost a seed may owe its mean to the loss of it.
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from hyperp.analysis.law import Law
-from hyperp.analysis.mapping import read_table
+from hyperp.analysis.mapping import parquet_columns
 from hyperp.analysis.records import filter_runs, read_runs
-from hyperp.analysis.vocabulary import COVARIATES, VARIES
+from hyperp.analysis.vocabulary import COVARIATES, LEVEL, VARIES
 
 # Column of the table: what it is, the largest over layers, roles and looks of a run.
 SUMMARIES = {
@@ -26,6 +30,7 @@ SUMMARIES = {
     "norm_over_radius_max": "norm over radius",
     "max_vio": "MaxVio, mean over steps",
 }
+EVERY_STEP = "max_vio"  # is measured at every step, and not by looks
 # Quantities of the table by step that are drawn, with the role where they have one; layers by the largest.
 STEPPED = {
     "attention_z": ("attention Z (largest layer)", None),
@@ -40,45 +45,72 @@ STEPPED = {
     "norm_over_radius_max": ("norm over radius (largest matrix)", None),
     "max_vio": ("MaxVio (largest layer)", None),
 }
+NO_RATE = "no rate at which every seed finished"
+NOT_MONITORED = "without monitors"
+NOT_FINITE = "with a value that is not finite"
+
+
+@dataclass(frozen=True)
+class End:
+    """A quantity at one scale: its mean over seeds and their smallest and largest, and what it is from.
+
+    `looks` are the fewest and the most of a run, None where the table does not say.
+    """
+
+    size: int
+    lr: float
+    seeds: int
+    looks: tuple[int, int] | None
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A summary at the smallest and at the largest value of an axis, all other sizes held."""
+    """A summary at the smallest and at the largest value of an axis, all other sizes held.
+
+    `low` and `high` are the ends of an interval for `value`, None with one seed at either end or a mean of 0.
+    """
 
     quantity: str
     axis: str
     held: Mapping[str, int]
-    sizes: tuple[int, int]
-    values: tuple[float, float]
-
-    def sentence(self) -> str:
-        """What grows, by how much, and over which sizes."""
-        low, high = self.values
-        axis = self.axis.replace("_", " ")
-        ends = f"{low:.4g} at {axis} {self.sizes[0]:,}, {high:.4g} at {self.sizes[1]:,}"
-        held = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in self.held.items())
-        ratio = f"ratio {high / low:.3g}" if low else "no ratio"
-        where = f" ({held})" if held else ""
-        return f"Largest {SUMMARIES[self.quantity]}: {ends}, {ratio}{where}"
+    ends: tuple[End, End]
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
 class Monitors:
     """Of every scale the runs at its best rate, the mean of their summaries, and the best of them by step.
 
-    `scales` has a row a scale: its sizes, lr, seeds and the summary columns. `steps` has the columns scale
-    (row of `scales`), step, quantity and value; it is empty if the table by step is not there.
+    `scales` has a row a scale: its sizes, lr, edge (whether no rate of the grid is beyond it on one side),
+    seeds, and the means of the summary columns. `runs` are those behind the means, with the column scale (row
+    of `scales`), and `excluded` has for each scale its runs that do not count, by reason. `steps` has the
+    columns scale, step, quantity and value; it is empty if the table by step is not there. `left_out` are the
+    sizes of scales that are nowhere else here, each with the reason.
     """
 
     scales: pd.DataFrame
+    runs: pd.DataFrame
+    excluded: list[dict[str, int]]
     steps: pd.DataFrame
     sizes: tuple[str, ...]
+    left_out: Sequence[tuple[Mapping[str, int], str]] = ()
+    level: float = LEVEL
 
     @property
     def quantities(self) -> list[str]:
         """The summaries that any scale has."""
         return [name for name in SUMMARIES if name in self.scales and self.scales[name].notna().any()]
+
+    @property
+    def vary(self) -> list[str]:
+        """The sizes that differ between scales, those left out included."""
+        out = [sizes for sizes, _ in self.left_out]
+        return [n for n in self.sizes if len({*self.scales[n], *(sizes[n] for sizes in out)}) > 1]
 
     @property
     def axes(self) -> list[str]:
@@ -99,13 +131,61 @@ class Monitors:
         found = []
         for quantity in self.quantities:
             for held, line in self.lines(axis):
-                known = line[line[quantity].notna()]
+                known = [int(scale) for scale in line.index[line[quantity].notna()]]
                 if len(known) > 1:
-                    ends = known.iloc[[0, -1]]
-                    sizes = (int(ends[axis].iloc[0]), int(ends[axis].iloc[1]))
-                    values = (float(ends[quantity].iloc[0]), float(ends[quantity].iloc[1]))
-                    found.append(Ratio(quantity, axis, held, sizes, values))
+                    low, high = known[0], known[-1]
+                    ends = (self.end(low, axis, quantity), self.end(high, axis, quantity))
+                    values = (self.values(low, quantity), self.values(high, quantity))
+                    found.append(Ratio(quantity, axis, held, ends, *ratio_of_means(*values, self.level)))
         return found
+
+    def values(self, scale: int, quantity: str) -> np.ndarray:
+        """Of every seed at the best rate of a scale."""
+        return self.runs.loc[self.runs["scale"] == scale, quantity].to_numpy(dtype="float64")
+
+    def end(self, scale: int, axis: str, quantity: str) -> End:
+        """A quantity at a scale."""
+        row, values = self.scales.loc[scale], self.values(scale, quantity)
+        return End(
+            size=int(row[axis]),
+            lr=float(row["lr"]),
+            seeds=len(values),
+            looks=self.between(scale, "steps" if quantity == EVERY_STEP else "monitor_looks"),
+            mean=float(values.mean()),
+            low=float(values.min()),
+            high=float(values.max()),
+        )
+
+    def between(self, scale: int, column: str) -> tuple[int, int] | None:
+        """The fewest and the most `monitor_looks` or `steps` of the runs of a scale, None where not known."""
+        own = self.runs.loc[self.runs["scale"] == scale]
+        if column not in own or own[column].isna().any():
+            return None
+        return int(own[column].min()), int(own[column].max())
+
+
+def ratio_of_means(
+    first: np.ndarray, second: np.ndarray, level: float
+) -> tuple[float | None, float | None, float | None]:
+    """Mean of `second` over mean of `first`, with the t interval of its logarithm.
+
+    The variance of the logarithm of a mean is s^2 / (n mean^2) to first order (delta method); degrees of
+    freedom are Welch's, since the spread over seeds need not be the same at both ends. Seeds are not paired:
+    the same seed at two scales draws other weights. None for what there is not: means that are not both
+    positive have no ratio, and one value alone has no spread.
+    """
+    means = first.mean(), second.mean()
+    if not min(means) > 0:
+        return None, None, None
+    ratio = float(means[1] / means[0])
+    if min(len(first), len(second)) < 2:
+        return ratio, None, None
+    parts = [float(x.var(ddof=1)) / (len(x) * m * m) for x, m in zip((first, second), means, strict=True)]
+    if not sum(parts):
+        return ratio, ratio, ratio
+    df = sum(parts) ** 2 / sum(p * p / (len(x) - 1) for p, x in zip(parts, (first, second), strict=True))
+    half = float(student.ppf(0.5 + level / 2, df)) * math.sqrt(sum(parts))
+    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
 def monitors_of(law: Law) -> Monitors | None:
@@ -119,41 +199,80 @@ def monitors_of(law: Law) -> Monitors | None:
     frame = filter_runs(frame, law.where)
     for name, value in law.context.items():
         frame = frame[frame[name] == value]
-    frame = frame[(frame["status"] == "finished") & frame["loss"].notna()]
-    if frame.empty or "run_id" not in frame or not any(name in frame for name in SUMMARIES):
+    columns = [name for name in SUMMARIES if name in frame]
+    if frame.empty or "run_id" not in frame or not columns:
         return None
     sizes = tuple(name for name in (*COVARIATES, *extra) if name in frame.columns)
-    found = _best(frame, sizes)
+    scales, runs, excluded, left_out = _best(frame, sizes, columns)
+    if not scales:
+        return None
     metrics = file.with_suffix(".metrics.parquet")
-    steps = _by_step(metrics, found["run_id"]) if metrics.is_file() else pd.DataFrame()
-    made = Monitors(found.drop(columns="run_id"), steps, sizes)
+    best = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
+    steps = _by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
+    runs = pd.concat([of_scale.assign(scale=index) for index, of_scale in enumerate(runs)])
+    made = Monitors(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
     return made if made.quantities else None
 
 
-def _best(frame: pd.DataFrame, sizes: tuple[str, ...]) -> pd.DataFrame:
-    """A row a scale: the mean over the seeds at the rate whose mean loss is lowest, and its best run's id."""
-    rows = []
-    columns = [name for name in SUMMARIES if name in frame]
+def _best(
+    frame: pd.DataFrame, sizes: tuple[str, ...], columns: list[str]
+) -> tuple[
+    list[dict[str, object]], list[pd.DataFrame], list[dict[str, int]], list[tuple[dict[str, int], str]]
+]:
+    """Of each scale a row, the monitored runs at its best rate, and how many do not count, by reason; and the
+    scales that are left out.
+    """
+    rows, chosen, excluded, left_out = [], [], [], []
     for key, group in frame.groupby(list(sizes)):
-        lr = group.groupby("lr")["loss"].mean().idxmin()
-        runs = group[group["lr"] == lr]
+        scale = dict(zip(sizes, key, strict=True))
+        lr, edge = best_rate(group)
+        at = group[group["lr"] == lr]
+        runs = at[at[columns].notna().any(axis=1)]
+        if runs.empty:
+            left_out.append((scale, NO_RATE if lr is None else NOT_MONITORED))
+            continue
+        # Of one scale and rate all runs have the same quantities: one that only some have was not finite.
+        some = [name for name in columns if runs[name].notna().any()]
+        lost = {str(name): int(n) for name, n in group["status"].value_counts().items() if name != "finished"}
+        lost[NOT_MONITORED] = len(at) - len(runs)
+        lost[NOT_FINITE] = int(runs[some].isna().any(axis=1).sum())
+        excluded.append({name: n for name, n in lost.items() if n})
         means = runs[columns].mean(skipna=False).to_dict()
-        best = {"lr": lr, "seeds": len(runs), "run_id": runs.sort_values("loss")["run_id"].iloc[0]}
-        rows.append({**dict(zip(sizes, key, strict=True)), **best, **means})
-    return pd.DataFrame(rows)
+        rows.append({**scale, "lr": lr, "edge": edge, "seeds": len(runs), **means})
+        chosen.append(runs)
+    return rows, chosen, excluded, left_out
 
 
-def _by_step(path: Path, run_ids: pd.Series) -> pd.DataFrame:
-    """What is drawn, of these runs: the largest layer at every step, or the role that is drawn."""
-    frame = read_table(path).frame
-    missing = {"run_id", "step", "quantity", "role", "value"} - set(frame.columns)
+def best_rate(group: pd.DataFrame) -> tuple[float | None, bool]:
+    """The rate with the lowest mean loss of those at which every seed of the scale finished, None if at none;
+    and whether it is the lowest or the highest rate of the grid.
+    """
+    finished = group[(group["status"] == "finished") & np.isfinite(group["loss"])]
+    whole = finished.groupby("lr")["seed"].nunique() == group["seed"].nunique()
+    lost = set(group.loc[~group.index.isin(finished.index), "lr"])
+    losses = finished.groupby("lr")["loss"].mean()[whole]
+    losses = losses[~losses.index.isin(lost)]
+    if losses.empty:
+        return None, False
+    lr = float(losses.idxmin())
+    return lr, lr in (group["lr"].min(), group["lr"].max())
+
+
+def _by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
+    """What is drawn, of these runs: the largest layer at every step, or the role that is drawn.
+
+    Not a number counts as infinite, so that no other layer's value hides it.
+    """
+    needed = ["run_id", "step", "quantity", "role", "value"]
+    missing = set(needed) - set(parquet_columns(path))
     if missing:
         raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; collect it again")
-    scale = {run_id: index for index, run_id in run_ids.items()}
+    frame = pd.read_parquet(path, columns=needed, filters=[("run_id", "in", run_ids)])
     outliers = frame["quantity"].str.endswith("_outliers")
     frame = frame.assign(quantity=frame["quantity"].mask(outliers, "outlier_share"))
-    frame = frame[frame["run_id"].isin(scale) & frame["quantity"].isin(STEPPED)]
+    frame = frame[frame["quantity"].isin(STEPPED)]
     role = frame["quantity"].map({name: role for name, (_, role) in STEPPED.items()})
     frame = frame[role.isna() | (role == frame["role"])]
-    frame = frame.assign(scale=frame["run_id"].map(scale))
+    scale = {run_id: index for index, run_id in enumerate(run_ids)}
+    frame = frame.assign(scale=frame["run_id"].map(scale), value=frame["value"].fillna(math.inf))
     return frame.groupby(["scale", "quantity", "step"])["value"].max().reset_index()

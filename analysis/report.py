@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from hyperp.analysis import plots, plots_fit, plots_monitors, show, show_transfer
+from hyperp.analysis import plots, plots_fit, plots_monitors, show, show_monitors, show_transfer
 from hyperp.analysis.console import degrees, percent
 from hyperp.analysis.law import Law, save_json
 from hyperp.analysis.monitors import Monitors, monitors_of
@@ -56,8 +56,8 @@ def write_report(
             *plots.transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}"
         )
     seen = monitors_of(law)
-    stability = [] if seen is None else stability_section(seen)
-    for part in stability:
+    stability = None if seen is None else stability_section(seen)
+    for part in stability["parts"] if stability else []:
         paths += plots.save_figure(*part.pop("figure"), out, part["picture"])
     text = _render(law, command, found, validation, sections, list(tests), stability)
     save_json(text, out / "report.md")
@@ -79,19 +79,24 @@ def test_figures(law: Law) -> dict[str, tuple[Any, plots.Rows]]:
     return found
 
 
-def stability_section(seen: Monitors) -> list[dict[str, Any]]:
-    """Pictures of the monitors: title, file name, figure, and a sentence for every quantity."""
+def stability_section(seen: Monitors) -> dict[str, Any]:
+    """The table of scales, and parts: title, file name, figure, table and note (None for no such)."""
     parts: list[dict[str, Any]] = []
     for axis in seen.axes:
-        sentences = [ratio.sentence() for ratio in seen.ratios(axis)]
-        picture = f"stability-{axis.replace('_', '-')}"
-        figure = plots_monitors.against_size(seen, axis)
-        name = axis.replace("_", " ")
-        parts.append({"title": f"Against {name}", "picture": picture, "figure": figure, "lines": sentences})
+        parts.append(
+            {
+                "title": f"Against {axis.replace('_', ' ')}",
+                "picture": f"stability-{axis.replace('_', '-')}",
+                "figure": plots_monitors.against_size(seen, axis),
+                "table": markdown_table(*show_monitors.ratio_table(seen, axis)),
+                "note": show_monitors.length_note(seen, axis),
+            }
+        )
     if len(seen.steps):
-        figure = plots_monitors.against_steps(seen)
-        parts.append({"title": "Against steps", "picture": "stability-steps", "figure": figure, "lines": []})
-    return parts
+        note = show_monitors.drawn_note(seen, len(plots_monitors.drawn_scales(seen)))
+        part = {"title": "Against steps", "picture": "stability-steps", "table": None, "note": note}
+        parts.append({**part, "figure": plots_monitors.against_steps(seen)})
+    return {"scales": markdown_table(*show_monitors.scale_table(seen)), "parts": parts}
 
 
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
@@ -116,7 +121,7 @@ def _render(
     validation: Validation | None,
     sections: Mapping[str, list[Transfer]],
     tests: Sequence[str],
-    stability: Sequence[Mapping[str, Any]],
+    stability: Mapping[str, Any] | None,
 ) -> str:
     used = [s for s in law.slices if s.used]
     names = show.changing_columns(used)

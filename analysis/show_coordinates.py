@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hyperp.analysis.console import number, percent, show_table
-from hyperp.analysis.coordinates import KINDS, MEASURES, Kind, Measure, Series, Slope
+from hyperp.analysis.coordinates import KINDS, MEASURES, Kind, Measure, Series, Slope, diverged_words
 
 COLUMNS = [
     "parametrization",
@@ -20,12 +20,12 @@ COLUMNS = [
 
 
 def show_coordinates(found: Sequence[Series], tolerance: float) -> None:
-    """Print the slopes at the last step, and what was left out."""
+    """Print the slopes at the last step, what other steps say differently, and what was left out."""
     step = last_step(found)
     widths = sorted({width for one in found for width in one.widths})
     title = (
         f"d log(size) / d log(width) at step {step}, widths {', '.join(map(str, widths))}; "
-        f"flat is within {tolerance:g} of 0"
+        f"flat is within {tolerance:g} of 0; beside it the step of the largest slope, if it says otherwise"
     )
     show_table(title, COLUMNS, table(found))
     for one in found:
@@ -39,14 +39,17 @@ def last_step(found: Sequence[Series]) -> int:
 
 
 def table(found: Sequence[Series]) -> list[list[str]]:
-    """One row a series and activation, at the last step of each."""
+    """One row a series and activation, at the last step of each; one if all of a series diverged."""
     rows = []
     for one in found:
         names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
         names.append(number(one.held.get("base_lr")))
         for kind in one.kinds:
-            cells = [cell for measure in MEASURES for cell in _cells(last(kind, measure))]
+            cells = [cell for measure in MEASURES for cell in _cells(kind, measure)]
             rows.append([*names, KINDS[kind.quantity], *cells])
+        if not one.kinds and one.diverged:
+            words = diverged_words(one.diverged)
+            rows.append([*names, "all", "-", "-", words, "-", "-", words])
     return rows
 
 
@@ -56,12 +59,30 @@ def last(kind: Kind, measure: Measure) -> Slope | None:
     return max(slopes, key=lambda slope: slope.step, default=None)
 
 
-def _cells(slope: Slope | None) -> list[str]:
-    if slope is None or slope.value is None:
+def steepest(kind: Kind, measure: Measure) -> Slope | None:
+    """The step with the largest slope, either way, if its verdict is not that of the last step."""
+    end = last(kind, measure)
+    slopes = [slope for slope in kind.slopes if slope.measure == measure and slope.value is not None]
+    found = max(slopes, key=lambda slope: abs(slope.value or 0.0), default=None)
+    return None if found is None or end is None or found.words == end.words else found
+
+
+def steepest_words(kind: Kind, measure: Measure) -> str:
+    """Such as "step 1: -0.50 shrinks", empty where the last step says it all."""
+    found = steepest(kind, measure)
+    return "" if found is None else f"step {found.step}: {found.value:+.2f} {found.words}"
+
+
+def _cells(kind: Kind, measure: Measure) -> list[str]:
+    slope = last(kind, measure)
+    if slope is None:
         return ["-", "-", "unclear"]
+    words = "; ".join(filter(None, (slope.words, steepest_words(kind, measure))))
+    if slope.value is None:
+        return ["-", "-", words]
     if slope.low is None or slope.high is None:
-        return [f"{slope.value:+.2f}", "unknown, one seed", slope.verdict]
-    return [f"{slope.value:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", slope.verdict]
+        return [f"{slope.value:+.2f}", "unknown, one seed", words]
+    return [f"{slope.value:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", words]
 
 
 def slope_rows(found: Sequence[Series]) -> list[dict[str, object]]:
@@ -74,6 +95,7 @@ def slope_rows(found: Sequence[Series]) -> list[dict[str, object]]:
             "quantity": kind.quantity,
             "layer": kind.layer,
             **slope.model_dump(),
+            "diverged": " ".join(map(str, slope.diverged)),
         }
         for one in found
         for kind in one.kinds

@@ -13,8 +13,10 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from hyperp.distributed import Ranks
 from hyperp.model.moe import MoE
 from hyperp.model.transformer import Attention, Block, Transformer
 
@@ -23,22 +25,23 @@ QUERIES = 512  # of a sequence at once, so that long contexts need no T x T scor
 
 
 @torch.no_grad()
-def look_inside(model: Transformer, ids_BT: Tensor) -> dict[str, Tensor]:
+def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) -> dict[str, Tensor]:
     """One forward pass without gradients; statistics on the device, (L,) each, and `logit_max` ().
 
     `attention_output` and `mlp_output` are what a block adds, before its residual multiplier; `residual` is
     the stream after the block. Each has `_rms`, `_max` (absolute) and `_outliers` (a share of its entries),
     over all sequences, positions and channels. `attention_z` and `router_z` are Z values, with the largest
     log-sum-exp as `_lse_max`. The hooks are there for this pass alone.
+
+    With several `ranks` all have to call it, each with as many sequences of its own; the statistics are those
+    of all of them together, and the same on every rank.
     """
+    ranks = ranks or Ranks()
     found: dict[str, list[Tensor]] = defaultdict(list)
 
     def sizes(name: str, x: Tensor) -> None:
-        x = x.float()
-        rms = x.square().mean().sqrt()
-        found[f"{name}_rms"].append(rms)
-        found[f"{name}_max"].append(x.abs().amax())
-        found[f"{name}_outliers"].append((x.abs() > OUTLIER * rms).float().mean())
+        for end, value in sizes_of(x.float(), ranks).items():
+            found[f"{name}_{end}"].append(value)
 
     def z_values(name: str, lse: Tensor) -> None:
         found[f"{name}_z"].append(lse.square().mean())
@@ -70,9 +73,33 @@ def look_inside(model: Transformer, ids_BT: Tensor) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: torch.stack(values) for name, values in found.items()} | {
-        "logit_max": logits_BTV.abs().amax()
-    }
+    seen = {name: torch.stack(values) for name, values in found.items()}
+    return over_ranks(seen | {"logit_max": logits_BTV.abs().amax().float()}, ranks)
+
+
+def sizes_of(x: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """RMS of the entries of all ranks, and of this one's the largest and the share above OUTLIER RMS."""
+    rms = ranks.mean(x.square().mean()).sqrt()
+    return {"rms": rms, "max": x.abs().amax(), "outliers": (x.abs() > OUTLIER * rms).float().mean()}
+
+
+def over_ranks(seen: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The largest of maxima and the mean of means over all ranks, in two exchanges; RMS are so already."""
+    if not ranks.together:
+        return seen
+    for ends, join in (("_max",), largest), (("_outliers", "_z"), ranks.mean):
+        names = [name for name in seen if name.endswith(ends)]
+        flat = join(torch.cat([seen[name].reshape(-1) for name in names]))
+        parts = flat.split([seen[name].numel() for name in names])
+        seen = seen | {name: part.view_as(seen[name]) for name, part in zip(names, parts, strict=True)}
+    return seen
+
+
+def largest(value: Tensor) -> Tensor:
+    """Over all ranks; what is not a number counts as infinite, since a maximum may pass it over."""
+    value = value.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
 
 
 def attention_lse(q_BTHN: Tensor, k_BTKN: Tensor) -> Tensor:

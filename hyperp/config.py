@@ -129,8 +129,9 @@ class RuntimeConfig:
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
     takes the whole batch at once, or each process's part of it; `log_every`, `eval_every`, `checkpoint_every`
     and `monitor_every` (see `hyperp.monitors`) count steps, 0 is only at the end (evaluation) or never
-    (checkpoint, monitors). `wandb` is a W&B project, empty for none. `coordinates` are the steps after which
-    `hyperp.coordinates` measures activations.
+    (checkpoint, monitors). `monitor_looks` above 0 is how often monitors look in place of that, at equal
+    shares of the run, so that runs of different lengths are looked at as often. `wandb` is a W&B project,
+    empty for none. `coordinates` are the steps after which `hyperp.coordinates` measures activations.
 
     Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
     them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
@@ -145,6 +146,7 @@ class RuntimeConfig:
     eval_every: int = 0
     checkpoint_every: int = 500
     monitor_every: int = 50
+    monitor_looks: int = 0
     wandb: str = ""
     parallel: str = "ddp"
     timeout: float = 600.0
@@ -157,8 +159,8 @@ class RuntimeConfig:
             raise ValueError(f"runtime.timeout must be finite and positive, got {self.timeout}")
         if not self.root:
             raise ValueError("runtime.root must name a folder, got ''")
-        counts = ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every", "monitor_every")
-        for name in counts:
+        counts = ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every")
+        for name in (*counts, "monitor_every", "monitor_looks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
         if self.log_every < 1:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from hyperp.optim.rule import RULES, Rule, make_rule, option_names
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
 from hyperp.optim.units import Piece, joined, pieces
 
-TOKENS = 1024  # at most this many of the batch, but one sequence at least, pass through the model again
+TOKENS = 1024  # at most this many of the batch, but a sequence on each rank, pass through the model again
 DIGITS = 6  # of every logged value; float32 has no more
 
 Row = dict[str, Any]
@@ -51,21 +52,28 @@ class Matrices:
 
     def radius(self, state: Mapping[str, Tensor]) -> Tensor:
         """(count,) from the optimizer's state of the parameter; NaN without a sphere, or without state."""
-        sphere, found = getattr(self.rule, "sphere", None), torch.tensor(torch.nan)
-        if isinstance(sphere, SpectralSphere):
-            found = torch.tensor(sphere.radius(*self.piece.shape))
-        elif isinstance(sphere, FrobeniusSphere) and state:
+        sphere, known = getattr(self.rule, "sphere", None), math.nan
+        device, count = self.parameter.device, self.piece.count
+        if isinstance(sphere, FrobeniusSphere) and state:
             found = self.piece.state(state_of(self.piece, state)["radius"])
-        return found.to(self.parameter.device, torch.float32).expand(self.piece.count)
+            return found.to(device, torch.float32).expand(count)
+        if isinstance(sphere, SpectralSphere):
+            known = sphere.radius(*self.piece.shape)
+        # Filled by the device itself: a copy from the host for each matrix would wait for it each time.
+        return torch.full((count,), known, dtype=torch.float32, device=device)
 
 
 class StabilityMonitors:
-    """Looks at a model every `every` steps (0 is never) and at its last step, number `steps`.
+    """Looks at a model every `every` steps (0 is never) and at its last, number `steps`; or `looks` times.
 
     Call `before(step)` when the gradients of a step are complete and not clipped, `after(ids)` when the
     optimizer has stepped and the gradients are still there, and `take()` for what was seen. The host waits
     for the device once a look. With several processes all have to call it, since sharded tensors are made
-    whole; what is told, on all of them, are the activations of the main process's sequences.
+    whole; what is told, on all of them, are the activations of the sequences of all.
+
+    From `before` to `after` a copy of the weights is held (of this process's shards, where they are sharded),
+    since what a step changed cannot be known otherwise: in steps that are looked at, memory has to hold the
+    weights twice. Norms make sharded parameters whole a batch of matrices at a time.
 
     The activations are those of a pass of its own, without gradients, on the first sequences of the batch at
     the new weights. Hooks in the training pass would break a compiled graph, and would count each micro-batch
@@ -74,7 +82,8 @@ class StabilityMonitors:
     Args:
         model: the decoder, whose blocks are looked into.
         optimizer: its groups say each parameter's role, its state each sphere's radius.
-        every, steps: when to look.
+        every, steps, looks: when to look; `looks` above 0 are so many at equal shares of the steps, and at
+            every step of fewer, in place of `every`, unless that is 0.
         autocast: the context that the model trains in.
         compiled: whether `model` was compiled in place.
     """
@@ -86,10 +95,12 @@ class StabilityMonitors:
         *,
         every: int,
         steps: int,
+        looks: int = 0,
         autocast: AbstractContextManager[Any] | None = None,
         compiled: bool = False,
     ):
-        self.model, self.optimizer, self.every, self.steps = model, optimizer, every, steps
+        self.model, self.optimizer = model, optimizer
+        self.every, self.steps, self.looks = every, steps, looks
         self.autocast, self.compiled = autocast or nullcontext(), compiled
         self.matrices = list(_matrices(optimizer))
         self.state: dict[str, Any] = {"looks": 0, "largest": {}, "smallest": {}, "last": {}}
@@ -99,6 +110,8 @@ class StabilityMonitors:
 
     def due(self, step: int) -> bool:
         """Whether step number `step`, from 1, is looked at."""
+        if self.looks and self.every:
+            return step * self.looks // self.steps > (step - 1) * self.looks // self.steps
         return self.every > 0 and (step % self.every == 0 or step == self.steps)
 
     @torch.no_grad()
@@ -123,7 +136,12 @@ class StabilityMonitors:
         self._summarize(self._row)
 
     def take(self) -> Row | None:
-        """What the last look saw, once; None if there was none since."""
+        """What the last look saw, once; None if there was none since.
+
+        `matrices` has for each parameter the spectral norm, Frobenius norm and radius of its matrix, in lists
+        of one. Of a stack, of experts or split rows, it has their number, the least, median and largest of
+        each, and of the norm over the radius the ends and the index of the matrix that is farthest off.
+        """
         row, self._row = self._row, None
         return row
 
@@ -176,23 +194,24 @@ class StabilityMonitors:
         }
 
     def _activations(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        sequences = max(1, TOKENS // ids_BT.shape[-1])
+        ranks = world()
+        sequences = max(1, TOKENS // ids_BT.shape[-1] // ranks.size)
         device = next(self._parameters()).device
         eagerly = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with eagerly, self.autocast:
-            return look_inside(self.model, ids_BT[:sequences].to(device))
+            return look_inside(self.model, ids_BT[:sequences].to(device), ranks)
 
     def _make_row(self, found: dict[str, Any]) -> Row:
         norms = {name: iter(found.pop(name)) for name in ("spectral", "frobenius", "radius")}
         ratios: dict[str, list[float]] = {}
-        matrices: dict[str, dict[str, list[float] | None]] = {}
+        matrices: dict[str, Row] = {}
         for one in self.matrices:
             values = {name: [next(source) for _ in range(one.piece.count)] for name, source in norms.items()}
+            own = None
             if one.held:
-                pairs = zip(values[one.held], values["radius"], strict=True)
-                ratios.setdefault(one.role, []).extend(norm / radius for norm, radius in pairs)
-            entry = {**values, "radius": values["radius"] if one.held else None}
-            matrices[one.piece.key(one.name)] = entry
+                own = [a / b for a, b in zip(values[one.held], values["radius"], strict=True)]
+                ratios.setdefault(one.role, []).extend(own)
+            matrices[one.piece.key(one.name)] = _entry(values, own)
         found["norm_over_radius"] = {
             role: {"min": _extreme(min, values), "max": _extreme(max, values)}
             for role, values in ratios.items()
@@ -276,8 +295,27 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _extreme(choose: Any, values: Sequence[float]) -> float:
-    """`min` or `max`; NaN if any value is."""
+    """`min`, `max` or `median`; NaN if any value is."""
     return math.nan if any(math.isnan(v) for v in values) else choose(values)
+
+
+def _entry(values: dict[str, list[float]], ratios: list[float] | None) -> Row:
+    """What the log says of the matrices of a parameter: every number of one matrix, of a stack its extremes.
+
+    One number a matrix would make nearly all of the log of a model with many experts.
+    """
+    known = {**values, "radius": None if ratios is None else values["radius"]}
+    if len(values["spectral"]) == 1:
+        return known
+    entry: Row = {"count": len(values["spectral"])}
+    for name, found in known.items():
+        ends = None if found is None else {"min": _extreme(min, found), "median": _extreme(median, found)}
+        entry[name] = None if ends is None or found is None else {**ends, "max": _extreme(max, found)}
+    if ratios is not None:
+        off = [math.inf if math.isnan(ratio) else abs(ratio - 1) for ratio in ratios]
+        ends = {"min": _extreme(min, ratios), "max": _extreme(max, ratios)}
+        entry["norm_over_radius"] = {**ends, "worst": off.index(max(off))}
+    return entry
 
 
 def _rounded(value: Any) -> Any:

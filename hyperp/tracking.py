@@ -1,6 +1,7 @@
 """Metrics to Weights & Biases, beside `metrics.jsonl`, when `runtime.wandb` names a project."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,6 +21,35 @@ def check(config: Config) -> None:
             f"runtime.wandb={config.runtime.wandb} needs the wandb library: "
             "pip install 'hyperp-scaling[wandb]'"
         )
+
+
+def scalars(values: dict[str, Any]) -> dict[str, float]:
+    """A line of the log as flat numbers that a service can draw.
+
+    Of layers the largest, such as `monitors/residual_rms_max`; roles one by one, such as
+    `monitors/update_rms/hidden`. Norms of single matrices stay in metrics.jsonl.
+    """
+    flat: dict[str, float] = {}
+    for name, found in values.items():
+        if name == "stability":
+            seen = {key: value for key, value in found.items() if key != "matrices"}
+            flat |= {f"monitors/{key}": value for key, value in _flat(seen)}
+        elif name == "max_vio":  # of each layer
+            flat |= {f"monitors/{key}": value for key, value in _flat({name: found})}
+        else:
+            flat[name] = found
+    return flat
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, found in values.items():
+        if isinstance(found, dict):
+            yield from ((f"{name}/{key}", value) for key, value in _flat(found))
+        elif isinstance(found, list):
+            end = "" if name.endswith("_max") else "_max"
+            yield f"{name}{end}", next((value for value in found if math.isnan(value)), max(found))
+        else:
+            yield name, found
 
 
 class Tracker:
@@ -45,10 +75,10 @@ class Tracker:
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Send one line of metrics."""
+        """Send one line of metrics, as scalars."""
         with self._guard():
             if self.run is not None:
-                self.run.log(values, step=step)
+                self.run.log(scalars(values), step=step)
 
     def finish(self, record: Record) -> None:
         """Send how the run ended."""

@@ -94,6 +94,7 @@ class Trainer:
             self.model,
             self.optimizer,
             every=runtime.monitor_every,
+            looks=runtime.monitor_looks,
             steps=scale.steps,
             autocast=self.autocast,
             compiled=runtime.compile,

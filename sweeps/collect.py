@@ -41,7 +41,7 @@ COLUMNS = pa.schema(
     + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]
     + [pa.field(name, pa.int64()) for name in ("steps", "parameters")]
     + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
-    + [pa.field(name, pa.float64()) for name in monitor_table.COLUMNS]
+    + monitor_table.COLUMNS
     + [pa.field("version", pa.string(), False)]
 )
 SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ SUMMARIES = {
     "logit_max": "logit_max",
     "norm_over_radius_max": "norm_over_radius",
 }
-COLUMNS = (*SUMMARIES, "max_vio")
+COLUMNS = [pa.field(name, pa.float64()) for name in (*SUMMARIES, "max_vio")]
+COLUMNS += [pa.field("monitor_looks", pa.int64())]
 LONG = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),
@@ -33,14 +35,15 @@ LONG = pa.schema(
 )
 
 
-def summary_columns(record: Record) -> dict[str, float | None]:
-    """The largest over layers, roles and looks; `max_vio` the largest layer's mean over all steps.
+def summary_columns(record: Record) -> dict[str, float | int | None]:
+    """The largest over layers, roles and looks, and how many; `max_vio` the largest layer's mean over steps.
 
     None for what a run was not monitored for, or does not have, or where a value was not finite.
     """
     largest = record.stability.get("largest", {})
     found = {column: largest.get(name) for column, name in SUMMARIES.items()}
-    return {**found, "max_vio": max(record.max_vio.get("mean", []), default=None)}
+    vio = max(record.max_vio.get("mean", []), default=None)
+    return {**found, "max_vio": vio, "monitor_looks": record.stability.get("looks")}
 
 
 def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | None:
@@ -50,18 +53,19 @@ def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | Non
     matrices stay in the runs' own metrics.jsonl.
     """
     path = table.with_suffix(".metrics.parquet")
-    runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id, run_id))))
+    runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id))))
     first = next(runs, None)
     if first is None:
         path.unlink(missing_ok=True)
         return None
     with replacing(path, "wb") as file, pq.ParquetWriter(file, LONG) as writer:
-        for _, rows in (first, *runs):
-            writer.write_table(pa.Table.from_pylist(rows, schema=LONG))
+        for run_id, rows in chain((first,), runs):  # a row group each: who reads few runs reads little
+            writer.write_table(pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=LONG))
     return path
 
 
-def _rows(run_dir: Path, run_id: str) -> Iterator[dict[str, Any]]:
+def _rows(run_dir: Path) -> Iterator[tuple[int, str, int | None, str | None, float]]:
+    """(step, quantity, layer, role, value)."""
     try:
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     except (OSError, UnicodeDecodeError):
@@ -71,8 +75,7 @@ def _rows(run_dir: Path, run_id: str) -> Iterator[dict[str, Any]]:
         for line in logged:
             values = {**line.get("stability", {}), "max_vio": line.get("max_vio", [])}
             for quantity, layer, role, value in _values(values):
-                place = {"quantity": quantity, "layer": layer, "role": role}
-                yield {"run_id": run_id, "step": line["step"], **place, "value": float(value)}
+                yield line["step"], quantity, layer, role, float(value)
 
 
 def _line(text: str) -> dict[str, Any] | None:

@@ -55,6 +55,7 @@ COLUMNS = [
     "logit_max",
     "norm_over_radius_max",
     "max_vio",
+    "monitor_looks",
     "version",
 ]
 INTEGERS = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity", "seed")

@@ -1,5 +1,6 @@
 """Coordinate check: slopes that were put in come out, with their intervals, verdicts and refusals."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from hyperp.analysis.cli import app
 from hyperp.analysis.coordinates import Series, coordinate_check, read_coordinates, verdict
-from hyperp.analysis.coordinates_plot import panels
+from hyperp.analysis.coordinates_plot import RED, panels
 from hyperp.analysis.records import read_runs
+from hyperp.analysis.show_coordinates import last, steepest
 
 WIDTHS, SEEDS = (32, 64, 128, 256), (0, 1, 2, 3)
 TRUE = {"attention": 0.0, "mlp": 0.5, "residual": 1.0, "logits": -0.5}
@@ -111,6 +113,7 @@ def test_a_seed_without_every_width_is_in_no_slope_and_the_left_out_are_counted(
     (series,) = checked(path)
     assert series.left_out == {"diverged": 1}
     assert {slope.seeds for kind in series.kinds for slope in kind.slopes} == {3}
+    assert {slope.words for kind in series.kinds for slope in kind.slopes} == {"diverged at width 256"}
     at = {(s.width, s.seeds) for kind in series.kinds for s in kind.sizes}
     assert at == {(32, 4), (64, 4), (128, 4), (256, 3)}
 
@@ -137,6 +140,9 @@ def test_what_is_not_finite_is_missing(tmp_path):
         ("change", 1): 4,
         ("change", 4): 3,
     }
+    words = {(s.measure, s.step): s.words for s in series.kinds[0].slopes}
+    assert words.pop(("change", 4)) == "diverged at width 256"
+    assert set(words.values()) <= {"flat", "grows"}
 
 
 def test_one_width_is_refused_with_what_to_run(tmp_path):
@@ -154,6 +160,73 @@ def fail(optimizer):
         frame.loc[frame["optimizer"] == optimizer, "status"] = "failed"
 
     return change
+
+
+def diverge(rows):
+    def change(frame):
+        frame.loc[rows(frame), "status"] = "diverged"
+
+    return change
+
+
+def test_a_width_at_which_every_seed_diverged_is_no_flat_series(tmp_path):
+    path = synthetic(tmp_path)
+    edit(path, diverge(lambda frame: frame["width"] == 256))
+    (series,) = checked(path)
+    assert (series.widths, series.diverged) == ([32, 64, 128], [256])
+    (attention,) = [kind for kind in series.kinds if kind.quantity == "attention"]
+    sizes = [slope for slope in attention.slopes if slope.measure == "size"]
+    assert all(s.seeds == 4 and s.verdict == "diverged" and abs(s.value or 1) < 0.1 for s in sizes)
+    done = run(path, "-o", tmp_path / "out")
+    assert done.stdout.count("diverged at width 256") == 8
+    assert "flat" not in done.stdout.split("\n", 1)[1]
+    figure, _ = panels([series])
+    assert all("diverged at width 256" in axes.texts[0].get_text() for axes in figure.axes)
+    lines = [line for line in figure.axes[0].get_lines() if line.get_color() == RED]
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[256, 256]]
+    assert 256 in figure.axes[0].get_xticks()
+    slopes = pd.read_csv(tmp_path / "out" / "slopes.csv")
+    assert set(slopes["verdict"]) == {"diverged"}
+    assert set(slopes["diverged"]) == {256}
+
+
+def test_a_series_that_diverged_at_every_width_has_its_row_and_its_panels(tmp_path):
+    path = synthetic(tmp_path)
+    frames = [pd.read_parquet(tmp_path / name) for name in ("runs.parquet", "runs.coordinates.parquet")]
+    other = frames[0].assign(run_id="b" + frames[0]["run_id"].str[1:], optimizer="sso", status="diverged")
+    pd.concat([frames[0], other]).to_parquet(path)
+    long = frames[1].assign(run_id="b" + frames[1]["run_id"].str[1:])
+    pd.concat([frames[1], long]).to_parquet(tmp_path / "runs.coordinates.parquet")
+    lines = [line.split() for line in run(path).stdout.splitlines() if "sso" in line.split()]
+    assert len(lines) == 1
+    assert " ".join(lines[0]).count("diverged at width 32, 64, 128, 256") == 2
+    figure, _ = panels(checked(path))
+    assert len(figure.axes) == 8
+
+
+def test_another_step_that_says_otherwise_is_named_beside_the_last(tmp_path):
+    path = synthetic(tmp_path)
+    long = tmp_path / "runs.coordinates.parquet"
+
+    def tilt(frame):  # logits shrink at step 1 alone, and by more than they do at the last step
+        width = frame["run_id"].str[:8].astype(int)
+        own = frame["quantity"] == "logits"
+        frame.loc[own, "change_rms"] *= width ** np.where(frame["step"] == 1, -0.6, 0.2)
+
+    edit(long, tilt)
+    (series,) = checked(path)
+    kinds = {kind.quantity: kind for kind in series.kinds}
+    found = steepest(kinds["logits"], "change")
+    assert found is not None
+    assert (found.step, found.verdict) == (1, "shrinks")
+    end = last(kinds["logits"], "change")
+    assert end is not None
+    assert (end.step, end.verdict) == (4, "flat")
+    assert steepest(kinds["mlp"], "change") is None
+    assert re.search(r"flat; step 1: -0\.[78]\d shrinks", run(path).stdout)
+    figure, _ = panels([series])
+    assert "step 1: -0." in figure.axes[3].texts[0].get_text()
+    assert "step" not in figure.axes[1].texts[0].get_text()
 
 
 def test_runs_of_which_none_finished_are_refused(tmp_path):

@@ -1,15 +1,19 @@
 """The report on stability: which runs it takes, what it draws, and the ratios it states."""
 
+import hashlib
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
 from hyperp.analysis.fit import fit_law
-from hyperp.analysis.monitors import monitors_of
+from hyperp.analysis.monitors import monitors_of, ratio_of_means
+from hyperp.analysis.plots_monitors import against_size, against_steps
 from hyperp.analysis.records import read_runs
 from hyperp.analysis.report import write_report
+from hyperp.analysis.show_monitors import length_note, scale_table
 
 TOKENS = (32768, 65536, 131072, 262144)
 
@@ -23,6 +27,8 @@ def monitored(make_ladder) -> pd.DataFrame:
     frame["logit_max"] = 10 * (frame["tokens"] / 32768) * frame["width"] / 32
     frame.loc[frame["lr"] == frame["lr"].max(), "logit_max"] = 1e6  # of a rate that is not the best
     frame["router_z_max"] = np.nan
+    frame["steps"] = frame["tokens"] // 512
+    frame["monitor_looks"] = frame["steps"] // 8
     return frame
 
 
@@ -73,10 +79,144 @@ def test_a_ratio_is_the_largest_size_over_the_smallest_with_the_others_held(made
     ratios = {(r.quantity, r.axis): r for r in found.ratios("tokens") + found.ratios("width")}
     assert set(ratios) == {(q, a) for q in ("attention_z_max", "logit_max") for a in ("tokens", "width")}
     z, logit = ratios["attention_z_max", "tokens"], ratios["logit_max", "width"]
-    assert z.sizes == (32768, 262144)
-    assert z.values == pytest.approx((30.5, 30 / 8**0.5 + 0.5), rel=1e-12)
-    assert z.sentence() == "Largest attention Z: 30.5 at tokens 32,768, 11.11 at 262,144, ratio 0.364"
-    assert logit.values[1] / logit.values[0] == pytest.approx(2.0, rel=1e-12)
+    assert [end.size for end in z.ends] == [32768, 262144]
+    assert [end.mean for end in z.ends] == pytest.approx([30.5, 30 / 8**0.5 + 0.5], rel=1e-12)
+    assert [(end.low, end.high) for end in z.ends] == [
+        pytest.approx((mean, mean + 1)) for mean in (30, 30 / 8**0.5)
+    ]
+    assert z.value == pytest.approx((30 / 8**0.5 + 0.5) / 30.5, rel=1e-12)
+    assert [(end.seeds, end.looks) for end in z.ends] == [(2, (8, 8)), (2, (64, 64))]
+    assert logit.value == pytest.approx(2.0, rel=1e-12)
+    assert (logit.low, logit.high) == (logit.value, logit.value)  # seeds do not differ
+
+
+def test_the_interval_of_a_ratio_is_welchs_and_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(2000):
+        first, second = rng.normal(10, 0.5, size=4), rng.normal(30, 3.0, size=3)
+        value, low, high = ratio_of_means(first, second, 0.9)
+        assert value == pytest.approx(second.mean() / first.mean(), rel=1e-12)
+        assert low is not None
+        assert high is not None
+        hits.append(low < 3 < high)
+    assert np.mean(hits) == pytest.approx(0.9, abs=0.03)
+    # With all of the spread at one end, Student's t of that end alone, to first order.
+    _, low, high = ratio_of_means(np.full(3, 1.0), np.array([9.99, 10.0, 10.01]), 0.95)
+    expected = ttest_1samp([9.99, 10.0, 10.01], 0.0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx(tuple(expected), rel=1e-5)
+
+
+def test_without_spread_or_a_positive_mean_there_is_no_interval():
+    assert ratio_of_means(np.array([2.0]), np.array([3.0, 5.0]), 0.95) == (2.0, None, None)
+    assert ratio_of_means(np.zeros(2), np.ones(2), 0.95) == (None, None, None)
+
+
+@pytest.fixture
+def seen_of(made, tmp_path):
+    """What the monitors saw of another frame under the same law: no fit is needed for that."""
+
+    def see(frame: pd.DataFrame):
+        path = tmp_path / "runs.parquet"
+        frame.to_parquet(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return monitors_of(made[2].model_copy(update={"records": str(path), "records_sha256": digest}))
+
+    return see
+
+
+def test_a_rate_that_lost_a_seed_is_not_the_best_and_the_lost_are_counted(make_ladder, seen_of):
+    frame = monitored(make_ladder)
+    at = best(frame, 65536, 32)
+    lost, at_rate = at.index[0], at["lr"].iloc[0]
+    frame.loc[lost, ["status", "loss"]] = ["diverged", np.nan]
+    frame.loc[at.index[1], "loss"] = 0.1  # which alone would make the rate the best
+    failed = frame.index[(frame["tokens"] == 65536) & (frame["lr"] == frame["lr"].max())]
+    frame.loc[failed, ["status", "loss"]] = ["failed", np.nan]
+    found = seen_of(frame)
+    assert found is not None
+    (scale,) = found.scales.index[found.scales["tokens"] == 65536]
+    row = found.scales.loc[scale]
+    whole = frame[(frame["tokens"] == 65536) & ~frame["lr"].isin([at_rate, frame["lr"].max()])]
+    assert row["lr"] == whole.groupby("lr")["loss"].mean().idxmin() != at_rate
+    assert found.excluded[scale] == {"diverged": 1, "failed": 2}
+    _, rows = scale_table(found)
+    assert rows[scale][-1] == "2 failed, 1 diverged"
+
+
+def test_a_scale_at_which_every_rate_lost_a_seed_is_left_out_and_said(make_ladder, seen_of):
+    frame = monitored(make_ladder)
+    frame.loc[(frame["tokens"] == 32768) & (frame["seed"] == 1), "status"] = "diverged"
+    frame.loc[frame["width"] == 64, ["attention_z_max", "logit_max"]] = np.nan
+    found = seen_of(frame)
+    assert found is not None
+    assert [(sizes["tokens"], sizes["width"], reason) for sizes, reason in found.left_out] == [
+        (32768, 32, "no rate at which every seed finished"),
+        (131072, 64, "without monitors"),
+    ]
+    assert sorted(found.scales["tokens"]) == [65536, 131072, 262144]
+    names, rows = scale_table(found)
+    assert names[:2] == ["width", "tokens"]
+    assert [row[-1] for row in rows] == ["none"] * 3 + [
+        "all: no rate at which every seed finished",
+        "all: without monitors",
+    ]
+
+
+def test_a_seed_without_monitors_or_with_an_infinite_value_is_counted(make_ladder, seen_of):
+    frame = monitored(make_ladder)
+    small, large = best(frame, 32768, 32), best(frame, 262144, 32)
+    frame.loc[small.index[0], ["attention_z_max", "logit_max"]] = np.nan
+    frame.loc[large.index[0], "logit_max"] = np.nan  # as the record has it for what was not finite
+    found = seen_of(frame)
+    assert found is not None
+    excluded = {row["tokens"]: found.excluded[i] for i, row in enumerate(found.scales.to_dict("records"))}
+    assert excluded[32768] == {"without monitors": 1}
+    assert excluded[262144] == {"with a value that is not finite": 1}
+    z, logit = found.ratios("tokens")
+    assert (z.ends[0].seeds, z.low, z.high) == (1, None, None)
+    assert [end.size for end in logit.ends] == [32768, 131072]
+
+
+def test_runs_that_differ_in_length_are_said_to(made, make_ladder, seen_of):
+    found = monitors_of(made[2])
+    assert found is not None
+    assert "64 to 512 steps and 8 to 64 looks" in str(length_note(found, "tokens"))
+    assert "larger by chance alone" in str(length_note(found, "tokens"))
+    assert length_note(found, "width") is None
+    even = seen_of(monitored(make_ladder).assign(monitor_looks=8))
+    assert even is not None
+    assert "all looked at 8 times" in str(length_note(even, "tokens"))
+
+
+def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, seen_of, tmp_path):
+    frame = monitored(make_ladder)
+    steps = by_step(frame)
+    steps = steps[(steps["step"] == 100) | (steps["quantity"] != "update_rms")]  # one look
+    spoiled = (steps["quantity"] == "attention_z") & (steps["layer"] == 0) & (steps["step"] == 100)
+    steps.loc[spoiled, "value"] = np.nan  # beside a layer that is finite
+    steps.to_parquet(tmp_path / "runs.metrics.parquet")
+    found = seen_of(frame)
+    assert found is not None
+    figure, rows = against_steps(found)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    for axes in figure.axes[:4]:
+        assert all(line.get_marker() not in ("None", "") for line in axes.get_lines())
+    crosses = [line for line in panels["attention Z (largest layer)"].get_lines() if line.get_marker() == "x"]
+    assert [np.asarray(line.get_xdata()).tolist() for line in crosses] == [[100]] * 5
+    z = [row["value"] for row in rows if row["quantity"] == "attention_z" and row["step"] == 100]
+    assert z == [np.inf] * 5
+    (one,) = {np.size(line.get_xdata()) for line in panels["update RMS, hidden matrices"].get_lines()}
+    assert one == 1
+
+
+def test_the_picture_against_a_size_has_the_spread_over_seeds(made):
+    found = monitors_of(made[2])
+    assert found is not None
+    _, rows = against_size(found, "tokens")
+    (row,) = [r for r in rows if r["quantity"] == "attention_z_max" and r["tokens"] == 32768]
+    assert (row["low"], row["value"], row["high"]) == (30, 30.5, 31)
+    assert (row["seeds"], row["fewest_looks"], row["most_looks"]) == (2, 8, 8)
 
 
 def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(made):
@@ -100,8 +240,10 @@ def test_the_report_draws_and_says_it(made, tmp_path):
         assert f"]({picture}.png)" in section
         for suffix in ("png", "svg", "csv"):
             assert (tmp_path / f"{picture}.{suffix}").is_file()
-    assert "- Largest attention Z: 30.5 at tokens 32,768, 11.11 at 262,144, ratio 0.364.\n" in section
-    assert len(re.findall(r"^- ", section, re.MULTILINE)) == 4
+    ends = r"32,768: 30.5 \(30 to 31\) \| 262,144: 11.11 \(10.61 to 11.61\)"
+    assert re.search(rf"\| attention Z \| {ends} \| 0.364 \| \S+ to \S+ \| .* \| 2, 2 \| 8, 64 \|\n", section)
+    assert len(re.findall(r"^\| (attention Z|logit) \|", section, re.MULTILINE)) == 4
+    assert "8 to 64 looks" in section
     drawn = pd.read_csv(tmp_path / "stability-tokens.csv")
     z = drawn[drawn["quantity"] == "attention_z_max"]
     assert z["tokens"].tolist() == list(TOKENS)

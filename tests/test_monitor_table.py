@@ -61,6 +61,7 @@ def test_the_table_has_the_largest_values_of_every_run(runs):
     assert dense.norm_over_radius_max == pytest.approx(1.0, rel=1e-5)
     outliers = [o for row in rows for key, values in row.items() if key.endswith("_outliers") for o in values]
     assert dense.outlier_share == max(outliers)
+    assert dense.monitor_looks == len(rows) == 2
     assert math.isnan(dense.router_z_max)
     assert math.isnan(dense.max_vio)
     rows = logged(root, records["experts"]).values()

@@ -2,20 +2,24 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import hyperp.conf
 from hyperp import record
 from hyperp.config import Config, compose, resolve
 from hyperp.data import Corpus
 from hyperp.model.moe import MoE
 from hyperp.model.transformer import MLP, Attention, Block
 from hyperp.optim import MuonH
+from hyperp.sweeps.plan import make_plan
 from hyperp.train import Stopped, train
 from hyperp.trainer import Trainer
 
@@ -188,6 +192,14 @@ def test_gradients_are_those_before_clipping_and_updates_what_the_weights_moved_
         assert rms(flat) > 0
 
 
+def told(values: Tensor) -> Any:
+    """What the log says of the matrices of a parameter."""
+    if len(values) == 1:
+        return pytest.approx(values.tolist(), rel=1e-5)
+    ends = {"min": values.min(), "median": values.quantile(0.5), "max": values.max()}
+    return pytest.approx({name: float(value) for name, value in ends.items()}, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "words", [("optim=sso",), ("optim=muonh",), ("optim=muonh", *MOE), ("optim=sso", *MOE)]
 )
@@ -208,18 +220,24 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         W, W0, found = W.view(-1, *W.shape[-2:]), start[name].view(-1, *W.shape[-2:]), row["matrices"][name]
         sigma = torch.linalg.svdvals(W.double())[:, 0]
         frobenius = torch.linalg.matrix_norm(W.double())
-        assert found["spectral"] == pytest.approx(sigma.tolist(), rel=1e-5)
-        assert found["frobenius"] == pytest.approx(frobenius.tolist(), rel=1e-5)
+        assert found["spectral"] == told(sigma)
+        assert found["frobenius"] == told(frobenius)
         algorithm, role = algorithms[name]
         if algorithm == "sso":
-            want = [math.sqrt(W.shape[1] / W.shape[2])] * len(W)
-            ratios.setdefault(role, []).extend((sigma / want[0]).tolist())
+            want = torch.full((len(W),), math.sqrt(W.shape[1] / W.shape[2]), dtype=torch.float64)
+            own = sigma / want
         elif algorithm in ("muonh", "adamh"):
-            want = torch.linalg.matrix_norm(W0.double()).tolist()
-            ratios.setdefault(role, []).extend((frobenius / torch.tensor(want)).tolist())
+            want = torch.linalg.matrix_norm(W0.double())
+            own = frobenius / want
         else:
-            want = None
-        assert found["radius"] == (None if want is None else pytest.approx(want, rel=1e-5))
+            want = own = None
+        assert found["radius"] == (None if want is None else told(want))
+        assert found.get("count", 1) == len(W)
+        if own is not None:
+            ratios.setdefault(role, []).extend(own.tolist())
+            if len(W) > 1:
+                ends = {name: found["norm_over_radius"][name] for name in ("min", "max")}
+                assert ends == pytest.approx({"min": float(own.min()), "max": float(own.max())}, rel=1e-5)
     ends = {role: {"min": min(values), "max": max(values)} for role, values in ratios.items()}
     assert row["norm_over_radius"] == {role: pytest.approx(end, rel=1e-5) for role, end in ends.items()}
     spread = 1e-5 if words[0] == "optim=muonh" else 0.05  # SSO retracts at the start of the next step
@@ -228,6 +246,41 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         trainer.stability.summary()["smallest"]["norm_over_radius"]
         <= min(e["min"] for e in ends.values()) + 1e-5
     )
+
+
+def test_of_a_stack_the_matrix_farthest_off_its_sphere_is_named():
+    trainer = trainer_at(1, "optim=muonh", *MOE, "runtime.monitor_every=1")
+    name, experts = next((n, p) for n, p in trainer.model.named_parameters() if p.ndim == 3)
+    with torch.no_grad():
+        experts[2] *= 0.5
+        experts[5] *= 1.25
+    look(trainer, 2)
+    row = seen(trainer)
+    assert row["matrices"][name]["count"] == len(experts) == 8
+    ratio = row["matrices"][name]["norm_over_radius"]
+    assert ratio == pytest.approx({"min": 0.5, "max": 1.25, "worst": 2}, rel=1e-5)
+    with torch.no_grad():
+        experts[3] = math.nan
+    look(trainer, 3)
+    ratio = seen(trainer)["matrices"][name]["norm_over_radius"]
+    assert ratio["worst"] == 3
+    assert math.isnan(ratio["max"])
+
+
+def test_radii_that_the_host_knows_are_not_copied_to_the_device_one_by_one():
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ops.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for optim in ("sso", "adamw"):
+        ops: list[str] = []
+        matrices = trainer_at(0, f"optim={optim}", "runtime.monitor_every=1").stability.matrices
+        elsewhere = [replace(one, parameter=nn.Parameter(one.parameter.to("meta"))) for one in matrices]
+        with Seen():
+            found = [one.radius({}) for one in elsewhere]
+        assert all(radius.device.type == "meta" and radius.dtype == torch.float32 for radius in found)
+        assert set(ops) == {"full"}
 
 
 def test_without_a_sphere_there_are_norms_alone():
@@ -298,6 +351,33 @@ def test_between_the_looks_nothing_is_computed(monkeypatch, micro_batch):
     assert copies == [4, 4, 6, 6]
     inside = [m for m in trainer.model.modules() if m is not trainer.model.embedding]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in inside)
+
+
+@pytest.mark.parametrize(
+    ("steps", "looks", "expected"),
+    [
+        (64, 8, [8, 16, 24, 32, 40, 48, 56, 64]),
+        (90, 8, [12, 23, 34, 45, 57, 68, 79, 90]),
+        (6, 8, [1, 2, 3, 4, 5, 6]),
+        (100, 1, [100]),
+        (120, 0, [50, 100, 120]),
+    ],
+)
+def test_looks_are_at_equal_shares_of_the_run_whatever_its_length(steps, looks, expected):
+    stability = trainer_at(0, f"runtime.monitor_looks={looks}", "runtime.monitor_every=50").stability
+    stability.steps = steps
+    assert [step for step in range(1, steps + 1) if stability.due(step)] == expected
+    stability.every = 0
+    assert not any(stability.due(step) for step in range(1, steps + 1))
+
+
+def test_every_run_of_the_small_experiments_is_looked_at_as_often():
+    conf = Path(str(hyperp.conf.__path__[0]), "experiment")
+    for name in sorted(path.stem for path in conf.glob("*.yaml")):
+        configs = [point.config for point in make_plan([f"+experiment={name}"]).points]
+        made = {(c.scale.steps, c.runtime.monitor_every, c.runtime.monitor_looks) for c in configs}
+        for steps, every, looks in made - {(8, 50, 0)}:  # the coordinate check has a measure of its own
+            assert looks == 8 <= steps or (looks == 0 and steps // every >= 8), (name, steps)
 
 
 def test_the_host_waits_once_a_look(monkeypatch):
