@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,11 @@ def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments:
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
     with distributed.joined(60) as ranks:
-        work(*arguments)
+        try:
+            work(*arguments)
+        except Exception:
+            traceback.print_exc()  # before the others lose their connection to this one, and say so
+            raise
         ranks.largest(0)  # nobody leaves while another still waits for what it sends
     sys.stdout.flush()
     os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
