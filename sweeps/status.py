@@ -72,13 +72,26 @@ class Heartbeat(BaseModel):
         """Whether the process that wrote it is taken to be alive."""
         age = time.time() - self.time
         if age > SKIPPED_SECONDS and self.process and self.host == socket.gethostname():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return False
-            except OSError:  # another user's
-                pass
+            return age < FRESH_SECONDS and not _gone(self.process)
         return age < FRESH_SECONDS
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process of this machine is no more, or dead and waiting for its parent to hear of it.
+
+    The latter is for ever in a container whose first process reaps no orphans.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # no Linux
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def survey(root: Path) -> list[Run]:

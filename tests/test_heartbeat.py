@@ -1,6 +1,9 @@
 """The sign of life as a lease: of two processes that do the same run, one goes on and one leaves."""
 
 import json
+import os
+import socket
+import subprocess
 import threading
 import time
 
@@ -11,6 +14,7 @@ from hyperp import heartbeat, record
 from hyperp.config import compose, resolve
 from hyperp.files import HeldError
 from hyperp.heartbeat import Heartbeat, wait_for_silence
+from hyperp.sweeps import status
 from hyperp.train import train
 
 torch.set_num_threads(1)
@@ -74,3 +78,20 @@ def test_who_was_taken_for_dead_stops_and_writes_nothing(tmp_path, monkeypatch):
         train(config, run_dir, take_over)
     assert record.load(run_dir) is None
     assert (run_dir / heartbeat.FILE).read_text() == theirs
+
+
+def test_a_dead_process_that_nobody_has_reaped_is_not_alive():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        beat = status.Heartbeat(
+            step=1,
+            steps=2,
+            tokens_per_second=1.0,
+            time=time.time() - 2 * status.SKIPPED_SECONDS,
+            host=socket.gethostname(),
+            process=process.pid,
+        )
+        assert beat.fresh()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still there
+        assert not beat.fresh()
+    assert not beat.fresh()
