@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -16,13 +16,16 @@ from omegaconf import OmegaConf
 
 from hyperp.scale import Scale
 from hyperp.sweeps import planfile
+from hyperp.sweeps.collect import setting
+from hyperp.sweeps.job import load_record
 from hyperp.sweeps.plan import Block, Plan, Point, Sweep, make_plan
-from hyperp.sweeps.planfile import Planned
+from hyperp.sweeps.status import DONE
 from hyperp.sweeps.words import parse
 
 LAW = Path(sys.executable).with_name("hyperp-law")
 REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
 SLICES = 3  # that a fit begins with
+LEAST = 6  # that must be done before an interval is believed to be small enough
 AHEAD = 8  # the target, in times the plan's largest size, where none is given
 
 
@@ -39,7 +42,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Step:
-    """One round: runs done so far, and the half-width that they give, None without a law yet."""
+    """One round: runs done so far, and the half-width that they give, None without a law yet.
+
+    `reason` is why there is no law yet, or, of the last step, why the search ended without its goal.
+    """
 
     runs: int
     flops: float
@@ -56,20 +62,39 @@ def read_until(text: str) -> float:
     return half
 
 
-def largest(plan: Plan, by: str) -> int:
-    """The plan's largest size of that name. Raises ValueError if runs have no size of that name."""
+def ladder_of(plan: Plan, by: str) -> list[list[Point]]:
+    """The slices of the plan that one law over `by` is about, cheapest first: those with most sizes of it.
+
+    Slices differ in `by` alone, and not in the optimizer or anything else; other runs are no use to it.
+
+    Raises:
+        ValueError: runs have no size of that name, fewer than SLICES of it, or several ladders have as many.
+    """
     names = [field.name for field in fields(Scale)]
     if by not in names:
         raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
-    return max(getattr(point.config.scale, by) for point in plan.points)
+    ladders: dict[str, dict[int, list[Point]]] = {}
+    for point in plan.points:
+        rest = {name: size for name, size in _sizes(point).items() if name != by}
+        key = json.dumps([setting(asdict(point.config)), rest])
+        ladders.setdefault(key, {}).setdefault(getattr(point.config.scale, by), []).append(point)
+    most = max(map(len, ladders.values()), default=0)
+    longest = [one for one in ladders.values() if len(one) == most]
+    if most < SLICES:
+        raise ValueError(f"the plan must have {SLICES} or more sizes of {by} with all else alike, got {most}")
+    if len(longest) > 1:
+        blocks = sorted(
+            {name for one in longest for points in one.values() for p in points for name in p.blocks}
+        )
+        raise ValueError(
+            f"the plan must have one law over {by}, got {len(longest)} with {most} sizes each, of the blocks "
+            f"{', '.join(blocks)}: leave some out, such as with ~sweep.blocks.{blocks[0]}"
+        )
+    return sorted(longest[0].values(), key=_flops_of)
 
 
-def slices_of(points: Sequence[Point]) -> list[list[Point]]:
-    """The points of each scale, cheapest scale first."""
-    found: dict[object, list[Point]] = {}
-    for point in points:
-        found.setdefault(point.config.scale, []).append(point)
-    return sorted(found.values(), key=lambda members: sum(point.flops for point in members))
+def _flops_of(points: Sequence[Point]) -> float:
+    return sum(point.flops for point in points)
 
 
 def search(
@@ -81,34 +106,56 @@ def search(
 ) -> Step:
     """Do the cheapest slices of the plan, then those that the law asks for; returns the last round.
 
+    Slices that an earlier call began come first, with what failed in them.
     `do` does the runs of a plan, `table` collects them and returns the path. The law chooses among the slices
     of the plan while it has any, and freely after them. Where the runs so far identify no law, the cheapest
-    slice that waits is done. Raises RuntimeError if hyperp-law fails.
+    slice that waits is done. An interval that is small enough counts from LEAST slices on: scatter that few
+    slices show is small by luck too often, and who stops at the first small one picks the luck.
+
+    Raises RuntimeError if hyperp-law fails, ValueError for a plan without one such law.
     """
-    slices = slices_of(plan.points)
-    todo = [point for one in slices[:SLICES] for point in one]
+    slices = ladder_of(plan, goal.by)
+    begun = [one for one in slices[SLICES:] if any((p.run_dir / "record.json").exists() for p in one)]
+    todo = [point for one in (*slices[:SLICES], *begun) for point in one]
     tried: set[str] = set()
+    step = Step(0, 0.0, None)
     for number in range(goal.rounds):
+        before = _done(plan, tried)
+        new = [point for point in todo if point.run_id not in before]
+        if sum(before.values()) + _flops_of(new) > goal.flops:
+            return replace(step, reason="the budget is spent")
         do(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
-        done = {
-            one.run_id: one for one in planfile.read(plan.root) if one.run_id in tried or _ended(plan, one)
-        }
+        done = _done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        spent = sum(one.flops for one in done.values())
         half, reason, asked = ask(plan, goal, table(), number, waiting)
-        step = Step(len(done), spent, half, reason)
+        step = Step(len(done), sum(done.values()), half, reason)
         show(step)
-        if half is not None and half <= goal.half:
-            return step
-        if half is None and waiting:
+        if half is not None and half <= goal.half and (len(slices) - len(waiting) >= LEAST or not waiting):
+            return replace(step, reason=None)
+        if waiting and not asked:
             asked = waiting[0]
         todo = [point for point in asked if point.run_id not in done]
         if not todo:
             return replace(step, reason="there is nothing more to run")
-        if spent + sum(point.flops for point in todo) > goal.flops:
-            return replace(step, reason="the budget is spent")
     return replace(step, reason=f"{goal.rounds} rounds are over")
+
+
+def _done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
+    """FLOPs of the runs that need not be done, by id: those that ended well, and those tried just now."""
+    return {
+        one.run_id: one.flops
+        for one in planfile.read(plan.root)
+        if one.run_id in tried or _ended_well(plan.root / one.run_id)
+    }
+
+
+def _ended_well(run_dir: Path) -> bool:
+    try:
+        ended = load_record(run_dir)
+    except (OSError, ValueError):
+        return False
+    return ended is not None and ended.status in DONE
 
 
 def ask(
@@ -118,31 +165,26 @@ def ask(
     law, folder = plan.root / "law.json", plan.root / "auto"
     folder.mkdir(exist_ok=True)
     points = folder / f"round{number}.yaml"
+    points.unlink(missing_ok=True)  # of an earlier call
     fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
-        return None, _first_line(fit), planned(plan, points)
+        return None, _first_line(fit), [*waiting[0]] if waiting else planned(plan, points)
     target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
-    words = ["next", str(law), *target, "--slices", "1", "-o", str(points), "--json"]
     offers = [_sizes(members[0]) for members in waiting]
-    after = _law(*words, *(f"--among={','.join(f'{n}={v}' for n, v in one.items())}" for one in offers))
+    among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
+    after = _law("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
     if after.returncode == REFUSED:  # the slices lie exactly on the law
         return 0.0, _first_line(after), []
     found = json.loads(after.stdout)
-    if not found["choices"]:  # what waits belongs to other laws
-        found, offers = json.loads(_law(*words).stdout), []
-    half = math.sqrt(found["width"]) - 1
     chosen = [one["covariates"] for one in found["choices"]]
-    ours = [p for members, sizes in zip(waiting, offers, strict=False) if sizes in chosen for p in members]
+    ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
     theirs = planned(plan, points)  # with rates of its own for the slice that it chose
-    return half, None, [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
+    asked = [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
+    return math.sqrt(found["width"]) - 1, None, asked
 
 
 def _sizes(point: Point) -> dict[str, int]:
     return asdict(point.config.scale)
-
-
-def _ended(plan: Plan, point: Planned) -> bool:
-    return (plan.root / point.run_id / "record.json").exists()
 
 
 def planned(plan: Plan, path: Path) -> list[Point]:

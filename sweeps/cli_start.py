@@ -1,6 +1,7 @@
 """The commands of `hyperp-sweep` that begin with a plan: plan, run, submit, auto."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -121,8 +122,12 @@ def _submit_to_slurm(made: Plan) -> None:
     print(f"submitted {len(todo)} of {len(made.points)} runs{where}{already}; {made.root}")
 
 
+class BlindError(RuntimeError):
+    """Slurm does not say what became of the jobs that were sent."""
+
+
 def _refuse_blind(text: str) -> NoReturn:
-    raise RuntimeError(text.partition(";")[0])
+    raise BlindError(text.partition(";")[0])
 
 
 def auto(
@@ -139,22 +144,29 @@ def auto(
 ) -> None:
     """Run the cheapest slices of a plan, fit a law, run the slice it asks for next; until it says enough.
 
-    The law chooses among the slices of the plan by how much they shrink the interval for what they cost. With
-    a larger --most-flops it goes on, after the plan, with slices of its own.
+    The law is over one size (--by), of the slices that differ in it alone. It chooses among them by how much
+    they shrink the interval for what they cost, and is believed from six slices on. With a larger
+    --most-flops it goes on, after the plan, with slices of its own. The interval is that of the last fit: who
+    stops where it is small enough favours scatter that looks small, and one only just reached is optimistic.
+
     Exit 0: the interval is small enough; 1: it is not, and the budget is spent or nothing is left to run.
 
     Example: hyperp-sweep auto +experiment=token_law --until interval=30% --target 262144
     """
-    from hyperp.sweeps.auto import AHEAD, Goal, Step, largest, read_until, search
+    from hyperp.sweeps.auto import AHEAD, Goal, Step, ladder_of, read_until, search
     from hyperp.sweeps.collect import collect as write_table
 
     signal.signal(signal.SIGTERM, interrupt)
     half = read_until(until)
     made = make_plan(words or [])
     full = sum(point.flops for point in made.points)
-    goal = Goal(
-        by, half, target or AHEAD * largest(made, by), full if most_flops is None else most_flops, rounds
-    )
+    largest = max(getattr(one[0].config.scale, by) for one in ladder_of(made, by))
+    if target is not None and not 1 <= target < math.inf:
+        raise ValueError(f"--target must be a size of at least 1, got {target:g}")
+    if most_flops is not None and not most_flops > 0:
+        raise ValueError(f"--most-flops must be positive, got {most_flops:g}")
+    where = AHEAD * largest if target is None else target
+    goal = Goal(by, half, where, full if most_flops is None else most_flops, rounds)
     from hyperp.sweeps.here import run_here
 
     path = made.root / "runs.parquet"
@@ -169,12 +181,20 @@ def auto(
 
     last = search(made, goal, run_here if _is_local(made) else _submit_and_wait, show, table)
     print(f"{last.runs} runs, {last.flops:.3g} FLOPs; the whole plan has {len(made.points)}, {full:.3g}")
-    if last.half is None or last.half > goal.half:
+    if last.reason is not None:
         print(f"hyperp-sweep: stopped before {until}: {last.reason}", file=sys.stderr)
         sys.exit(FAILED)
 
 
 def _submit_and_wait(made: Plan) -> None:
     _submit_to_slurm(made)
-    while any(run.status in UNDER_WAY for run in with_jobs(made.root, states(made), warn)):
+    while _under_way(made):
         time.sleep(WATCH_SECONDS)
+
+
+def _under_way(made: Plan) -> bool:
+    try:
+        return any(run.status in UNDER_WAY for run in with_jobs(made.root, states(made), _refuse_blind))
+    except BlindError as error:  # for a while, mostly: jobs go on without their controller
+        warn(f"{error}; asking again")
+        return True

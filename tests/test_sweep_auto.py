@@ -8,7 +8,7 @@ import pytest
 
 from hyperp import record
 from hyperp.sweeps import planfile
-from hyperp.sweeps.auto import Goal, largest, read_until, search, slices_of
+from hyperp.sweeps.auto import Goal, ladder_of, read_until, search
 from hyperp.sweeps.collect import collect
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
@@ -86,11 +86,17 @@ def test_after_the_plan_come_slices_of_the_law_s_own(tmp_path):
     assert last.runs > len(plan.points)
 
 
-def test_targets_without_a_size_of_their_own_are_beyond_the_plan(tmp_path):
+def test_runs_that_failed_in_an_earlier_call_are_done_again(tmp_path):
+    goal = Goal("tokens", 0.5, 2097152)
+    searched(tmp_path, goal)
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
-    assert (largest(plan, "tokens"), largest(plan, "depth")) == (1048576, plan.points[0].config.scale.depth)
-    with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
-        largest(plan, "lr")
+    some = [point for point in plan.points if point.config.scale.tokens == 131072][:2]
+    for point in some:
+        failed = base_record(point.config, status="failed", reason="no memory", cause="out_of_memory")
+        record.save(failed, point.run_dir)
+    _, last, _, rounds = searched(tmp_path, goal)
+    assert {point.run_id for point in some} <= {point.run_id for one in rounds for point in one.points}
+    assert last.reason is None
 
 
 def test_it_stops_where_the_budget_does(tmp_path):
@@ -100,12 +106,31 @@ def test_it_stops_where_the_budget_does(tmp_path):
     goal = Goal("tokens", 0.001, 2097152, flops=start * 1.01)
     _, last, _, rounds = searched(tmp_path / "flops", goal, scatter=0.2)
     assert (last.reason, last.flops, len(rounds)) == ("the budget is spent", start, 1)
+    goal = Goal("tokens", 0.001, 2097152, flops=start * 0.99)
+    _, last, _, rounds = searched(tmp_path / "none", goal)
+    assert (last.reason, last.flops, len(rounds)) == ("the budget is spent", 0, 0)
 
 
 def test_slices_go_from_cheap_to_dear(tmp_path):
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
-    tokens = [{point.config.scale.tokens for point in one} for one in slices_of(plan.points)]
+    tokens = [{point.config.scale.tokens for point in one} for one in ladder_of(plan, "tokens")]
     assert tokens == [{2**k} for k in range(14, 21)]
+
+
+def test_a_law_is_of_the_runs_that_differ_in_one_size_alone(tmp_path):
+    other = (
+        "+sweep.blocks.b={overrides:['optim=adamw'],grid:{scale.tokens:[16384,32768,65536],base_lr:[0.001]}}"
+    )
+    deep = "+sweep.blocks.c={overrides:['scale.depth=3'],grid:{scale.tokens:[131072],base_lr:[0.001]}}"
+    plan = make_plan([*WORDS, other, deep, f"runtime.root={tmp_path}"])
+    assert {point.blocks for one in ladder_of(plan, "tokens") for point in one} == {("a",)}
+    with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
+        ladder_of(plan, "lr")
+    with pytest.raises(ValueError, match="must have 3 or more sizes of depth with all else alike, got 2"):
+        ladder_of(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
+    twin = other.replace("65536]", "65536,131072,262144,524288,1048576]")
+    with pytest.raises(ValueError, match="got 2 with 7 sizes each, of the blocks a, b: leave some out"):
+        ladder_of(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
 
 
 def test_what_is_asked_for():
