@@ -8,7 +8,6 @@ answer.
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -143,7 +142,7 @@ def recommend(
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:
-        _print_hydra_words(fitted, found, named)
+        _print_hydra_words(fitted, found)
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -152,10 +151,10 @@ def recommend(
         show_recommendation(fitted, found)
 
 
-def _print_hydra_words(law: "Law", found: "Recommendation", named: Mapping[str, float]) -> None:
+def _print_hydra_words(law: "Law", found: "Recommendation") -> None:
     from hyperp.analysis.recommend import hydra_words
 
-    typer.echo(hydra_words(law, found, named))
+    typer.echo(hydra_words(law, found))
     typer.echo(
         f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
         "use the same one, its fitted exponents zero",
@@ -172,7 +171,10 @@ def next_command(
     ],
     slices: Annotated[int, typer.Option(help="how many further slices")] = 2,
     among: Annotated[
-        list[str] | None, typer.Option(help="choose among these sizes alone, such as tokens=1e6; repeat it")
+        list[str] | None,
+        typer.Option(
+            help="choose among these slices alone; one is tokens=1e6 or tokens=1e6,width=128; repeat it"
+        ),
     ] = None,
     tokens: Size = None,
     width: Size = None,
@@ -186,7 +188,7 @@ def next_command(
     """Say which runs would shrink the prediction interval at a target most for what they cost.
 
     Without a target it is 8 times the largest fitted size. Slices of the law without an optimum come first,
-    with the rates that would bracket it. Several sizes of one slice of --among are separated by commas.
+    with the rates that would bracket it.
 
     Example: hyperp-law next law.json --tokens 2e11 -o points.yaml
     """
@@ -198,13 +200,18 @@ def next_command(
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     fitted = load_law(law)
     target = sizes_of(at, **sizes, granularity=granularity, sparsity=sparsity)
-    found = next_runs(fitted, target, slices, [sizes_of(one.split(",")) for one in among or []])
-    save_points(found.points, out, f"further slices for {law}")
+    offers = [sizes_of(one.split(","), option="--among") for one in among or []]
+    found = next_runs(fitted, target, slices, offers)
+    wrote = save_points(found.points, out, f"further slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
-    else:
+    elif wrote:
         show_next(fitted, found)
         typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{WORDS}")
+    else:
+        raise ValueError(
+            "--among: none is a further slice of the law; it has them, or they differ in what it holds"
+        )
 
 
 @app.command()

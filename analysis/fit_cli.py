@@ -33,7 +33,8 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 def fit(
     runs: RunsArgument,
     by: Annotated[
-        str, typer.Option(help="sizes whose exponents to fit, comma-separated: any numeric column")
+        list[str],
+        typer.Option(help="sizes whose exponents to fit: any numeric column; repeat it, or N,tokens"),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
@@ -74,11 +75,11 @@ def fit(
 
     command = _fit_command(locals())
     fixed, tuned = fixed_of(fix), tuple(names_of(over))
-    columns = [*names_of(by), *fixed, *(slice_by or []), *tuned[1:]]
+    columns = [*names_of(",".join(by)), *fixed, *(slice_by or []), *tuned[1:]]
     table, rows = load(runs, mapping, where, columns, loss=not optima)
     law = fit_law(
         table,
-        names_of(by),
+        names_of(",".join(by)),
         rows,
         fixed,
         window,
@@ -102,7 +103,7 @@ def fit(
 
 def _fit_command(given: Mapping[str, Any]) -> str:
     """`hyperp-law fit` as it was typed, from the arguments of `fit`; what is the default is left out."""
-    words = ["hyperp-law", "fit", str(given["runs"]), "--by", given["by"]]
+    words = ["hyperp-law", "fit", str(given["runs"]), "--by", ",".join(given["by"])]
     words += words_of(
         {
             "--where": given["where"],

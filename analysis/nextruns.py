@@ -156,7 +156,7 @@ def _offered(
     for sizes in among:
         if unknown := sizes.keys() - known.keys():
             names = ", ".join(sorted(unknown))
-            raise ValueError(f"among must give sizes of the law's {', '.join(known)}, got {names}")
+            raise ValueError(f"--among must give sizes of the law's {', '.join(known)}, got {names}")
         whole = {**known, **sizes}
         fits = all(whole[n] == known[n] for n in known if n not in (*law.covariates, *law.fixed))
         if fits and tuple(whole[n] for n in law.covariates) not in run:

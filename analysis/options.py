@@ -129,8 +129,8 @@ def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
         typer.echo(f"note: {error}", err=True)
 
 
-def sizes_of(at: Sequence[str] | None = None, **given: str | None) -> dict[str, float]:
-    """Target sizes from the options; ValueError names one that is no size."""
+def sizes_of(at: Sequence[str] | None = None, option: str = "--at", **given: str | None) -> dict[str, float]:
+    """Sizes from the options, those of `at` by name; ValueError names one that is no size."""
     sizes: dict[str, float] = {}
     for name, text in given.items():
         if text is None:
@@ -143,7 +143,9 @@ def sizes_of(at: Sequence[str] | None = None, **given: str | None) -> dict[str, 
         name, _, text = condition.partition("=")
         value = _float(text)
         if not (name and 0 < value < float("inf")):
-            raise ValueError(f"--at must be NAME=SIZE with a positive size, such as N=1e9, got {condition!r}")
+            raise ValueError(
+                f"{option} must be NAME=SIZE with a positive size, such as N=1e9, got {condition!r}"
+            )
         if name in sizes:
             raise ValueError(f"{name} is given twice, as {sizes[name]:.15g} and {text}; once is allowed")
         sizes[name] = int(value) if value == value // 1 and value < 2**62 else value

@@ -308,8 +308,10 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     return factors
 
 
-def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, float]) -> str:
-    """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and the sizes.
+def hydra_words(law: Law, recommendation: Recommendation) -> str:
+    """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and every size.
+
+    The sizes that the law holds fixed too: of others, such as the defaults of hyperp-train, it knows nothing.
 
     Raises:
         ValueError: the law is for an optimizer that hyperp-train does not have, or there was no base_lr.
@@ -334,9 +336,7 @@ def hydra_words(law: Law, recommendation: Recommendation, named: Mapping[str, fl
     words = option_words(law.context)
     words += [f"base_lr={recommendation.base_lr:.6g}"]
     words += [
-        f"scale.{name}={recommendation.target[name]}"
-        for name in COVARIATES
-        if name in recommendation.target and (name in named or name in law.ranges)
+        f"scale.{name}={recommendation.target[name]}" for name in COVARIATES if name in recommendation.target
     ]
     words += [f"scale.{n}={round(b.value)}" for n, b in recommendation.also.items() if n in COVARIATES]
     return " ".join(words)

@@ -40,21 +40,25 @@ def app(cfg: DictConfig) -> float | None:
     except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
     code = int(record.status != "finished")
-    if (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-    ):  # torch may abort a process that ends after FSDP2 over gloo
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    if code:
-        sys.exit(code)
+    if code or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave(code)
     return record.loss
 
 
+def leave(code: int) -> NoReturn:
+    """Exit; at once where there are other processes: torch may abort one that ends after FSDP2 over gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def refuse(error: Exception) -> NoReturn:
-    """Say in one line what is wrong with the input, and exit."""
-    print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
+    """Say in one line what is wrong with the input, once on each node, and exit."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"hyperp-train: error: {one_line(error)}", file=sys.stderr)
+    leave(BAD_INPUT)
 
 
 def refuse_plan(cfg: DictConfig) -> None:

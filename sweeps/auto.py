@@ -25,6 +25,7 @@ from hyperp.sweeps.words import parse
 LAW = Path(sys.executable).with_name("hyperp-law")
 REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
 SLICES = 3  # that a fit begins with
+SEARCH = "hydra.searchpath"
 LEAST = 6  # that must be done before an interval is believed to be small enough
 AHEAD = 8  # the target, in times the plan's largest size, where none is given
 
@@ -122,8 +123,11 @@ def search(
     for number in range(goal.rounds):
         before = _done(plan, tried)
         new = [point for point in todo if point.run_id not in before]
-        if sum(before.values()) + _flops_of(new) > goal.flops:
-            return replace(step, reason="the budget is spent")
+        cost = sum(before.values()) + _flops_of(new)
+        if cost > goal.flops:
+            return replace(
+                step, reason=f"the next runs would bring it to {cost:.3g} FLOPs of {goal.flops:.3g}"
+            )
         do(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
         done = _done(plan, tried)
@@ -195,12 +199,18 @@ def planned(plan: Plan, path: Path) -> list[Point]:
     given = [
         str(one.input_line)
         for one in parse(plan.words)
-        if one.key_or_group not in keys and not one.key_or_group.startswith("sweep.")
+        if one.key_or_group not in (*keys, SEARCH) and not one.key_or_group.startswith("sweep.")
     ]
     where = path.resolve()
-    search = f"hydra.searchpath=[file://{where.parent.parent}]"
-    words = [*given, "sweep=none", search, f"+{where.parent.name}@sweep={where.stem}"]
+    paths = ",".join([f"file://{where.parent.parent}", *_search_path(plan.words)])
+    words = [*given, "sweep=none", f"hydra.searchpath=[{paths}]", f"+{where.parent.name}@sweep={where.stem}"]
     return list(make_plan(words).points)
+
+
+def _search_path(words: Sequence[str]) -> list[str]:
+    """Where the user's own configuration is; only one list of such folders counts."""
+    given = [one.value() for one in parse(words) if one.key_or_group == SEARCH]
+    return [str(folder) for folder in given[-1]] if given and isinstance(given[-1], list) else []
 
 
 def _keys_of(path: Path) -> set[str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hyperp.sweeps.submit import SlurmLauncher
 
 
+WIDE = 10.0  # a half-width beyond which a number says no more than words
+
+
 def plan(
     words: Words = None,
     as_json: Json = False,
@@ -176,7 +179,9 @@ def auto(
         return path
 
     def show(step: Step) -> None:
-        known = f"the rate is known to {step.half:.1%}" if step.half is not None else step.reason
+        known = step.reason if step.half is None else f"the rate is known to {step.half:.1%}"
+        if step.half is not None and step.half > WIDE:
+            known = "too few slices to know the rate"
         print(f"{step.runs} runs, {step.flops:.3g} FLOPs: {known}")
 
     last = search(made, goal, run_here if _is_local(made) else _submit_and_wait, show, table)
@@ -184,6 +189,8 @@ def auto(
     if last.reason is not None:
         print(f"hyperp-sweep: stopped before {until}: {last.reason}", file=sys.stderr)
         sys.exit(FAILED)
+    option = f"--{by.replace('_', '-')} {where:.15g}"
+    print(f"the law is in {made.root / 'law.json'}: hyperp-law recommend {made.root / 'law.json'} {option}")
 
 
 def _submit_and_wait(made: Plan) -> None:

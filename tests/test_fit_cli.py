@@ -198,3 +198,15 @@ def test_a_law_of_an_earlier_fit_is_left_and_said_to_be_so(demo, tmp_path, by, c
     assert result.stderr.splitlines()[-1] == f"note: {out} is from an earlier fit and was left as it is"
     assert out.read_bytes() == (demo / "law.json").read_bytes()
     assert "note:" not in run("fit", demo, "--by", by, "-o", tmp_path / "new.json").stderr
+
+
+def test_sizes_may_be_repeated_or_listed(make_ladder, tmp_path):
+    frames = [make_ladder(covariates={"width": width}, rng_seed=width) for width in (16, 32, 64)]
+    pd.concat(frames).to_parquet(tmp_path / "runs.parquet")
+    laws = []
+    for words in (["--by", "tokens", "--by", "width"], ["--by", "tokens,width"]):
+        result = run("fit", tmp_path, *words, "-o", tmp_path / "law.json")
+        assert result.exit_code == 0, result.stderr
+        laws.append(json.loads((tmp_path / "law.json").read_text()))
+    assert laws[0]["covariates"] == laws[1]["covariates"] == ["tokens", "width"]
+    assert laws[0]["command"] == laws[1]["command"]

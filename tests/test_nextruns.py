@@ -51,7 +51,7 @@ def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
     assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
     assert {c.covariates["width"] for c in found.choices} == {known["width"]}
     assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
-    with pytest.raises(ValueError, match=r"among must give sizes of the law's .*tokens.*, got experts"):
+    with pytest.raises(ValueError, match=r"--among must give sizes of the law's .*tokens.*, got experts"):
         next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
 
 

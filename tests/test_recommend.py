@@ -116,13 +116,15 @@ def test_a_target_that_is_none(law, target, message):
         recommend(law, target)
 
 
-def test_hydra_words_hold_the_base_rate_and_the_sizes_asked_for(law, make_ladder):
+def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladder):
     found = recommend(law, {"tokens": 520000})
-    words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} scale.tokens=520000"
-    assert hydra_words(law, found, {"tokens": 520000}) == words
+    words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} "
+    sizes = "width=32 depth=2 tokens=520000 batch_tokens=512 granularity=1 sparsity=1"
+    words += " ".join(f"scale.{size}" for size in sizes.split())
+    assert hydra_words(law, found) == words
     foreign = law.model_copy(update={"context": {**law.context, "optimizer": "lion", "schedule": "wsd"}})
     with pytest.raises(ValueError, match="optimizer=lion, schedule=wsd, which is no option of hyperp-train"):
-        hydra_words(foreign, found, {})
+        hydra_words(foreign, found)
     # Every run at 0.7 times its base rate: the base rate is that much larger.
     frame = make_ladder(seed_shift=0.05)
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] / 0.7)), ["tokens"])
@@ -131,7 +133,7 @@ def test_hydra_words_hold_the_base_rate_and_the_sizes_asked_for(law, make_ladder
     # A factor that moves with tokens cannot be carried to the target.
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] * frame["tokens"] ** 0.32)), ["tokens"])
     with pytest.raises(Refusal, match="lr/base_lr differs between the law's slices"):
-        hydra_words(law, recommend(law, {"tokens": 520000}), {})
+        hydra_words(law, recommend(law, {"tokens": 520000}))
 
 
 def test_a_recommendation_imports_neither_torch_nor_pandas():

@@ -19,7 +19,8 @@ def test_recommend_in_three_forms(demo):
     assert "95% prediction interval" in text.stdout
     assert "-0.32 (10B to 166B tokens" in text.stdout
     assert words.stdout.split()[:3] == ["optim=muonh", "parametrization=hyperp", "schedule=linear"]
-    assert words.stdout.split()[3:] == [f"base_lr={answer['lr']:.6g}", "scale.tokens=520000"]
+    assert words.stdout.split()[3] == f"base_lr={answer['lr']:.6g}"
+    assert {"scale.tokens=520000", "scale.width=32", "scale.depth=2"} <= set(words.stdout.split()[4:])
     assert "warning: tokens=520000 lies 1.98 times outside" in text.stderr
     assert "note: base_lr = lr / 1" in words.stderr
 
@@ -43,6 +44,16 @@ def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert f"+{tmp_path.name}@sweep=points" in result.stdout
     assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
+
+
+def test_next_says_so_where_nothing_it_may_choose_is_a_further_slice(demo, tmp_path):
+    for among in ("width=64", "tokens=65536"):
+        result = run("next", demo / "law.json", "--among", among, "-o", tmp_path / "points.yaml")
+        assert result.exit_code == 2
+        assert "--among: none is a further slice of the law" in result.stderr
+        assert not (tmp_path / "points.yaml").exists()
+    result = run("next", demo / "law.json", "--among", "tokens=1e5,2e5", "-o", tmp_path / "points.yaml")
+    assert "--among must be NAME=SIZE with a positive size, such as N=1e9, got '2e5'" in result.stderr
 
 
 def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path):
