@@ -167,9 +167,13 @@ class Beside(Strict):
 
 
 class BySeed(Strict):
-    """An exponent from the runs of each seed alone; `low` and `high` of the mean over seeds, Student's t."""
+    """An exponent from the runs of each seed alone; `low` and `high` of the mean over seeds, Student's t.
+
+    `of` is how many seeds there are: those without an optimum in every slice have no value.
+    """
 
     values: dict[str, float]
+    of: Count
     mean: float
     low: float
     high: float

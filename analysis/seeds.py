@@ -35,8 +35,8 @@ def by_seed(question: Question, slices: Sequence[Slice]) -> dict[str, BySeed]:
     """
     if question.given:
         return {}
-    common = set.intersection(*(set(one.seed.tolist()) for one in slices))
-    betas = {seed: beta for seed in sorted(common) if (beta := _alone(question, slices, seed)) is not None}
+    seeds = sorted(set().union(*(one.seed.tolist() for one in slices)))
+    betas = {seed: beta for seed in seeds if (beta := _alone(question, slices, seed)) is not None}
     if len(betas) < 2:
         return {}
     rows = np.array(list(betas.values()))
@@ -45,6 +45,7 @@ def by_seed(question: Question, slices: Sequence[Slice]) -> dict[str, BySeed]:
     return {
         name: BySeed(
             values={str(seed): float(beta[j]) for seed, beta in betas.items()},
+            of=len(seeds),
             mean=float(mean[j]),
             low=float(mean[j] - half[j]),
             high=float(mean[j] + half[j]),
@@ -56,6 +57,8 @@ def by_seed(question: Question, slices: Sequence[Slice]) -> dict[str, BySeed]:
 def _alone(question: Question, slices: Sequence[Slice], seed: int) -> np.ndarray | None:
     """The coefficients of one seed's law, None if some slice of it has no optimum."""
     mine = [of_seed(one, seed) for one in slices]
+    if not all(len(one.lr) for one in mine):
+        return None
     found = estimate(question.method, mine, question.options)
     group = assess(list(range(len(mine))), mine, found.optima, question.by)
     if group.problem is not None or len(group.usable) < len(mine):

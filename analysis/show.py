@@ -180,9 +180,10 @@ def test_lines(law: Law) -> list[str]:
             f"{degrees(c.df)}: {verdict}"
         )
     for name, seeds in law.by_seed.items():
+        count = f"{len(seeds.values)} of {seeds.of}" if seeds.of > len(seeds.values) else f"{seeds.of}"
         ends = f"{min(seeds.values.values()):.3f} to {max(seeds.values.values()):.3f}"
         lines.append(
-            f"Exponent of {name} from each of {len(seeds.values)} seeds alone: {ends}, "
+            f"Exponent of {name} from each of {count} seeds alone: {ends}, "
             f"mean {seeds.mean:.3f} ({percent(law.level)} interval {seeds.low:.3f} to {seeds.high:.3f})"
         )
     if law.leave_one_out:

@@ -1,0 +1,82 @@
+"""What `hyperp-sweep auto`'s stopping does to its interval: how often it holds the optimum of one more slice.
+
+    python tests/benchmarks/study_stopping.py --studies 120 --goal 0.3 --scatter 0.08
+
+Simulates the tiny token law (nine slices, three seeds, five rates, no skew) with so much scatter of the true optima
+between slices, in ln(lr), adds slices from cheap to dear, and stops at the first interval that is small enough, after
+at least so many slices as given. Prints the share of studies that stop, and of these the share whose interval at
+the largest size holds the optimum of a new slice there.
+"""
+
+import argparse
+import math
+
+import numpy as np
+import pandas as pd
+
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.fit import fit_law
+from hyperp.analysis.recommend import predict
+from hyperp.analysis.records import Runs, check_frame
+
+TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
+CONTEXT = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 512, "optimizer": "muonh"}
+SEEDS, RATES, NOISE, BEND = 3, 5, 0.002, 0.03
+
+
+def optimum(tokens: int) -> float:
+    """log2 of the true one, a fifth of an octave off the grid."""
+    return -4.4 - 0.5 * math.log2(tokens / 131072)
+
+
+def study(rng: np.random.Generator, scatter: float) -> pd.DataFrame:
+    """Every run of one sweep."""
+    rows = []
+    for tokens in TOKENS:
+        grid = optimum(tokens) - 0.2 + np.arange(RATES) - RATES // 2
+        best = optimum(tokens) + scatter / math.log(2) * rng.normal()
+        for seed in range(SEEDS):
+            loss = 2 + 0.02 * rng.normal() + BEND * (grid - best) ** 2 + NOISE * rng.normal(size=RATES)
+            rows.append(pd.DataFrame({"tokens": tokens, "seed": seed, "lr": 2.0**grid, "loss": loss}))
+    return pd.concat(rows).assign(**CONTEXT)
+
+
+def stopped(frame: pd.DataFrame, goal: float, least: int) -> tuple[float, float] | None:
+    """The interval at the largest size where the search stops; None if it does not."""
+    for count in range(least, len(TOKENS) + 1):
+        some = frame[frame["tokens"].isin(TOKENS[:count])]
+        try:
+            law = fit_law(Runs(check_frame(some), "runs.parquet", "0" * 64), ["tokens"])
+        except Refusal:
+            continue
+        _, low, high = predict(law, {"tokens": TOKENS[-1]})
+        if math.sqrt(high / low) - 1 <= goal:
+            return low, high
+    return None
+
+
+def main() -> None:
+    """Print both shares for each least number of slices."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--studies", type=int, default=120)
+    parser.add_argument("--goal", type=float, default=0.3)
+    parser.add_argument("--scatter", type=float, default=0.08)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    held: dict[int, list[bool]] = {3: [], 6: []}
+    for _ in range(args.studies):
+        frame = study(rng, args.scatter)
+        new = 2.0 ** optimum(TOKENS[-1]) * math.exp(args.scatter * rng.normal())
+        for least, found in held.items():
+            ends = stopped(frame, args.goal, least)
+            if ends is not None:
+                found.append(ends[0] <= new <= ends[1])
+    for least, found in held.items():
+        share = f"{np.mean(found):.3f} of them hold a new slice's optimum" if found else "none"
+        print(f"at least {least} slices: {len(found)} of {args.studies} studies stop, {share}")
+
+
+if __name__ == "__main__":
+    main()
