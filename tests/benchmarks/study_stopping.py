@@ -2,10 +2,10 @@
 
     python tests/benchmarks/study_stopping.py --studies 120 --goal 0.3 --scatter 0.08
 
-Simulates the tiny token law (nine slices, three seeds, five rates, no skew) with so much scatter of the true optima
-between slices, in ln(lr), adds slices from cheap to dear, and stops at the first interval that is small enough, after
-at least so many slices as given. Prints the share of studies that stop, and of these the share whose interval at
-the largest size holds the optimum of a new slice there.
+Simulates the tiny token law (nine slices, three seeds, five rates, no skew) with that scatter of the true
+optima between slices, in ln(lr); adds slices from cheap to dear, stops at the first interval that is small
+enough, of no fewer slices than given. Prints the share of studies that stop, and of these the share whose
+interval at the largest size holds the optimum of a new slice there.
 """
 
 import argparse
