@@ -77,8 +77,11 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
         for axes in grid[0]:  # whose range the column shares
             low, high = axes.get_ylim()
             axes.set_ylim(low, high * (high / low) ** ROOM)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
+        drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
+        handles = {label: line for both in drawn for line, label in zip(*both, strict=True)}
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9
+        )
         note = NOTE.format(step=last_step(found))
         figure.supxlabel(note, fontsize=8, color="#444444", x=0.01, ha="left")
     return figure, rows

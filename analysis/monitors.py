@@ -146,14 +146,15 @@ class Monitors:
     def end(self, scale: int, axis: str, quantity: str) -> End:
         """A quantity at a scale."""
         row, values = self.scales.loc[scale], self.values(scale, quantity)
+        low, high = float(values.min()), float(values.max())
         return End(
             size=int(row[axis]),
             lr=float(row["lr"]),
             seeds=len(values),
             looks=self.between(scale, "steps" if quantity == EVERY_STEP else "monitor_looks"),
-            mean=float(values.mean()),
-            low=float(values.min()),
-            high=float(values.max()),
+            mean=min(max(float(values.mean()), low), high),  # rounding puts that of equal values beside them
+            low=low,
+            high=high,
         )
 
     def between(self, scale: int, column: str) -> tuple[int, int] | None:

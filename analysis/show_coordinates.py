@@ -86,18 +86,24 @@ def _cells(kind: Kind, measure: Measure) -> list[str]:
 
 
 def slope_rows(found: Sequence[Series]) -> list[dict[str, object]]:
-    """Every slope, at every step."""
-    return [
-        {
-            "parametrization": one.context["parametrization"],
-            "optimizer": one.context["optimizer"],
-            "base_lr": one.held.get("base_lr"),
-            "quantity": kind.quantity,
-            "layer": kind.layer,
-            **slope.model_dump(),
-            "diverged": " ".join(map(str, slope.diverged)),
-        }
-        for one in found
-        for kind in one.kinds
-        for slope in kind.slopes
-    ]
+    """Every slope, at every step; one row without a slope if all of a series diverged."""
+    rows = []
+    for one in found:
+        names: dict[str, object] = {name: one.context[name] for name in ("parametrization", "optimizer")}
+        names["base_lr"] = one.held.get("base_lr")
+        for kind in one.kinds:
+            of_kind = {"quantity": kind.quantity, "layer": kind.layer}
+            rows += [{**names, **of_kind, **_cells_of(slope)} for slope in kind.slopes]
+        if not one.kinds and one.diverged:
+            unknown: dict[str, object] = dict.fromkeys(Slope.model_fields)
+            unknown |= {"seeds": 0, "verdict": "diverged", "diverged": _words(one.diverged)}
+            rows.append({**names, "quantity": "all", "layer": None, **unknown})
+    return rows
+
+
+def _cells_of(slope: Slope) -> dict[str, object]:
+    return {**slope.model_dump(), "diverged": _words(slope.diverged)}
+
+
+def _words(widths: Sequence[int]) -> str:
+    return " ".join(map(str, widths))

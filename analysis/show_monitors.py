@@ -69,12 +69,12 @@ def length_note(seen: Monitors, axis: str) -> str | None:
     text = f"Along {name} runs have {min(ends):,} to {max(ends):,} steps"
     if None in looks:
         return f"{text}, and how often each was looked at is not known: these ratios mix {name} and length."
-    if len(set(looks)) == 1:
-        return (
-            f"{text}, all looked at {between_text(looks[0])} times: a maximum is of as many looks, at equal "
-            "shares of the run, and the first look of a longer run comes later."
-        )
     ends = [end for pair in looks if pair for end in pair]
+    if min(ends) == max(ends):
+        return (
+            f"{text}, all looked at {ends[0]:,} times: a maximum is of as many looks, "
+            "but not at the same steps."
+        )
     return (
         f"{text} and {min(ends)} to {max(ends)} looks: a maximum of more looks is larger by chance alone, "
         f"so these ratios mix {name} and the number of looks."

@@ -317,21 +317,33 @@ def record_failure(
 ) -> Record:
     """Write the record of a failed run: a reason and a `cause`, or what a rank met, with its error.txt.
 
-    `environment` is where the run was; None means here.
+    `environment` is where the run was; None means here. The error.txt of another try is removed.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    where = allocation.environment() if environment is None else environment
     if isinstance(met, Failure):
         reason, cause = met.reason, met.cause
         with replacing(run_dir / "error.txt") as file:
             file.write(met.traceback)
     else:
         reason = met
-        (run_dir / "error.txt").unlink(missing_ok=True)  # of an earlier try
-    where = allocation.environment() if environment is None else environment
+        if not _guessed(run_dir, where):
+            (run_dir / "error.txt").unlink(missing_ok=True)
     failed = base_record(config, status="failed", reason=reason, cause=cause, environment=where)
     record.save(failed, run_dir)
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
     return failed
+
+
+def _guessed(run_dir: Path, where: dict[str, str]) -> bool:
+    """Whether the record that is there is of this very try of a Slurm job, and guesses what ended it."""
+    try:
+        ended = record.load(run_dir)
+    except ValueError:
+        return False
+    if ended is None or ended.cause != failure.LOST or "slurm_job_id" not in where:
+        return False
+    return all(ended.environment.get(n) == where.get(n) for n in ("slurm_job_id", "slurm_restart_count"))
 
 
 def train_or_record_failure(

@@ -158,7 +158,15 @@ def _merge(root: Path, run: Run, sent: Sent | None, accounts: dict[str, Job]) ->
             return replace(run, status=run.status if run.status == "failed" else "planned")
         reason = f"Slurm no longer knows its job {sent.job_id}, and it has no record"
         return run if run.status == "running" else replace(run, status="lost", reason=reason)
-    return _dead(root, run, job)
+    return _dead(root, run, replace(job, restarts=_restarts(run.record, sent)))
+
+
+def _restarts(record: Record | None, sent: Sent) -> int:
+    """Of a job that is over: the accounting does not say."""
+    if sent.job is not None:
+        return sent.job.restarts
+    counted = record.environment.get("slurm_restart_count") if record and _by(record, sent) else None
+    return int(counted or 0)
 
 
 def _flying(run: Run, job: Job) -> Run:

@@ -36,6 +36,7 @@ FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
 BEAT_SECONDS = 1.0  # between two renewals of the lock's time
 LOCK_SECONDS = 5.0  # to wait for the lock, which another process may be looking at
 STOP_SECONDS = 30.0  # to wait for a pool to end
+START_SECONDS = 60.0  # to wait for a pool to note its process
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[
     """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it.
 
     What becomes of the pool it notes alone: this waits until it has noted its process. Raises RuntimeError if
-    it ends before.
+    it ends before, or has not done so for START_SECONDS; then it is killed.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     submitted = datetime.now(UTC).isoformat(timespec="seconds")
@@ -121,9 +122,19 @@ def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
         )
+    deadline = time.monotonic() + START_SECONDS
     while (noted := read(root)[-1]).process is None:
-        if process.poll() is not None and read(root)[-1].process is None:
+        ended, late = process.poll() is not None, time.monotonic() > deadline
+        if ended and read(root)[-1].process is None:
             raise RuntimeError(f"the process for the background has ended at once; {pool.log(root)} says why")
+        if late and read(root)[-1].process is None:
+            process.kill()  # it has the locks, and could begin at any time
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            raise RuntimeError(
+                f"the process for the background has not begun in {START_SECONDS:g} s, and was killed; "
+                f"{pool.log(root)} has what it said"
+            )
         time.sleep(0.02)
     return noted
 

@@ -17,6 +17,8 @@ def said(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     found = _texts([run_dir / output_name(one) for one in ranks])
     traced = _texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
     told = rank if rank is not None else failing
+    if rank is None and told not in words:  # it was killed; what the others met says where
+        told = min(words, default=None)
     if not traced and told in words:
         traced = {run_dir / failure.TOLD.format(rank=told): words[told].traceback}
     found |= traced | _texts(_of_job(root, run_id, ranks))

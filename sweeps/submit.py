@@ -84,6 +84,13 @@ class SlurmLauncher(Strict):
         return self.processes or (1 if self.runs_per_task > 1 else max(1, self.gpus))
 
     @property
+    def ranks_from(self) -> str:
+        """What has decided on `ranks`, in the words of the command line."""
+        if self.processes is not None:
+            return f"launcher.processes={self.processes}"
+        return f"launcher.gpus={self.gpus}" if self.runs_per_task == 1 and self.gpus else "1 process"
+
+    @property
     def threads(self) -> int:
         """Of each process."""
         return max(1, self.cpus // (self.runs_per_task if self.side_by_side else 1))
@@ -102,7 +109,7 @@ def read_launcher(plan: Plan) -> SlurmLauncher:
     if launcher.runs_per_task > 1 and launcher.nodes * launcher.ranks > 1:
         raise ValueError(
             "launcher.runs_per_task must be 1 where several processes do a run (launcher.nodes="
-            f"{launcher.nodes}, launcher.processes={launcher.ranks}), got {launcher.runs_per_task}"
+            f"{launcher.nodes}, {launcher.ranks_from}), got {launcher.runs_per_task}"
         )
     if launcher.gpus and launcher.ranks not in (1, launcher.gpus):
         raise ValueError(
@@ -136,7 +143,7 @@ def check_ranks(points: Sequence[Point], launcher: SlurmLauncher) -> None:
             point.config.rank_tokens(launcher.nodes * launcher.ranks)
         except ValueError as error:
             raise ValueError(
-                f"{error} (launcher.nodes={launcher.nodes} times launcher.processes={launcher.ranks})"
+                f"{error} (launcher.nodes={launcher.nodes} times {launcher.ranks_from})"
             ) from None
 
 

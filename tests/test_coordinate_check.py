@@ -190,18 +190,28 @@ def test_a_width_at_which_every_seed_diverged_is_no_flat_series(tmp_path):
     assert set(slopes["diverged"]) == {256}
 
 
-def test_a_series_that_diverged_at_every_width_has_its_row_and_its_panels(tmp_path):
+@pytest.mark.parametrize("name", ["aaa", "sso"])  # before the other series and after it
+def test_a_series_that_diverged_at_every_width_has_its_row_and_its_panels(name, tmp_path):
     path = synthetic(tmp_path)
     frames = [pd.read_parquet(tmp_path / name) for name in ("runs.parquet", "runs.coordinates.parquet")]
-    other = frames[0].assign(run_id="b" + frames[0]["run_id"].str[1:], optimizer="sso", status="diverged")
+    other = frames[0].assign(run_id="b" + frames[0]["run_id"].str[1:], optimizer=name, status="diverged")
     pd.concat([frames[0], other]).to_parquet(path)
     long = frames[1].assign(run_id="b" + frames[1]["run_id"].str[1:])
     pd.concat([frames[1], long]).to_parquet(tmp_path / "runs.coordinates.parquet")
-    lines = [line.split() for line in run(path).stdout.splitlines() if "sso" in line.split()]
+    done = run(path, "-o", tmp_path / "out")
+    lines = [line.split() for line in done.stdout.splitlines() if name in line.split()]
     assert len(lines) == 1
     assert " ".join(lines[0]).count("diverged at width 32, 64, 128, 256") == 2
     figure, _ = panels(checked(path))
     assert len(figure.axes) == 8
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["step 0, itself", "step 1", "step 4"]
+    slopes = pd.read_csv(tmp_path / "out" / "slopes.csv")
+    assert len(slopes) == 1 + 5 * len(TRUE)
+    (row,) = slopes[slopes["optimizer"] == name].to_dict("records")
+    assert (row["parametrization"], row["base_lr"], row["quantity"], row["seeds"]) == ("mup", 0.1, "all", 0)
+    assert (row["verdict"], row["diverged"]) == ("diverged", "32 64 128 256")
+    assert all(pd.isna(row[empty]) for empty in ("layer", "measure", "step", "value", "low", "high"))
 
 
 def test_another_step_that_says_otherwise_is_named_beside_the_last(tmp_path):

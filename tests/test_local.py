@@ -248,6 +248,19 @@ def test_a_pool_that_does_not_start_is_told(root, monkeypatch):
     assert local.at_work(root) is None
 
 
+def test_a_pool_that_never_begins_is_ended_and_told(root, monkeypatch, tmp_path):
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 600\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(hangs))
+    monkeypatch.setattr(local, "START_SECONDS", 0.3)
+    with pytest.raises(
+        RuntimeError, match=r"has not begun in 0\.3 s, and was killed; .*\.log has what it said"
+    ):
+        start(root)
+    assert local.at_work(root) is None
+
+
 def test_a_damaged_manifest_is_refused_by_name(root):
     planfile.write(make_plan(words(root, [2048], [0])))
     for text in ("{", "[]", '{"schema": 2}', '{"schema": 1, "pools": [{"name": "a"}]}'):

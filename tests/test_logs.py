@@ -73,6 +73,14 @@ def test_the_process_that_was_lost_is_shown(run_dir):
     leave(run_dir, *(word(rank, cause=LOST) for rank in range(RANKS) if rank != 11))
     found = said(run_dir.parent, ID, None)
     assert "printed by 11" in found.values()
+    assert "trace 0" in found.values()  # nothing else says what was under way
+    assert "trace 0" not in said(run_dir.parent, ID, 11).values()
+    (run_dir / TOLD.format(rank=0)).unlink()
+    (run_dir / TOLD.format(rank=1)).unlink()
+    assert "trace 2" in said(run_dir.parent, ID, None).values()
+    (run_dir / "error.txt").write_text("trace of the record")
+    found = said(run_dir.parent, ID, None)
+    assert [text for text in found.values() if "trace" in text] == ["trace of the record"]
 
 
 def test_the_command_says_what_other_logs_there_are(run_dir):

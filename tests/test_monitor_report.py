@@ -186,7 +186,9 @@ def test_runs_that_differ_in_length_are_said_to(made, make_ladder, seen_of):
     assert length_note(found, "width") is None
     even = seen_of(monitored(make_ladder).assign(monitor_looks=8))
     assert even is not None
-    assert "all looked at 8 times" in str(length_note(even, "tokens"))
+    note = str(length_note(even, "tokens"))
+    assert "all looked at 8 times" in note
+    assert "share" not in note  # looks every 50 steps may be as many, at other shares of each run
 
 
 def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, seen_of, tmp_path):
@@ -217,6 +219,19 @@ def test_the_picture_against_a_size_has_the_spread_over_seeds(made):
     (row,) = [r for r in rows if r["quantity"] == "attention_z_max" and r["tokens"] == 32768]
     assert (row["low"], row["value"], row["high"]) == (30, 30.5, 31)
     assert (row["seeds"], row["fewest_looks"], row["most_looks"]) == (2, 8, 8)
+
+
+@pytest.mark.parametrize("same", [9.15527e-05, 0.1])
+def test_seeds_that_agree_exactly_have_a_mean_that_is_theirs_and_a_picture(same, make_ladder, seen_of):
+    frame = monitored(make_ladder)
+    third = frame[frame["seed"] == 1].assign(seed=2, run_id="third" + frame["run_id"])
+    found = seen_of(pd.concat([frame, third], ignore_index=True).assign(outlier_share=same))
+    assert found is not None
+    for ratio in found.ratios("tokens"):
+        if ratio.quantity == "outlier_share":
+            assert {(end.seeds, end.low, end.mean, end.high) for end in ratio.ends} == {(3, same, same, same)}
+    _, rows = against_size(found, "tokens")
+    assert {row["value"] for row in rows if row["quantity"] == "outlier_share"} == {same}
 
 
 def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(made):

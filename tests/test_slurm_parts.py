@@ -12,7 +12,7 @@ from hyperp.record import CAUSES
 from hyperp.sweeps import slurm, submissions
 from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.submissions import Submission
-from hyperp.sweeps.submit import SlurmLauncher, _parameters, read_launcher
+from hyperp.sweeps.submit import SlurmLauncher, _parameters, check_ranks, read_launcher
 from hyperp.sweeps.task import count_stop
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
@@ -156,6 +156,20 @@ UNSHARED = [
         rf"runtime\.micro_batch_tokens must divide the 128 tokens of each of the 6 {OF_RUN.format(384)}",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["launcher.gpus=3"], "launcher.nodes=1 times launcher.gpus=3"),
+        (["launcher.gpus=3", "launcher.processes=3"], "launcher.nodes=1 times launcher.processes=3"),
+        (["launcher.nodes=3"], "launcher.nodes=3 times 1 process"),
+    ],
+)
+def test_of_processes_the_field_that_was_set_is_named(words, named, tmp_path):
+    plan = make_plan([f"runtime.root={tmp_path}", "launcher=slurm", "launcher.gpus=0", *words])
+    with pytest.raises(ValueError, match=rf"times the 3 processes of the run, got .* \({named}\)"):
+        check_ranks(plan.points, read_launcher(plan))
 
 
 @pytest.mark.parametrize(
