@@ -131,6 +131,7 @@ def recommend(
     """
     from hyperp.analysis.law import load_law
     from hyperp.analysis.recommend import recommend as ask
+    from hyperp.analysis.recommend import refuse_unknown
 
     if as_json and hydra:
         raise ValueError("--json and --hydra exclude each other, got both")
@@ -139,6 +140,8 @@ def recommend(
     asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
     fitted = load_law(law)
     found = ask(fitted, named, {n: v for n, v in asked.items() if v is not None}, extrapolate)
+    if not extrapolate:
+        refuse_unknown(fitted, found)
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:

@@ -50,7 +50,9 @@ At = Annotated[
     list[str] | None,
     typer.Option("--at", metavar="NAME=SIZE", help="a size under any other name, such as N=1e9; repeatable"),
 ]
-Extrapolate = Annotated[bool, typer.Option(help="answer beyond the law's reach too")]
+Extrapolate = Annotated[
+    bool, typer.Option(help="answer beyond the law's reach too, or where it hardly knows")
+]
 
 
 def ends_in(suffix: str) -> Callable[[Path | None], Path | None]:

@@ -182,6 +182,17 @@ def _wide(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
     ]
 
 
+def refuse_unknown(law: Law, found: Recommendation) -> None:
+    """Raise a Refusal, with the runs that would tell, where an interval spans more than a factor of WIDE."""
+    from hyperp.analysis.nextruns import next_runs  # which needs this module
+
+    ends = {"lr": (found.low, found.high), **{n: (b.low, b.high) for n, b in found.also.items()}}
+    if lines := _wide(ends):
+        target = {name: found.target[name] for name in law.ranges}
+        reason = f"{'; '.join(lines)}; --extrapolate prints it all the same"
+        raise Refusal(reason, next_runs(law, target).points)
+
+
 def _worst(basin: BasinRecord, end: float, also: Mapping[str, Beyond]) -> float:
     """The cost of a displaced rate at whichever end of the other intervals makes it dearest."""
     others = [(0.0, math.log(b.value / b.low), math.log(b.value / b.high)) for b in also.values()]

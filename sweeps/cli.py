@@ -68,7 +68,7 @@ def _options(
 def main() -> None:
     """Entry point. Bad input, a wrong option too, is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

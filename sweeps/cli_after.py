@@ -86,19 +86,22 @@ def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
 
 def logs(
     root: Root,
-    run_id: Annotated[str, typer.Argument(help="The run, as status names it", show_default=False)],
+    run_id: Annotated[
+        str, typer.Argument(help="The run, as status names it, or the beginning of that", show_default=False)
+    ],
     rank: Annotated[
         int | None, typer.Option(min=0, help="This one of its processes alone", show_default=False)
     ] = None,
 ) -> None:
-    """Print what a run printed, its traceback if it failed, and what its last job said outside of it.
+    """Print how a run ended, what it printed, its traceback if it failed, and what its last job said besides.
 
     Of several processes, what the main one printed, and the one that failed first.
 
     Example: hyperp-sweep logs runs/demo 0123456789ab
     """
-    from hyperp.sweeps.logs import others, said
+    from hyperp.sweeps.logs import end_of, others, said
 
+    run_id = _whole_id(root, run_id)
     found = said(root, run_id, rank)
     rest = others(root, run_id, found)
     names = ", ".join(path.name for path in rest)
@@ -107,11 +110,25 @@ def logs(
         raise ValueError(f"--rank must be {there}, got {rank}")
     if not found:
         raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
+    if line := end_of(root / run_id):
+        print(line)
     for path, text in found.items():
         print(f"==> {path} <==")
         print(text.rstrip())
     if rest:
         print(f"==> {len(rest)} more of its other processes (--rank N): {names} <==")
+
+
+def _whole_id(root: Path, given: str) -> str:
+    """The run that is meant by the beginning of its id; ValueError unless it is one."""
+    if given and (root / given).is_dir():
+        return given
+    known = [run.run_id for run in survey(root)]
+    same = [run_id for run_id in known if run_id.startswith(given)]
+    if len(same) != 1:
+        names = " or ".join(same[:8]) or f"one of the {len(known)} that status --all shows"
+        raise ValueError(f"RUN_ID must be a run of {root}: {names}, got {given!r}")
+    return same[0]
 
 
 def collect(

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hyperp import failure
+from hyperp.record import METRIC
 from hyperp.sweeps import local
 from hyperp.sweeps.account import last_sent
-from hyperp.sweeps.job import output_name
+from hyperp.sweeps.job import load_record, output_name
 
 
 def said(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
@@ -25,6 +26,19 @@ def said(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     if rank is None and not found:  # it may have failed before it could print
         return _texts(local.logs(root, run_id))
     return found
+
+
+def end_of(run_dir: Path) -> str | None:
+    """How a run ended, in one line; None if it has no record that can be read."""
+    try:
+        ended = load_record(run_dir)
+    except (OSError, ValueError):
+        return None
+    if ended is None:
+        return None
+    loss = "" if ended.loss is None else f", {METRIC}: {ended.loss:.4f}"
+    why = f": {ended.reason}" if ended.reason else f" after {ended.steps} steps{loss}"
+    return f"{ended.run_id}: {ended.status}{why}"
 
 
 def others(root: Path, run_id: str, shown: dict[Path, str]) -> list[Path]:

@@ -46,6 +46,27 @@ def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
     assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
 
 
+def test_a_rate_that_is_hardly_known_is_refused_with_the_runs_that_would_tell(make_ladder, tmp_path):
+    frame = make_ladder(tokens=(32768, 65536, 131072), scatter=2.0, octaves=(-12, 2))
+    frame.to_parquet(tmp_path / "runs.parquet")
+    law, points = tmp_path / "law.json", tmp_path / "points.yaml"
+    assert run("fit", tmp_path, "--by", "tokens", "-o", law).exit_code == 0
+    words = ["recommend", law, "--tokens", "262144"]
+    text = "the prediction interval of lr spans a factor of"
+    for more in ([], ["--hydra"]):
+        refused = run(*words, *more, "--points", points)
+        assert (refused.exit_code, refused.stdout) == (3, "")
+        assert text in refused.stderr
+        assert "run next:" in refused.stderr
+    refused = run(*words, "--json")
+    assert refused.exit_code == 3
+    assert text in json.loads(refused.stdout)["refused"]
+    assert yaml.safe_load(points.read_text())["blocks"]["points"]["points"]
+    shown = run(*words, "--extrapolate")
+    assert shown.exit_code == 0
+    assert "hardly identify it" in shown.stderr
+
+
 def test_next_says_so_where_nothing_it_may_choose_is_a_further_slice(demo, tmp_path):
     for among in ("width=64", "tokens=65536"):
         result = run("next", demo / "law.json", "--among", among, "-o", tmp_path / "points.yaml")
@@ -84,19 +105,6 @@ def test_hydra_words_are_not_printed_for_what_hyperp_train_cannot_do(make_ladder
         assert f"use the plain rate, lr={rate:.6g}" in result.stderr
         assert "run next" not in result.stderr
         assert result.stdout == ""
-
-
-def test_a_rate_that_is_hardly_identified_warns(make_ladder, tmp_path):
-    frame = make_ladder(tokens=(32768, 65536, 131072), scatter=2.0, octaves=(-12, 2))
-    frame.to_parquet(tmp_path / "runs.parquet")
-    assert run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json").exit_code == 0
-    result = run("recommend", tmp_path / "law.json", "--tokens", "1e5", "--json")
-    assert result.exit_code == 0
-    answer = json.loads(result.stdout)
-    assert answer["high"] > 30 * answer["low"]
-    (warning,) = answer["warnings"]
-    assert "the data hardly identify it; `hyperp-law next` says which runs would" in warning
-    assert result.stderr == f"warning: {warning}\n"
 
 
 def test_transfer_and_recommend_write_what_to_run(demo, tmp_path):

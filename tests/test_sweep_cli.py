@@ -198,6 +198,21 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(finished, tmp_pa
     assert (root / "plan.json").read_bytes() == before
 
 
+def test_logs_say_how_a_run_ended_and_take_the_beginning_of_its_id(finished, tmp_path):
+    root, _ = finished
+    ids = sorted(path.parent.name for path in root.glob("*/record.json"))
+    done = sweep("logs", root, ids[0][:8])
+    assert done.returncode == 0
+    assert re.match(
+        rf"{ids[0]}: finished after \d+ steps, held-out loss, nats per token: \d\.\d{{4}}\n", done.stdout
+    )
+    for wrong in ("", "zzz"):
+        done = sweep("logs", root, wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "RUN_ID must be a run of" in done.stderr
+    assert "is no folder" in sweep("logs", tmp_path / "none", ids[0]).stderr
+
+
 def test_version():
     done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"hyperp-sweep {version('hyperp-scaling')}\n")
