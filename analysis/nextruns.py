@@ -75,12 +75,27 @@ def next_runs(
         reason = "the slices lie exactly on the law: no further slice would shrink its interval"
         raise Refusal(f"{reason}; run one at the target to test it", [_at(law, goal)])
     used = [s for s in law.slices if s.used]
+    candidates = _offered(law, used, among) if among else _candidates(law, used)
+    choices = _choose(law, candidates, _row(law, goal), variance, count)
+    bracket = [_point(law, s.covariates, s.next_rates, 1) for s in law.slices if _wants_rates(law, s)]
+    return NextRuns(
+        target=goal,
+        width=_width(law, np.array(law.covariance), law.df, _row(law, goal), variance),
+        choices=choices,
+        bracket=bracket,
+        points=[*bracket, *(_point(law, c.covariates, c.rates, c.seeds) for c in choices)],
+    )
+
+
+def _choose(
+    law: Law, candidates: list[dict[str, Number]], x_target: np.ndarray, variance: float, count: int
+) -> list[Choice]:
+    """The slices that shrink the interval at `x_target` most for their cost, one after the other."""
+    used = [s for s in law.slices if s.used]
     costs = [c for c in (_cost(s.covariates) for s in used) if c is not None]
     dearest, typical = (max(costs), float(np.median(costs))) if costs else (1.0, 1.0)
     cov, df = np.array(law.covariance), law.df
-    x_target = _row(law, goal)
     choices: list[Choice] = []
-    candidates = _offered(law, used, among) if among else _candidates(law, used)
     for _ in range(min(count, len(candidates))):
         now = _width(law, cov, df, x_target, variance)
         scored = []
@@ -90,7 +105,7 @@ def next_runs(
             gain = math.log(now / _width(law, new, df + 1, x_target, variance))
             scored.append((gain / ((cost or 0.0) + typical), sizes, new, cost))
         _, sizes, cov, cost = max(scored, key=lambda s: s[0])
-        candidates.remove(sizes)
+        candidates = [one for one in candidates if one is not sizes]
         df += 1
         choices.append(
             Choice(
@@ -101,14 +116,7 @@ def next_runs(
                 width=_width(law, cov, df, x_target, variance),
             )
         )
-    bracket = [_point(law, s.covariates, s.next_rates, 1) for s in law.slices if _wants_rates(law, s)]
-    return NextRuns(
-        target=goal,
-        width=_width(law, np.array(law.covariance), law.df, x_target, variance),
-        choices=choices,
-        bracket=bracket,
-        points=[*bracket, *(_point(law, c.covariates, c.rates, c.seeds) for c in choices)],
-    )
+    return choices
 
 
 def _target(law: Law, given: Mapping[str, Number]) -> dict[str, Number]:

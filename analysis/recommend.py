@@ -238,14 +238,19 @@ def _within_reach(law: Law, scale: Mapping[str, float], extrapolation: list[Extr
     if not far:
         return
     worst = max(far, key=lambda e: e.factor)
-    edge = worst.high if worst.value > worst.high else worst.low
-    nearer = {**scale, worst.covariate: math.sqrt(edge * worst.value)}
+    above = worst.value > worst.high
+    edge = worst.high if above else worst.low
+    middle = math.sqrt(edge * worst.value)  # or as far towards it as the law itself reaches
+    size = min(middle, edge * law.reach) if above else max(middle, edge / law.reach)
+    enough = worst.value / law.reach if above else worst.value * law.reach
+    nearer = {**scale, worst.covariate: size}
     if isinstance(edge, int):
         nearer[worst.covariate] = round(nearer[worst.covariate])
     raise Refusal(
         f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
-        f"{worst.low} to {worst.high}, and the law reaches {law.reach:g} times; "
-        "run a slice nearer to it, or give --extrapolate",
+        f"{worst.low} to {worst.high}, and the law reaches {law.reach:g} times, "
+        f"from a slice at {enough:.3g} {'or more' if above else 'or less'}: run one on the way there, "
+        "or give --extrapolate",
         [_point(law, nearer)],
     )
 

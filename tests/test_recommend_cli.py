@@ -36,6 +36,12 @@ def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
     assert "tokens=4000000 lies 15.3 times outside the fitted range 32768 to 262144" in result.stderr
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {1024000}
+    assert "from a slice at 4e+05 or more" in result.stderr
+    run(
+        "recommend", law, "--tokens", "1e13", "--points", tmp_path / "far.yaml"
+    )  # as far as the law itself reaches
+    points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
+    assert {p["scale.tokens"] for p in points} == {2621440}
     assert run(*far, "--extrapolate").exit_code == 0
 
 
