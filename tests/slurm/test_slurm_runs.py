@@ -248,3 +248,14 @@ def test_without_slurm_the_runs_speak_for_themselves(cluster, sweep, tmp_path, m
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "hyperp-sweep: error: squeue is not on this machine\n"
     assert record.load(make_plan(words).points[0].run_dir) is not None
+
+
+@pytest.mark.slow
+def test_auto_waits_for_the_jobs_that_it_sent(cluster, sweep, tmp_path):
+    grid = "+sweep.blocks.a={grid:{scale.tokens:[2048,4096,8192]},lr:{center:-5,octaves:1}}"
+    words = [*TINY, *SLURM, "parametrization=raw", grid, f"runtime.root={tmp_path}"]
+    done = sweep("auto", *words, "--until", "interval=1%", "--rounds", "1")
+    assert done.returncode == 1, done.stderr
+    assert "1 rounds are over" in done.stderr
+    assert "9 runs, " in done.stdout
+    assert report(tmp_path)["counts"] == {"finished": 9}
