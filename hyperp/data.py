@@ -290,11 +290,16 @@ class Batches:
         """
         available = max(0, len(self.corpus.held_out) - 1) // self.context
         count = tokens // self.context
+        if not available:
+            raise ValueError(
+                f"the held-out part of data.source={self.corpus.name} must be longer than model.context="
+                f"{self.context} tokens, got {len(self.corpus.held_out)}: the corpus is too small"
+            )
         if not 1 <= count <= available:
             raise ValueError(
                 f"data.held_out_tokens must be in {self.context} ... {available * self.context} (windows of "
-                f"{self.context} in the held-out part of data.source={self.corpus.name}), got {tokens}"
-                + (f"; give data.held_out_tokens={available * self.context}" if available else "")
+                f"{self.context} in the held-out part of data.source={self.corpus.name}), got {tokens}; "
+                f"give data.held_out_tokens={available * self.context}"
             )
         return self._gather(self.corpus.held_out, np.arange(count) * available // count)
 

@@ -146,6 +146,11 @@ def test_a_held_out_set_that_does_not_exist_is_refused(tokens):
     batches = Batches(corpus_of(2000, held_out=100 * CONTEXT + 1), CONTEXT, 4, seed=0)
     with pytest.raises(ValueError, match=rf"data.held_out_tokens must be in 16 ... 1600 .* got {tokens}"):
         batches.held_out(tokens)
+    short = Batches(corpus_of(2000, held_out=CONTEXT), CONTEXT, 4, seed=0)
+    with pytest.raises(
+        ValueError, match=r"must be longer than model\.context=16 tokens, got 16: the corpus is too"
+    ):
+        short.held_out(CONTEXT)
 
 
 # Refusals of Batches
