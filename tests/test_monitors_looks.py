@@ -142,6 +142,8 @@ def test_what_is_not_finite_is_logged_as_text_and_summed_up_as_none(tmp_path):
 def test_a_compiled_model_is_looked_into_without_compiling_again():
     from torch._dynamo.utils import counters
 
+    torch._dynamo.reset()  # tests before this one may have compiled too
+    counters.clear()
     rows, graphs = [], []
     for compiled in ("false", "true"):
         trainer = trainer_at(2, "runtime.monitor_every=2", f"runtime.compile={compiled}")
