@@ -183,7 +183,7 @@ def test_of_processes_the_field_that_was_set_is_named(words, named, tmp_path):
         ),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
         (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
-        (["logs", "nowhere", "0123456789ab"], r"RUN_ID must be a run of nowhere .*, got 0123456789ab"),
+        (["logs", "nowhere", "0123456789ab"], r"ROOT must be .*, got nowhere, which is no folder"),
     ],
 )
 def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
