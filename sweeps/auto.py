@@ -87,9 +87,11 @@ def ladder_of(plan: Plan, by: str) -> list[list[Point]]:
         blocks = sorted(
             {name for one in longest for points in one.values() for p in points for name in p.blocks}
         )
+        how = "give one value of what else varies"
+        if blocks:
+            how = f"of the blocks {', '.join(blocks)} leave some out, such as with ~sweep.blocks.{blocks[0]}"
         raise ValueError(
-            f"the plan must have one law over {by}, got {len(longest)} with {most} sizes each, of the blocks "
-            f"{', '.join(blocks)}: leave some out, such as with ~sweep.blocks.{blocks[0]}"
+            f"the plan must have one law over {by}, got {len(longest)} with {most} sizes each: {how}"
         )
     return sorted(longest[0].values(), key=_flops_of)
 

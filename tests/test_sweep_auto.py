@@ -145,8 +145,11 @@ def test_a_law_is_of_the_runs_that_differ_in_one_size_alone(tmp_path):
     with pytest.raises(ValueError, match="must have 3 or more sizes of depth with all else alike, got 2"):
         ladder_of(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
     twin = other.replace("65536]", "65536,131072,262144,524288,1048576]")
-    with pytest.raises(ValueError, match="got 2 with 7 sizes each, of the blocks a, b: leave some out"):
+    with pytest.raises(ValueError, match="got 2 with 7 sizes each: of the blocks a, b leave some out"):
         ladder_of(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
+    words = ["scale.tokens=16384,32768,65536", "optim=muonh,adamw", "base_lr=0.01,0.02"]
+    with pytest.raises(ValueError, match="got 2 with 3 sizes each: give one value of what else varies"):
+        ladder_of(make_plan([*words, f"runtime.root={tmp_path}"]), "tokens")
 
 
 def test_what_is_asked_for():
