@@ -74,12 +74,12 @@ def fit(
     from hyperp.analysis.show import show_law
 
     command = _fit_command(locals())
-    fixed, tuned = fixed_of(fix), tuple(names_of(over))
-    columns = [*names_of(",".join(by)), *fixed, *(slice_by or []), *tuned[1:]]
+    sizes, fixed, tuned = names_of(",".join(by)), fixed_of(fix), tuple(names_of(over))
+    columns = [*sizes, *fixed, *(slice_by or []), *tuned[1:]]
     table, rows = load(runs, mapping, where, columns, loss=not optima)
     law = fit_law(
         table,
-        names_of(",".join(by)),
+        sizes,
         rows,
         fixed,
         window,

@@ -42,6 +42,9 @@ def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
     )  # as far as the law itself reaches
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {2621440}
+    below = run("recommend", law, "--tokens", "600").stderr
+    assert "from a slice at 6e+03 or less" in below
+    assert "tokens=4434" in below  # half way, in log
     assert run(*far, "--extrapolate").exit_code == 0
 
 

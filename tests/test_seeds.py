@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import sem, t
 
 from hyperp.analysis.fit import fit_law
 from hyperp.analysis.law import Law
@@ -40,7 +41,10 @@ def test_each_value_is_the_law_of_that_seed_alone():
         alone = law_of(frame[frame["seed"] == int(seed)])
         np.testing.assert_allclose(value, alone.exponents["tokens"].value, rtol=1e-9, atol=1e-12)
         assert not alone.by_seed
-    np.testing.assert_allclose(found.mean, np.mean(list(found.values.values())), rtol=1e-12, atol=0)
+    values = np.array(list(found.values.values()))
+    np.testing.assert_allclose(found.mean, values.mean(), rtol=1e-12, atol=0)
+    ends = t.interval(0.95, len(values) - 1, loc=values.mean(), scale=sem(values))
+    np.testing.assert_allclose((found.low, found.high), ends, rtol=1e-9, atol=0)
     assert f"mean {found.mean:.3f}" in "".join(lines_of(law))
 
 

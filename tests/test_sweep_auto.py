@@ -8,7 +8,7 @@ import pytest
 
 from hyperp import record
 from hyperp.sweeps import planfile
-from hyperp.sweeps.auto import Goal, ladder_of, read_until, search
+from hyperp.sweeps.auto import LEAST, Goal, ladder_of, read_until, search
 from hyperp.sweeps.collect import collect
 from hyperp.sweeps.plan import make_plan
 from hyperp.train import base_record
@@ -70,9 +70,12 @@ def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
 def test_what_another_process_planned_and_did_not_finish_is_done(tmp_path):
     goal = Goal("tokens", 0.5, 2097152)
     planfile.write(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as one that was killed leaves it
-    _, last, _, rounds = searched(tmp_path, goal)
+    _, last, between, rounds = searched(tmp_path, goal)
     ids = [point.run_id for one in rounds for point in one.points]
     assert (last.reason, len(set(ids))) == (None, last.runs)
+    # Fewer slices reach the goal, and are not believed.
+    assert last.runs == LEAST * 10
+    assert any(step.half is not None and step.half <= goal.half for step in between[:-1])
     _, again, steps, _ = searched(tmp_path, goal)
     assert (again.runs, len(steps)) == (last.runs, 1)  # all is there: one fit
 
