@@ -1,13 +1,12 @@
 """The command `hyperp-law coordinates`."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hyperp.analysis.options import AsJson, Map, RunsArgument, Where, load
+from hyperp.analysis.options import AsJson, Decorator, Map, RunsArgument, Where, load
 from hyperp.analysis.vocabulary import FLAT
 
 
@@ -46,6 +45,6 @@ def coordinates(
             typer.echo(f"wrote {path}", err=as_json)
 
 
-def register(app: typer.Typer, answer: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+def register(app: typer.Typer, answer: Decorator) -> None:
     """Add the command; `answer` turns bad input and refusals into one line and an exit code."""
     app.command()(answer(coordinates))

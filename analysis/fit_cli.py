@@ -1,7 +1,7 @@
 """The command `hyperp-law fit`."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ import typer
 
 from hyperp.analysis.options import (
     AsJson,
+    Decorator,
     Fix,
     Map,
     MethodOption,
@@ -26,8 +27,6 @@ from hyperp.analysis.options import (
     words_of,
 )
 from hyperp.analysis.vocabulary import REACH, WINDOW
-
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def fit(

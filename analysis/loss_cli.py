@@ -1,15 +1,13 @@
 """The commands `hyperp-law loss` and `hyperp-law leverage`."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from hyperp.analysis.options import AsJson, Map, PointsFile, RunsArgument, Where, ends_in, words_of
+from hyperp.analysis.options import AsJson, Decorator, Map, PointsFile, RunsArgument, Where, ends_in, words_of
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 FormOption = Annotated[
     Literal["power", "chinchilla"], typer.Option("--form", help="E + A C^-b, or E + A N^-alpha + B D^-beta")
 ]

@@ -50,6 +50,7 @@ At = Annotated[
     list[str] | None,
     typer.Option("--at", metavar="NAME=SIZE", help="a size under any other name, such as N=1e9; repeatable"),
 ]
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 Extrapolate = Annotated[
     bool, typer.Option(help="answer beyond the law's reach too, or where it hardly knows")
 ]

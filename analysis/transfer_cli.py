@@ -1,7 +1,6 @@
 """The command `hyperp-law transfer`."""
 
 import json
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.options import (
     AsJson,
+    Decorator,
     Map,
     MethodOption,
     PointsFile,
@@ -58,6 +58,6 @@ def transfer(
         show_transfer(over, found)
 
 
-def register(app: typer.Typer, answer: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+def register(app: typer.Typer, answer: Decorator) -> None:
     """Add the command; `answer` turns bad input and refusals into one line and an exit code."""
     app.command()(answer(transfer))

@@ -10,6 +10,7 @@ outliers as entries above 6 times the RMS, are what arXiv 2603.28743 watches.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from hyperp.model.moe import MoE
 from hyperp.model.transformer import Attention, Block, Transformer
 
 OUTLIER = 6.0  # times the RMS of the tensor
+Found = defaultdict[str, list[Tensor]]
 QUERIES = 512  # of a sequence at once, so that long contexts need no T x T scores
 
 
@@ -37,15 +39,18 @@ def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) 
     of all of them together, and the same on every rank.
     """
     ranks = ranks or Ranks()
-    found: dict[str, list[Tensor]] = defaultdict(list)
+    whole, means, maxima = Found(list), Found(list), Found(list)  # by how the ranks' values become one
 
     def sizes(name: str, x: Tensor) -> None:
-        for end, value in sizes_of(x.float(), ranks).items():
-            found[f"{name}_{end}"].append(value)
+        x = x.float()
+        rms = ranks.mean(x.square().mean()).sqrt()
+        whole[f"{name}_rms"].append(rms)
+        maxima[f"{name}_max"].append(x.abs().amax())
+        means[f"{name}_outliers"].append((x.abs() > OUTLIER * rms).float().mean())
 
     def z_values(name: str, lse: Tensor) -> None:
-        found[f"{name}_z"].append(lse.square().mean())
-        found[f"{name}_lse_max"].append(lse.amax())
+        means[f"{name}_z"].append(lse.square().mean())
+        maxima[f"{name}_lse_max"].append(lse.amax())
 
     def attention(module: Attention, args: tuple[Tensor, ...], output: Tensor) -> None:
         sizes("attention_output", output)
@@ -73,26 +78,22 @@ def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) 
     finally:
         for hook in hooks:
             hook.remove()
-    seen = {name: torch.stack(values) for name, values in found.items()}
-    return over_ranks(seen | {"logit_max": logits_BTV.abs().amax().float()}, ranks)
-
-
-def sizes_of(x: Tensor, ranks: Ranks) -> dict[str, Tensor]:
-    """RMS of the entries of all ranks, and of this one's the largest and the share above OUTLIER RMS."""
-    rms = ranks.mean(x.square().mean()).sqrt()
-    return {"rms": rms, "max": x.abs().amax(), "outliers": (x.abs() > OUTLIER * rms).float().mean()}
-
-
-def over_ranks(seen: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """The largest of maxima and the mean of means over all ranks, in two exchanges; RMS are so already."""
+    logit = {"logit_max": logits_BTV.abs().amax().float()}
     if not ranks.together:
-        return seen
-    for ends, join in (("_max",), largest), (("_outliers", "_z"), ranks.mean):
-        names = [name for name in seen if name.endswith(ends)]
-        flat = join(torch.cat([seen[name].reshape(-1) for name in names]))
-        parts = flat.split([seen[name].numel() for name in names])
-        seen = seen | {name: part.view_as(seen[name]) for name, part in zip(names, parts, strict=True)}
-    return seen
+        return stacked(whole) | stacked(means) | stacked(maxima) | logit
+    return stacked(whole) | joined(stacked(means), ranks.mean) | joined(stacked(maxima) | logit, largest)
+
+
+def stacked(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """The layers' values of every quantity, (L,) each."""
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def joined(seen: dict[str, Tensor], join: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What `join` makes of all ranks' values, in one exchange."""
+    flat = join(torch.cat([value.reshape(-1) for value in seen.values()]))
+    parts = flat.split([value.numel() for value in seen.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(seen.items(), parts, strict=True)}
 
 
 def largest(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 
 from hyperp.record import CAUSES
 from hyperp.sweeps import slurm, submissions
+from hyperp.sweeps.cli_start import _under_way
 from hyperp.sweeps.plan import make_plan
 from hyperp.sweeps.submissions import Submission
 from hyperp.sweeps.submit import SlurmLauncher, _parameters, check_ranks, read_launcher
@@ -191,3 +192,14 @@ def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_p
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert re.fullmatch(f"hyperp-sweep: error: {message}\n", done.stderr), done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_slurm_that_does_not_answer_leaves_auto_waiting(tmp_path, monkeypatch, capsys):
+    plan = make_plan(["seed=0,1", f"runtime.root={tmp_path}"])
+    ids = [[point.run_id] for point in plan.points]
+    submissions.append(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", ids))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
+    assert _under_way(plan)
+    assert "asking again" in capsys.readouterr().err
+    (tmp_path / submissions.NAME).unlink()  # nothing was sent: nothing to wait for
+    assert not _under_way(plan)
