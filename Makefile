@@ -42,14 +42,10 @@ test-slurm: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# pyright cannot know that sweeps/ is imported as hyperp.sweeps, so it sees the package as it is installed.
 lint: $(STAMP)
-	@rm -rf build/lint && mkdir -p build/lint/hyperp
-	@ln -s $(CURDIR)/hyperp/* $(CURDIR)/sweeps $(CURDIR)/analysis $(CURDIR)/conf build/lint/hyperp
-	@ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml build/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd build/lint && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python
+	$(BIN)/python tests/lint.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

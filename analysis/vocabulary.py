@@ -1,6 +1,7 @@
 """Names and defaults that every part of the analysis shares; imports nothing heavy."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, get_args
 
@@ -52,3 +53,21 @@ REACH = 10.0
 VARIES = 1.1
 # An exponent of activations in width that counts as none. Where a rule is wrong, theory has 1/2 or 1.
 FLAT = 0.1
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published exponent of the optimal learning rate, and where it was measured."""
+
+    exponent: float
+    domain: str
+    source: str
+
+
+# All for MuonH under HyperP; 0.56 and -0.32 are fits, 0.5 and -0.5 the rules that the authors' code applies.
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "tokens": (Published(-0.32, "10B to 166B tokens, 208M parameters, linear decay", "arXiv 2603.28743"),),
+    "batch_tokens": (Published(0.56, "256K to 2M tokens a step", "arXiv 2603.28743"),),
+    "depth": (Published(-0.5, "8 to 24 blocks, as a rule", "arXiv 2603.28743"),),
+    "width": (Published(0.0, "as a rule", "arXiv 2603.28743"),),
+}

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from hyperp.config import Config, compose, one_line, register_schema, resolve
 from hyperp.files import HeldError
-from hyperp.record import load_or_set_aside
+from hyperp.rundir.record import load_or_set_aside
 
 BAD_INPUT = 2
 LINE_SECONDS = 30.0  # between two lines where there is no terminal for a bar
@@ -33,7 +33,9 @@ def app(cfg: DictConfig) -> float | None:
     try:
         refuse_plan(cfg)
         config = resolve(cfg)
-        from hyperp.distributed import joined  # imports torch, which a wrong configuration need not wait for
+        from hyperp.distributed.ranks import (
+            joined,  # imports torch, which a wrong configuration need not wait for
+        )
 
         with joined(config.runtime.timeout):
             record = run_one(config)
@@ -73,9 +75,9 @@ def refuse_plan(cfg: DictConfig) -> None:
 
 def run_one(config: Config):
     """Train with a progress bar and print how the run ended. A ValueError of `train` is bad input."""
-    from hyperp.data import load_corpus
-    from hyperp.distributed import world
-    from hyperp.train import train
+    from hyperp.data.corpus import load_corpus
+    from hyperp.distributed.ranks import world
+    from hyperp.training.train import train
 
     run_dir, main = Path(config.runtime.root) / config.run_id(), world().main
     ended, corpus = load_or_set_aside(run_dir) if main else None, load_corpus(config.data)
@@ -98,7 +100,7 @@ def run_one(config: Config):
 
 def run_in_sweep(config: Config):
     """Train one point of a sweep, alone: what happens becomes a record, so that the other points go on."""
-    from hyperp.train import train_or_record_failure
+    from hyperp.training.train import train_or_record_failure
 
     run_dir = Path(config.runtime.root) / config.run_id()
     with progress_bar(config) as report:
@@ -174,7 +176,7 @@ def prepare(words: list[str]) -> None:
         "--separator", type=int, help="id put between documents (default: the end-of-text id)"
     )
     args = parser.parse_args(words)
-    from hyperp.tokenize import prepare as tokenise
+    from hyperp.data.tokenize import prepare as tokenise
 
     made = tokenise(args.files, args.out, args.tokenizer, args.tiktoken, args.separator)
     print(f"{args.out}: {made['tokens']:,} tokens of {made['vocab_size']:,} ids from {made['bytes']:,} bytes")

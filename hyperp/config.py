@@ -128,10 +128,11 @@ class RuntimeConfig:
 
     `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
     takes the whole batch at once, or each process's part of it; `log_every`, `eval_every`, `checkpoint_every`
-    and `monitor_every` (see `hyperp.monitors`) count steps, 0 is only at the end (evaluation) or never
+    and `monitor_every` (see `hyperp.monitoring`) count steps, 0 is only at the end (evaluation) or never
     (checkpoint, monitors). `monitor_looks` above 0 is how often monitors look in place of that, at equal
     shares of the run, so that runs of different lengths are looked at as often. `wandb` is a W&B project,
-    empty for none. `coordinates` are the steps after which `hyperp.coordinates` measures activations.
+    empty for none. `coordinates` are the steps after which activations are measured, see
+    `hyperp.training.coordinates`.
 
     Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
     them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperp.failure import LOST
 from hyperp.files import HeldError, lock
-from hyperp.record import Record
-from hyperp.sweeps import local, slurm, submissions
-from hyperp.sweeps.local import Pool
-from hyperp.sweeps.slurm import Job, SlurmError
-from hyperp.sweeps.status import DONE, Run, state_of, survey
-from hyperp.sweeps.submissions import Submission
-from hyperp.sweeps.task import STOPPED, UNWRITTEN
+from hyperp.rundir.failure import LOST
+from hyperp.rundir.record import Record
+from hyperp.sweeps.local import background_pools as local
+from hyperp.sweeps.local.background_pools import Pool
+from hyperp.sweeps.runs.status import DONE, Run, state_of, survey
+from hyperp.sweeps.slurm import commands as slurm
+from hyperp.sweeps.slurm import submissions
+from hyperp.sweeps.slurm.commands import Job, SlurmError
+from hyperp.sweeps.slurm.job import STOPPED, UNWRITTEN
+from hyperp.sweeps.slurm.submissions import Submission
 
 Warn = Callable[[str], None]
 
@@ -195,7 +197,7 @@ def _dead(root: Path, run: Run, job: Job) -> Run:
     failed = replace(run, status="failed", reason=reason, cause=job.cause)
     if run.planned is None:
         return failed
-    from hyperp.sweeps.job import record_failure
+    from hyperp.sweeps.runs.run import record_failure
 
     run_dir = root / run.run_id
     with contextlib.suppress(OSError, HeldError):

@@ -15,12 +15,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from hyperp.scale import Scale
-from hyperp.sweeps import planfile
-from hyperp.sweeps.collect import setting
-from hyperp.sweeps.job import load_record
-from hyperp.sweeps.plan import Block, Plan, Point, Sweep, make_plan
-from hyperp.sweeps.status import DONE
-from hyperp.sweeps.words import parse
+from hyperp.sweeps.collect.table import setting
+from hyperp.sweeps.plan import planfile
+from hyperp.sweeps.plan.overrides import parse
+from hyperp.sweeps.plan.plan import Plan, Point, make_plan
+from hyperp.sweeps.plan.sweep import Block, Sweep
+from hyperp.sweeps.runs.run import load_record
+from hyperp.sweeps.runs.status import DONE
 
 LAW = Path(sys.executable).with_name("hyperp-law")
 REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
@@ -103,7 +104,7 @@ def _flops_of(points: Sequence[Point]) -> float:
 def search(
     plan: Plan,
     goal: Goal,
-    do: Callable[[Plan], None],
+    do: Callable[[Plan], object],
     show: Callable[[Step], None],
     table: Callable[[], Path],
 ) -> Step:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hyperp import failure
-from hyperp.record import METRIC
-from hyperp.sweeps import local
+from hyperp.rundir import failure
+from hyperp.rundir.record import METRIC
 from hyperp.sweeps.account import last_sent
-from hyperp.sweeps.job import load_record, output_name
+from hyperp.sweeps.local import background_pools as local
+from hyperp.sweeps.runs.run import load_record, output_name
 
 
 def said(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:

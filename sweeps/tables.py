@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hyperp.sweeps.cost import USUAL, Assumed
-from hyperp.sweeps.plan import Plan
-from hyperp.sweeps.status import DONE, STATUSES, Run, counts, counts_line
+from hyperp.sweeps.plan.plan import Plan
+from hyperp.sweeps.runs.cost import USUAL, Assumed
+from hyperp.sweeps.runs.status import DONE, STATUSES, Run, counts, counts_line
 
 WIDE = 160  # columns where the output is no terminal, so that no line is folded
 

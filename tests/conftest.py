@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.law_command import run
+from tests.analysis.law_command import run
 
 CONTEXT = {
     "optimizer": "muonh",

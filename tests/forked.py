@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-MAIN = {"hyperp-train": "hyperp.command", "hyperp-sweep": "hyperp.sweeps.cli"}
+MAIN = {"hyperp-train": "hyperp.command", "hyperp-sweep": "hyperp.sweeps.cli.main"}
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         *MAIN.values(),
-        "hyperp.sweeps.collect",
-        "hyperp.train",
+        "hyperp.sweeps.collect.table",
+        "hyperp.training.train",
         "pytest",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",

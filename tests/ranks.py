@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from hyperp import distributed
+from hyperp.distributed import ranks as distributed
 from tests.forked import context
 
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from hyperp import heartbeat
 from hyperp.files import HeldError, lock, remove_leftovers, replacing, write_json
-from hyperp.heartbeat import Heartbeat
-from hyperp.metrics import MetricsLog
+from hyperp.rundir import heartbeat
+from hyperp.rundir.heartbeat import Heartbeat
+from hyperp.rundir.metrics import MetricsLog
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path):

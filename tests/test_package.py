@@ -4,11 +4,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +50,10 @@ def test_every_module_and_template_is_in_the_wheel(wheel_names):
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("hyperp.analysis.cli", ("torch", "hyperp.sweeps")),
+        ("hyperp.analysis.cli.main", ("torch", "hyperp.sweeps")),
         ("hyperp.config", ("torch", "pandas", "hyperp.sweeps", "hyperp.analysis")),
-        ("hyperp.train", ("pandas", "hyperp.sweeps", "hyperp.analysis")),
-        ("hyperp.sweeps.cli", ("hyperp.analysis",)),
+        ("hyperp.training.train", ("pandas", "hyperp.sweeps", "hyperp.analysis")),
+        ("hyperp.sweeps.cli.main", ("hyperp.analysis",)),
     ],
 )
 def test_layers(module, forbidden):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_grouped_mm = torch._grouped_mm  # pyright: ignore[reportPrivateImportUsage]
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16  # bytes between the rows of what grouped_mm takes
 
@@ -25,15 +26,15 @@ def grouped_linear(x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
     dtype = compute_dtype(x_RD)
     x_RD, weight_EOD = x_RD.to(dtype), weight_EOD.to(dtype)
     if not has_grouped_mm(x_RD, weight_EOD):
-        return loop_linear(x_RD, weight_EOD, load_E)
+        return loop_linear(x_RD, weight_EOD, load_E)  # pyright: ignore[reportCallIssue]
     if torch.compiler.is_compiling() and dtype != torch.bfloat16:  # all that torch can trace it in
-        return _uncompiled(x_RD, weight_EOD, load_E)
-    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore[reportReturnType]
+        return _uncompiled(x_RD, weight_EOD, load_E)  # pyright: ignore[reportCallIssue]
+    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore
 
 
 @torch.compiler.disable
 def _uncompiled(x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
-    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore[reportReturnType]
+    return _GroupedLinear.apply(x_RD, weight_EOD, load_E)  # pyright: ignore
 
 
 @torch.compiler.disable  # it would be compiled again for every load
@@ -61,14 +62,14 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(ctx: Any, x_RD: Tensor, weight_EOD: Tensor, load_E: Tensor) -> Tensor:
         ends_E = load_E.cumsum(0).to(torch.int32)
         ctx.save_for_backward(x_RD, weight_EOD, load_E, ends_E)
-        return torch._grouped_mm(x_RD, weight_EOD.mT, offs=ends_E)
+        return _grouped_mm(x_RD, weight_EOD.mT, offs=ends_E)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x_RD, weight_EOD, load_E, ends_E = ctx.saved_tensors
         grad_RO = grads[0].contiguous()
-        grad_RD = torch._grouped_mm(grad_RO, weight_EOD, offs=ends_E)
-        grad_EOD = torch._grouped_mm(grad_RO.mT, x_RD, offs=ends_E)
+        grad_RD = _grouped_mm(grad_RO, weight_EOD, offs=ends_E)
+        grad_EOD = _grouped_mm(grad_RO.mT, x_RD, offs=ends_E)
         # github.com/pytorch/pytorch/issues/172439: not zero, and possibly not finite
         return grad_RD, grad_EOD.masked_fill((load_E == 0)[:, None, None], 0.0), None
 

@@ -17,10 +17,18 @@ from torch.distributed.tensor import DTensor
 
 from hyperp.optim import checks
 from hyperp.optim.batch import Job, batches, copy_units, state_of, update
-from hyperp.optim.exchange import Local, Part, Replicated, Whole, pipelined
-from hyperp.optim.msign import dtype_for
+from hyperp.optim.distributed.exchange import Local, Part, Replicated, Whole, pipelined
+from hyperp.optim.distributed.sharded import (
+    Dealer,
+    Verdict,
+    answers,
+    ask_all_ranks,
+    check_layout,
+    full_state,
+    own_state,
+)
+from hyperp.optim.linalg.msign import dtype_for
 from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, option_names
-from hyperp.optim.sharded import Dealer, Verdict, answers, ask_all_ranks, check_layout, full_state, own_state
 from hyperp.optim.split import check_split
 from hyperp.optim.units import Piece, joined, pieces
 

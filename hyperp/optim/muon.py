@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.msign import Method, msign, validate
+from hyperp.optim.linalg.msign import Method, msign, validate
 from hyperp.optim.rule import Rate, Rule, State, descend, register, rule_of
 from hyperp.roles import Role
 

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.msign import Method, msign, validate
+from hyperp.optim.linalg.msign import Method, msign, validate
 from hyperp.optim.rule import Rate, Rule, State, register, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role

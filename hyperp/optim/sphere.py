@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from hyperp.optim.linalg.spectral import BLOCK, cold_triple, warm_triple
 from hyperp.optim.rule import Rate, SphereError, State, descend
-from hyperp.optim.spectral import BLOCK, cold_triple, warm_triple
 
 RadiusMode = Literal["aspect", "unit"]
 Retraction = Literal["hard", "dynamic"]

@@ -16,12 +16,12 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.msign import Method, msign, unit_frobenius, validate
+from hyperp.optim.linalg.msign import Method, msign, unit_frobenius, validate
+from hyperp.optim.linalg.spectral import BLOCK
+from hyperp.optim.linalg.tangent import COLD_SLOPE, tangent_step
 from hyperp.optim.muon import muon_scale
 from hyperp.optim.rule import Rate, Rule, State, register, rule_of
-from hyperp.optim.spectral import BLOCK
 from hyperp.optim.sphere import RadiusMode, Retraction, SpectralSphere
-from hyperp.optim.tangent import COLD_SLOPE, tangent_step
 from hyperp.roles import Role
 
 ScaleMode = Literal["radius", "aspect", "original", "match_rms_adamw"]

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import curve_fit
 
-from hyperp.analysis.baselines import WINDOW, fit_parabolas
-from hyperp.analysis.basin import fit_basin
-from hyperp.analysis.basin_bootstrap import shared_bootstrap, two_stage_bootstrap
-from hyperp.analysis.meta import meta_regression, t_quantile
+from hyperp.analysis.optima.basin.fit import fit_basin
+from hyperp.analysis.random_effects import meta_regression, t_quantile
+from tests.oracles.baselines import WINDOW, fit_parabolas
+from tests.oracles.basin_bootstrap import shared_bootstrap, two_stage_bootstrap
 
 LN2 = np.log(2.0)
 EXPONENT, SKEW, DEPTH = -0.4, 0.15, 0.01  # of the law; of the basin, per octave; excess loss at one octave

@@ -24,11 +24,11 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from hyperp.analysis.leverage import leverage
-from hyperp.analysis.loss_bootstrap import bootstrap, intervals
-from hyperp.analysis.loss_law import DELTA, fit_loss, parameters, profile
-from hyperp.analysis.loss_points import LossPoints, loss_points
-from hyperp.analysis.loss_solver import huber
+from hyperp.analysis.loss.bootstrap import bootstrap, intervals
+from hyperp.analysis.loss.fit import DELTA, fit_loss, parameters, profile
+from hyperp.analysis.loss.leverage import leverage
+from hyperp.analysis.loss.points import LossPoints, loss_points
+from hyperp.analysis.loss.solver import huber
 
 RESAMPLES = 1000
 SIMULATIONS = 300
@@ -54,12 +54,14 @@ def read(path: str | None) -> LossPoints:
 
 def timed(action, repeats: int = 5):
     """The answer and the least time of some repeats, in seconds."""
-    times = []
-    for _ in range(repeats):
+    begin = time.perf_counter()
+    found = action()
+    least = time.perf_counter() - begin
+    for _ in range(repeats - 1):
         begin = time.perf_counter()
-        found = action()
-        times.append(time.perf_counter() - begin)
-    return found, min(times)
+        action()
+        least = min(least, time.perf_counter() - begin)
+    return found, least
 
 
 def plain(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from hyperp.config import compose, resolve
-from hyperp.trainer import Trainer
+from hyperp.training.trainer import Trainer
 
 MODELS = {
     "default (width 32, depth 2)": (),

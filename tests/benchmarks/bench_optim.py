@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.optim import SSO, GroupedOptimizer, MuonH, MuonSphere
-from hyperp.optim.msign import unit_frobenius
+from hyperp.optim.linalg.msign import unit_frobenius
 from hyperp.optim.rule import State, register
 from hyperp.optim.sso import SSORule
 

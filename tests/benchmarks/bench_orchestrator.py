@@ -18,8 +18,8 @@ from pathlib import Path
 
 import submitit
 
-from hyperp.sweeps.job import run_job
-from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.runs.run import run_job
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
 TRIVIAL = [

@@ -30,7 +30,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 
-from hyperp.optim import GroupedOptimizer, build, sharded
+from hyperp.optim import GroupedOptimizer, build
+from hyperp.optim.distributed import sharded
 
 OPTIMIZERS = ("sso", "muonsphere", "muonh", "muon")
 

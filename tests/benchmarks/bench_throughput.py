@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from hyperp.config import compose, resolve
-from hyperp.data import Corpus
+from hyperp.data.corpus import Corpus
 from hyperp.files import write_json
 from hyperp.flops import flops_per_token
-from hyperp.trainer import Trainer, resolve_device
+from hyperp.training.trainer import Trainer, resolve_device
 
 VOCABULARY = 32_000
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in dense bfloat16, by vendor's data sheet

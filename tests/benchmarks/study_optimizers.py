@@ -22,13 +22,14 @@ from rich.progress import track
 from scipy.special import stdtrit
 from torch import nn
 
-from hyperp.analysis.check import check
-from hyperp.analysis.law import SliceRecord
-from hyperp.analysis.plots import save_figure, transfer_panels
-from hyperp.analysis.records import Runs, read_runs
-from hyperp.analysis.transfer import Transfer, transfer
+from hyperp.analysis.law.schema import SliceRecord
+from hyperp.analysis.queries.check import check
+from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.report.figures.law import transfer_panels
+from hyperp.analysis.report.figures.style import save_figure
+from hyperp.analysis.table.validate import Runs, read_runs
 from hyperp.config import Config, compose, resolve
-from hyperp.trainer import Trainer
+from hyperp.training.trainer import Trainer
 
 TIMED = 100  # steps, after as many to warm up
 COMMON = ("+experiment=optimizers", "sweep=none", "runtime.device=cpu")

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.fit import fit_law
-from hyperp.analysis.recommend import predict
-from hyperp.analysis.records import Runs, check_frame
+from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis.law.predict import predict
+from hyperp.analysis.table.validate import Runs, check_frame
 
 TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
 CONTEXT = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 512, "optimizer": "muonh"}

@@ -5,8 +5,8 @@ import torch
 
 from hyperp.config import compose, resolve
 from hyperp.optim import build
-from hyperp.train import train
-from hyperp.trainer import Trainer
+from hyperp.training.train import train
+from hyperp.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

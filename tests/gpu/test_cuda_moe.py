@@ -7,7 +7,7 @@ import torch
 
 from hyperp.config import compose, resolve
 from hyperp.model.grouped import grouped_linear, has_grouped_mm, loop_linear
-from hyperp.trainer import Trainer
+from hyperp.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from typing import Any
 
 from cluster import Cluster, output, wait_for
 
-from hyperp import record
-from hyperp.record import Record
+from hyperp.rundir import record
+from hyperp.rundir.record import Record
 from tests import tiny
 
 HYPERP_SWEEP = Path(sys.executable).with_name("hyperp-sweep")

@@ -29,8 +29,8 @@ from helpers import (
     wait_for_warning,
 )
 
-from hyperp.sweeps import submissions
-from hyperp.sweeps.plan import make_plan
+from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.slurm import submissions
 
 pytestmark = pytest.mark.slurm
 LONG = ["scale.tokens=262144", "runtime.threads=1"]  # 1,024 steps: seconds

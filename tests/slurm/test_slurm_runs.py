@@ -11,9 +11,9 @@ import pytest
 from cluster import succeeds, wait_for
 from helpers import HYPERP_SWEEP, SHORT, SLURM, TINY, facts, jobs_of, jobs_state, records, report, settled
 
-from hyperp import record
-from hyperp.sweeps import submissions
-from hyperp.sweeps.plan import make_plan
+from hyperp.rundir import record
+from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.slurm import submissions
 
 pytestmark = pytest.mark.slurm
 GRID = "+sweep.blocks.grid={grid:{scale.tokens:[8192,16384],seed:[0,1]},lr:{center:-5,octaves:1}}"

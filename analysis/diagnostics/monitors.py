@@ -1,0 +1,280 @@
+"""What stability monitors saw of the runs behind a law: does anything grow with scale?
+
+`hyperp-sweep collect` writes the largest values of every run into its table and all of them, step by step,
+beside it. Of each scale the runs at its best rate count: that with the lowest loss, mean over seeds, of the
+rates at which every seed of the scale finished. A rate that lost a seed may owe its mean to the loss of it.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from hyperp.analysis.law.schema import Law
+from hyperp.analysis.table.read import parquet_columns
+from hyperp.analysis.table.validate import filter_runs, read_runs
+from hyperp.analysis.vocabulary import COVARIATES, LEVEL, VARIES
+
+# Column of the table: what it is, the largest over layers, roles and looks of a run.
+SUMMARIES = {
+    "attention_z_max": "attention Z",
+    "router_z_max": "router Z",
+    "residual_rms_max": "RMS of the residual stream",
+    "outlier_share": "share of outliers",
+    "logit_max": "logit",
+    "norm_over_radius_max": "norm over radius",
+    "max_vio": "MaxVio, mean over steps",
+}
+EVERY_STEP = "max_vio"  # is measured at every step, and not by looks
+# Quantities of the table by step that are drawn, with the role where they have one; layers by the largest.
+STEPPED = {
+    "attention_z": ("attention Z (largest layer)", None),
+    "router_z": ("router Z (largest layer)", None),
+    "attention_output_rms": ("attention output RMS (largest layer)", None),
+    "mlp_output_rms": ("MLP output RMS (largest layer)", None),
+    "residual_rms": ("residual RMS (largest layer)", None),
+    "outlier_share": ("share of outliers (largest layer)", None),
+    "logit_max": ("largest logit", None),
+    "gradient_rms": ("gradient RMS, hidden matrices", "hidden"),
+    "update_rms": ("update RMS, hidden matrices", "hidden"),
+    "norm_over_radius_max": ("norm over radius (largest matrix)", None),
+    "max_vio": ("MaxVio (largest layer)", None),
+}
+NO_RATE = "no rate at which every seed finished"
+NOT_MONITORED = "without monitors"
+NOT_FINITE = "with a value that is not finite"
+
+
+@dataclass(frozen=True)
+class End:
+    """A quantity at one scale: its mean over seeds and their smallest and largest, and what it is from.
+
+    `looks` are the fewest and the most of a run, None where the table does not say.
+    """
+
+    size: int
+    lr: float
+    seeds: int
+    looks: tuple[int, int] | None
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A summary at the smallest and at the largest value of an axis, all other sizes held.
+
+    `low` and `high` are the ends of an interval for `value`, None with one seed at either end or a mean of 0.
+    """
+
+    quantity: str
+    axis: str
+    held: Mapping[str, int]
+    ends: tuple[End, End]
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Monitors:
+    """Of every scale the runs at its best rate, the mean of their summaries, and the best of them by step.
+
+    `scales` has a row a scale: its sizes, lr, edge (whether no rate of the grid is beyond it on one side),
+    seeds, and the means of the summary columns. `runs` are those behind the means, with the column scale (row
+    of `scales`), and `excluded` has for each scale its runs that do not count, by reason. `steps` has the
+    columns scale, step, quantity and value; it is empty if the table by step is not there. `left_out` are the
+    sizes of scales that are nowhere else here, each with the reason.
+    """
+
+    scales: pd.DataFrame
+    runs: pd.DataFrame
+    excluded: list[dict[str, int]]
+    steps: pd.DataFrame
+    sizes: tuple[str, ...]
+    left_out: Sequence[tuple[Mapping[str, int], str]] = ()
+    level: float = LEVEL
+
+    @property
+    def quantities(self) -> list[str]:
+        """The summaries that any scale has."""
+        return [name for name in SUMMARIES if name in self.scales and self.scales[name].notna().any()]
+
+    @property
+    def vary(self) -> list[str]:
+        """The sizes that differ between scales, those left out included."""
+        out = [sizes for sizes, _ in self.left_out]
+        return [n for n in self.sizes if len({*self.scales[n], *(sizes[n] for sizes in out)}) > 1]
+
+    @property
+    def axes(self) -> list[str]:
+        """The sizes that vary while all others are held, somewhere."""
+        return [axis for axis in self.sizes if self.lines(axis)]
+
+    def lines(self, axis: str) -> list[tuple[dict[str, int], pd.DataFrame]]:
+        """The scales along an axis, smallest first, a line for each choice of the other sizes that vary."""
+        others = [name for name in self.sizes if name != axis]
+        groups = [group for _, group in self.scales.groupby(others)] if others else [self.scales]
+        groups = [group.sort_values(axis) for group in groups]
+        groups = [group for group in groups if group[axis].iloc[-1] >= VARIES * group[axis].iloc[0]]
+        differ = [name for name in others if len({group[name].iloc[0] for group in groups}) > 1]
+        return [({name: int(group[name].iloc[0]) for name in differ}, group) for group in groups]
+
+    def ratios(self, axis: str) -> list[Ratio]:
+        """Largest over smallest size, for every quantity and line of the axis where both are known."""
+        found = []
+        for quantity in self.quantities:
+            for held, line in self.lines(axis):
+                known = [int(scale) for scale in line.index[line[quantity].notna()]]
+                if len(known) > 1:
+                    low, high = known[0], known[-1]
+                    ends = (self.end(low, axis, quantity), self.end(high, axis, quantity))
+                    values = (self.values(low, quantity), self.values(high, quantity))
+                    found.append(Ratio(quantity, axis, held, ends, *ratio_of_means(*values, self.level)))
+        return found
+
+    def values(self, scale: int, quantity: str) -> np.ndarray:
+        """Of every seed at the best rate of a scale."""
+        return self.runs.loc[self.runs["scale"] == scale, quantity].to_numpy(dtype="float64")
+
+    def end(self, scale: int, axis: str, quantity: str) -> End:
+        """A quantity at a scale."""
+        values = self.values(scale, quantity)
+        size, lr = self.scales.at[scale, axis], self.scales.at[scale, "lr"]
+        low, high = float(values.min()), float(values.max())
+        return End(
+            size=int(str(size)),
+            lr=float(str(lr)),
+            seeds=len(values),
+            looks=self.between(scale, "steps" if quantity == EVERY_STEP else "monitor_looks"),
+            mean=min(max(float(values.mean()), low), high),  # rounding puts that of equal values beside them
+            low=low,
+            high=high,
+        )
+
+    def between(self, scale: int, column: str) -> tuple[int, int] | None:
+        """The fewest and the most `monitor_looks` or `steps` of the runs of a scale, None where not known."""
+        own = self.runs.loc[self.runs["scale"] == scale]
+        if column not in own or own[column].isna().any():
+            return None
+        return int(own[column].min()), int(own[column].max())
+
+
+def ratio_of_means(
+    first: np.ndarray, second: np.ndarray, level: float
+) -> tuple[float | None, float | None, float | None]:
+    """Mean of `second` over mean of `first`, with the t interval of its logarithm.
+
+    The variance of the logarithm of a mean is s^2 / (n mean^2) to first order (delta method); degrees of
+    freedom are Welch's, since the spread over seeds need not be the same at both ends. Seeds are not paired:
+    the same seed at two scales draws other weights. None for what there is not: means that are not both
+    positive have no ratio, and one value alone has no spread.
+    """
+    means = first.mean(), second.mean()
+    if not min(means) > 0:
+        return None, None, None
+    ratio = float(means[1] / means[0])
+    if min(len(first), len(second)) < 2:
+        return ratio, None, None
+    parts = [float(x.var(ddof=1)) / (len(x) * m * m) for x, m in zip((first, second), means, strict=True)]
+    if not sum(parts):
+        return ratio, ratio, ratio
+    df = sum(parts) ** 2 / sum(p * p / (len(x) - 1) for p, x in zip(parts, (first, second), strict=True))
+    half = float(student.ppf(0.5 + level / 2, df)) * math.sqrt(sum(parts))
+    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def monitors_of(law: Law) -> Monitors | None:
+    """The monitors of the law's own records, None if they are not there unchanged or were not monitored."""
+    path = Path(law.records)
+    file = path / "runs.parquet" if path.is_dir() else path
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != law.records_sha256:
+        return None
+    extra = [name for name in (*law.ranges, *law.held) if name not in COVARIATES]
+    frame = read_runs(path, law.mapping, extra, law.where).frame
+    frame = filter_runs(frame, law.where)
+    for name, value in law.context.items():
+        frame = frame[frame[name] == value]
+    columns = [name for name in SUMMARIES if name in frame]
+    if frame.empty or "run_id" not in frame or not columns:
+        return None
+    sizes = tuple(name for name in (*COVARIATES, *extra) if name in frame.columns)
+    scales, runs, excluded, left_out = _best(frame, sizes, columns)
+    if not scales:
+        return None
+    metrics = file.with_suffix(".metrics.parquet")
+    best = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
+    steps = _by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
+    runs = pd.concat([of_scale.assign(scale=index) for index, of_scale in enumerate(runs)])
+    made = Monitors(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
+    return made if made.quantities else None
+
+
+def _best(
+    frame: pd.DataFrame, sizes: tuple[str, ...], columns: list[str]
+) -> tuple[
+    list[dict[str, object]], list[pd.DataFrame], list[dict[str, int]], list[tuple[dict[str, int], str]]
+]:
+    """Of each scale a row, the monitored runs at its best rate, and how many do not count, by reason; and the
+    scales that are left out.
+    """
+    rows, chosen, excluded, left_out = [], [], [], []
+    for key, group in frame.groupby(list(sizes)):
+        scale = dict(zip(sizes, key, strict=True))
+        lr, edge = best_rate(group)
+        at = group[group["lr"] == lr]
+        runs = at[at[columns].notna().any(axis=1)]
+        if runs.empty:
+            left_out.append((scale, NO_RATE if lr is None else NOT_MONITORED))
+            continue
+        # Of one scale and rate all runs have the same quantities: one that only some have was not finite.
+        some = [name for name in columns if runs[name].notna().any()]
+        lost = {str(name): int(n) for name, n in group["status"].value_counts().items() if name != "finished"}
+        lost[NOT_MONITORED] = len(at) - len(runs)
+        lost[NOT_FINITE] = int(runs[some].isna().any(axis=1).sum())
+        excluded.append({name: n for name, n in lost.items() if n})
+        means = runs[columns].mean(skipna=False).to_dict()
+        rows.append({**scale, "lr": lr, "edge": edge, "seeds": len(runs), **means})
+        chosen.append(runs)
+    return rows, chosen, excluded, left_out
+
+
+def best_rate(group: pd.DataFrame) -> tuple[float | None, bool]:
+    """The rate with the lowest mean loss of those at which every seed of the scale finished, None if at none;
+    and whether it is the lowest or the highest rate of the grid.
+    """
+    finished = group[(group["status"] == "finished") & np.isfinite(group["loss"])]
+    whole = finished.groupby("lr")["seed"].nunique() == group["seed"].nunique()
+    lost = set(group.loc[~group.index.isin(finished.index), "lr"])
+    losses = finished.groupby("lr")["loss"].mean()[whole]
+    losses = losses[~losses.index.isin(lost)]
+    if losses.empty:
+        return None, False
+    lr = float(str(losses.idxmin()))
+    return lr, lr in (group["lr"].min(), group["lr"].max())
+
+
+def _by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
+    """What is drawn, of these runs: the largest layer at every step, or the role that is drawn.
+
+    Not a number counts as infinite, so that no other layer's value hides it.
+    """
+    needed = ["run_id", "step", "quantity", "role", "value"]
+    missing = set(needed) - set(parquet_columns(path))
+    if missing:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; collect it again")
+    frame = pd.read_parquet(path, columns=needed, filters=[("run_id", "in", run_ids)])
+    outliers = frame["quantity"].str.endswith("_outliers")
+    frame = frame.assign(quantity=frame["quantity"].mask(outliers, "outlier_share"))
+    frame = frame[frame["quantity"].isin(STEPPED)]
+    role = frame["quantity"].map({name: role for name, (_, role) in STEPPED.items()})
+    frame = frame[role.isna() | (role == frame["role"])]
+    scale = {run_id: index for index, run_id in enumerate(run_ids)}
+    frame = frame.assign(scale=frame["run_id"].map(scale), value=frame["value"].fillna(math.inf))
+    return frame.groupby(["scale", "quantity", "step"])["value"].max().reset_index()

@@ -1,0 +1,72 @@
+"""Files of ours: strict models, written whole or not at all, read with one line on what is wrong."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """No unknown fields, no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+def save_json(text: str, path: str | Path) -> None:
+    """Write a text file under a temporary name beside it, then rename; its folder is made.
+
+    Raises:
+        ValueError: it cannot be written; names the file asked for, not the temporary one.
+    """
+    target = Path(path)
+    if target.parent.exists() and not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: {target.parent} is not a folder")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def load_json(path: str | Path, model: type[Model], version: int) -> Model:
+    """Read a file of ours.
+
+    Raises:
+        ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
+    """
+    return validated(path, read_json(path, version), model)
+
+
+def read_json(path: str | Path, version: int) -> dict[str, Any]:
+    """The content of a file of ours, its schema version checked; ValueError as `load_json`."""
+    file = Path(path)
+    try:
+        raw: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found != version:
+        raise ValueError(f"{file}: schema_version must be {version}, got {found!r}; fit the law again")
+    return raw
+
+
+def validated(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
+    """The content as a model; ValueError names the first field that is wrong."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "law"
+        got = "" if where == "law" or first["type"] == "missing" else f", got {str(first['input'])[:60]}"
+        raise ValueError(f"{path}: {where}: {first['msg']}{got}") from None

@@ -1,0 +1,303 @@
+"""From slice optima to coefficients, and what tests them: leave-one-out, fixed exponents, curvature."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hyperp.analysis.law.schema import BasinRecord, CurvatureTest, Estimate, FixedTest, LeftOut
+from hyperp.analysis.optima.optimum import Optimum
+from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
+from hyperp.analysis.table.slices import Number, Slice, short_label, varying
+from hyperp.analysis.vocabulary import VARIES, Space
+
+LN2 = math.log(2.0)
+COLLINEAR = (
+    0.99  # of a covariate's variance explained by the others: its exponent's error is ten times larger
+)
+
+FAR = 4.0  # standard errors from the law of the others at which a slice is named
+
+# K: slices   P: coefficients
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Slices with an optimum, what to regress them on, and exponents that are held."""
+
+    slices: list[Slice]
+    optima: list[Optimum]
+    by: tuple[str, ...]
+    fix: Mapping[str, float]
+    by_runs: bool = False
+    space: Space = "log"
+
+    def logs(self, name: str) -> np.ndarray:
+        """Natural log of a covariate, (K,)."""
+        return np.log([one.covariates[name] for one in self.slices])
+
+    @property
+    def X(self) -> np.ndarray:  # noqa: N802, a design matrix
+        """(K, 1 + len(by)): ones, then the natural logs of the covariates."""
+        return np.column_stack([np.ones(len(self.slices)), *(self.logs(name) for name in self.by)])
+
+    def held(self, response: str) -> np.ndarray:
+        """What the held exponents add to the log of the rate, (K,)."""
+        fixed = self.fix if response == "lr" else {}
+        return sum((b * self.logs(n) for n, b in fixed.items()), np.zeros(len(self.slices)))
+
+    def log_response(self, response: str = "lr") -> np.ndarray:
+        """Natural log of the optima, (K,)."""
+        base2 = [o.log2_lr if response == "lr" else o.also[response] for o in self.optima]
+        return np.array(base2, dtype=float) * LN2
+
+    def errors(self, response: str = "lr") -> np.ndarray | None:
+        """Standard errors in natural log, (K,); None unless every optimum has one."""
+        found = [o.se if response == "lr" else o.also_se.get(response) for o in self.optima]
+        known = [se for se in found if se is not None]
+        return np.array(known) * LN2 if len(known) == len(found) else None
+
+
+def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = None) -> MetaRegression:
+    """The regression of a response on the covariates, and on one more column `extra` (K,) if given."""
+    X = sample.X if extra is None else np.column_stack([sample.X, extra])
+    y = sample.log_response(response) - sample.held(response)
+    if sample.space == "linear":
+        return _linear(y, sample.held(response), X)
+    if not sample.by_runs:
+        return meta_regression(y, sample.errors(response), X)
+    # An optimum that averages n runs counts n times, as if the runs themselves were regressed.
+    root = np.sqrt([o.runs for o in sample.optima])
+    root /= math.sqrt(np.mean(root**2))
+    return meta_regression(y * root, None, X * root[:, None])
+
+
+def _linear(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
+    """Least squares in the rates: sum (exp(y + held) - exp(X beta + held))^2; errors by the delta method."""
+    from scipy.optimize import least_squares
+
+    start = meta_regression(y, None, X)
+    centre = X.mean(axis=0) * (np.arange(X.shape[1]) > 0)
+    Z = X - centre
+    rates = np.exp(y + held)
+    unit = float(np.exp(np.log(rates).mean()))
+    first = start.beta + np.eye(X.shape[1])[0] * float(centre @ start.beta)
+
+    def curve(beta: np.ndarray) -> np.ndarray:
+        return np.exp(np.clip(Z @ beta + held, -700, 700)) / unit
+
+    def jacobian(beta: np.ndarray) -> np.ndarray:
+        return curve(beta)[:, None] * Z
+
+    fit = least_squares(
+        lambda b: curve(b) - rates / unit,
+        first,
+        jacobian,  # pyright: ignore
+        xtol=1e-14,
+        ftol=1e-14,
+    )
+    df = len(y) - X.shape[1]
+    variance = 2 * fit.cost / df
+    back = np.eye(X.shape[1])
+    back[0, 1:] = -centre[1:]
+    cov = variance * back @ np.linalg.inv(fit.jac.T @ fit.jac) @ back.T
+    beta = back @ fit.x
+    residuals = y - X @ beta
+    sd = math.sqrt(float(residuals @ residuals) / df)
+    return MetaRegression(beta, cov, 0.0, df, 0.0, sd, residuals)
+
+
+def rate_sd(sample: Sample, regression: MetaRegression) -> float | None:
+    """Scatter about the curve in units of the rate, for a fit in linear space."""
+    if sample.space == "log":
+        return None
+    rates = np.exp(sample.log_response())
+    miss = rates - np.exp(sample.X @ regression.beta + sample.held("lr"))
+    return math.sqrt(float(miss @ miss) / regression.df)
+
+
+def coefficients(regression: MetaRegression, by: Sequence[str], level: float) -> dict[str, Any]:
+    """The fields of `law.Coefficients`."""
+    low, high = regression.interval(level)
+    estimates = [
+        Estimate(value=float(v), se=float(s), low=float(lo), high=float(hi))
+        for v, s, lo, hi in zip(regression.beta, regression.se, low, high, strict=True)
+    ]
+    cov = (regression.cov + regression.cov.T) / 2
+    return {
+        "a": estimates[0],
+        "exponents": dict(zip(by, estimates[1:], strict=True)),
+        "covariance": cov.tolist(),
+        "df": regression.df,
+        "tau": math.sqrt(regression.tau2),
+        "slice_sd": math.sqrt(regression.unit_variance),
+        "residual_sd": regression.residual_sd,
+    }
+
+
+def still(values: Sequence[Number]) -> str | None:
+    """Why these values of a covariate carry no exponent, or None."""
+    low, high = min(values), max(values)
+    if low == high:
+        return f"has one value, {low:.10g}"
+    if high < VARIES * low:
+        return f"does not vary: {low:.6g} to {high:.6g} is a factor of {high / low:.3g}"
+    return None
+
+
+def collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
+    """Which covariates of the design X (K, 1 + len(by)) move together, or None."""
+    Z = X[:, 1:] - X[:, 1:].mean(axis=0)
+    for j, name in enumerate(by):
+        total = float(Z[:, j] @ Z[:, j])
+        others = np.delete(Z, j, axis=1)
+        if total == 0:
+            return f"{name} does not vary in the bracketed slices"
+        if not others.shape[1]:
+            continue
+        rest = Z[:, j] - others @ np.linalg.lstsq(others, Z[:, j], rcond=None)[0]
+        explained = 1 - float(rest @ rest) / total
+        if explained > COLLINEAR:
+            return (
+                f"{' and '.join(by)} move together in the bracketed slices "
+                f"({100 * explained:.4g}% of the variance of log {name} is the others')"
+            )
+    return None
+
+
+def leave_one_out(
+    sample: Sample,
+    fit: MetaRegression,
+    basin: BasinRecord | None,
+    also: Mapping[str, tuple[Sample, MetaRegression]],
+) -> list[LeftOut]:
+    """Each slice's optimum as the others predict it; the scatter tau is that of all of them.
+
+    `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
+    missing all of them together.
+    """
+    from hyperp.analysis.law.predict import penalty
+
+    misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
+    found = []
+    rates = np.exp(sample.log_response()).tolist()
+    for one, own, error, *rest in zip(sample.slices, rates, *misses, strict=True):
+        if error is None:
+            continue
+        known = [e for e in rest if e is not None]
+        cost = (
+            None
+            if basin is None or len(known) < len(rest)
+            else penalty(basin.at(one.covariates), (error, *known))
+        )
+        found.append(
+            LeftOut(
+                covariates=one.covariates,
+                predicted=own * math.exp(error),
+                lr=own,
+                error=error,
+                loss_penalty=cost,
+            )
+        )
+    return found
+
+
+def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | None]:
+    """ln(predicted / own) of each slice left out; None where the others do not identify the line."""
+    X, held = sample.X, sample.held(response)
+    y = sample.log_response(response) - held
+    root = np.sqrt(1 / _variances(sample, fit, response))
+    found: list[float | None] = []
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        if np.linalg.matrix_rank(X[rest]) < X.shape[1]:
+            found.append(None)
+        elif sample.space == "linear":
+            enough = rest.sum() > X.shape[1]
+            found.append(float(X[i] @ _linear(y[rest], held[rest], X[rest]).beta - y[i]) if enough else None)
+        else:
+            beta = np.linalg.lstsq(X[rest] * root[rest, None], y[rest] * root[rest], rcond=None)[0]
+            found.append(float(X[i] @ beta - y[i]))
+    return found
+
+
+def outliers(sample: Sample, response: str = "lr") -> list[str]:
+    """The slices that lie further from the law of the others than chance allows, in words.
+
+    The residual of a slice left out over its standard error, both from the others alone (externally
+    studentised); at least FAR of them, and a p-value below 1% after Bonferroni's correction.
+    """
+    K, names = len(sample.slices), varying(sample.slices)
+    if sample.X.shape[1] + 1 >= K or sample.by_runs or sample.space == "linear":
+        return []
+    found = []
+    for i, one in enumerate(sample.slices):
+        rest = [k for k in range(K) if k != i]
+        others = replace(
+            sample, slices=[sample.slices[k] for k in rest], optima=[sample.optima[k] for k in rest]
+        )
+        if np.linalg.matrix_rank(others.X) < sample.X.shape[1]:
+            continue
+        fit, x, se = regress(others, response), sample.X[i], sample.errors(response)
+        own = 0.0 if se is None else float(se[i] ** 2)
+        spread = math.sqrt(max(float(x @ fit.cov @ x), 0.0) + fit.tau2 + own)
+        error = float((sample.log_response(response) - sample.held(response))[i] - x @ fit.beta)
+        if abs(error) > max(FAR * spread, 1e-6) and K * p_value(error, spread, fit.df, 0.0) < 0.01:
+            size = f"{abs(error) / spread:.3g} standard errors" if spread else "off"
+            found.append(
+                f"the slice {short_label(one, names)} lies {size} from the law of the other slices: "
+                f"its {response} is {math.exp(error):.3g} times theirs"
+            )
+    return found
+
+
+def _variances(sample: Sample, fit: MetaRegression, response: str) -> np.ndarray:
+    """The variance of each slice about the line, (K,), up to a factor common to all."""
+    se = sample.errors(response)
+    variance = fit.tau2 + (np.zeros(len(sample.slices)) if se is None else se**2)
+    runs = np.array([o.runs for o in sample.optima]) if sample.by_runs else np.ones(len(variance))
+    return np.where(variance > 0, variance, 1.0) / runs
+
+
+def fixed_tests(sample: Sample, level: float) -> dict[str, FixedTest]:
+    """Each fixed exponent against the one that the same slices give when it is free, the others held."""
+    return {name: _fixed_test(sample, name, level) for name in sample.fix}
+
+
+def _fixed_test(sample: Sample, name: str, level: float) -> FixedTest:
+    value = sample.fix[name]
+    by = (*sample.by, name)
+    rest = {n: b for n, b in sample.fix.items() if n != name}
+    free = Sample(sample.slices, sample.optima, by, rest, sample.by_runs, sample.space)
+    why = still([one.covariates[name] for one in sample.slices])
+    problem = None if why is None else f"{name} {why}"
+    if problem is None and len(sample.slices) < len(by) + 2:
+        problem = f"{len(sample.slices)} slices, {len(by) + 2} needed"
+    if problem is None:
+        problem = collinear(free.X, by)
+    if problem is not None:
+        return FixedTest(fixed=value, free=None, p_value=None, problem=problem)
+    fit = regress(free)
+    low, high = fit.interval(level)
+    estimate = Estimate(
+        value=float(fit.beta[-1]), se=float(fit.se[-1]), low=float(low[-1]), high=float(high[-1])
+    )
+    return FixedTest(fixed=value, free=estimate, p_value=fit.p_value(len(by), value), problem=None)
+
+
+def curvature_tests(sample: Sample) -> dict[str, CurvatureTest]:
+    """The squared log of each covariate as one more term, where values and degrees of freedom allow."""
+    found = {}
+    for name in sample.by:
+        logs = sample.logs(name)
+        if len(sample.slices) < len(sample.by) + 3 or len(np.unique(logs)) < 3:
+            continue
+        square = (logs - logs.mean()) ** 2
+        if np.linalg.matrix_rank(np.column_stack([sample.X, square])) < len(sample.by) + 2:
+            continue
+        fit = regress(sample, extra=square)
+        p = fit.p_value(len(sample.by) + 1)
+        found[name] = CurvatureTest(value=float(fit.beta[-1]), se=float(fit.se[-1]), p_value=p, df=fit.df)
+    return found

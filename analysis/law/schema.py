@@ -1,0 +1,312 @@
+"""The file law.json: a fitted law, everything needed to predict from it, and the slices that it came from."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hyperp.analysis.files import Strict, read_json, save_json, validated
+from hyperp.analysis.vocabulary import REACH, Space, State
+
+SCHEMA_VERSION = 3
+FORM = "lr = exp(a) * product of covariate^b"
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Covariate = Annotated[int | float, Field(gt=0)]  # whole where it was whole in the table
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Estimate(Strict):
+    """A coefficient of the law in log space, with its standard error and confidence interval."""
+
+    value: float
+    se: NotNegative
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"low <= value <= high must hold, got {self.low}, {self.value}, {self.high}")
+        return self
+
+
+class Point(Strict):
+    """One learning rate of a slice: mean loss, seeds' main effects removed, and how many seeds.
+
+    `also` is what was tuned beside the rate.
+    """
+
+    lr: Positive
+    loss: Positive
+    seeds: Size
+    also: dict[str, Positive] = Field(default_factory=dict)
+
+
+class OptimumRecord(Strict):
+    """A slice's optimum: `se` in octaves, `low` and `high` rates, `loss` and `curvature` at the bottom.
+
+    `curvature` is per octave squared, None where the method fits no curve; `also` what is tuned beside the
+    rate, at the optimum.
+    """
+
+    lr: Positive
+    se: NotNegative | None
+    low: Positive | None
+    high: Positive | None
+    df: Count
+    loss: Positive | None
+    curvature: Positive | None
+    seeds: Count
+    window_rates: list[Positive]
+    also: dict[str, Positive] = Field(default_factory=dict)
+
+
+class SliceRecord(Strict):
+    """One learning-rate curve: its points, what it says, whether the law uses it and if not, why."""
+
+    context: dict[str, str]
+    covariates: dict[str, Covariate]
+    used: bool
+    state: State
+    reason: str | None
+    points: list[Point]
+    dropped: dict[str, Count]
+    diverged: list[Positive]
+    next_rates: list[Positive]
+    factor: Positive | None
+    optimum: OptimumRecord | None
+
+
+class SeedSpread(Strict):
+    """Spread over seeds inside the windows, pooled over the slices used.
+
+    `loss_sd`: SD of the loss at one rate. `difference_sd`: SD of the loss difference between two rates run
+    with the same seed, seeds' main effects cancelling. None where no rate was repeated.
+    """
+
+    loss_sd: NotNegative | None
+    loss_df: Count
+    difference_sd: NotNegative | None
+    difference_df: Count
+
+
+class BasinRecord(Strict):
+    """Relative excess loss about an optimum, a polynomial in natural logs of what is tuned.
+
+    `powers` has a row for each term and a column for each quantity of the law's `over`. `bend` has, for each
+    covariate that the curvature follows, its exponent and the size at which `coef` holds.
+    """
+
+    powers: list[list[Count]]
+    coef: list[float]
+    bend: dict[str, tuple[float, Positive]] = Field(default_factory=dict)
+
+    def at(self, sizes: Mapping[str, float]) -> Self:
+        """The basin at these sizes; a size that is not given is taken where `coef` holds."""
+        known = [
+            (exponent, sizes.get(name, middle) / middle) for name, (exponent, middle) in self.bend.items()
+        ]
+        factor = math.prod(ratio**exponent for exponent, ratio in known)
+        return self.model_copy(update={"coef": [c * factor for c in self.coef], "bend": {}})
+
+
+class FixedTest(Strict):
+    """An exponent held by theory against the one that the same slices give; `problem` says why no test."""
+
+    fixed: float
+    free: Estimate | None
+    p_value: float | None
+    problem: str | None
+
+
+class CurvatureTest(Strict):
+    """Coefficient of the squared log of a covariate, added to the law, and the p-value of its being zero."""
+
+    value: float
+    se: NotNegative
+    p_value: float
+    df: Size
+
+
+class LeftOut(Strict):
+    """A slice's optimum as the other slices predict it; `error` is ln(predicted/own), `loss` relative."""
+
+    covariates: dict[str, Covariate]
+    predicted: Positive
+    lr: Positive
+    error: float
+    loss_penalty: NotNegative | None
+
+
+class Beside(Strict):
+    """What another method makes of the same slices; `lr` and `also` are its values at `Law.middle`."""
+
+    method: str
+    slices: Count
+    a: float | None
+    exponents: dict[str, float]
+    lr: Positive | None
+    also: dict[str, Positive] = Field(default_factory=dict)
+    problem: str | None
+
+
+class BySeed(Strict):
+    """An exponent from the runs of each seed alone; `low` and `high` of the mean over seeds, Student's t.
+
+    `of` is how many seeds there are: those without an optimum in every slice have no value.
+    """
+
+    values: dict[str, float]
+    of: Count
+    mean: float
+    low: float
+    high: float
+
+
+class Coefficients(Strict):
+    """ln y = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
+
+    `covariance` is of (a, b_1, ...) in the order of `exponents`. `tau` is the scatter of slice optima
+    beyond their own errors, `slice_sd` those errors' root mean square, `residual_sd` the scatter about the
+    line; all natural log. A prediction's variance is x' covariance x + tau^2 + slice_sd^2, with Student's t
+    on `df`.
+    """
+
+    a: Estimate
+    exponents: dict[str, Estimate]
+    covariance: list[list[float]]
+    df: Size
+    tau: NotNegative
+    slice_sd: NotNegative
+    residual_sd: NotNegative
+
+
+class Law(Coefficients):
+    """A fitted law of the learning rate, with `also` a law for each quantity that was tuned beside it.
+
+    `space` is log, or linear: least squares in the rates themselves, where `rate_sd` is the scatter about the
+    curve in units of the rate and tau and slice_sd are zero. `reach` is how far beyond `ranges`
+    a recommendation goes before it is refused.
+    """
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    form: Literal["lr = exp(a) * product of covariate^b"] = FORM
+    space: Space = "log"
+    method: str
+    over: list[str]
+    context: dict[str, str]
+    covariates: list[str]
+    also: dict[str, Coefficients]
+    fixed: dict[str, float]
+    fixed_tests: dict[str, FixedTest]
+    curvature_tests: dict[str, CurvatureTest]
+    leave_one_out: list[LeftOut]
+    beside: list[Beside]
+    by_seed: dict[str, BySeed] = Field(default_factory=dict)
+    warnings: list[str]
+    basin: BasinRecord | None
+    rate_sd: NotNegative | None
+    level: Level
+    reach: Annotated[float, Field(ge=1)] = REACH
+    ranges: dict[str, tuple[Covariate, Covariate]]
+    held: dict[str, Covariate]
+    rate_factor: Positive | None
+    window: Positive
+    seed_spread: SeedSpread
+    slices: list[SliceRecord]
+    rows: Count
+    dropped: dict[str, Count]
+    where: dict[str, str]
+    mapping: dict[str, str]
+    records: str
+    records_sha256: str
+    version: str
+    created: str
+    command: str
+
+    @property
+    def middle(self) -> dict[str, float]:
+        """The geometric mean of every covariate of the law over the slices used."""
+        used = [s for s in self.slices if s.used]
+        return {n: math.exp(sum(math.log(s.covariates[n]) for s in used) / len(used)) for n in self.ranges}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.covariates or list(self.exponents) != self.covariates:
+            raise ValueError(f"exponents must be for {self.covariates}, got {sorted(self.exponents)}")
+        if set(self.ranges) != {*self.covariates, *self.fixed}:
+            raise ValueError(
+                f"ranges must be for {[*self.covariates, *self.fixed]}, got {sorted(self.ranges)}"
+            )
+        for name, (low, high) in self.ranges.items():
+            if low > high:
+                raise ValueError(f"ranges.{name} must be ordered, got {low} to {high}")
+        for coefficients in (self, *self.also.values()):
+            _check_covariance(coefficients)
+        if list(self.also) != self.over[1:]:
+            raise ValueError(f"also must be for {self.over[1:]}, got {list(self.also)}")
+        used = sum(s.used for s in self.slices)
+        if used != self.df + 1 + len(self.covariates):
+            raise ValueError(
+                f"df must be the slices used less the coefficients, got {self.df} for {used} slices"
+            )
+        if any(s.used and s.optimum is None for s in self.slices):
+            raise ValueError("slices that are used must have an optimum")
+        return self
+
+
+def _check_covariance(found: Coefficients) -> None:
+    n = 1 + len(found.exponents)
+    if len(found.covariance) != n or any(len(row) != n for row in found.covariance):
+        raise ValueError(f"covariance must be {n} x {n}")
+    matrix = np.array(found.covariance)
+    scale = float(np.abs(matrix).max())
+    if not np.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-12 * scale):
+        raise ValueError("covariance must be symmetric")
+    if np.linalg.eigvalsh(matrix).min() < -1e-9 * scale:
+        raise ValueError("covariance must be positive semi-definite")
+    estimates = [found.a, *found.exponents.values()]
+    for estimate, variance in zip(estimates, np.diag(matrix), strict=True):
+        if not math.isclose(estimate.se**2, variance, rel_tol=1e-6, abs_tol=1e-12 * scale):
+            raise ValueError(
+                f"covariance must agree with the standard errors, got {variance} for se {estimate.se}"
+            )
+
+
+def digest(law: Law) -> str:
+    """SHA-256 of everything that the law says, however its file is laid out."""
+    text = json.dumps(law.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def law_text(law: Law) -> str:
+    """The text of law.json: the law and its digest, by which `load_law` knows one that was edited."""
+    return json.dumps({**law.model_dump(mode="json"), "sha256": digest(law)}, indent=2, allow_nan=False)
+
+
+def save_law(law: Law, path: str | Path) -> None:
+    """Write law.json atomically."""
+    save_json(law_text(law) + "\n", path)
+
+
+def load_law(path: str | Path) -> Law:
+    """Read law.json.
+
+    Raises:
+        ValueError: as `load_json`, or what it says is not what was fitted.
+    """
+    raw = read_json(path, SCHEMA_VERSION)
+    sealed = raw.pop("sha256", None)
+    law = validated(path, raw, Law)
+    if digest(law) != sealed:
+        raise ValueError(f"{path} was changed after it was fitted; fit it again")
+    return law

@@ -1,0 +1,267 @@
+"""Compute-efficiency leverage, CEL: how many times the baseline's compute another curve saves at equal loss.
+
+CEL(L) = C_baseline(L) / C_other(L), from a law L(C) fitted to each (arXiv 2603.28743; 2507.17702 defines the
+same for experts). Two laws can be divided at any loss, but only where both were measured does the ratio come
+from data: here the overlap of their losses, and nothing beyond.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.files import Strict
+from hyperp.analysis.loss.bootstrap import Draws, Kind, bootstrap
+from hyperp.analysis.loss.fit import LossFit, fit_loss, parameters, predict
+from hyperp.analysis.loss.points import further, loss_points
+from hyperp.analysis.vocabulary import LEVEL
+
+STEPS = 25  # losses at which the leverage is given, equally far apart in the baseline's log compute
+
+
+class LeverageRow(Strict):
+    """At one loss: the compute that each needs and their ratio; an end is None where it is unbounded."""
+
+    loss: float
+    baseline_flops: float
+    other_flops: float
+    leverage: float
+    low: float | None
+    high: float | None
+
+
+class Curve(Strict):
+    """The law of one series: E, A, b, where it was measured and how well it fits."""
+
+    name: str
+    parameters: dict[str, float]
+    flops: tuple[float, float]
+    losses: tuple[float, float]
+    scatter: float
+    points: int
+    edges: int
+    dropped: dict[str, int]
+    at_bounds: list[str]
+    converged: bool
+    resampling: Kind
+
+
+class Comparison(Strict):
+    """The leverage of one series over the baseline, from the highest common loss to the lowest.
+
+    `at_largest` is the last row: the largest compute at which both were measured. `problem` says why there
+    is none.
+    """
+
+    other: Curve
+    overlap: tuple[float, float] | None
+    rows: list[LeverageRow]
+    at_largest: LeverageRow | None
+    problem: str | None
+
+
+class Leverage(Strict):
+    """The baseline and how every other series compares with it; `unfitted` says why some have no law."""
+
+    over: str
+    baseline: Curve
+    metric: str
+    resamples: int
+    seed: int
+    level: float
+    comparisons: list[Comparison]
+    unfitted: list[str]
+    records: str = ""
+    records_sha256: str = ""
+
+
+class Series:
+    """A fitted curve with its resamples."""
+
+    def __init__(self, name: str, fit: LossFit, draws: Draws):
+        self.name, self.fit, self.draws = name, fit, draws
+        flops = fit.points.x_Kn[0]
+        self.flops = float(flops.min()), float(flops.max())
+        ends = predict(fit, fit.z_P[None], np.array([self.flops]))[0]
+        self.losses = float(ends[1]), float(ends[0])
+
+    def describe(self) -> Curve:
+        """The curve as it is written."""
+        fit = self.fit
+        values = parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+        return Curve(
+            name=self.name,
+            parameters=dict(zip(fit.names, values, strict=True)),
+            flops=self.flops,
+            losses=self.losses,
+            scatter=fit.scatter,
+            points=len(fit.points.loss_n),
+            edges=fit.points.edges,
+            dropped=fit.points.dropped,
+            at_bounds=list(fit.at_bounds),
+            converged=fit.converged,
+            resampling=self.draws.kind,
+        )
+
+
+def log_compute(fit: LossFit, z_RP: np.ndarray, loss_m: np.ndarray) -> np.ndarray:
+    """ln of the compute (R, m) at which each law reaches a loss; infinite at or below its floor."""
+    above = loss_m - z_RP[:, :1]
+    with np.errstate(divide="ignore"):
+        excess = np.where(above > 0, np.log(np.maximum(above, 0.0)), -np.inf)
+    return np.log(fit.centre_K[0]) + (z_RP[:, 1:2] - excess) / z_RP[:, 2:3]
+
+
+def compare(baseline: Series, other: Series, level: float = LEVEL) -> Comparison:
+    """The leverage of one series over the baseline inside the overlap of their fitted losses."""
+    low, high = max(baseline.losses[0], other.losses[0]), min(baseline.losses[1], other.losses[1])
+    if low >= high:
+        return Comparison(
+            other=other.describe(), overlap=None, rows=[], at_largest=None, problem=_apart(baseline, other)
+        )
+    ends = log_compute(baseline.fit, baseline.fit.z_P[None], np.array([high, low]))[0]
+    flops = np.exp(np.linspace(ends[0], ends[1], STEPS))
+    losses = predict(baseline.fit, baseline.fit.z_P[None], flops[None])[0]
+    theirs = log_compute(other.fit, other.fit.z_P[None], losses)[0]
+    bounds = _interval(baseline, other, losses, level)
+    rows = [
+        LeverageRow(
+            loss=float(losses[i]),
+            baseline_flops=float(flops[i]),
+            other_flops=float(np.exp(theirs[i])),
+            leverage=float(flops[i] / np.exp(theirs[i])),
+            low=_finite(bounds[0][i]),
+            high=_finite(bounds[1][i]),
+        )
+        for i in range(STEPS)
+    ]
+    return Comparison(
+        other=other.describe(), overlap=(low, high), rows=rows, at_largest=rows[-1], problem=None
+    )
+
+
+def _interval(
+    baseline: Series, other: Series, losses: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles of the ratio; a law whose floor is above the loss never reaches it.
+
+    Resamples in which neither reaches it count half as nothing and half as everything, which widens.
+    """
+    ours = log_compute(baseline.fit, baseline.draws.z_RP, losses)
+    theirs = log_compute(other.fit, other.draws.z_RP, losses)
+    neither = np.isinf(ours) & np.isinf(theirs)
+    either = np.where(np.arange(len(ours)) % 2, np.inf, -np.inf)[:, None]
+    ratio = np.sort(np.where(neither, either, ours - np.where(neither, 0.0, theirs)), axis=0)
+    tail = (1 - level) / 2 * (len(ratio) - 1)
+    with np.errstate(over="ignore"):
+        return np.exp(ratio[int(np.floor(tail))]), np.exp(ratio[int(np.ceil(len(ratio) - 1 - tail))])
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if 0 < value < np.inf else None
+
+
+def _apart(baseline: Series, other: Series) -> str:
+    worse, better = sorted((baseline, other), key=lambda s: -s.losses[0])
+    return (
+        f"the losses of {baseline.name} ({baseline.losses[0]:.4g} to {baseline.losses[1]:.4g}) and of "
+        f"{other.name} ({other.losses[0]:.4g} to {other.losses[1]:.4g}) do not overlap; run {worse.name} "
+        f"beyond {worse.flops[1]:.3g} FLOPs or {better.name} below {better.flops[0]:.3g}"
+    )
+
+
+def _closer(baseline: Series, other: Series) -> dict[str, Any]:
+    worse = max((baseline, other), key=lambda s: s.losses[0])
+    return further(worse.fit.points, flops=4 * worse.flops[1])
+
+
+def leverage(
+    frame: pd.DataFrame,
+    baseline: str,
+    over: str = "optimizer",
+    pins: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Leverage, list[Series]]:
+    """Compare every value of a column with one of them.
+
+    Args:
+        frame: one row a run, with `flops`, `loss` and the column `over`.
+        baseline: the value that the others are compared with.
+        over: the column that tells the curves apart.
+        pins: a floor or exponent to hold in every curve's law.
+        resamples: of every curve, for the intervals.
+        seed: of the random numbers.
+
+    Returns:
+        The answer, and the fitted series, baseline first.
+
+    Raises:
+        ValueError: no such column or value, one value only, or losses that are not the same thing.
+        Refusal: the baseline cannot be fitted, or none of the others can be compared with it.
+    """
+    names = _names(frame, over, baseline)
+    series, problems, points = _fit_each(
+        frame, over, [baseline, *(n for n in names if n != baseline)], pins, resamples, seed
+    )
+    found = [compare(series[0], one) for one in series[1:]]
+    problems += [one.problem for one in found if one.problem]
+    if not any(one.rows for one in found):
+        apart = [_closer(series[0], one) for one in series[1:]]
+        raise Refusal("; ".join(problems), [*points, *apart])
+    answer = Leverage(
+        over=over,
+        baseline=series[0].describe(),
+        metric=series[0].fit.points.metric,
+        resamples=resamples,
+        seed=seed,
+        level=LEVEL,
+        comparisons=found,
+        unfitted=problems[: len(names) - len(series)],
+    )
+    return answer, series
+
+
+def _fit_each(
+    frame: pd.DataFrame,
+    over: str,
+    names: list[str],
+    pins: Mapping[str, float] | None,
+    resamples: int,
+    seed: int,
+) -> tuple[list[Series], list[str], list[dict[str, Any]]]:
+    """The series that can be fitted, the first of them the baseline, why the others cannot, what to run."""
+    series, problems, points = [], [], []
+    text = frame[over].astype("string")
+    for index, name in enumerate(names):
+        try:
+            fit = fit_loss(loss_points(frame.loc[text == name], "power"), pins)
+        except Refusal as refusal:
+            problems.append(f"{over}={name}: {refusal.reason}")
+            points += refusal.next_points
+            if index == 0:
+                raise Refusal(problems[0], refusal.next_points) from None
+            continue
+        series.append(Series(name, fit, bootstrap(fit, resamples, seed + index)))
+    return series, problems, points
+
+
+def _names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:
+    if over not in frame.columns:
+        raise ValueError(
+            f"--over {over}: no such column; there are {', '.join(str(c) for c in frame.columns)}"
+        )
+    names = sorted(str(v) for v in frame[over].dropna().unique())
+    if baseline not in names:
+        raise ValueError(f"--baseline {over}={baseline} matches no row; {over} holds {', '.join(names[:20])}")
+    if len(names) < 2:
+        raise ValueError(f"{over} must have a value besides the baseline's, got {baseline} alone")
+    for column in (c for c in ("metric", "data") if c in frame.columns and c != over):
+        values = sorted(str(v) for v in frame[column].dropna().unique())
+        if len(values) > 1:
+            raise ValueError(
+                f"{column} must be the same for every curve, got {', '.join(values[:6])}; use --where"
+            )
+    return names

@@ -1,0 +1,176 @@
+"""From a table of runs to the points of a loss law: what was dropped, and the best rate of every cell."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from hyperp.analysis.table.read import to_number
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+
+Form = Literal["power", "chinchilla"]
+COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
+MOST = 50_000  # points of one law; its profile and resamples then take minutes
+DIGITS = 10  # two computes that agree to so many significant digits are one
+
+
+@dataclass(frozen=True)
+class LossPoints:
+    """Points of one law, in an order that does not depend on the rows' order.
+
+    Attributes:
+        x_Kn: compute in FLOPs, or parameters and tokens.
+        loss_n: mean over seeds of the best rate of a cell, or every row's own with `all_rows`.
+        runs_n: the finished runs that a cell holds.
+        rows: rows of the table, and `dropped` how many of them were not used, by reason.
+        sizes, rates: the standard covariates and the rates of the largest cell, from which to go on.
+        edges: cells whose best rate is the lowest or highest one tried, so that their loss is too high.
+    """
+
+    form: Form
+    x_Kn: np.ndarray
+    loss_n: np.ndarray
+    runs_n: np.ndarray
+    rows: int
+    dropped: dict[str, int]
+    edges: int
+    all_rows: bool
+    context: dict[str, str]
+    sizes: dict[str, float] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """What the loss is, with its unit where the table says so."""
+        return self.context.get("metric", "loss")
+
+
+def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> LossPoints:
+    """Clean a table and take from every cell of equal x the lowest mean-over-seeds loss among its rates.
+
+    Args:
+        frame: one row a run, columns `loss` and those of `COLUMNS[form]`; `status`, `lr` and `seed` if any.
+        form: the law that the points are for.
+        all_rows: every row is a point of its own.
+
+    Raises:
+        ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
+            mixes optimizers, metrics or other contexts.
+    """
+    names = COLUMNS[form]
+    missing = [name for name in ("loss", *names) if name not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"RUNS lacks the column(s) {', '.join(missing)} that form={form} needs; name them with "
+            f"--map {missing[0]}=COLUMN; there are {', '.join(str(c) for c in frame.columns)}"
+        )
+    _no_twins(frame)
+    kept, dropped = _usable(frame, names)
+    if kept.empty:
+        raise ValueError(f"RUNS holds no finished run with finite loss and {', '.join(names)}: {dropped}")
+    context = _context(kept)
+    cells, edges = (kept.assign(runs=1), 0) if all_rows else _cells(kept, names)
+    if len(cells) > MOST:
+        raise ValueError(f"RUNS gives {len(cells)} points, at most {MOST} make a law; use --where")
+    x_Kn = cells[list(names)].to_numpy().T
+    loss, runs = cells["loss"].to_numpy(), cells["runs"].to_numpy()
+    order = np.lexsort((loss, *x_Kn))
+    largest = kept.loc[(kept[list(names)] == kept[list(names)].max()).all(axis=1)]
+    largest = kept.loc[[kept[names[-1]].idxmax()]] if largest.empty else largest
+    return LossPoints(
+        form=form,
+        x_Kn=x_Kn[:, order],
+        loss_n=loss[order],
+        runs_n=runs[order],
+        rows=len(frame),
+        dropped=dropped,
+        edges=edges,
+        all_rows=all_rows,
+        context=context,
+        sizes={n: largest[n].iloc[0].item() for n in COVARIATES if n in largest.columns},
+        rates=tuple(sorted(set(largest["lr"].tolist()))) if "lr" in largest.columns else (),
+    )
+
+
+def further(points: LossPoints, **at: float) -> dict[str, Any]:
+    """A suggestion: a run at such a compute, or at such parameters and tokens, from the largest cell.
+
+    More compute is the same model on more tokens where the table says how many; other parameters are another
+    model, whose width and depth are left open.
+    """
+    sizes = dict(points.sizes)
+    if "flops" in at and "tokens" in sizes:
+        sizes["tokens"] = round(sizes["tokens"] * at.pop("flops") / float(points.x_Kn[0].max()))
+    if "parameters" in at:
+        sizes = {n: v for n, v in sizes.items() if n not in ("width", "depth")}
+    rounded = {n: round(v) if n in ("parameters", "tokens") else float(f"{v:.4g}") for n, v in at.items()}
+    return {**points.context, **sizes, **rounded, "lr": list(points.rates)}
+
+
+def _no_twins(frame: pd.DataFrame) -> None:
+    if not {"seed", "run_id"} & set(frame.columns):  # two seeds may round to the same loss
+        return
+    twins = frame.duplicated(keep=False).to_numpy()
+    if twins.any():
+        first = int(twins.argmax())
+        same = (frame == frame.iloc[first]) | (frame.isna() & frame.iloc[first].isna())
+        second = int(np.flatnonzero(same.all(axis=1).to_numpy())[1])
+        raise ValueError(
+            f"rows {first + 1} and {second + 1} are alike in every column; a run may appear once"
+        )
+
+
+def _usable(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+    dropped: dict[str, int] = {}
+    kept = frame
+    if "status" in frame.columns:
+        status = frame["status"].fillna("unknown")
+        kept = frame.loc[status == "finished"]
+        dropped.update({str(k): int(v) for k, v in status[status != "finished"].value_counts().items()})
+    columns = {name: to_number(kept[name]) for name in ("loss", *names)}
+    if "lr" in kept.columns:
+        columns["lr"] = to_number(kept["lr"])
+    kept = kept.assign(**columns)
+    finite = np.isfinite(kept[["loss", *names]].to_numpy()).sum(axis=1) == 1 + len(names)
+    if not finite.all():
+        dropped["not finite"] = int((~finite).sum())
+    kept = kept.loc[finite]
+    for name in ("loss", *names):
+        wrong = (kept[name] <= 0).to_numpy()
+        if wrong.any():
+            at = int(wrong.argmax())
+            value, row = kept[name].iloc[at], kept.index[at] + 1
+            raise ValueError(f"column {name} must be positive in a finished run, got {value:g} in row {row}")
+    return kept, dropped
+
+
+def _context(kept: pd.DataFrame) -> dict[str, str]:
+    context = {}
+    for name in (n for n in CONTEXT if n in kept.columns):
+        values = sorted(str(v) for v in kept[name].dropna().unique())
+        if len(values) > 1:
+            raise ValueError(
+                f"{name} must have one value for one law, got {', '.join(values[:6])}; use --where {name}=..."
+            )
+        if values:
+            context[name] = values[0]
+    return context
+
+
+def _cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
+    """One row a cell, with the loss of its best rate; and how many best rates lie at the edge of theirs."""
+    settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in names]
+    keys = {n: kept[n].map(lambda v: float(f"{v:.{DIGITS}g}")) for n in names}
+    keyed = kept.assign(**keys)
+    means = keyed.groupby([*names, *settings], dropna=False, as_index=False).agg(
+        loss=("loss", "mean"), runs=("loss", "size")
+    )
+    cells = means.groupby(list(names), sort=True)
+    best = means.loc[cells["loss"].idxmin()].reset_index(drop=True)
+    best["runs"] = cells["runs"].sum().to_numpy()
+    edges = 0
+    if "lr" in settings:
+        low, high = cells["lr"].min().to_numpy(), cells["lr"].max().to_numpy()
+        edges = int((((best["lr"] == low) | (best["lr"] == high)) & (low < high)).sum())
+    return best, edges

@@ -1,0 +1,200 @@
+"""The file loss.json: a loss law with its intervals, its status, its points and the profile of its floor."""
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hyperp.analysis.files import Strict, load_json, save_json
+from hyperp.analysis.loss.bootstrap import Draws, Kind, intervals
+from hyperp.analysis.loss.fit import LossFit, Profile, farther, parameters, predict
+from hyperp.analysis.loss.points import COLUMNS, Form
+from hyperp.analysis.vocabulary import LEVEL
+
+SCHEMA_VERSION = 1
+TEXT: dict[Form, str] = {
+    "power": "L(C) = E + A C^-b",
+    "chinchilla": "L(N, D) = E + A N^-alpha + B D^-beta",
+}
+
+
+class Parameter(Strict):
+    """A parameter with its percentile interval; no interval where it was pinned or nothing was resampled."""
+
+    value: float = Field(ge=0)
+    low: float | None
+    high: float | None
+    pinned: bool
+
+
+class LossPoint(Strict):
+    """One point: where (flops, or parameters and tokens), its loss, the law's, and how many runs it holds."""
+
+    at: dict[str, float]
+    loss: float = Field(gt=0)
+    law: float = Field(gt=0)
+    runs: int = Field(ge=1)
+
+
+class ProfileRow(Strict):
+    """The best fit with the floor held: objective, its rise over the least in %, exponents, extrapolation."""
+
+    E: float = Field(ge=0)
+    objective: float = Field(ge=0)
+    rise_percent: float | None
+    exponents: dict[str, float]
+    extrapolated: float = Field(gt=0)
+
+
+class Resampling(Strict):
+    """How the intervals were made."""
+
+    count: int = Field(ge=2)
+    kind: Kind
+    seed: int
+    level: float = Field(gt=0, lt=1)
+    not_converged: int = Field(ge=0)
+
+
+class LossLaw(Strict):
+    """A loss law fitted to ln L: Huber(delta) summed over the points.
+
+    `status` says whether the optimum was reached, `at_bounds` which parameters ended at a bound, `starts` how
+    many basins were polished and `agree` how many ended at this optimum. `scatter` is the standard deviation
+    of ln L about the law. `profile` holds the floor at each of its values; its `extrapolated` is the loss at
+    `extrapolated_at`, ten times the largest compute.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    form: Form
+    formula: str
+    parameters: dict[str, Parameter]
+    objective: float = Field(ge=0)
+    delta: float = Field(gt=0)
+    status: Literal["converged", "not converged"]
+    at_bounds: list[str]
+    starts: int = Field(ge=1)
+    agree: int = Field(ge=1)
+    scatter: float = Field(ge=0)
+    resampling: Resampling | None
+    profile: list[ProfileRow]
+    extrapolated_at: dict[str, float]
+    points: list[LossPoint]
+    all_rows: bool
+    edges: int = Field(ge=0)
+    rows: int = Field(ge=1)
+    dropped: dict[str, int]
+    context: dict[str, str]
+    metric: str
+    mapping: dict[str, str]
+    where: dict[str, str]
+    records: str
+    records_sha256: str
+    version: str
+    created: str
+    command: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.agree > self.starts:
+            raise ValueError(f"agree must be at most starts={self.starts}, got {self.agree}")
+        free = sum(not one.pinned for one in self.parameters.values())
+        if len(self.points) < free + 1:
+            raise ValueError(
+                f"points must be at least {free + 1} for {free} parameters, got {len(self.points)}"
+            )
+        return self
+
+
+def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mapping[str, Any]) -> LossLaw:
+    """The law as it is written; `source` holds mapping, where, records, records_sha256 and command."""
+    points, names = fit.points, COLUMNS[fit.points.form]
+    return LossLaw(
+        form=points.form,
+        formula=TEXT[points.form],
+        parameters=_parameters(fit, draws),
+        objective=fit.objective,
+        delta=fit.delta,
+        status="converged" if fit.converged else "not converged",
+        at_bounds=list(fit.at_bounds),
+        starts=fit.starts,
+        agree=fit.agree,
+        scatter=fit.scatter,
+        resampling=None if draws is None else _resampling(draws),
+        profile=_profile_rows(fit, profile),
+        extrapolated_at=dict(zip(names, farther(points).tolist(), strict=True)),
+        points=_points(fit),
+        all_rows=points.all_rows,
+        edges=points.edges,
+        rows=points.rows,
+        dropped=points.dropped,
+        context=points.context,
+        metric=points.metric,
+        version=importlib.metadata.version("hyperp-scaling"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **source,
+    )
+
+
+def _parameters(fit: LossFit, draws: Draws | None) -> dict[str, Parameter]:
+    values = parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+    ranges = {} if draws is None else intervals(fit, draws, LEVEL)
+    found = {}
+    for name, value in zip(fit.names, values, strict=True):
+        low, high = (None, None) if name in fit.pins else ranges.get(name, (None, None))
+        found[name] = Parameter(value=value, low=low, high=high, pinned=name in fit.pins)
+    return found
+
+
+def _resampling(draws: Draws) -> Resampling:
+    return Resampling(
+        count=len(draws.z_RP),
+        kind=draws.kind,
+        seed=draws.seed,
+        level=LEVEL,
+        not_converged=draws.not_converged,
+    )
+
+
+def _points(fit: LossFit) -> list[LossPoint]:
+    points, names = fit.points, COLUMNS[fit.points.form]
+    law_n = predict(fit, fit.z_P[None], points.x_Kn)[0]
+    columns = (points.x_Kn.T.tolist(), points.loss_n.tolist(), law_n.tolist(), points.runs_n.tolist())
+    return [
+        LossPoint(at=dict(zip(names, x, strict=True)), loss=loss, law=law, runs=runs)
+        for x, loss, law, runs in zip(*columns, strict=True)
+    ]
+
+
+def _profile_rows(fit: LossFit, profile: Profile) -> list[ProfileRow]:
+    """The rise is over the least of the profile; None where the law goes through every point."""
+    K = len(fit.centre_K)
+    least = float(profile.objective_F.min())
+    exact = least <= 1e-9 * fit.delta**2
+    rows = []
+    for floor, value, z, far in zip(
+        profile.floor_F.tolist(),
+        profile.objective_F.tolist(),
+        profile.z_FP,
+        profile.extrapolated_F.tolist(),
+        strict=True,
+    ):
+        exponents = dict(zip(fit.names[1 + K :], z[1 + K :].tolist(), strict=True))
+        rise = None if exact else 100 * (value / least - 1)
+        rows.append(
+            ProfileRow(E=floor, objective=value, rise_percent=rise, exponents=exponents, extrapolated=far)
+        )
+    return rows
+
+
+def save_loss(law: LossLaw, path: str | Path) -> None:
+    """Write loss.json atomically."""
+    save_json(law.model_dump_json(indent=2) + "\n", path)
+
+
+def load_loss(path: str | Path) -> LossLaw:
+    """Read loss.json; see law.load_json."""
+    return load_json(path, LossLaw, SCHEMA_VERSION)

@@ -1,0 +1,220 @@
+"""Each slice's own optimum with the shared shape held, its covariance, and the state of the slice."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperp.analysis.optima.basin.shape import Curves, centred, inverse, run_weights, slope, terms
+from hyperp.analysis.vocabulary import State
+
+# K: slices   m: runs in the longest slice   p: what is tuned   S: terms of the shape   ...: resamples
+
+REACH = 2.0  # natural log by which a location may leave the rates of its slice
+STEP = 0.7  # largest move in one Gauss-Newton step, natural log
+NAMES = ("rate", "batch")
+MIN_RATES = 3
+DIP = 0.005  # loss that falls again by more than this, going away from the best run, is a second valley ...
+VALLEY = (
+    0.05  # ... if it comes this near to the best; nearer to divergence loss is erratic in good sweeps too ...
+)
+FALLS = 3.0  # ... and if it falls by this many times what the median other slice does, by its noise
+
+
+@dataclass(frozen=True)
+class Located:
+    """Slices with the shape held: `optimum` (..., K, p), `floor` (..., K), `residual`, `weight` (..., K, m).
+
+    `cov` (..., K, p, p) and `spent` (..., K), the degrees of freedom that a slice's floor and optimum use up,
+    are for a noise of one; `size` and `square` (..., K) are the sums of weights and of squared ones per seed.
+    """
+
+    optimum: np.ndarray
+    floor: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
+    cov: np.ndarray
+    spent: np.ndarray
+    size: np.ndarray
+    square: np.ndarray
+
+    def noise(self, keep: np.ndarray, shared: int) -> float:
+        """Residual standard deviation of one run over the slices in the mask `keep`."""
+        squares = (self.weight * self.residual**2)[keep].sum()
+        return float(np.sqrt(squares / self.df(keep, shared)))
+
+    def df(self, keep: np.ndarray, shared: int) -> float:
+        """Degrees of freedom that the weights leave the noise over the slices in the mask `keep`.
+
+        E[sum w e^2] = noise^2 (tr W - tr (J'WJ)^-1 J'W^2J): `spent` is the second trace for the slices' own
+        columns, and each of the `shared` ones of the shape takes a mean run's part.
+        """
+        left = (self.size - self.spent)[keep].sum()
+        left -= shared * self.square[keep].sum() / self.weight[keep].sum()
+        # Never fewer than a tenth of the runs: an estimate from less would be a matter of luck.
+        return float(max(left, 0.1 * self.size[keep].sum()))
+
+
+def locate(
+    u: np.ndarray,
+    loss: np.ndarray,
+    count: np.ndarray,
+    powers: np.ndarray,
+    coef: np.ndarray,
+    where: np.ndarray,
+    floor: np.ndarray,
+    iterations: int,
+    scale: float,
+    tolerance: float = 0.0,
+    damping: float = 1e-3,
+) -> Located:
+    """Own optimum and floor of each slice by Gauss-Newton with the shape held.
+
+    Args:
+        u, loss, count: (K, m, p), (..., K, m), (K, m); `loss` may hold many resamples.
+        powers, coef: the shape of each slice, (S, p) and (..., K, S).
+        where, floor: where to start, (..., K, p) and (..., K).
+        iterations: at most so many steps.
+        scale: of the weights.
+        tolerance: stop once no location moves by more.
+        damping: of the first step, relative; none for a warm start.
+    """
+    low, high = u.min(axis=-2) - REACH, u.max(axis=-2) + REACH
+    for step in range(iterations):
+        residual, w, G, G_c = _linearised(u, loss, count, powers, coef, where, floor, scale)
+        weighted = w[..., None] * G_c
+        normal = weighted.swapaxes(-1, -2) @ G_c
+        ridge = np.trace(normal, axis1=-2, axis2=-1)[..., None, None] * np.eye(u.shape[-1])
+        gradient = (weighted * residual[..., None]).sum(axis=-2)
+        damped = normal + ridge * (damping * 0.3**step + 1e-12) + 1e-30 * np.eye(u.shape[-1])
+        move = np.clip((inverse(damped) @ gradient[..., None])[..., 0], -STEP, STEP)
+        new = np.clip(where + move, low, high)
+        total = w.sum(axis=-1)
+        mean_G = (w[..., None] * G).sum(axis=-2) / total[..., None]
+        mean = (residual * w).sum(axis=-1) / total - (mean_G * (new - where)).sum(axis=-1)
+        moved = np.abs(new - where).max()
+        where, floor = new, floor * (1 + mean)
+        if moved < tolerance and step >= 3:
+            break
+    residual, w, _, G_c = _linearised(u, loss, count, powers, coef, where, floor, scale)
+    per_seed = w**2 / np.maximum(count, 1e-300)
+    normal = (w[..., None] * G_c).swapaxes(-1, -2) @ G_c
+    meat = (per_seed[..., None] * G_c).swapaxes(-1, -2) @ G_c
+    bread = inverse(normal + 1e-30 * np.eye(u.shape[-1]))
+    size = (w / np.maximum(count, 1e-300)).sum(axis=-1)
+    square = per_seed.sum(axis=-1)
+    spent = square / w.sum(axis=-1) + np.trace(bread @ meat, axis1=-2, axis2=-1)
+    return Located(where, floor, residual, w, bread @ meat @ bread, spent, size, square)
+
+
+def _linearised(
+    u: np.ndarray,
+    loss: np.ndarray,
+    count: np.ndarray,
+    powers: np.ndarray,
+    coef: np.ndarray,
+    where: np.ndarray,
+    floor: np.ndarray,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Residuals, weights, gradient in the location, and that with the floor eliminated."""
+    v = u - where[..., None, :]
+    excess = loss / floor[..., None] - 1
+    w = run_weights(excess, count, scale)
+    residual = excess - (terms(v, powers) @ coef[..., None])[..., 0]
+    G = -slope(v, powers, coef[..., None, :])
+    return residual, w, G, centred(G, residual, w)[0]
+
+
+def rates_of(curves: Curves, k: int) -> list[np.ndarray]:
+    """The distinct log values of each tuned quantity in slice k."""
+    real = curves.count[k] > 0
+    return [np.unique(curves.u[k, real, j]) for j in range(curves.u.shape[2])]
+
+
+def too_few(curves: Curves) -> list[str | None]:
+    """Slices with fewer than three rates, or three batches: the reason, else None."""
+    reasons = []
+    for k in range(len(curves.labels)):
+        short = [(len(v), name) for v, name in zip(rates_of(curves, k), NAMES, strict=False)]
+        least, name = min(short)
+        reasons.append(
+            f"{least} distinct {name}(s), at least {MIN_RATES} are needed" if least < MIN_RATES else None
+        )
+    return reasons
+
+
+def second_valleys(curves: Curves) -> list[str | None]:
+    """Slices along one rate whose loss rises from the best run, then falls again: the reason, else None.
+
+    How far noise makes a loss fall is read off the other slices, not off the residuals of a shape, since
+    a slice that is no bowl spoils the shape of all and so hides in its residuals.
+    """
+    K = len(curves.labels)
+    if curves.u.shape[2] > 1:
+        return [None] * K
+    falls = [_largest_fall(curves, k) for k in range(K)]
+    reasons = []
+    for k, (fall, at) in enumerate(falls):
+        others = sorted(f for j, (f, _) in enumerate(falls) if j != k)
+        usual = others[(len(others) - 1) // 2] if others else 0.0
+        second = fall > max(DIP, FALLS * usual)
+        reasons.append(f"the loss falls again by {100 * fall:.2g}% at {at:.4g}" if second else None)
+    return reasons
+
+
+def _largest_fall(curves: Curves, k: int) -> tuple[float, float]:
+    """Largest relative fall of loss on the way outwards from the best run of slice k, and the rate there."""
+    real = curves.count[k] > 0
+    x, at = np.unique(curves.u[k, real, 0], return_inverse=True)
+    total = np.bincount(at, weights=(curves.count * curves.loss)[k, real])
+    mean = total / np.bincount(at, weights=curves.count[k, real])
+    best = int(np.argmin(mean))
+    found = (0.0, float(np.exp(x[best])))
+    for side in (slice(best, None), slice(best, None, -1)):
+        walk = mean[side] / mean[best] - 1
+        fall = np.where(walk > VALLEY, 0.0, np.maximum.accumulate(walk) - walk)
+        worst = int(np.argmax(fall))
+        found = max(found, (float(fall[worst]), float(np.exp(x[side][worst]))))
+    return found
+
+
+def state_of(
+    curves: Curves, k: int, located: Located, scale: float, noise: float
+) -> tuple[State, str | None]:
+    """State of slice k, which has three rates, and the reason in one line unless it is bracketed."""
+    flat = _curved_down(curves, k, located, scale, noise)
+    if flat is not None:
+        return "not_convex", flat
+    for j in range(curves.u.shape[2]):
+        low, high, at = (float(np.exp(x[k, j])) for x in (curves.low, curves.high, located.optimum))
+        if at < low:
+            return "edge_low", f"the optimum lies below the lowest {NAMES[j]}, {low:.4g}"
+        if at > high:
+            return "edge_high", f"the optimum lies above the highest {NAMES[j]}, {high:.4g}"
+    return "bracketed", None
+
+
+def _curved_down(curves: Curves, k: int, located: Located, scale: float, noise: float) -> str | None:
+    """The slice's own quadratic, weighted alike: is a curvature significantly not positive?"""
+    p = curves.u.shape[2]
+    if ((curves.best[k] == curves.low[k]) | (curves.best[k] == curves.high[k])).any():
+        return None  # where the bottom lies beyond the runs, a curve may bend either way
+    v = curves.u[k] - curves.best[k]
+    first, second = np.triu_indices(p)
+    J = np.column_stack([np.ones(len(v)), v, v[:, first] * v[:, second]])
+    w = run_weights(curves.loss[k] / located.floor[k] - 1, curves.count[k], scale)
+    normal = J.T @ (w[:, None] * J)
+    if np.linalg.cond(normal) > 1e12:
+        return None
+    bread = np.linalg.inv(normal)
+    beta = bread @ J.T @ (w * (curves.loss[k] / located.floor[k] - 1))
+    cov = noise**2 * bread @ (J.T @ ((w**2 / np.maximum(curves.count[k], 1e-300))[:, None] * J)) @ bread
+    A = np.zeros((p, p))
+    A[first, second] += beta[1 + p :] / 2
+    A[second, first] += beta[1 + p :] / 2
+    values, vectors = np.linalg.eigh(A)
+    along = vectors[first, 0] * vectors[second, 0]
+    se = float(np.sqrt(along @ cov[1 + p :, 1 + p :] @ along))
+    if values[0] + 1.645 * se < 0:
+        return f"its own curvature is negative, {values[0]:.3g} +- {se:.2g}"
+    return None

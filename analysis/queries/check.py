@@ -1,0 +1,96 @@
+"""What a table of runs holds, and which exponents it could identify."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from hyperp.analysis.files import Strict
+from hyperp.analysis.law.identify import assess
+from hyperp.analysis.law.request import Question, check_question
+from hyperp.analysis.law.schema import SliceRecord
+from hyperp.analysis.law.slice_records import record
+from hyperp.analysis.optima.methods import DEFAULT, estimate
+from hyperp.analysis.table.slices import short_label, split, strata, varying
+from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
+from hyperp.analysis.vocabulary import WINDOW, MethodName
+
+
+class Identifiable(Strict):
+    """Whether `fit --by covariate` has a group of slices to fit; `groups` names those that it has."""
+
+    covariate: str
+    identified: bool
+    groups: list[str]
+    reason: str | None
+
+
+class Check(Strict):
+    """The counts, the slices with their states, what varies and what is identifiable."""
+
+    records: str
+    rows: int
+    statuses: dict[str, int]
+    varying: dict[str, list[int | float | str]]
+    slices: list[SliceRecord]
+    identifiable: list[Identifiable]
+    warnings: list[str]
+
+
+NEAR = 1.01  # values of a size closer than this are likely one value, written or rounded in two ways
+
+
+def _near(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
+    """Sizes that make separate slices of what may be one."""
+    found = []
+    for name, values in changing.items():
+        sizes = [v for v in values if not isinstance(v, str)]
+        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < NEAR * a]
+        if pairs:
+            (a, b), count = pairs[0], len(pairs)
+            more = f", and {count - 1} more such pairs" if count > 1 else ""
+            found.append(
+                f"{name} {a:.10g} and {b:.10g} differ by less than 1% and make separate slices{more}; "
+                "round them if they mean one size"
+            )
+    return found
+
+
+def check(
+    runs: Runs,
+    where: Mapping[str, str] | None = None,
+    window: float = WINDOW,
+    by: Sequence[str] = (),
+    over: Sequence[str] = ("lr",),
+    method: MethodName = DEFAULT,
+) -> Check:
+    """Describe a table; `by` names columns of sizes beyond the standard covariates.
+
+    Raises:
+        ValueError: the table mixes experiments (see slices.split), or a column is not there.
+    """
+    question = Question(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
+    check_question(question, runs.frame)
+    frame = filter_runs(check_frame(runs.frame, question.extra), where or {})
+    slices = split(frame, extra=question.extra, over=question.over)
+    optima = estimate(method, slices, question.options).optima
+    changing = varying(slices)
+    verdicts = []
+    for name in (n for n in slices[0].covariates if n in changing):
+        groups = [assess(members, slices, optima, [name]) for members in strata(slices, [name])]
+        able = [group for group in groups if group.problem is None]
+        rest = [n for n in changing if n != name]
+        labels = [
+            short_label(slices[g.members[0]], rest) if rest else f"one group of {len(g.members)} slices"
+            for g in able
+        ]
+        best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
+        reason = None if able else best.problem
+        verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))
+    return Check(
+        records=runs.path,
+        rows=len(frame),
+        statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
+        varying=changing,
+        warnings=_near(changing),
+        slices=[record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
+        identifiable=verdicts,
+    )

@@ -1,0 +1,177 @@
+"""Does the recommended rate win where it was recommended?
+
+The rule. For each other rate r, over the n seeds that both rates have finished, d(s) = loss(recommended, s) -
+loss(r, s). The recommended rate passes against r when mean d <= sd / sqrt(n): it is better, or worse by no
+more than the standard deviation of that mean over seeds. sd is that of d(s) about its mean, pooled over the
+other rates; with a single seed for each rate it is the law's own `difference_sd`. Rates without a common seed
+are compared by their means, with the law's `loss_sd`. A rate whose runs all diverged loses, and a recommended
+rate fails if any of its runs diverged. The verdict is a pass when every comparison is.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.files import Strict
+from hyperp.analysis.law.schema import Law
+from hyperp.analysis.queries.recommend import Recommendation, recommend
+from hyperp.analysis.table.slices import Slice, next_point, split, varying
+from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
+from hyperp.analysis.wording import degrees
+
+RATE_TOLERANCE = 0.02  # a rate typed from the printed recommendation is still the recommended one
+
+
+class RateRow(Strict):
+    """One rate of the check; `difference` is recommended less this rate, `allowed` what it may reach."""
+
+    lr: float
+    ratio: float
+    recommended: bool
+    seeds: int
+    mean_loss: float | None
+    loss_sd: float | None
+    difference: float | None
+    allowed: float | None
+    passed: bool
+    note: str
+
+
+class Validation(Strict):
+    """The table and the verdict."""
+
+    passed: bool
+    verdict: str
+    rule: str
+    spread_from: str
+    recommendation: Recommendation
+    rows: list[RateRow]
+
+
+def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
+    """Compare the recommended rate with the others that were run at one target scale.
+
+    Raises:
+        ValueError: several scales or contexts, another context than the law's, or no run at the recommended
+            rate.
+        Refusal: only the recommended rate was run.
+    """
+    extra = [*law.ranges, *law.held]
+    frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
+    one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
+    known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
+    # The runs are there, so the law's reach does not matter: it is what they test.
+    recommendation = recommend(law, known, extrapolate=True)
+    rates = sorted({*one.lr.tolist(), *one.diverged})
+    chosen = min(rates, key=lambda rate: abs(math.log(rate / recommendation.lr)))
+    if abs(chosen / recommendation.lr - 1) > RATE_TOLERANCE:
+        raise ValueError(
+            f"lr must include the recommended {recommendation.lr:.6g} to within {RATE_TOLERANCE:.0%}, "
+            f"the nearest run has {chosen:.6g}"
+        )
+    others = [rate for rate in rates if rate != chosen]
+    if not others:
+        points = next_point(one, [chosen / 2, chosen * 2])
+        raise Refusal("only the recommended rate was run; run half and twice that rate as well", [points])
+    return _judge(law, one, recommendation, chosen, others)
+
+
+def _single(slices: Sequence[Slice], law: Law) -> Slice:
+    if len(slices) != 1:
+        raise ValueError(
+            f"RUNS must hold one target scale, but {', '.join(varying(slices))} vary; use --where"
+        )
+    for name, value in law.context.items():
+        if slices[0].context[name] != value:
+            raise ValueError(f"{name} must be the law's {value!r}, got {slices[0].context[name]!r}")
+    return slices[0]
+
+
+def _judge(
+    law: Law, one: Slice, recommendation: Recommendation, chosen: float, others: list[float]
+) -> Validation:
+    best = _losses(one, chosen)
+    differences = {rate: _paired(best, _losses(one, rate)) for rate in others}
+    pooled, source = _spread(law, list(differences.values()))
+    rows = [_row(one, chosen, chosen, None, None, bool(best) and chosen not in one.diverged)]
+    for rate, d in differences.items():
+        losses = _losses(one, rate)
+        if not losses or not best:
+            rows.append(_row(one, rate, chosen, None, None, not losses and bool(best)))
+            continue
+        if len(d):
+            difference, allowed = float(d.mean()), (pooled or 0.0) / math.sqrt(len(d))
+        else:
+            difference = float(np.mean(list(best.values())) - np.mean(list(losses.values())))
+            allowed = (law.seed_spread.loss_sd or 0.0) * math.sqrt(1 / len(best) + 1 / len(losses))
+        rows.append(_row(one, rate, chosen, difference, allowed, difference <= allowed))
+    rows.sort(key=lambda row: row.lr)
+    passed = all(row.passed for row in rows)
+    return Validation(
+        passed=passed,
+        verdict=_verdict(rows, passed),
+        rule="mean loss difference (recommended less other) at most the SD of that mean over seeds",
+        spread_from=source,
+        recommendation=recommendation,
+        rows=rows,
+    )
+
+
+def _losses(one: Slice, rate: float) -> dict[int, float]:
+    keep = one.lr == rate
+    return dict(zip(one.seed[keep].tolist(), one.loss[keep].tolist(), strict=True))
+
+
+def _paired(first: dict[int, float], second: dict[int, float]) -> np.ndarray:
+    return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+
+
+def _spread(law: Law, differences: list[np.ndarray]) -> tuple[float | None, str]:
+    """SD over seeds of a paired difference, and where it comes from."""
+    df = sum(len(d) - 1 for d in differences if len(d))
+    if df > 0:
+        squares = sum(float(np.sum((d - d.mean()) ** 2)) for d in differences if len(d))
+        return math.sqrt(squares / df), f"the seeds of these runs, {degrees(df)}"
+    own = law.seed_spread
+    if own.difference_sd is not None:
+        return own.difference_sd, f"the law's records, {degrees(own.difference_df)}"
+    return None, "none: no rate was repeated with another seed, so only a strict win passes"
+
+
+def _row(
+    one: Slice, rate: float, chosen: float, difference: float | None, allowed: float | None, passed: bool
+) -> RateRow:
+    losses = list(_losses(one, rate).values())
+    return RateRow(
+        lr=rate,
+        ratio=rate / chosen,
+        recommended=rate == chosen,
+        seeds=len(losses),
+        mean_loss=float(np.mean(losses)) if losses else None,
+        loss_sd=float(np.std(losses, ddof=1)) if len(losses) > 1 else None,
+        difference=difference,
+        allowed=allowed,
+        passed=passed,
+        note="" if rate not in one.diverged else ("a seed diverged" if losses else "diverged"),
+    )
+
+
+def _verdict(rows: list[RateRow], passed: bool) -> str:
+    chosen = next(row for row in rows if row.recommended)
+    if not chosen.passed:
+        return f"FAIL: the recommended rate {chosen.lr:.4g} has a run that diverged, or none that finished"
+    losers = [
+        row for row in rows if not row.passed and row.difference is not None and row.allowed is not None
+    ]
+    if not passed:
+        worst = max(losers, key=lambda row: row.difference or 0.0)
+        return (
+            f"FAIL: {worst.lr:.4g} beats the recommended {chosen.lr:.4g} by {worst.difference:.4f} nats, "
+            f"more than the seeds' spread of {worst.allowed:.4f}"
+        )
+    best = all(row.difference is None or row.difference <= 0 for row in rows)
+    return f"PASS: the recommended rate {chosen.lr:.4g} " + (
+        "has the lowest mean loss" if best else "is within the seeds' spread of the lowest mean loss"
+    )

@@ -1,0 +1,276 @@
+"""The pictures of a loss law: the law with its band, residuals, profile of the floor, leverage."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hyperp.analysis.loss.bootstrap import Draws, band, floor_interval
+from hyperp.analysis.loss.fit import LossFit, Profile, parameters, predict
+from hyperp.analysis.loss.leverage import Leverage, Series
+from hyperp.analysis.report.figures.style import COLOURS, LINES, MARKERS, STYLE, Rows, save_figure, size_text
+from hyperp.analysis.vocabulary import LEVEL
+
+import matplotlib as mpl  # isort: skip  plots has chosen the backend
+import matplotlib.pyplot as plt  # isort: skip
+from matplotlib.axes import Axes  # isort: skip
+from matplotlib.figure import Figure  # isort: skip
+from matplotlib.ticker import FuncFormatter  # isort: skip
+
+REACH = 10.0  # times the measured range, how far a law is drawn
+UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "tokens": "training tokens"}
+BLUE, RED = COLOURS[0], COLOURS[1]
+Picture = tuple[Figure, Rows]
+
+
+def law_plots(fit: LossFit, draws: Draws | None, profile: Profile, folder: Path) -> list[Path]:
+    """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    power = fit.points.form == "power"
+    pictures = {
+        "loss-law": law_against_compute(fit, draws) if power else frontier(fit, draws),
+        "loss-residuals": residuals(fit),
+        "loss-profile": floor_profile(fit, profile, draws),
+    }
+    return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
+
+
+def leverage_plots(answer: Leverage, series: list[Series], folder: Path) -> list[Path]:
+    """Write leverage to a folder, made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return save_figure(*leverage_picture(answer, series), folder, "leverage")
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontweight="bold")
+
+
+def _who(fit: LossFit) -> str:
+    return f"{fit.points.context['optimizer']}: " if "optimizer" in fit.points.context else ""
+
+
+def _compute_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(UNITS["flops"])
+
+
+def _reach(low: float, high: float) -> np.ndarray:
+    """Where a law is drawn: over its range, whose ends are among the places, and beyond."""
+    return np.unique([*np.geomspace(low / 1.5, high * REACH, 161), low, high])
+
+
+def _broken(values: np.ndarray) -> np.ndarray:
+    """The values with a gap where they jump from one basin to another."""
+    jump = np.abs(np.diff(np.log(values))) > np.log(1.5)
+    return np.where(np.r_[jump, False], np.nan, values)
+
+
+def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
+    """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
+    measured = fit.points.x_Kn[0]
+    x = _reach(measured.min(), measured.max())
+    y = predict(fit, fit.z_P[None], x[None])[0]
+    low, high = (None, None) if draws is None else band(fit, draws, x[None])
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.0, 4.4))
+        e, a, b = parameters(fit.z_P[None], fit.centre_K)[0]
+        label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
+        rows = _draw_curve(
+            axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True
+        )
+        axes.plot(
+            measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute"
+        )
+        rows += _against_compute(axes, fit, measured, "loss against compute")
+    return figure, rows
+
+
+def _against_compute(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
+    """Name what is drawn; the rows of the points."""
+    _compute_axis(axes)
+    axes.set_ylabel(fit.points.metric)
+    _title(axes, f"{_who(fit)}{title}")
+    axes.legend(loc="upper right", fontsize=9)
+    return [
+        {"kind": "point", "flops": float(flops), "loss": float(loss)}
+        for flops, loss in zip(flops_n, fit.points.loss_n, strict=True)
+    ]
+
+
+def _draw_curve(
+    axes: Axes, curve, ends: tuple[float, float], index: int, label: str, band_name: bool
+) -> Rows:
+    """A line over its band, dotted where extrapolated; curve is (x, y, low, high), the band None or not."""
+    x, y, low, high = curve
+    colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+    inside = (x >= ends[0]) & (x <= ends[1])
+    if low is not None:
+        name = f"{100 * LEVEL:g}% interval of the law" if band_name else None
+        axes.fill_between(x[inside], low[inside], high[inside], color=colour, alpha=0.25, lw=0, label=name)
+        for part in (x <= ends[0], x >= ends[1]):
+            axes.fill_between(x[part], low[part], high[part], color=colour, alpha=0.1, lw=0)
+    axes.plot(x[inside], y[inside], ls=line, color=colour, lw=2, label=label)
+    for part in (x <= ends[0], x >= ends[1]):
+        axes.plot(x[part], y[part], ls=":", color=colour, lw=1.5)
+    bands = (
+        [{}] * len(x)
+        if low is None
+        else [{"low": float(a), "high": float(b)} for a, b in zip(low, high, strict=True)]
+    )
+    return [
+        {"kind": "law", "series": label, "flops": float(c), "loss": float(v), **ends}
+        for c, v, ends in zip(x, y, bands, strict=True)
+    ]
+
+
+def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndarray:
+    """The lowest loss (R, m) of a Chinchilla law at a compute of 6 N D (arXiv 2203.15556, section 3.3)."""
+    e, a, b, alpha, beta = (column[:, None] for column in parameters(z_RP, fit.centre_K).T)
+    balance = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
+    n = balance * (flops_m / 6) ** (beta / (alpha + beta))
+    return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
+
+
+def frontier(fit: LossFit, draws: Draws | None) -> Picture:
+    """Every point at its compute 6 N D, and the lowest loss that the law allows there, with its band."""
+    c = 6 * fit.points.x_Kn.prod(axis=0)
+    x = _reach(c.min(), c.max())
+    y = optimal_loss(fit, fit.z_P[None], x)[0]
+    low = high = None
+    if draws is not None:
+        low, high = np.quantile(optimal_loss(fit, draws.z_RP, x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.0, 4.4))
+        axes.plot(c, fit.points.loss_n, "o", color="#666666", ms=3.5, alpha=0.6, mew=0, label="runs")
+        rows = _draw_curve(
+            axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True
+        )
+        rows += _against_compute(axes, fit, c, "lowest loss at each compute")
+        axes.set_xlabel("training compute 6 N D (FLOPs)")
+    return figure, rows
+
+
+def residuals(fit: LossFit) -> Picture:
+    """Residual of every point in % of the loss, against each covariate, with Huber's threshold."""
+    names = ("flops",) if fit.points.form == "power" else ("parameters", "tokens")
+    percent = 100 * np.expm1(fit.residual_n)
+    with mpl.rc_context(STYLE):
+        width = 7.0 if len(names) == 1 else 8.6
+        figure, grid = plt.subplots(1, len(names), figsize=(width, 3.9), squeeze=False, sharey=True)
+        for axes, name, x in zip(grid[0], names, fit.points.x_Kn, strict=True):
+            axes.axhspan(-100 * fit.delta, 100 * fit.delta, color="#bbbbbb", alpha=0.6, lw=0)
+            axes.axhline(0, color="black", lw=1)
+            axes.plot(x, percent, "o", color=BLUE, ms=4.5, alpha=0.75, mec="white", mew=0.4)
+            axes.set_xscale("log")
+            axes.set_xlabel(UNITS[name])
+            if name != "flops":
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
+        grid[0][0].set_ylabel("loss above the law (%)")
+        _title(grid[0][0], f"{_who(fit)}residuals of the loss law")
+        note = f"grey: within Huber's threshold of {100 * fit.delta:g}%; "
+        note += f"standard deviation {100 * fit.scatter:.2g}%"
+        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
+    columns = dict(zip(names, fit.points.x_Kn, strict=True))
+    rows: Rows = [
+        {**{n: float(v[i]) for n, v in columns.items()}, "loss": float(fit.points.loss_n[i]),
+         "residual_percent": float(percent[i])}
+        for i in range(len(percent))
+    ]  # fmt: skip
+    return figure, rows
+
+
+def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Picture:
+    """Above, the objective with the floor held at each value; below, what that floor makes of the rest."""
+    K, names = len(fit.centre_K), fit.names[1 + len(fit.centre_K) :]
+    least = max(float(profile.objective_F.min()), 1e-30)
+    ratio, floors = profile.objective_F / least, profile.floor_F
+    with mpl.rc_context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.0, 6.0), sharex=True, height_ratios=(3, 2))
+        top.plot(floors, ratio, "-", color=BLUE, lw=2)
+        top.plot([fit.z_P[0]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4)
+        top.set_ylim(1 - 0.04 * (min(ratio.max(), 4) - 1), min(ratio.max() * 1.02, 4))
+        top.set_ylabel("objective / least objective")
+        _title(top, f"{_who(fit)}profile of the floor E")
+        for k, name in enumerate(names):
+            style = {"ls": LINES[k], "color": COLOURS[k], "lw": 1.8}
+            bottom.plot(floors, _broken(profile.z_FP[:, 1 + K + k]), label=f"exponent {name}", **style)
+        other = bottom.twinx()
+        other.plot(
+            floors, profile.extrapolated_F, ls=LINES[3], color="black", lw=1.8, label="loss (right axis)"
+        )
+        other.set_ylabel("loss at 10 times\nthe largest compute")
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+        bottom.set_ylabel("exponent")
+        bottom.set_ylim(0, 1.25 * min(float(profile.z_FP[:, 1 + K :].max()), 1.2))
+        bottom.set_xlabel(f"floor E held ({fit.points.metric})")
+        handles = [*bottom.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
+        bottom.legend(handles=handles, loc="upper left", fontsize=9)
+        note = "star: the law" + (", pinned" if "E" in fit.pins else "")
+        if draws is not None and "E" not in fit.pins:
+            low, high = floor_interval(draws)
+            for axes in (top, bottom):
+                axes.axvspan(low, high, color="#999999", alpha=0.3, lw=0)
+            note += f"; grey: {100 * LEVEL:g}% bootstrap interval of E, {low:.4g} to {high:.4g}"
+        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
+    rows: Rows = [
+        {"E": float(floors[i]), "objective": float(profile.objective_F[i]), "ratio": float(ratio[i]),
+         **{n: float(profile.z_FP[i, 1 + K + k]) for k, n in enumerate(names)},
+         "loss_at_10x": float(profile.extrapolated_F[i])}
+        for i in range(len(floors))
+    ]  # fmt: skip
+    return figure, rows
+
+
+def leverage_picture(answer: Leverage, series: list[Series]) -> Picture:
+    """Left, every curve with its points; right, the leverage over the baseline with its band."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.4), gridspec_kw={"wspace": 0.06})
+        rows: Rows = []
+        for index, one in enumerate(series):
+            rows += _leverage_curve(left, one, index)
+        right.axhline(1, color="black", lw=1.2)
+        for index, found in enumerate(answer.comparisons, start=1):
+            if found.rows:
+                rows += _leverage_band(right, found.other.name, found.rows, index)
+        right.text(0.99, 1, f" {answer.baseline.name} ", transform=right.get_yaxis_transform(), ha="right",
+                   va="bottom", fontsize=9)  # fmt: skip
+        _compute_axis(left)
+        _compute_axis(right)
+        right.set_xlabel(f"training compute of {answer.baseline.name} (FLOPs)")
+        right.set_yscale("log")
+        for set_formatter in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+            set_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        right.set_ylabel("compute-efficiency leverage")
+        left.set_ylabel(answer.metric)
+        _title(left, "loss against compute")
+        _title(right, f"leverage over {answer.baseline.name}")
+        left.legend(loc="upper right", fontsize=9)
+        right.legend(loc="best", fontsize=9)
+        note = f"bands: {100 * answer.level:g}% intervals; leverage only at losses that both curves reached"
+        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
+    return figure, rows
+
+
+def _leverage_curve(axes: Axes, one: Series, index: int) -> Rows:
+    x = np.geomspace(one.flops[0], one.flops[1], 121)
+    y = predict(one.fit, one.fit.z_P[None], x[None])[0]
+    rows = _draw_curve(axes, (x, y, *band(one.fit, one.draws, x[None])), one.flops, index, one.name, False)
+    measured, losses = one.fit.points.x_Kn[0], one.fit.points.loss_n
+    marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
+    axes.plot(measured, losses, marker, color=colour, ms=6, mec="white", mew=0.6, zorder=4)
+    return rows + [
+        {"kind": "point", "series": one.name, "flops": float(c), "loss": float(v)}
+        for c, v in zip(measured, losses, strict=True)
+    ]
+
+
+def _leverage_band(axes: Axes, name: str, found, index: int) -> Rows:
+    colour, x = COLOURS[index % len(COLOURS)], [r.baseline_flops for r in found]
+    bounded = [r for r in found if r.low is not None and r.high is not None]
+    low, high = [r.low for r in bounded], [r.high for r in bounded]
+    axes.fill_between([r.baseline_flops for r in bounded], low, high, color=colour, alpha=0.22, lw=0)
+    marker, line = MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
+    axes.plot(
+        x, [r.leverage for r in found], ls=line, marker=marker, markevery=6, color=colour, lw=2, label=name
+    )
+    return [{"kind": "leverage", "series": name, **r.model_dump()} for r in found]

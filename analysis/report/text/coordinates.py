@@ -1,0 +1,122 @@
+"""The slopes of a coordinate check, as a table for people and as rows for programs."""
+
+from collections.abc import Sequence
+
+from hyperp.analysis.diagnostics.coordinates import (
+    KINDS,
+    MEASURES,
+    Kind,
+    Measure,
+    Series,
+    Slope,
+    diverged_words,
+)
+from hyperp.analysis.report.text.console import show_table
+from hyperp.analysis.wording import number, percent
+
+COLUMNS = [
+    "parametrization",
+    "optimizer",
+    "base_lr",
+    "activation",
+    "of its size",
+    f"{percent()} interval",
+    "is",
+    "of its change",
+    f"{percent()} interval",
+    "is",
+]
+
+
+def show_coordinates(found: Sequence[Series], tolerance: float) -> None:
+    """Print the slopes at the last step, what other steps say differently, and what was left out."""
+    step = last_step(found)
+    widths = sorted({width for one in found for width in one.widths})
+    title = (
+        f"d log(size) / d log(width) at step {step}, widths {', '.join(map(str, widths))}; "
+        f"flat is within {tolerance:g} of 0; beside it the step of the largest slope, if it says otherwise"
+    )
+    show_table(title, COLUMNS, table(found))
+    for one in found:
+        for reason, count in one.left_out.items():
+            print(f"{one.name}: left out {count} run{'s' * (count != 1)}, {reason}")
+
+
+def last_step(found: Sequence[Series]) -> int:
+    """The last step that any series has."""
+    return max(slope.step for one in found for kind in one.kinds for slope in kind.slopes)
+
+
+def table(found: Sequence[Series]) -> list[list[str]]:
+    """One row a series and activation, at the last step of each; one if all of a series diverged."""
+    rows = []
+    for one in found:
+        names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
+        names.append(number(one.held.get("base_lr")))
+        for kind in one.kinds:
+            cells = [cell for measure in MEASURES for cell in _cells(kind, measure)]
+            rows.append([*names, KINDS[kind.quantity], *cells])
+        if not one.kinds and one.diverged:
+            words = diverged_words(one.diverged)
+            rows.append([*names, "all", "-", "-", words, "-", "-", words])
+    return rows
+
+
+def last(kind: Kind, measure: Measure) -> Slope | None:
+    """The slope at the last step."""
+    slopes = (slope for slope in kind.slopes if slope.measure == measure)
+    return max(slopes, key=lambda slope: slope.step, default=None)
+
+
+def steepest(kind: Kind, measure: Measure) -> Slope | None:
+    """The step with the largest slope, either way, if its verdict is not that of the last step."""
+    end = last(kind, measure)
+    slopes = [slope for slope in kind.slopes if slope.measure == measure and slope.value is not None]
+    found = max(slopes, key=lambda slope: abs(slope.value or 0.0), default=None)
+    return None if found is None or end is None or found.words == end.words else found
+
+
+def steepest_words(kind: Kind, measure: Measure) -> str:
+    """Such as "step 1: -0.50 shrinks", empty where the last step says it all."""
+    found = steepest(kind, measure)
+    return "" if found is None else f"step {found.step}: {found.value:+.2f} {found.words}"
+
+
+def _cells(kind: Kind, measure: Measure) -> list[str]:
+    slope = last(kind, measure)
+    if slope is None:
+        return ["-", "-", "unclear"]
+    words = "; ".join(filter(None, (slope.words, steepest_words(kind, measure))))
+    if slope.value is None:
+        return ["-", "-", words]
+    if slope.low is None or slope.high is None:
+        return [f"{slope.value:+.2f}", "unknown, one seed", words]
+    return [f"{slope.value:+.2f}", f"{slope.low:+.2f} to {slope.high:+.2f}", words]
+
+
+def slope_rows(found: Sequence[Series]) -> list[dict[str, object]]:
+    """Every slope, at every step; one row without a slope if all of a series diverged."""
+    rows = []
+    for one in found:
+        names: dict[str, object] = {name: one.context[name] for name in ("parametrization", "optimizer")}
+        names["base_lr"] = one.held.get("base_lr")
+        for kind in one.kinds:
+            of_kind = {"quantity": kind.quantity, "layer": kind.layer}
+            rows += [{**names, **of_kind, **_cells_of(slope)} for slope in kind.slopes]
+        if not one.kinds and one.diverged:
+            unknown = {
+                **dict.fromkeys(Slope.model_fields),
+                "seeds": 0,
+                "verdict": "diverged",
+                "diverged": _words(one.diverged),
+            }
+            rows.append({**names, "quantity": "all", "layer": None, **unknown})
+    return rows
+
+
+def _cells_of(slope: Slope) -> dict[str, object]:
+    return {**slope.model_dump(), "diverged": _words(slope.diverged)}
+
+
+def _words(widths: Sequence[int]) -> str:
+    return " ".join(map(str, widths))

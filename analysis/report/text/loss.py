@@ -1,0 +1,134 @@
+"""How a loss law and a leverage look when a person asked for them."""
+
+from hyperp.analysis.loss.leverage import Comparison, Leverage
+from hyperp.analysis.loss.schema import LossLaw, ProfileRow
+from hyperp.analysis.report.text.console import show_table
+from hyperp.analysis.wording import interval, number, percent
+
+
+def show_loss(law: LossLaw) -> None:
+    """Print a loss law, its status and the sensitivity to its floor."""
+    dropped = ", ".join(f"{count} {reason}" for reason, count in law.dropped.items()) or "none"
+    print(f"{law.formula}, {law.metric}; Huber({law.delta:g}) on ln L")
+    print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points(law)}")
+    rows = [
+        [
+            n,
+            number(p.value, 5),
+            "pinned" if p.pinned else interval(p.low, p.high, 4) if law.resampling else "-",
+        ]
+        for n, p in law.parameters.items()
+    ]
+    show_table("Parameters", ["parameter", "value", f"{percent()} interval"], rows)
+    print(f"status: {law.status}; {law.agree} of {law.starts} basins lead to this optimum")
+    for words in law.at_bounds:
+        print(f"at a bound: {words}")
+    print(f"objective {law.objective:.7g}; scatter about the law {100 * law.scatter:.3g}% of the loss")
+    if law.resampling is not None:
+        how = law.resampling
+        what = "points drawn with replacement" if how.kind == "pairs" else "new noise about the law, t-like"
+        lost = f", {how.not_converged} not converged" if how.not_converged else ""
+        print(f"intervals: {how.count} resamples, {what}, seed {how.seed}{lost}")
+    if law.edges:
+        print(
+            f"warning: {law.edges} of {len(law.points)} points have their best rate at the edge of the rates "
+            "tried, so their losses are too high"
+        )
+    _show_profile(law)
+
+
+def unconverged(law: LossLaw) -> list[str]:
+    """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
+    lines = []
+    if law.status != "converged":
+        lines.append("the fit has not converged: its parameters are not the best ones, do not rely on them")
+    how = law.resampling
+    if how is not None and how.not_converged > 0.01 * how.count:
+        lines.append(f"{how.not_converged} of {how.count} resamples have not converged: intervals are rough")
+    return lines
+
+
+def _points(law: LossLaw) -> str:
+    if law.all_rows:
+        return "every row"
+    runs = sum(p.runs for p in law.points)
+    if runs == len(law.points):
+        return "one run each"
+    return f"of {runs} runs, in each the lowest mean-over-seeds loss among its rates"
+
+
+def _show_profile(law: LossLaw) -> None:
+    floor = law.parameters["E"]
+    best = min(law.profile, key=lambda row: abs(row.E - floor.value))
+    ends = [
+        min(law.profile, key=lambda row: abs(row.E - e)) for e in (floor.low, floor.high) if e is not None
+    ]
+    spread = law.profile[:: max(1, len(law.profile) // 6)]
+    shown = {row.E: row for row in [*spread, best, *ends]}
+    names = list(best.exponents)
+    at = ", ".join(f"{name} {value:.3g}" for name, value in law.extrapolated_at.items())
+    rows = [
+        [number(r.E), _rise(r), *(number(e, 3) for e in r.exponents.values()), number(r.extrapolated)]
+        for r in sorted(shown.values(), key=lambda r: r.E)
+    ]
+    show_table("Sensitivity to the floor E", ["E held", "objective", *names, f"loss at {at}"], rows)
+    if ends:
+        print(
+            f"at ten times the largest compute the loss is {best.extrapolated:.4g}; with E held at the ends "
+            f"of its interval, {ends[0].extrapolated:.4g} and {ends[-1].extrapolated:.4g}"
+        )
+
+
+def _rise(row: ProfileRow) -> str:
+    return number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
+
+
+def show_leverage(answer: Leverage) -> None:
+    """Print each curve and its leverage over the baseline."""
+    curves = [answer.baseline, *(c.other for c in answer.comparisons)]
+    rows = [
+        [
+            c.name,
+            *(number(c.parameters[n]) for n in ("E", "A", "b")),
+            f"{100 * c.scatter:.2g}%",
+            str(c.points),
+            interval(*c.flops),
+            interval(*c.losses, 4),
+        ]
+        for c in curves
+    ]
+    columns = [answer.over, "E", "A", "b", "scatter", "points", "FLOPs", "losses"]
+    show_table(f"L(C) = E + A C^-b of each {answer.over}, {answer.metric}", columns, rows)
+    for c in curves:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in c.dropped.items())
+        edge = f"{c.edges} best rates at the edge of those tried" if c.edges else ""
+        bound = "; ".join(c.at_bounds) + ("" if c.converged else "not converged")
+        for words in filter(None, (dropped and f"dropped {dropped}", edge, bound)):
+            print(f"{c.name}: {words}")
+    for problem in answer.unfitted:
+        print(f"not fitted: {problem}")
+    for comparison in answer.comparisons:
+        _show_comparison(answer, comparison)
+
+
+def _show_comparison(answer: Leverage, found: Comparison) -> None:
+    if found.at_largest is None:
+        print(f"{found.other.name}: no leverage: {found.problem}")
+        return
+    title = f"Leverage of {found.other.name} over {answer.baseline.name}, where both were measured"
+    columns = ["loss", f"FLOPs of {answer.baseline.name}", f"FLOPs of {found.other.name}", "leverage"]
+    shown = found.rows[:: (len(found.rows) - 1) // 4]
+    rows = [
+        [number(r.loss), *(number(v, 3) for v in (r.baseline_flops, r.other_flops, r.leverage))]
+        for r in shown
+    ]
+    for row, r in zip(rows, shown, strict=True):
+        row.append(interval(r.low, r.high))
+    show_table(title, [*columns, f"{percent()} interval"], rows)
+    r = found.at_largest
+    sure = r.low is not None and r.high is not None and not r.low <= 1 <= r.high
+    verdict = "" if sure else "; the interval includes 1: not told apart"
+    print(
+        f"at the largest common compute, {r.baseline_flops:.3g} FLOPs of {answer.baseline.name}, "
+        f"{found.other.name} has leverage {r.leverage:.3g} ({interval(r.low, r.high)}){verdict}"
+    )

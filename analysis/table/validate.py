@@ -1,0 +1,217 @@
+"""Read a table of runs, or refuse it with one line: the column, the value and what is allowed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+
+STATUSES = ("planned", "running", "finished", "diverged", "failed")
+# What Weights & Biases calls its runs.
+STATUS_WORDS = {"crashed": "failed", "killed": "failed", "preempted": "failed", "pending": "planned"}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A checked table: one row a run, `sha256` of the file that it was read from."""
+
+    frame: pd.DataFrame
+    path: str
+    sha256: str
+
+
+def read_runs(
+    path: str | Path,
+    mapping: Mapping[str, str] | None = None,
+    sizes: Sequence[str] = (),
+    where: Mapping[str, str] | None = None,
+    loss: bool = True,
+) -> Runs:
+    """Read a Parquet or CSV file, or the runs.parquet inside a folder.
+
+    Args:
+        path: where it is.
+        mapping: names that the analysis knows, each with the column that holds it, such as
+            {"batch_tokens": "bs*2048"}.
+        sizes: columns beyond the standard covariates that hold sizes.
+        where: rows outside these column values need not be valid; those that are not are left out.
+        loss: whether the column loss is needed.
+
+    Raises:
+        ValueError: no such file, an unknown format, a missing or repeated column, or a value out of range.
+    """
+    from hyperp.analysis.table.read import apply_map, read_table
+
+    given = Path(path)
+    if given.is_dir() and not (given / "runs.parquet").is_file():
+        raise ValueError(
+            f"RUNS={given} is a folder without runs.parquet; make it with "
+            f"`hyperp-sweep collect {given} -o {given / 'runs.parquet'}`"
+        )
+    table = read_table(given)
+    frame = apply_map(table.frame, mapping or {})
+    missing = [name for name in ("lr", "loss") if name not in frame.columns and (loss or name == "lr")]
+    if missing:
+        raise ValueError(
+            f"{given} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
+            f"name them with --map {missing[0]}=COLUMN"
+        )
+    return Runs(frame=check_frame(frame, sizes, where), path=table.path, sha256=table.sha256)
+
+
+def check_frame(
+    frame: pd.DataFrame, sizes: Sequence[str] = (), where: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Types fixed and every value in range.
+
+    Context columns that are not there are empty text, `seed` is 0 and `status` finished: whoever wrote the
+    table did not tell runs apart by them. Covariates that are not there stay away.
+
+    Raises:
+        ValueError: names the column, the first offending value and what is allowed.
+    """
+    check = _Check(frame.reset_index(drop=True), where or {})
+    for name in CONTEXT:
+        check.text(name)
+    check.status()
+    check.rate()
+    for name in (*COVARIATES, *sizes):
+        if name in check.frame.columns:
+            check.number(name, positive=True, whole_if_possible=True)
+    check.seed()
+    if "base_lr" in check.frame.columns:
+        check.number("base_lr")
+    if "loss" in check.frame.columns:
+        check.loss()
+    return _without_implied_setting(check.done())
+
+
+def _without_implied_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """The hash says something only where runs that are alike in the rest of the context differ in it."""
+    rest = [name for name in CONTEXT if name != "setting"]
+    if frame.empty or frame.groupby(rest)["setting"].nunique().max() <= 1:
+        frame["setting"] = ""
+    return frame
+
+
+class _Check:
+    """Collects what is wrong in rows that --where leaves out; raises for the others."""
+
+    def __init__(self, frame: pd.DataFrame, where: Mapping[str, str]):
+        self.frame = frame.copy(deep=False)
+        self.inside = np.ones(len(frame), dtype=bool)
+        if where:
+            self.inside = self.frame.index.isin(filter_runs(self.frame, where).index)
+        self.bad = np.zeros(len(frame), dtype=bool)
+
+    def reject(self, name: str, wrong: np.ndarray, allowed: str) -> None:
+        rows = np.flatnonzero(wrong & self.inside)
+        if len(rows):
+            value = self.frame[name].iloc[rows[0]]
+            value = value.item() if isinstance(value, np.generic) else value
+            raise ValueError(f"column {name} must be {allowed}, got {value!r} in row {rows[0] + 1}")
+        self.bad |= wrong
+
+    def text(self, name: str) -> None:
+        if name not in self.frame.columns:
+            self.frame[name] = ""
+            return
+        text = self.frame[name].astype("string")
+        empty = (text.isna() | (text.str.strip() == "")).to_numpy(dtype=bool)
+        if empty.all():  # a column that says nothing is one that is not there
+            self.frame[name] = ""
+            return
+        self.reject(name, empty, "text that is not empty")
+        self.frame[name] = text.astype(object)
+
+    def status(self) -> None:
+        if "status" not in self.frame.columns:
+            self.frame["status"] = "finished"
+        status = self.frame["status"].replace(STATUS_WORDS)
+        self.reject("status", ~status.isin(STATUSES).to_numpy(), f"one of {', '.join(STATUSES)}")
+        self.frame["status"] = status
+
+    def numeric(self, name: str) -> np.ndarray:
+        column = self.frame[name]
+        number = pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
+        lost = np.isnan(number)
+        if lost.any() and not pd.api.types.is_numeric_dtype(column):
+            text = column[lost].astype("string").fillna("nan").str.strip().str.lower()
+            wrong = np.zeros(len(column), dtype=bool)
+            wrong[lost] = ~text.isin(("nan", "none", "")).to_numpy()
+            self.reject(name, wrong, "a number")
+        return number
+
+    def number(self, name: str, positive: bool = False, whole_if_possible: bool = False) -> None:
+        number = self.numeric(name)
+        if positive:
+            self.reject(name, ~((number > 0) & (number < np.inf)), "a positive finite number")
+        whole = whole_if_possible and not self.bad.any() and ((number % 1 == 0) & (number < 2**62)).all()
+        self.frame[name] = number.astype("int64") if whole else number
+
+    def rate(self) -> None:
+        """A run that has not finished may lack its rate: it is only counted."""
+        number = self.numeric("lr")
+        wrong = ~((number > 0) & (number < np.inf))
+        finished = (self.frame["status"] == "finished").to_numpy()
+        self.reject("lr", wrong & finished, "a positive finite number")
+        self.frame["lr"] = np.where(wrong, np.nan, number)
+
+    def seed(self) -> None:
+        if "seed" not in self.frame.columns:
+            self.frame["seed"] = 0
+        number = self.numeric("seed")
+        wrong = ~((number >= 0) & (number < 2**62) & (number % 1 == 0))
+        self.reject("seed", wrong, "a whole number of at least 0")
+        self.frame["seed"] = np.where(wrong, 0, number).astype("int64")
+
+    def loss(self) -> None:
+        number = self.numeric("loss")
+        finished = (self.frame["status"] == "finished").to_numpy()
+        self.reject(
+            "loss", finished & np.isfinite(number) & (number <= 0), "a positive number in a finished run"
+        )
+        self.frame["loss"] = number
+
+    def done(self) -> pd.DataFrame:
+        if not self.bad.any():
+            return self.frame
+        return self.frame[~self.bad].reset_index(drop=True)
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, str]:
+    """["optimizer=muonh", "width=32"] as a dict; ValueError for anything else."""
+    where: dict[str, str] = {}
+    for condition in conditions:
+        name, sign, value = condition.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"--where must be COLUMN=VALUE, such as optimizer=muonh, got {condition!r}")
+        if name in where:
+            raise ValueError(f"--where gives {name} twice, as {where[name]} and {value}; once is allowed")
+        where[name] = value
+    return where
+
+
+def filter_runs(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
+    """The rows, index kept, whose columns equal the given values; ValueError where none does."""
+    for name, value in where.items():
+        if name not in frame.columns:
+            raise ValueError(
+                f"--where {name}={value}: no such column; there are {', '.join(map(str, frame.columns))}"
+            )
+        column = frame[name]
+        if pd.api.types.is_numeric_dtype(column):
+            try:
+                keep = column == float(value)
+            except ValueError:
+                raise ValueError(f"--where {name}={value}: column {name} holds numbers") from None
+        else:
+            keep = column.astype("string").fillna("") == value
+        if not keep.any():
+            present = ", ".join(str(v) for v in sorted(column.dropna().unique().tolist(), key=str)[:20])
+            raise ValueError(f"--where {name}={value} matches no row; {name} holds {present}")
+        frame = frame[keep]
+    return frame

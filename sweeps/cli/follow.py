@@ -1,0 +1,158 @@
+"""The commands of `hyperp-sweep` that begin with a sweep's folder: status, cancel, logs, collect."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperp.sweeps import tables
+from hyperp.sweeps.account import account, last_sent
+from hyperp.sweeps.console import WATCH_SECONDS, Json, Root, warn
+from hyperp.sweeps.local import background_pools as local
+from hyperp.sweeps.runs.status import UNDER_WAY, counts, counts_line, survey
+from hyperp.sweeps.slurm import submissions
+
+
+def status(
+    root: Root,
+    as_json: Json = False,
+    every: Annotated[bool, typer.Option("--all", help="List every run, not only those of note")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until no run is under way")] = False,
+) -> None:
+    """Count the runs of a sweep by block and status; list what runs, diverged, failed or was stopped.
+
+    Example: hyperp-sweep status runs/demo --all
+    """
+    runs = account(root, warn)
+    while watch and any(run.status in UNDER_WAY for run in runs):
+        tables.show_status(runs, runs if every else tables.notable(runs))
+        time.sleep(WATCH_SECONDS)
+        runs = account(root, warn)
+    listed = runs if every else tables.notable(runs)
+    if as_json:
+        blocks = {name: counts(members) for name, members in tables.by_block(runs).items()}
+        report = {"root": str(root), "counts": counts(runs), "blocks": blocks}
+        print(json.dumps(report | {"runs": [tables.describe(run) for run in listed]}, indent=1))
+        return
+    tables.show_status(runs, listed)
+
+
+def cancel(
+    root: Root,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(help="Runs to cancel; all if none is named", show_default=False)
+    ] = None,
+) -> None:
+    """Take runs out of Slurm's queue, or off their nodes; or stop what is in the background of this machine.
+
+    What they saved is kept. Runs that share a job, or this machine, go together.
+
+    Example: hyperp-sweep cancel runs/demo
+    """
+    pool = local.at_work(root)
+    if pool:
+        _cancel_here(root, pool, run_ids or [])
+    elif (root / submissions.NAME).exists():
+        _cancel_jobs(root, run_ids or [])
+    else:
+        survey(root)  # whether it is the folder of a sweep at all
+        print(f"cancelled 0 runs: none is in the background or in Slurm; {root}")
+
+
+def _cancel_here(root: Path, pool: local.Pool, run_ids: Sequence[str]) -> None:
+    if run_ids:
+        raise ValueError(
+            f"RUN_IDS must be left out where the runs are on this machine: {root} is cancelled as a whole, "
+            f"got {', '.join(run_ids)}"
+        )
+    under_way = [run for run in account(root, warn) if run.job == pool.name and run.status in UNDER_WAY]
+    local.stop(root, pool)
+    print(f"cancelled {len(under_way)} run{'s' * (len(under_way) != 1)} of process {pool.process}; {root}")
+
+
+def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
+    from hyperp.sweeps.slurm import commands as slurm
+
+    sent = last_sent(root, slurm.queue())
+    unknown = sorted(set(run_ids) - set(sent))
+    if unknown:
+        raise ValueError(f"RUN_IDS must be runs that were submitted from {root}, got {', '.join(unknown)}")
+    chosen = [one for run_id, one in sent.items() if not run_ids or run_id in run_ids]
+    jobs = sorted({one.job.job_id for one in chosen if one.job and one.job.in_flight})
+    slurm.cancel(jobs)
+    print(f"cancelled {len(jobs)} job{'s' * (len(jobs) != 1)}; {root}")
+
+
+def logs(
+    root: Root,
+    run_id: Annotated[
+        str, typer.Argument(help="The run, as status names it, or the beginning of that", show_default=False)
+    ],
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="This one of its processes alone", show_default=False)
+    ] = None,
+) -> None:
+    """Print how a run ended, what it printed, its traceback if it failed, and what its last job said besides.
+
+    Of several processes, what the main one printed, and the one that failed first.
+
+    Example: hyperp-sweep logs runs/demo 0123456789ab
+    """
+    from hyperp.sweeps.logs import end_of, others, said
+
+    run_id = _whole_id(root, run_id)
+    found = said(root, run_id, rank)
+    rest = others(root, run_id, found)
+    names = ", ".join(path.name for path in rest)
+    if not found and rank is not None:
+        there = f"of the logs {names}" if rest else "one that has printed something"
+        raise ValueError(f"--rank must be {there}, got {rank}")
+    if not found:
+        raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
+    if line := end_of(root / run_id):
+        print(line)
+    for path, text in found.items():
+        print(f"==> {path} <==")
+        print(text.rstrip())
+    if rest:
+        print(f"==> {len(rest)} more of its other processes (--rank N): {names} <==")
+
+
+def _whole_id(root: Path, given: str) -> str:
+    """The run that is meant by the beginning of its id; ValueError unless it is one."""
+    if given and (root / given).is_dir():
+        return given
+    known = [run.run_id for run in survey(root)]
+    same = [run_id for run_id in known if run_id.startswith(given)]
+    if len(same) != 1:
+        names = " or ".join(same[:8]) or f"one of the {len(known)} that status --all shows"
+        raise ValueError(f"RUN_ID must be a run of {root}: {names}, got {given!r}")
+    return same[0]
+
+
+def collect(
+    root: Root,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .parquet to write; ROOT/runs.parquet if not given", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write one row a run, whatever became of it, as Parquet and beside it as CSV.
+
+    What the stability monitors saw, step by step, goes beside it as .metrics.parquet.
+
+    Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
+    """
+    from hyperp.sweeps.collect.coordinates import beside
+    from hyperp.sweeps.collect.table import collect as write_table
+
+    path = output or root / "runs.parquet"
+    runs = write_table(root, path, warn)
+    print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
+    if beside(path).is_file():
+        print(f"activations: {beside(path)}")

@@ -1,0 +1,66 @@
+"""What runs measured of their activations, as a Parquet file beside the table of the sweep."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hyperp.config import one_line
+from hyperp.files import replacing
+
+FILE = "coordinates.jsonl"  # of hyperp.training.coordinates, which needs torch
+COLUMNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), False),
+        pa.field("step", pa.int64(), False),
+        pa.field("quantity", pa.string(), False),
+        pa.field("layer", pa.int64()),  # null for the logits
+        pa.field("rms", pa.float64(), False),
+        pa.field("change_rms", pa.float64(), False),
+    ]
+)
+
+
+def beside(table: Path) -> Path:
+    """runs.coordinates.parquet for runs.parquet."""
+    return table.with_suffix(".coordinates.parquet")
+
+
+def collect_coordinates(
+    root: Path, run_ids: Sequence[str], table: Path, warn: Callable[[str], None]
+) -> Path | None:
+    """Write the rows of every run that has some; None, and no file left of an earlier time, if none has.
+
+    A file that cannot be read is told to `warn` and left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for run_id in run_ids:
+        path = root / run_id / FILE
+        try:
+            rows += [{"run_id": run_id} | row for row in _rows(path)]
+        except (FileNotFoundError, NotADirectoryError):  # the latter is told where its row is made
+            continue
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            warn(f"{path} is left out: {one_line(error)}")
+    output = beside(table)
+    if not rows:
+        output.unlink(missing_ok=True)
+        return None
+    with replacing(output, "wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), file)
+    return output
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the process was killed while it wrote this line
+            continue
+        sizes = {name: float(row[name]) for name in ("rms", "change_rms")}  # "nan" and "inf" are text in JSON
+        rows.append({"step": row["step"], "quantity": row["quantity"], "layer": row.get("layer")} | sizes)
+    return rows

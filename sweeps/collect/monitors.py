@@ -1,0 +1,101 @@
+"""What the stability monitors saw of many runs: summary columns of their table, and a long table by step."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hyperp.files import replacing
+from hyperp.rundir.record import Record
+
+# Column of the table: what of the record's `stability["largest"]` it holds.
+SUMMARIES = {
+    "attention_z_max": "attention_z",
+    "router_z_max": "router_z",
+    "residual_rms_max": "residual_rms",
+    "outlier_share": "outlier_share",
+    "logit_max": "logit_max",
+    "norm_over_radius_max": "norm_over_radius",
+}
+COLUMNS = [pa.field(name, pa.float64()) for name in (*SUMMARIES, "max_vio")]
+COLUMNS += [pa.field("monitor_looks", pa.int64())]
+LONG = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("quantity", pa.string(), nullable=False),
+        pa.field("layer", pa.int64()),
+        pa.field("role", pa.string()),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+
+def summary_columns(record: Record) -> dict[str, float | int | None]:
+    """The largest over layers, roles and looks, and how many; `max_vio` the largest layer's mean over steps.
+
+    None for what a run was not monitored for, or does not have, or where a value was not finite.
+    """
+    largest = record.stability.get("largest", {})
+    found = {column: largest.get(name) for column, name in SUMMARIES.items()}
+    vio = max(record.max_vio.get("mean", []), default=None)
+    return {**found, "max_vio": vio, "monitor_looks": record.stability.get("looks")}
+
+
+def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | None:
+    """Write NAME.metrics.parquet beside NAME.parquet; None, and no such file, if no run was monitored.
+
+    A row is one value: a quantity at a step, of a layer (from 0) or a role if it has one. The norms of single
+    matrices stay in the runs' own metrics.jsonl.
+    """
+    path = table.with_suffix(".metrics.parquet")
+    runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id))))
+    first = next(runs, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return None
+    with replacing(path, "wb") as file, pq.ParquetWriter(file, LONG) as writer:
+        for run_id, rows in chain((first,), runs):  # a row group each: who reads few runs reads little
+            writer.write_table(pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=LONG))
+    return path
+
+
+def _rows(run_dir: Path) -> Iterator[tuple[int, str, int | None, str | None, float]]:
+    """(step, quantity, layer, role, value)."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    logged = [line for line in map(_line, lines) if line is not None]
+    if any("stability" in line for line in logged):
+        for line in logged:
+            values = {**line.get("stability", {}), "max_vio": line.get("max_vio", [])}
+            for quantity, layer, role, value in _values(values):
+                yield line["step"], quantity, layer, role, float(value)
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:  # the run was killed while it wrote this line
+        return None
+    return line if isinstance(line, dict) and "step" in line else None
+
+
+def _values(row: dict[str, Any]) -> Iterator[tuple[str, int | None, str | None, float | str]]:
+    """(quantity, layer, role, value); a value that is not finite is text, as the log has it."""
+    for name, found in row.items():
+        if name == "matrices":
+            continue
+        if isinstance(found, list):
+            yield from ((name, layer, None, value) for layer, value in enumerate(found))
+        elif not isinstance(found, dict):
+            yield name, None, None, found
+        else:
+            for role, value in found.items():
+                ends = value if isinstance(value, dict) else {"": value}
+                yield from ((f"{name}_{end}".rstrip("_"), None, role, v) for end, v in ends.items())

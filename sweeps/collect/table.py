@@ -1,0 +1,146 @@
+"""The table of a sweep: one row a run, whatever became of it, as Parquet and as CSV."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from hyperp.config import from_dict, one_line
+from hyperp.files import replacing
+from hyperp.rundir.record import METRIC
+from hyperp.scale import Scale
+from hyperp.sweeps.account import account
+from hyperp.sweeps.collect import monitors as monitor_table
+from hyperp.sweeps.collect.coordinates import collect_coordinates
+from hyperp.sweeps.plan import planfile
+from hyperp.sweeps.plan.plan import make_point
+from hyperp.sweeps.runs.status import Run
+
+COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
+NULLABLE_STRINGS = ("reason", "cause", "block")
+COLUMNS = pa.schema(
+    [
+        pa.field(name, pa.string(), nullable=name in NULLABLE_STRINGS)
+        for name in ("run_id", "status", "reason", "cause", "block")
+    ]
+    + [
+        pa.field(name, pa.string(), False)
+        for name in ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
+    ]
+    + [pa.field(name, pa.int64(), False) for name in (*COVARIATES, "seed")]
+    + [pa.field(name, pa.float64(), False) for name in ("lr", "base_lr")]
+    + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]
+    + [pa.field(name, pa.int64()) for name in ("steps", "parameters")]
+    + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
+    + monitor_table.COLUMNS
+    + [pa.field("version", pa.string(), False)]
+)
+SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over
+ORDER = (
+    "block",
+    "optimizer",
+    "parametrization",
+    "schedule",
+    "data",
+    "setting",
+    *COVARIATES,
+    "seed",
+    "base_lr",
+    "run_id",
+)
+
+
+def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
+    """Write the table of every run below `root` to `output` (.parquet) and to the same name as .csv.
+
+    What monitors saw step by step goes to the same name as .metrics.parquet, if any run was monitored.
+    The same records give the same bytes. A record that cannot be read is told to `warn`, and its run is a row
+    with status `failed`. Raises ValueError for another suffix and for a root without runs.
+    """
+    if output.suffix != ".parquet":
+        raise ValueError(f"-o must end in .parquet, got {output}")
+    runs, rows = account(root, warn), []
+    for run in runs:
+        if run.damaged:
+            warn(run.damaged)
+        try:
+            rows.append(row(root, run))
+        except (ValueError, TypeError, OSError) as error:
+            reason = one_line(error)
+            warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({reason})")
+    rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    with replacing(output, "wb") as file:
+        pq.write_table(table, file)
+    with replacing(output.with_suffix(".csv")) as file:
+        writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    collect_coordinates(root, [row["run_id"] for row in rows], output, warn)
+    monitor_table.write_metrics(root, [values["run_id"] for values in rows], output)
+    return runs
+
+
+def row(root: Path, run: Run) -> dict[str, Any]:
+    """The columns of one run. Raises ValueError, TypeError or OSError if nothing says what it is."""
+    common = {name: getattr(run, name) for name in ("run_id", "status", "reason", "cause", "block")}
+    if run.record is None:
+        return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
+    ended = run.record
+    found = common | asdict(Scale(**ended.scale)) | {"setting": setting(ended.config)}
+    found |= monitor_table.summary_columns(ended)
+    return found | {name: getattr(ended, name) for name in COLUMNS.names if name not in found}
+
+
+def setting(config: dict[str, Any]) -> str:
+    """8 hexadecimal digits that runs share which differ in nothing but scale, base_lr and seed.
+
+    Keys that an older version did not write count with their defaults, as far as it can be read at all.
+    """
+    try:
+        identity = from_dict(config).identity()
+    except (ValueError, TypeError):  # of a version with other keys
+        identity = {key: value for key, value in config.items() if key != "runtime"}
+    kept = {key: value for key, value in identity.items() if key not in SWEPT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
+    config = planned.config
+    return {
+        "optimizer": config["optim"]["name"],
+        "parametrization": config["parametrization"]["name"],
+        "schedule": config["schedule"]["shape"],
+        "data": config["data"]["source"],
+        "metric": METRIC,
+        "setting": setting(config),
+        **asdict(Scale(**config["scale"])),
+        "seed": config["seed"],
+        "lr": planned.lr,
+        "base_lr": config["base_lr"],
+        "version": version("hyperp-scaling"),
+    }
+
+
+def _planned_by_folder(run_dir: Path) -> planfile.Planned:
+    """What a run without a plan was, from the config.yaml that it wrote when it began."""
+    path = run_dir / "config.yaml"
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be a mapping, got {values!r}")
+    config = from_dict({str(key): value for key, value in values.items()})
+    return planfile.entry(make_point((), (), config), "")

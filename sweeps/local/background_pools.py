@@ -1,0 +1,183 @@
+"""`local.json`: the pools that were started in the background of a machine, so that they can be found again.
+
+A pool is a process in a session of its own (`hyperp.sweeps.local.background`). It holds two locks, which the
+process that starts it took and hands over open: that of the sweep, as `hyperp-sweep run` does, and
+`local/.lock`, which nobody else ever holds. So on its own machine it is known for sure whether a pool is at
+work, however it ended; a process id alone may be another process's by now. Other machines go by the time of
+`local/.lock`, which the pool renews, since their file system may not carry locks.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import TypeAdapter
+
+from hyperp import files
+from hyperp.config import from_dict
+from hyperp.sweeps.local.pool import LocalLauncher
+from hyperp.sweeps.plan import planfile
+from hyperp.sweeps.plan.plan import Point
+from hyperp.sweeps.runs.manifest import Manifest
+from hyperp.sweeps.runs.status import FRESH_SECONDS
+
+NAME = "local.json"
+FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
+BEAT_SECONDS = 1.0  # between two renewals of the lock's time
+LOCK_SECONDS = 5.0  # to wait for the lock, which another process may be looking at
+STOP_SECONDS = 30.0  # to wait for a pool to end
+START_SECONDS = 60.0  # to wait for a pool to note its process
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed in a pool: not all leave a record that says so."""
+
+    reason: str | None
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool, `runs` in the order of the plan. `ended` is null while it is at work, and if it was killed.
+
+    `done`: it did what it could of every run; `cancelled`: it was stopped; `broken`: it could not go on;
+    `followed`: it was gone without a word when another process took up the sweep.
+    """
+
+    name: str
+    submitted: str
+    host: str
+    process: int | None
+    launcher: LocalLauncher
+    runs: list[str]
+    failed: dict[str, Failure] = field(default_factory=dict)
+    ended: Literal["done", "cancelled", "broken", "followed"] | None = None
+
+    def log(self, root: Path) -> Path:
+        """What the pool printed."""
+        return root / FOLDER / f"{self.name}.log"
+
+
+LIST = Manifest(NAME, "pools", TypeAdapter(list[Pool]), "started", "no run is under way in the background")
+read = LIST.read
+
+
+def note(root: Path, pool: Pool) -> None:
+    """Replace the last pool; only by who holds its lock, or that of the sweep."""
+    LIST.write(root, [*read(root)[:-1], pool])
+
+
+def close(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
+    """Note of a pool that was killed that it is gone; only under the lock of the sweep, which it held."""
+    pools = read(root)
+    if pools and pools[-1].ended in (None, "broken"):
+        note(root, replace(pools[-1], ended=ended))
+
+
+def at_work(root: Path) -> Pool | None:
+    """The pool that is at work on a sweep, on whatever machine; None if there is none."""
+    pools = read(root)
+    if not pools or pools[-1].ended:
+        return None
+    path = root / FOLDER / ".lock"
+    if files.held(path):
+        return pools[-1]
+    with contextlib.suppress(FileNotFoundError):
+        fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+        return pools[-1] if fresh and pools[-1].host != socket.gethostname() else None
+    return None
+
+
+def logs(root: Path, run_id: str) -> list[Path]:
+    """What the last pool printed that was to do a run."""
+    return [pool.log(root) for pool in read(root) if run_id in pool.runs][-1:]
+
+
+def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> Pool:
+    """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it.
+
+    What becomes of the pool it notes alone: this waits until it has noted its process. Raises RuntimeError if
+    it ends before, or has not done so for START_SECONDS; then it is killed.
+    """
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    submitted = datetime.now(UTC).isoformat(timespec="seconds")
+    pool = Pool(name, submitted, socket.gethostname(), None, launcher, list(run_ids))
+    pool.log(root).parent.mkdir(exist_ok=True)
+    with _own_lock(root) as own, pool.log(root).open("ab") as log:
+        LIST.write(root, [*read(root), pool])
+        locks = (held.fileno(), own.fileno())
+        # -P: a folder called hyperp where the command was given is not the package.
+        command = [sys.executable, "-P", "-m", "hyperp.sweeps.local.background", str(root), *map(str, locks)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while (noted := read(root)[-1]).process is None:
+        ended, late = process.poll() is not None, time.monotonic() > deadline
+        if ended and read(root)[-1].process is None:
+            raise RuntimeError(f"the process for the background has ended at once; {pool.log(root)} says why")
+        if late and read(root)[-1].process is None:
+            process.kill()  # it has the locks, and could begin at any time
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            raise RuntimeError(
+                f"the process for the background has not begun in {START_SECONDS:g} s, and was killed; "
+                f"{pool.log(root)} has what it said"
+            )
+        time.sleep(0.02)
+    return noted
+
+
+@contextlib.contextmanager
+def _own_lock(root: Path) -> Iterator[IO[str]]:
+    deadline = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                file = stack.enter_context(files.lock(root / FOLDER / ".lock", f"{root / FOLDER}"))
+                break
+            except files.HeldError:  # by a process that looks whether it is held
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield file
+
+
+def points(root: Path, pool: Pool) -> list[Point]:
+    """What a pool is to do, as it was planned."""
+    planned = {point.run_id: point for point in planfile.read(root)}
+    found = [planned[run_id] for run_id in pool.runs]
+    return [
+        Point(one.run_id, tuple(one.blocks), tuple(one.words), from_dict(one.config), one.lr, one.flops)
+        for one in found
+    ]
+
+
+def stop(root: Path, pool: Pool) -> None:
+    """End a pool and its workers, and wait until they are gone. Raises RuntimeError if that fails."""
+    if pool.host != socket.gethostname():
+        raise RuntimeError(
+            f"{root} is under way on {pool.host} (process {pool.process}), which cannot be reached from "
+            "here: cancel it there"
+        )
+    deadline = time.monotonic() + STOP_SECONDS
+    while (now := at_work(root)) and now.name == pool.name:
+        if now.process is not None:  # at work, so it is no other process's id
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(now.process, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"process {now.process} has not ended in {STOP_SECONDS:g} s: kill -9 it")
+        time.sleep(0.1)
+    with contextlib.suppress(ValueError), planfile.lock(root):  # somebody else may have taken the sweep up
+        close(root, "cancelled")

@@ -1,0 +1,276 @@
+"""The local launcher: runs on this machine, several at a time, each in a process with its own cores and GPU.
+
+Workers are spawned once and do run after run, so that each imports torch once. A worker that dies takes its
+run down as `failed` and is replaced; if this process dies, however it does, its workers follow.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from hyperp.sweeps.local.resources import core_shares, usable_cores
+from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.sweep import Strict, validation_line
+from hyperp.sweeps.runs.run import forget_heartbeat, record_failure, redirect_output, run_job
+
+TICK_SECONDS = 0.5  # between two events while nothing happens
+MESSAGE_SECONDS = 0.25  # between two progress messages of a worker
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class LocalLauncher(Strict):
+    """The `launcher` section. `workers` 0 is one a GPU, or one for every `threads` usable cores."""
+
+    name: Literal["local"]
+    workers: int = Field(ge=0)
+    threads: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took up a run."""
+
+    worker: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A run has got to `step` of `steps`."""
+
+    worker: int
+    run_id: str
+    step: int
+    steps: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run has a record, with this status; or its worker died, which is `failed`."""
+
+    worker: int
+    run_id: str
+    status: str
+    reason: str | None
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Nothing happened for a while."""
+
+
+Event = Started | Progressed | Ended | Waited
+
+
+def read_launcher(plan: Plan) -> LocalLauncher:
+    """The launcher of a plan. Raises ValueError, naming the field."""
+    try:
+        return LocalLauncher.model_validate(plan.launcher)
+    except ValidationError as error:
+        raise ValueError(validation_line("launcher", error)) from None
+
+
+def run_pool(
+    points: Sequence[Point], launcher: LocalLauncher, gpus: Sequence[str] = ()
+) -> Generator[Event, None, None]:
+    """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
+
+    `gpus` are dealt out to the workers in turn, each of which sees no other; without any, all see the same.
+    A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.
+    To be used from the main thread, which alone may shield the workers from Ctrl-C.
+    """
+    pool = _Pool(points, launcher, gpus)
+    try:
+        yield from pool.events()
+    finally:
+        pool.stop()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker has of the machine: `cores` None is unpinned, `gpu` None whatever this process sees."""
+
+    cores: list[int] | None
+    threads: int
+    gpu: str | None = None
+
+
+def shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> list[Share]:
+    """The share of each worker; never more workers than runs."""
+    cores, usable = usable_cores()
+    workers = min(launcher.workers or len(gpus) or max(1, usable // launcher.threads), runs)
+    pinned = core_shares(cores, usable, workers, launcher.threads)
+    return [
+        Share(own, launcher.threads, gpus[i % len(gpus)] if gpus else None) for i, own in enumerate(pinned)
+    ]
+
+
+class _Worker:
+    """A spawned process and this end of its pipe."""
+
+    def __init__(self, index: int, share: Share):
+        self.index, self.share = index, share
+        self.task: Point | None = None
+        self.ready = False
+        context = get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=work, args=(other, share), name=f"worker {index}")
+        # Inherited from the first instruction on, so that Ctrl-C in a terminal reaches this process alone.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        other.close()  # so that the pipe ends when the worker does
+
+    def give(self, point: Point) -> None:
+        self.task = point
+        config = asdict(point.config)
+        config["runtime"]["threads"] = self.share.threads
+        self.pipe.send((config, str(point.run_dir)))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class _Pool:
+    def __init__(self, points: Sequence[Point], launcher: LocalLauncher, gpus: Sequence[str]):
+        self.queue = deque(sorted(points, key=lambda point: -point.flops))
+        self.workers: list[_Worker] = []
+        self.shares = shares(launcher, len(points), gpus)
+
+    def events(self) -> Iterator[Event]:
+        if not self.queue:
+            return
+        for index, share in enumerate(self.shares):
+            self.workers.append(_Worker(index, share))
+        while self.queue or any(worker.task for worker in self.workers):
+            ready = wait([worker.pipe for worker in self.workers], timeout=TICK_SECONDS)
+            if not ready:
+                yield Waited()
+            for worker in [worker for worker in self.workers if worker.pipe in ready]:
+                yield from self.receive(worker)
+
+    def receive(self, worker: _Worker) -> Iterator[Event]:
+        try:
+            kind, *values = worker.pipe.recv()
+        except (EOFError, OSError):  # OSError: killed in the middle of a message
+            yield from self.replace(worker)
+            return
+        run_id = worker.task.run_id if worker.task else ""
+        if kind == "step":
+            yield Progressed(worker.index, run_id, *values)
+            return
+        if kind == "ended":
+            worker.task = None
+            yield Ended(worker.index, run_id, *values)
+        worker.ready = True
+        if self.queue:
+            yield from self.assign(worker)
+
+    def assign(self, worker: _Worker) -> Iterator[Event]:
+        point = self.queue.popleft()
+        try:
+            worker.give(point)
+        except OSError:  # it has died since: the end of its pipe says so in a moment
+            self.queue.appendleft(point)
+            worker.task = None
+            return
+        yield Started(worker.index, point.run_id)
+
+    def replace(self, worker: _Worker) -> Iterator[Event]:
+        """Account for a worker that has died, and start another if there is more to do."""
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        reason = f"worker killed by signal {-code}" if code < 0 else f"worker exited with code {code}"
+        if not worker.ready:
+            raise RuntimeError(f"{reason} before it could take a run; what it printed is above")
+        worker.pipe.close()
+        if worker.task:
+            how = _note_failure(worker.task, reason, "killed" if code < 0 else "exited")
+            yield Ended(worker.index, worker.task.run_id, *how)
+        self.workers.remove(worker)
+        if self.queue:
+            self.workers.append(_Worker(worker.index, worker.share))
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+            if worker.task:
+                forget_heartbeat(worker.task.run_dir)
+
+
+def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | None, str | None]:
+    """Status, reason and cause of a run whose worker died; a full disk must not take the other runs down."""
+    try:
+        ended = record_failure(asdict(point.config), str(point.run_dir), reason, cause=cause)
+    except OSError as error:
+        return "failed", f"{reason}; no record could be written: {error}", cause
+    return ended["status"], ended["reason"], ended["cause"]
+
+
+def work(pipe: Connection, share: Share) -> None:
+    """A worker process: take runs from the pipe until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if share.cores is not None:
+        os.sched_setaffinity(0, share.cores)
+    for name in THREAD_VARIABLES:  # read when torch is imported, which is below
+        os.environ[name] = str(share.threads)
+    if share.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    import hyperp.training.train  # noqa: F401
+
+    pipe.send(("ready",))
+    while True:
+        try:
+            config, run_dir = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(("ended", *_run(config, run_dir, pipe)))
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, str | None, str | None]:
+    last = 0.0
+
+    def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:  # noqa: ARG001
+        nonlocal last
+        if time.monotonic() - last >= MESSAGE_SECONDS:
+            last = time.monotonic()
+            try:
+                pipe.send(("step", step, steps, tokens_per_second))
+            except OSError:  # the parent is gone: no failure of this run
+                os._exit(1)
+
+    try:
+        redirect_output(Path(run_dir))
+        result = run_job(config, run_dir, report)
+    except Exception as error:  # not of the training, which records its own: a full disk, mostly
+        return "failed", f"{type(error).__name__}: {error}".splitlines()[0], "raised"
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return result["status"], result["reason"], result["cause"]

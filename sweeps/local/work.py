@@ -1,0 +1,26 @@
+"""Runs done by workers of this machine, shown as they go."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+from hyperp.sweeps.local.pool import Event, LocalLauncher, run_pool
+from hyperp.sweeps.local.progress import make_display
+from hyperp.sweeps.plan.plan import Point
+
+
+def work(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event], None]) -> None:
+    """Do the runs; shows every event, then hands it to `each`. Whatever is raised stops the workers."""
+    with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus(todo))) as events:
+        for event in events:
+            display.show(event)
+            each(event)
+
+
+def _gpus(todo: Sequence[Point]) -> list[str]:
+    from torch import cuda
+
+    from hyperp.sweeps.local.resources import dealt_gpus
+
+    devices = {point.config.runtime.device for point in todo}
+    return dealt_gpus(devices, os.environ.get("CUDA_VISIBLE_DEVICES"), cuda.device_count())

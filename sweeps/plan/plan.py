@@ -1,0 +1,208 @@
+"""The plan: what a `sweep` section asks for, as a list of validated runs with ids. Nothing here starts a run.
+
+Every block is composed by Hydra once; its points differ in plain keys, which are set on that composition as
+Hydra would set them. A point also carries the words that compose the same run from nothing.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from hyperp.config import Config, compose, one_line, resolve
+from hyperp.flops import Shape, training_flops
+from hyperp.sweeps.plan.overrides import Compose, choices, composed, did_you_mean, parse, word
+from hyperp.sweeps.plan.sweep import Block, Sweep, validation_line
+
+BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a plan: `words` compose its configuration; `blocks` asked for it, the first one owns it.
+
+    `lr` is the peak rate of the hidden matrices after every factor, `flops` the estimated cost of the run.
+    """
+
+    run_id: str
+    blocks: tuple[str, ...]
+    words: tuple[str, ...]
+    config: Config
+    lr: float
+    flops: float
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.runtime.root) / self.run_id
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that `words` ask for, each once, all below `root`; `launcher` says how to run them."""
+
+    words: tuple[str, ...]
+    root: Path
+    launcher: dict[str, Any]
+    points: tuple[Point, ...]
+
+
+def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
+    """Expand the `sweep` section that `words` compose. Raises ValueError in one line, naming the field.
+
+    Comma choices in the words are expanded too, and the plans of all combinations are joined.
+    """
+    found: dict[str, Point] = {}
+    roots: set[str] = set()
+    launcher: dict[str, Any] | None = None
+    for variant in choices(words):
+        cfg = composed(variant, compose)
+        launcher = launcher or _container(cfg, "launcher")
+        for point in _expand(cfg, variant, compose):
+            roots.add(point.config.runtime.root)
+            first = found.setdefault(point.run_id, point)
+            found[point.run_id] = replace(first, blocks=tuple(dict.fromkeys(first.blocks + point.blocks)))
+    if len(roots) > 1:
+        raise ValueError(
+            f"runtime.root must be the same for every run of a plan, got {', '.join(sorted(roots))}"
+        )
+    return Plan(tuple(words), Path(roots.pop()), launcher or {}, tuple(found.values()))
+
+
+def _container(cfg: DictConfig, section: str) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(cfg[section], resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(one_line(error)) from None
+
+
+def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Point]:
+    try:
+        sweep = Sweep.model_validate(_container(cfg, "sweep"))
+    except ValidationError as error:
+        raise ValueError(validation_line("sweep", error)) from None
+    chosen = [one.value() for one in parse(words) if one.key_or_group == "sweep" and one.value() != "none"]
+    if not sweep.blocks and chosen:
+        raise ValueError(f"sweep.blocks must have at least one block, sweep={chosen[-1]} has none")
+    if not sweep.blocks:
+        yield make_point((), words, resolve(cfg))
+    given = {override.key_or_group for override in parse(words)}
+    for name, block in sweep.blocks.items():
+        swept = block.keys() | {override.key_or_group for override in parse(block.overrides)}
+        if block.lr and not _rate_refers(cfg, name):
+            swept |= {"base_lr"}
+        for key in sorted(swept & given):
+            raise ValueError(
+                f"{key} is given as a word and set by sweep.blocks.{name} too; leave one of them out"
+            )
+        yield from _expand_block(name, block, words, compose)
+
+
+def _rate_refers(cfg: DictConfig, name: str) -> bool:
+    """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as in sweep=check."""
+    lr = cfg.sweep.blocks[name].lr
+    return "rate" in lr and OmegaConf.is_interpolation(lr, "rate")
+
+
+def _expand_block(name: str, block: Block, words: list[str], compose: Compose) -> Iterator[Point]:
+    words = [*words, *block.overrides]
+    try:
+        base = composed(words, compose)
+        OmegaConf.set_struct(base, False)
+        base.pop("sweep")  # it may be long, and no run reads it
+        OmegaConf.set_struct(base, True)
+        setter = _Setter(base)
+        for values in block.slices():
+            rates: list[dict[str, Any]] = [{}]
+            if block.lr:
+                lookup = {key: _number(base, values, key) for key in block.lr.per_octave}
+                rates = [{"base_lr": rate} for rate in block.lr.values(lookup)]
+            for rate in rates:
+                keys = values | rate
+                point_words = [*words, *(word(key, value) for key, value in keys.items())]
+                yield make_point((name,), point_words, setter.configure(keys))
+    except ValueError as error:
+        raise ValueError(f"sweep.blocks.{name}: {error}") from None
+
+
+def _number(base: DictConfig, values: Mapping[str, Any], key: str) -> float:
+    value = values[key] if key in values else OmegaConf.select(base, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(
+            f"lr.per_octave.{key} must name a key whose value is a positive number, got {value!r}"
+        )
+    return float(value)
+
+
+class _Setter:
+    """Sets keys on copies of one composition: one for each set of keys, since they overwrite each other."""
+
+    def __init__(self, base: DictConfig):
+        self.base = base
+        self.copies: dict[tuple[str, ...], DictConfig] = {}
+
+    def configure(self, values: Mapping[str, Any]) -> Config:
+        """The validated configuration with `values` set as `key=value` words would. Raises ValueError."""
+        keys = tuple(values)
+        merged = any(
+            isinstance(value, dict) for value in values.values()
+        )  # with what is there, so not overwritten
+        if merged or keys not in self.copies:
+            self.copies[keys] = copy.deepcopy(self.base)
+        cfg = self.copies[keys]
+        try:
+            for key, value in values.items():
+                if isinstance(value, str) and OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+                    raise ValueError(
+                        f"{key} is a group of the configuration: set it in the block's overrides"
+                    )
+                OmegaConf.update(cfg, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            hint = next(filter(None, (did_you_mean(key, self.base) for key in values)), "")
+            raise ValueError(f"{one_line(error)}{hint}") from None
+        return resolve(cfg)
+
+
+def make_point(blocks: tuple[str, ...], words: Sequence[str], config: Config) -> Point:
+    """A point with its id, rate and cost. Raises ValueError for sizes that cannot be built."""
+    lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
+    flops = training_flops(config.scale, shape_of(config))
+    return Point(config.run_id(), blocks, tuple(words), config, lr, float(flops))
+
+
+def shape_of(config: Config) -> Shape:
+    """The shape of a run's model, for which data=tokens reads what is written beside the tokens."""
+    if config.data.source != "tokens":
+        return config.shape(BYTE_IDS)
+    from hyperp.data.corpus import read_sidecar
+
+    return config.shape(read_sidecar(Path(str(config.data.path))).vocab_size)
+
+
+def check_runs(points: Sequence[Point]) -> None:
+    """Build what the points would train, with one block each and on the CPU, and let go of it again.
+
+    Raises ValueError for what only building shows: a corpus missing or too small, an unknown optimizer
+    or option. One point stands for all that share its model, optimizer, data and batch. Writes nothing.
+    """
+    from hyperp.data.corpus import load_corpus
+    from hyperp.training.trainer import Trainer
+
+    corpora, checked = {}, set()
+    for point in points:
+        config = point.config
+        parts = (config.model, config.optim, config.data, config.scale.batch_tokens)
+        if repr(parts) in checked:
+            continue
+        checked.add(repr(parts))
+        source = repr(config.data)
+        if source not in corpora:
+            corpora[source] = load_corpus(config.data)
+        runtime = replace(config.runtime, device="cpu", threads=0, compile=False)
+        Trainer(replace(config, scale=replace(config.scale, depth=1), runtime=runtime), corpora[source])

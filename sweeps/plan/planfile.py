@@ -1,0 +1,150 @@
+"""`plan.json`: every run that was ever planned below a root, so that none is lost to the table."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
+
+from hyperp import files
+from hyperp.scale import Scale
+from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.sweep import validation_line
+
+SCHEMA = 1
+NAME = "plan.json"
+
+
+class Named(BaseModel, extra="allow"):
+    """A section whose choice is its name."""
+
+    name: str
+
+
+class Shaped(BaseModel, extra="allow"):
+    """The section `schedule`."""
+
+    shape: str
+
+
+class Sourced(BaseModel, extra="allow"):
+    """The section `data`."""
+
+    source: str
+
+
+def _scale(value: Any) -> Scale:
+    try:
+        return Scale(**value)
+    except TypeError as error:  # no mapping, or other keys
+        raise ValueError(str(error)) from None
+
+
+class ReadAgain(BaseModel, extra="allow", allow_inf_nan=False):
+    """What is read of a planned configuration; the rest of it is kept as it stands."""
+
+    scale: Annotated[Scale, BeforeValidator(_scale)]
+    base_lr: float
+    seed: int
+    optim: Named
+    parametrization: Named
+    schedule: Shaped
+    data: Sourced
+
+
+def _readable(config: dict[str, Any]) -> dict[str, Any]:
+    ReadAgain.model_validate(config, strict=True)
+    return config
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One point of `plan.json`: a `Point` as plain values, and the time that it was first planned."""
+
+    run_id: str
+    blocks: list[str]
+    words: list[str]
+    planned: str
+    lr: float
+    flops: float
+    config: Annotated[dict[str, Any], AfterValidator(_readable)]
+
+
+POINTS = TypeAdapter(list[Planned])
+
+
+def read(root: Path) -> list[Planned]:
+    """The planned points, in order; none without a `plan.json`. Raises ValueError if it is damaged."""
+    path = root / NAME
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:  # of JSON or of UTF-8
+        raise _damaged(path, str(error)) from None
+    found = value.get("schema") if isinstance(value, dict) else value
+    if found != SCHEMA:
+        raise ValueError(f"{path}: schema must be {SCHEMA}, got {found!r}")
+    try:
+        return POINTS.validate_python(value.get("points"))
+    except ValidationError as error:
+        raise _damaged(path, validation_line("points", error)) from None
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is not a plan ({reason}); remove it and plan again, records are kept")
+
+
+def write(plan: Plan) -> None:
+    """Join the plan with what was planned below its root before; a point keeps the time of its first plan.
+
+    Points of this plan come first, with its blocks; earlier points that it no longer has are kept after them.
+    The file is written only if that changes it.
+    """
+    earlier = {point.run_id: point for point in read(plan.root)}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    points = []
+    for point in plan.points:
+        before = earlier.get(point.run_id)
+        points.append(entry(point, before.planned if before else now))
+    ids = {point.run_id for point in points}
+    points += [point for run_id, point in earlier.items() if run_id not in ids]
+    if points != list(earlier.values()):
+        header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.words)}
+        files.write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
+
+
+def entry(point: Point, time: str) -> Planned:
+    """A point as it stands in the file."""
+    return Planned(
+        run_id=point.run_id,
+        blocks=list(point.blocks),
+        words=list(point.words),
+        planned=time,
+        lr=point.lr,
+        flops=point.flops,
+        config=asdict(point.config),
+    )
+
+
+@contextmanager
+def lock(root: Path) -> Iterator[IO[str]]:
+    """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
+
+    Yields the lock, an open file. Raises ValueError if another process holds it: two that do the same runs
+    would get in each other's way.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / ".lock"
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(files.lock(path, str(path)))
+        except files.HeldError as error:
+            raise ValueError(f"{error}; wait for it or stop it") from None
+        files.remove_leftovers(root)
+        yield file

@@ -1,0 +1,109 @@
+"""What a sweep file says: blocks, their sizes and learning rates."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LearningRates(Strict):
+    """base_lr on a log2 grid: 2^(center + i step), or rate 2^(i step), for |i step| <= octaves.
+
+    `per_octave` moves the centre by so many octaves when its key doubles, counted from the value in `at`. The
+    centre is rounded to a multiple of `step`, so that slices share rates exactly; `rate` is taken as it is.
+    """
+
+    center: float | None = None
+    rate: float | None = Field(default=None, gt=0)
+    octaves: float = Field(gt=0)
+    step: float = Field(default=1.0, gt=0)
+    per_octave: dict[str, float] = {}
+    at: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LearningRates":
+        if (self.center is None) == (self.rate is None):
+            raise ValueError(f"give either center or rate, got center={self.center} and rate={self.rate}")
+        if self.octaves < self.step:
+            raise ValueError(
+                f"octaves must be at least step={self.step:g}, or each slice has one learning rate, "
+                f"got {self.octaves:g}"
+            )
+        if self.per_octave.keys() != self.at.keys():
+            raise ValueError(
+                f"at must have the keys of per_octave ({', '.join(self.per_octave) or 'none'}), "
+                f"got {', '.join(self.at) or 'none'}"
+            )
+        for key, value in self.at.items():
+            if value <= 0:
+                raise ValueError(f"at.{key} must be positive, got {value:g}")
+        return self
+
+    def values(self, lookup: Mapping[str, float]) -> list[float]:
+        """The rates of one slice, smallest first; `lookup` has its value of every key of `per_octave`."""
+        shift = sum(slope * math.log2(lookup[key] / self.at[key]) for key, slope in self.per_octave.items())
+        count = math.floor(self.octaves / self.step + 1e-9)
+        steps = range(-count, count + 1)
+        if self.rate is not None:
+            return [self.rate * 2.0 ** (shift + i * self.step) for i in steps]
+        assert self.center is not None
+        middle = math.floor((self.center + shift) / self.step + 0.5)
+        return [2.0 ** ((middle + i) * self.step) for i in steps]
+
+
+class Block(Strict):
+    """A named part of a plan: the product of `grid`, `points` and `lr` on top of `overrides`."""
+
+    overrides: list[str] = []
+    grid: dict[str, list[Any]] = {}
+    points: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    lr: LearningRates | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Block":
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} must have at least one value, got []")
+        for i, point in enumerate(self.points or []):
+            if not point:
+                raise ValueError(f"points.{i} must set at least one key, got {{}}")
+            for key in point.keys() & self.grid.keys():
+                raise ValueError(f"points.{i}.{key} is in grid too; a key may be in one of them")
+        if self.lr and "base_lr" in self.keys():
+            raise ValueError("base_lr must not be in grid or points of a block that has lr")
+        return self
+
+    def keys(self) -> set[str]:
+        """The keys that grid and points set."""
+        return set(self.grid).union(*(self.points or []))
+
+    def slices(self) -> Iterator[dict[str, Any]]:
+        """Every combination of grid and points, in the order they are written, the last key fastest."""
+        for values in itertools.product(*self.grid.values()):
+            for point in self.points or [{}]:
+                yield dict(zip(self.grid, values, strict=True)) | point
+
+
+class Sweep(Strict):
+    """The `sweep` section of the configuration."""
+
+    blocks: dict[str, Block] = {}
+
+
+def validation_line(section: str, error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line that names the field and its value."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join((section, *(str(part) for part in first["loc"])))
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a field of it, got {first['input']!r}"
+    if first["type"] == "value_error":  # one of ours, which says it all
+        return f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{field}: {first['msg']}, got {first['input']!r}"

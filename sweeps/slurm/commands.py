@@ -1,0 +1,188 @@
+"""What Slurm knows of jobs, through its own commands: squeue, sacct, scontrol, scancel."""
+
+import getpass
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING")
+ACTIVE = (*RUNNING, "SUSPENDED", "STOPPED", "STAGE_OUT")
+QUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "exit_code", "RestartCnt", "TimeLeft")
+ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "ReqMem", "MaxRSS", "NodeList")
+WHY = {  # in words, and as one of `hyperp.rundir.record.CAUSES`
+    "TIMEOUT": ("time limit reached", "timed_out"),
+    "DEADLINE": ("deadline reached", "timed_out"),
+    "OUT_OF_MEMORY": ("out of memory", "out_of_memory"),
+    "NODE_FAIL": ("node failure", "node_failed"),
+    "BOOT_FAIL": ("node failure", "node_failed"),
+    "PREEMPTED": ("preempted", "preempted"),
+    "CANCELLED": ("cancelled", "cancelled"),
+    "REVOKED": ("revoked", "cancelled"),
+}
+AT_ONCE = 500  # job ids in one command line
+LATE_SECONDS = 5.0  # that the accounting may lag behind the controller
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm is missing or failed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of an array. `why` and `cause` say how it ended, `waits` why it is pending."""
+
+    job_id: str
+    name: str
+    state: str
+    waits: str | None = None
+    why: str | None = None
+    cause: str | None = None
+    restarts: int = 0
+    time_left: str | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits for its turn, the first time or again."""
+        return self.state in PENDING
+
+    @property
+    def active(self) -> bool:
+        """Whether it has a node."""
+        return self.state in ACTIVE
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it may still do something."""
+        return self.pending or self.active
+
+
+def queue() -> dict[str, Job]:
+    """This user's jobs that the controller remembers, ended ones too for a few minutes, by id."""
+    layout = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
+    text = _output("squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-O", layout)
+    jobs = {}
+    for line in text.splitlines():
+        values = dict(zip(QUEUE_FIELDS, (value.strip() for value in line.split("|")), strict=False))
+        state, status = values["State"], int(values["exit_code"] or 0)
+        over = state not in (*PENDING, *ACTIVE)
+        why, cause = _why(state, status >> 8, status & 127) if over else (None, None)
+        jobs[values["JobArrayID"]] = Job(
+            values["JobArrayID"],
+            values["Name"],
+            state,
+            waits=values["Reason"] if state in PENDING else None,
+            why=why,
+            cause=cause,
+            restarts=int(values["RestartCnt"] or 0),
+            time_left=values["TimeLeft"],
+        )
+    return jobs
+
+
+def accounts(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, Job]:
+    """What the accounting says of jobs; nothing where a cluster keeps none.
+
+    Those of `failed` have, as the controller says. Only the accounting knows what their steps used, and it
+    hears of the end a moment later: it is asked again until it has, for LATE_SECONDS at most.
+    """
+    wanted, deadline = sorted(job_ids), time.monotonic() + LATE_SECONDS
+    while True:
+        try:
+            jobs = _ask_accounting(wanted)
+        except SlurmError:
+            return {}
+        late = [job_id for job_id in failed if job_id not in jobs or jobs[job_id].in_flight]
+        if not late or time.monotonic() > deadline:
+            return jobs
+        time.sleep(0.2)
+
+
+def _ask_accounting(job_ids: Sequence[str]) -> dict[str, Job]:
+    jobs: dict[str, Job] = {}
+    for some in _batches(job_ids):
+        text = _output("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
+        names: list[str] = list(ACCOUNT_FIELDS)
+        rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines()]
+        steps: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            steps.setdefault(row["JobID"].partition(".")[0], []).append(row)
+        jobs |= {job_id: _account(job_id, own) for job_id, own in steps.items()}
+    return jobs
+
+
+def _account(job_id: str, rows: Sequence[dict[str, str]]) -> Job:
+    """One job from its own row, which comes first, and those of its steps."""
+    job = rows[0]
+    state = job["State"].split()[0]  # CANCELLED by 0
+    if state in (*PENDING, *ACTIVE):
+        return Job(job_id, job["JobName"], state)
+    steps = [row["ExitCode"] for row in rows if row["JobID"].rpartition(".")[2].isdecimal()]
+    # How a step ended is its own; the job's is the batch shell's, of which sacct drops a bit.
+    code, _, number = next((step for step in reversed(steps) if step != "0:0"), job["ExitCode"]).partition(
+        ":"
+    )
+    why, cause = _why(state, int(code), int(number or 0))
+    peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
+    step_states = {row["State"].split()[0] for row in rows}
+    # Where Slurm polls the memory of a job, it kills the job's step and does not say what for.
+    if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
+        why, cause = WHY["OUT_OF_MEMORY"]
+        why = f"{why}: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else why
+    if state in ("NODE_FAIL", "BOOT_FAIL"):
+        why = f"{why} on {job['NodeList']}"
+    return Job(job_id, job["JobName"], state, why=why, cause=cause)
+
+
+def _why(state: str, code: int, number: int) -> tuple[str, str]:
+    if state in WHY:
+        return WHY[state]
+    if state == "COMPLETED":
+        return "its job ended without a record", "exited"
+    if number or code > 128:  # a shell adds 128 to the signal that ended its command
+        return f"killed by signal {number or code - 128}", "killed"
+    return f"exit code {code}", "exited"
+
+
+def _bytes(text: str) -> float:
+    """`501600K` or `200M`; 0 for what is not given, or not for the whole job (`512Mc` is for each core)."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)n?", text)
+    return float(match[1]) * UNITS.get(match[2], 1) if match else 0.0
+
+
+def array_limit() -> int:
+    """The most tasks that an array of this cluster can have."""
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"))
+    return int(match[1]) if match else 1
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """Cancel jobs and tasks of arrays; those that have ended are left alone."""
+    for some in _batches(list(job_ids)):
+        _output("scancel", "--quiet", *some)
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue, which ends its processes in a moment."""
+    _output("scontrol", "requeue", job_id)
+
+
+def _batches(items: Sequence[str]) -> list[Sequence[str]]:
+    return [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        raise SlurmError(f"{command[0]} is not on this machine")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} has not answered for 120 s") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise SlurmError(f"{command[0]}: {lines[0]}")
+    return done.stdout

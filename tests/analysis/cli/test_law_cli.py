@@ -1,0 +1,228 @@
+"""The command hyperp-law: answers, one-line errors, exit codes, nothing written without an answer."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.analysis.law_command import one_line, run
+
+COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "next", "validate", "report")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: hyperp-law {command}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "out", "err"),
+    [
+        ([], 0, "Commands:\n", ""),
+        (["--version"], 0, "hyperp-law 0.", ""),
+        (["chek"], 2, "", "error: No such command"),
+    ],
+)
+def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err):
+    command = [sys.executable, "-m", "hyperp.analysis.cli.main", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert out in done.stdout
+    assert err in done.stderr
+    assert bool(err) == bool(done.stderr)
+    assert bool(out) == bool(done.stdout)
+
+
+def test_check_says_what_is_there(demo):
+    result = run("check", demo)
+    assert result.exit_code == 0
+    assert "4 diverged, 118 finished" in result.stdout
+    assert "7 slices" in result.stdout
+    answer = json.loads(run("check", demo, "--json").stdout)
+    assert answer["statuses"] == {"diverged": 4, "finished": 118}
+    verdicts = {v["covariate"]: v for v in answer["identifiable"]}
+    assert verdicts["tokens"]["identified"]
+    assert verdicts["tokens"]["groups"] == ["muonh, hyperp, width 32"]
+    assert not verdicts["width"]["identified"]
+    assert "2 slices, of which 2 bracketed, 3 needed" in verdicts["width"]["reason"]
+    assert {s["state"] for s in answer["slices"]} == {"bracketed"}
+
+
+def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
+    make_ladder(tokens=(32768, 65536, 131072)).to_parquet(tmp_path / "runs.parquet")
+    (verdict,) = json.loads(run("check", tmp_path, "--json").stdout)["identifiable"]
+    assert (verdict["covariate"], verdict["groups"]) == ("tokens", ["one group of 3 slices"])
+    text = run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json").stdout
+    assert "1 degree of freedom, shared" in text
+    assert "1 degrees" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--over", "foo"], "--over must be lr, or lr and one more column, got foo"),
+        (["--over", "loss"], "--over must be lr, or lr and one more column, got loss"),
+        (["--over", "lr,foo"], "--over must be lr, or lr and one more column that was tuned, such as width"),
+        (["--over", "lr,loss"], "that was tuned, such as width or depth"),
+        (["--by", "foo"], "covariate must be one of width"),
+        (["--by", "batch_tokens", "--over", "lr,batch_tokens"], "batch_tokens is given twice in --by, --fix"),
+        (["--window", "-1"], "--window must be a positive number of octaves, got -1"),
+        (["--window", "nan"], "--window must be a positive number of octaves, got nan"),
+        (["--method", "guess"], "--method must be one of shared, two-stage"),
+    ],
+)
+def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
+    one_line(run("check", demo, *words), 2, text)
+    by = [] if "--by" in words else ["--by", "tokens"]
+    one_line(run("fit", demo, *by, *words, "-o", tmp_path / "law.json"), 2, text)
+
+
+def test_check_takes_what_fit_takes_beside_the_rate(make_ladder, tmp_path):
+    frame = pd.concat(
+        make_ladder(covariates={"batch_tokens": b}, log2_at_64k=c, tokens=(65536,))
+        for b, c in ((256, -5.2), (512, -4.7), (1024, -4.2))
+    )
+    frame.to_parquet(tmp_path / "runs.parquet")
+    answer = json.loads(run("check", tmp_path, "--over", "lr,batch_tokens", "--json").stdout)
+    assert len(answer["slices"]) == 1
+    assert "batch_tokens" not in answer["slices"][0]["covariates"]
+
+
+def test_a_law_edited_by_hand_is_refused_by_every_command(demo, tmp_path):
+    raw = json.loads((demo / "law.json").read_text())
+    exponent = raw["exponents"]["tokens"]
+    exponent["value"] = (exponent["value"] + exponent["low"]) / 2
+    law = tmp_path / "law.json"
+    law.write_text(json.dumps(raw))
+    for words in (
+        ["recommend", law, "--tokens", "1e5"],
+        ["next", law, "-o", tmp_path / "points.yaml"],
+        ["validate", law, demo],
+        ["report", law, "-o", tmp_path / "report"],
+    ):
+        one_line(run(*words), 2, f"{law} was changed after it was fitted; fit it again")
+
+
+def test_an_output_never_overwrites_a_table(demo):
+    before = (demo / "runs.parquet").read_bytes()
+    assert run("fit", demo, "--by", "tokens", "-o", demo / "runs.parquet").exit_code == 2
+    assert run("next", demo / "law.json", "-o", demo / "runs.parquet").exit_code == 2
+    assert (demo / "runs.parquet").read_bytes() == before
+
+
+def test_transfer_gives_drift_for_both_optimizers(demo):
+    answers = {
+        a["context"]["optimizer"]: a
+        for a in json.loads(run("transfer", demo, "--over", "width", "--json").stdout)
+    }
+    for name, truth in (("adamw", -1.0), ("muonh", -0.2)):
+        drift = answers[name]["drift"]
+        assert drift["low"] < truth < drift["high"]
+        assert abs(drift["octaves_per_doubling"] - truth) < 0.25
+    assert answers["adamw"]["penalty"]["nats"] > 5 * answers["muonh"]["penalty"]["nats"] > 0
+    assert "Transfer over width" in run("transfer", demo, "--over", "width").stdout
+
+
+def test_validate_passes_or_fails_and_the_report_says_which(demo, make_curve, tmp_path):
+    law = json.loads((demo / "law.json").read_text())
+    rate = json.loads(run("recommend", demo / "law.json", "--tokens", "524288", "--json").stdout)["lr"]
+    held = {**law["held"], "tokens": 524288}
+    rates, rng = float(f"{rate:.4g}") * np.array([0.5, 1, 2]), np.random.default_rng(0)
+    for shift, code, word in ((0.0, 0, "PASS"), (1.0, 1, "FAIL")):
+        points = make_curve(np.log2(rate) + shift, rates, 2, rng, noise=0.001)
+        points.assign(**law["context"], **held).to_csv(tmp_path / f"{word}.csv", index=False)
+        result = run("validate", demo / "law.json", tmp_path / f"{word}.csv", "-o", tmp_path / f"{word}.json")
+        assert result.exit_code == code
+        assert word in result.stdout
+        assert (word in result.stderr) == (code == 1)
+        assert json.loads((tmp_path / f"{word}.json").read_text())["passed"] == (code == 0)
+    report = ["report", demo / "law.json", "-o", tmp_path / "report", "--check"]
+    for word in ("PASS", "FAIL"):
+        assert run(*report, tmp_path / f"{word}.csv").exit_code == 0
+        assert f"**{word}: " in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
+    deep = tmp_path / "no" / "dir"
+    assert run("fit", demo, "--by", "tokens", "-o", deep / "law.json").exit_code == 0
+    assert run("next", deep / "law.json", "-o", tmp_path / "new" / "points.yaml").exit_code == 0
+    assert run("fit", demo, "--by", "width", "-o", tmp_path / "other" / "x.json").exit_code == 3
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["x.points.yaml"]
+    (tmp_path / "file").write_text("")
+    result = run("fit", demo, "--by", "tokens", "-o", tmp_path / "file" / "x.json")
+    one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json: {tmp_path}/file is not a folder")
+    result = run("fit", demo, "--by", "width", "-o", tmp_path / "file" / "x.json")  # nowhere to put points
+    assert result.exit_code == 3
+    assert f"note: cannot write {tmp_path}/file/x.points.yaml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["check", "absent.parquet"], 2, "RUNS=absent.parquet does not exist"),
+        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must be one of width, depth"),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--where", "optimizer"],
+            2,
+            "--where must be COLUMN=VALUE",
+        ),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--fix", "depth=x"],
+            2,
+            "--fix must be such as depth=-0.5",
+        ),
+        (
+            ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--window", "-1"],
+            2,
+            "--window must be a positive number",
+        ),
+        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "the exponents of width are not identified"),
+        (["recommend", "LAW"], 2, "the law needs --tokens"),
+        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be a whole number of at least 1"),
+        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be a whole number of at least 1"),
+        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "the law holds depth at 2"),
+        (
+            ["recommend", "LAW", "--tokens", "1e5", "--json", "--hydra"],
+            2,
+            "--json and --hydra exclude each other",
+        ),
+        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
+        (["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"], 2, "tokens is given twice, as 50000"),
+        (
+            ["recommend", "LAW", "--at", "tokens=1", "--at", "tokens=2"],
+            2,
+            "tokens is given twice, as 1 and 2",
+        ),
+        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where gives width twice"),
+        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: nothing reads foo; the name must be one of"),
+        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr is read as lr already"),
+        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr is read as lr already"),
+        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must be one of width"),
+        (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
+        (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, text):
+    places = {"RUNS": demo, "LAW": demo / "law.json", "OUT": tmp_path / "out.json"}
+    one_line(run(*(places.get(word, word) for word in words)), code, text)
+    assert {p.name for p in tmp_path.iterdir()} <= ({"out.points.yaml"} if code == 3 else set())
+
+
+def test_a_wrong_option_is_one_line_too(demo):
+    command = [
+        sys.executable,
+        "-m",
+        "hyperp.analysis.cli.main",
+        "recommend",
+        str(demo / "law.json"),
+        "--colour",
+        "red",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: No such option: --colour\n"

@@ -1,0 +1,189 @@
+"""The runs proposed next do shrink the interval as promised, and the file that names them can be run."""
+
+import math
+import shlex
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis.law.predict import predict
+from hyperp.analysis.law.schema import Law
+from hyperp.analysis.queries.next_runs import next_runs
+from hyperp.analysis.queries.points_file import run_command, save_points
+from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.sweeps.plan.plan import make_plan
+
+
+def _law(frame: pd.DataFrame, by=("tokens",)) -> Law:
+    return fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), list(by))
+
+
+@pytest.fixture(scope="module")
+def law(make_ladder) -> Law:
+    return _law(make_ladder(seed_shift=0.05, noise=0.001))
+
+
+def test_the_width_now_is_that_of_the_recommendation(law):
+    found = next_runs(law, {"tokens": 2**22})
+    _, low, high = predict(law, {"tokens": 2**22})
+    np.testing.assert_allclose(found.width, high / low, rtol=1e-9, atol=0)
+
+
+def test_each_slice_shrinks_the_interval_and_none_is_run_twice(law):
+    found = next_runs(law, {"tokens": 2**24}, count=2)
+    widths = [found.width, *(c.width for c in found.choices)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.95 * widths[0]
+    sizes = [c.covariates["tokens"] for c in found.choices]
+    assert len({*sizes, *(s.covariates["tokens"] for s in law.slices)}) == 7
+
+
+def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
+    known = law.slices[0].covariates
+    done = [s.covariates["tokens"] for s in law.slices]
+    among = [{"tokens": t} for t in (*done, 3 * 2**17, 2**21)] + [
+        {"tokens": 2**21, "width": 2 * known["width"]}
+    ]
+    found = next_runs(law, {"tokens": 2**22}, count=9, among=among)
+    assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
+    assert {c.covariates["width"] for c in found.choices} == {known["width"]}
+    assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
+    with pytest.raises(ValueError, match=r"--among must give sizes of the law's .*tokens.*, got experts"):
+        next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
+
+
+def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
+    """The same variances, one row more: ordinary least squares from scratch gives the promised width."""
+    found = next_runs(law, {"tokens": 2**22}, count=1)
+    extra = found.choices[0].covariates["tokens"]
+    logs = np.log([*(s.covariates["tokens"] for s in law.slices), extra])
+    X = np.column_stack([np.ones(len(logs)), logs])
+    errors = np.array([s.optimum.se or 0.0 for s in law.slices if s.optimum]) * math.log(2)
+    v = np.append(errors**2, law.slice_sd**2) + law.tau**2
+    x = np.array([1.0, math.log(2**22)])
+    cov = np.linalg.inv(X.T @ (X / v[:, None]))
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(logs) - 2) * math.sqrt(x @ cov @ x + law.tau**2 + law.slice_sd**2)
+    np.testing.assert_allclose(found.choices[0].width, math.exp(2 * half), rtol=0.05, atol=0)
+
+
+def test_rates_lie_about_the_predicted_optimum(law):
+    choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
+    rate = predict(law, choice.covariates)[0]
+    np.testing.assert_allclose(math.sqrt(choice.rates[0] * choice.rates[-1]), rate, rtol=1e-3, atol=0)
+    assert choice.rates[-1] / choice.rates[0] >= 8
+
+
+def test_a_censored_slice_of_the_law_comes_first(make_ladder):
+    edge = make_ladder(tokens=(2**20,), octaves=(-5, -1))
+    found = next_runs(_law(pd.concat([make_ladder(seed_shift=0.05), edge])))
+    assert [p["tokens"] for p in found.bracket] == [2**20]
+    assert max(found.bracket[0]["lr"]) < 2**-5
+    assert found.points[0] == found.bracket[0]
+    assert found.target["tokens"] == 8 * 524288
+
+
+def test_the_file_holds_every_run_once(law, tmp_path):
+    found = next_runs(law, {"tokens": 2**22})
+    assert save_points(found.points, tmp_path / "points.yaml", "further slices")
+    rows = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
+    assert len(rows) == sum(len(c.rates) * c.seeds for c in found.choices)
+    assert len({tuple(sorted(row.items())) for row in rows}) == len(rows)
+    assert all(isinstance(row["base_lr"], float) and isinstance(row["scale.tokens"], int) for row in rows)
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert not save_points([{"tokens": 5, "lr": []}], tmp_path / "none.yaml", "nothing")
+    assert not (tmp_path / "none.yaml").exists()
+
+
+def test_runs_of_two_optimizers_are_two_blocks_that_say_so(tmp_path):
+    points = [
+        {"optimizer": name, "schedule": "linear", "tokens": 5, "lr": [0.1]} for name in ("muonh", "lion")
+    ]
+    assert save_points(points, tmp_path / "points.yaml", "both")
+    text = (tmp_path / "points.yaml").read_text()
+    assert "# optimizer=lion: no option of hyperp-train, run these points in your own way" in text
+    blocks = yaml.safe_load(text)["blocks"]
+    assert blocks["points"]["overrides"] == ["optim=muonh", "schedule=linear"]
+    assert blocks["points1"]["overrides"] == [
+        "schedule=linear"
+    ]  # a table from elsewhere: no such option here
+    assert [len(block["points"]) for block in blocks.values()] == [1, 1]
+
+
+POINTS = [{"optimizer": "muonh", "tokens": 131072, "width": 32, "lr": [0.01, 0.02]}]
+
+
+def _plan_of(path, words: list[str]):
+    """The plan of the printed command, its WORDS replaced by a sweep's own."""
+    command = shlex.split(run_command(path))
+    assert command[:2] == ["hyperp-sweep", "run"]
+    at = command.index("WORDS")
+    return make_plan([*command[2:at], *words, *command[at + 1 :]])
+
+
+def _own_sweep(folder) -> str:
+    """A folder with a sweep and an experiment of the user's own, as a word."""
+    for group, text in (
+        ("sweep", "blocks: {own: {grid: {scale.tokens: [32768]}}}\n"),
+        ("experiment", "# @package _global_\ndefaults: [{override /sweep: own}]\nmodel: {context: 64}\n"),
+    ):
+        (folder / group).mkdir(parents=True)
+        (folder / group / "own.yaml").write_text(text)
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "points.yaml",
+        "2024/next-1.v2.yaml",
+        "a, b/1e5.yaml",
+        "x=(y)/it's.yaml",
+        "é~/null.yaml",
+        "_a/b/c.d.yaml",
+    ],
+)
+def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
+    path = tmp_path / name
+    assert save_points(POINTS, path, "why")
+    assert "WORDS are those of the sweep, less" in path.read_text()
+    own = _own_sweep(tmp_path / "own")
+    plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
+    assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
+    assert {p.config.scale.tokens for p in plan.points} == {131072}
+    assert str(plan.root) == "runs/own"  # beside the sweep's own runs
+
+
+def test_searchpaths_joined_as_the_note_says_find_the_users_own_experiment(tmp_path):
+    path = tmp_path / "points.yaml"
+    save_points(POINTS, path, "why")
+    assert len(_plan_of(path, ["+experiment=demo"]).points) == 2
+    own = _own_sweep(tmp_path / "own").removeprefix("hydra.searchpath=[").removesuffix("]")
+    search, *rest = shlex.split(run_command(path))[2:]
+    rest = [w for w in rest if w != "WORDS"]
+    plan = make_plan([f"{search.removesuffix(']')},{own}]", "+experiment=own", *rest])
+    assert {p.config.model.context for p in plan.points} == {64}
+    assert len(plan.points) == 2
+
+
+def test_a_very_small_rate_is_still_a_number(tmp_path):
+    save_points([{"N": 1e9, "lr": [1e-5, 2.5e-7], "factor": 0.5}], tmp_path / "points.yaml", "small")
+    rows = yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
+    assert [row["base_lr"] for row in rows] == [2e-5, 5e-7]
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "message"),
+    [
+        ({"depth": 4}, 1, "target must be of the law's tokens, got 'depth'"),
+        ({"tokens": -1}, 1, "tokens must be positive, got -1"),
+        ({}, 0, "--slices must be at least 1, got 0"),
+    ],
+)
+def test_targets_that_are_none(law, target, count, message):
+    with pytest.raises(ValueError, match=message):
+        next_runs(law, target, count)

@@ -1,0 +1,77 @@
+"""Foreign tables: names for columns, columns times a number, one line for what is wrong."""
+
+import pandas as pd
+import pytest
+
+from hyperp.analysis.table.read import apply_map, parse_map, read_table
+
+FRAME = pd.DataFrame(
+    {"smooth loss": [2.0, 3.0], "bs": [4, 8], "who": ["a", "b"], "a*2": [1, 2], "loss": [9.0, 9.0]}
+)
+
+
+def test_names_and_factors():
+    mapping = parse_map(["loss=smooth loss", "batch_tokens = bs * 2048", "optimizer=who", "x=a*2"])
+    found = apply_map(FRAME, mapping)
+    assert found["loss"].tolist() == [2.0, 3.0]
+    assert found["batch_tokens"].tolist() == [8192.0, 16384.0]
+    assert found["optimizer"].tolist() == ["a", "b"]
+    assert found["x"].tolist() == [1, 2]  # a column whose own name holds a star
+    assert found["bs"].tolist() == [4, 8]
+
+
+def test_columns_can_change_places():
+    found = apply_map(FRAME, parse_map(["loss=smooth loss", "smooth loss=loss"]))
+    assert (found["loss"].tolist(), found["smooth loss"].tolist()) == ([2.0, 3.0], [9.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss", "--map must be NAME=COLUMN or NAME=COLUMN.NUMBER, got 'loss'"),
+        ("=bs", "--map must be NAME=COLUMN"),
+        ("loss=lss", "--map loss=lss: no column 'lss'; there are smooth loss, bs"),
+        ("b=2048*bs", "no column '2048'"),
+        ("b=bs*two", "the factor must be a positive number, got 'two'"),
+        ("b=bs*-1", "the factor must be a positive number, got '-1'"),
+        ("b=who*2", "column who must be a number, got 'a' in row 1"),
+    ],
+)
+def test_what_is_wrong_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        apply_map(FRAME, parse_map([text]))
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ValueError, match="--map names loss twice: 'a' and 'b'"):
+        parse_map(["loss=a", "loss=b"])
+
+
+def test_tables_are_read_from_parquet_csv_and_folders(tmp_path):
+    frame = FRAME.assign(kept=[True, False])
+    frame.to_parquet(tmp_path / "runs.parquet")
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    folder, file, text = (read_table(p) for p in (tmp_path, tmp_path / "runs.parquet", tmp_path / "runs.csv"))
+    assert folder.sha256 == file.sha256 != text.sha256
+    assert len(file.sha256) == 64
+    pd.testing.assert_frame_equal(file.frame, text.frame, check_dtype=False)
+    assert file.frame["kept"].tolist() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.csv", None, "does not exist"),
+        ("runs.txt", "a,b\n1,2\n", "ends in '.txt'; allowed are"),
+        ("runs.csv", "", "is empty; a header line"),
+        ("runs.csv", "a,b\n", "holds no rows"),
+        ("runs.csv", "a,b,a\n1,2,3\n", r"names the column\(s\) a twice"),
+        ("runs.parquet", "not parquet", "is not a readable Parquet file"),
+    ],
+)
+def test_unreadable_tables_are_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_table(tmp_path / name)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,57 @@
+"""A run of six steps that the tests of monitors look into."""
+
+from typing import Any
+
+import numpy as np
+
+from hyperp.config import Config, compose, resolve
+from hyperp.data.corpus import Corpus
+from hyperp.training.trainer import Trainer
+
+VOCAB, CONTEXT, STEPS = 31, 16, 6
+TINY = (
+    "scale.width=16",
+    "scale.depth=2",
+    f"scale.tokens={STEPS * 64}",
+    "scale.batch_tokens=64",
+    f"model.context={CONTEXT}",
+    "model.head_size=8",
+    "data.held_out_tokens=64",
+    "parametrization=raw",
+    "parametrization.init_embedding_std=0.5",
+    "parametrization.init_unembedding_std=0.2",
+    "base_lr=0.02",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "runtime.log_every=4",
+    "runtime.checkpoint_every=0",
+)
+MOE = (
+    "model=moe",
+    f"model.context={CONTEXT}",
+    "model.head_size=8",
+    "scale.granularity=4",
+    "scale.sparsity=2",
+)
+
+
+def config(*words: str) -> Config:
+    return resolve(compose([*TINY, *words]))
+
+
+def corpus() -> Corpus:
+    ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % VOCAB).astype(np.uint8)
+    return Corpus("text", ids[:5_000], ids[5_000:], VOCAB, 1.0, digest="0" * 64)
+
+
+def trainer_at(step: int, *words: str) -> Trainer:
+    trainer = Trainer(config(*words), corpus())
+    for _ in range(step):
+        trainer.train_step()
+    return trainer
+
+
+def seen(trainer: Trainer) -> dict[str, Any]:
+    row = trainer.stability.take()
+    assert row is not None
+    return row

@@ -1,0 +1,169 @@
+"""Bootstraps of the shared and of the two-stage estimate, all resamples at once.
+
+Two levels are drawn anew, and what somebody designed stays.
+
+Runs. The rates of a sweep are a design, so they stay, and each run gets new noise: a residual of any run,
+drawn by weight, with a random sign, inflated to the fit's noise. Drawing runs with replacement would lose the
+one rate below an optimum from a third of the resamples; signs on a run's own residual (the wild bootstrap)
+make the error of a slice hang on the two or three residuals nearest its bottom. Far from an optimum a
+residual is mostly what a cubic cannot follow, which is not noise: there the curve stays as observed, to the
+extent that the run's weight is small.
+
+Slices. They scatter about the law beyond their own errors. Five slices drawn with replacement are collinear,
+or fewer than the coefficients, too often, and five residuals are too few to draw from, so the scatter is
+normal with the fit's tau.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperp.analysis.optima.basin.fit import Basin, gauss_newton
+from hyperp.analysis.optima.basin.locate import locate
+from hyperp.analysis.random_effects import meta_regression
+from tests.oracles.baselines import Parabolas
+
+# B: resamples   K: slices   m: runs in the longest slice   p: what is tuned   P: coefficients
+
+STEPS = 4  # Gauss-Newton steps from the fit to the data: a warm start is within 0.1% of its error by then
+NEWTON = 40  # at most; a dozen is usual
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """`optimum` (B, K, p) as refitted; `beta` p arrays (B, P_j) and `tau2` (B, p) of its regressions."""
+
+    optimum: np.ndarray
+    beta: tuple[np.ndarray, ...]
+    tau2: np.ndarray
+
+    def predict(self, X: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """Draws of a new slice's optimum at design rows X, one for each tuned quantity: (B, p)."""
+        centre = np.stack([b @ x for b, x in zip(self.beta, X, strict=True)], axis=1)
+        return centre + np.sqrt(self.tau2) * rng.standard_normal(centre.shape)
+
+
+def shared_bootstrap(
+    basin: Basin,
+    designs: Sequence[np.ndarray],
+    resamples: int = 1000,
+    seed: int = 0,
+    steps: int = STEPS,
+) -> Bootstrap:
+    """Refit shape, optima and law to resampled losses; scale, amplitudes and states stay those of the fit.
+
+    Args:
+        basin: the fit.
+        designs: for each tuned quantity (K, P_j) over ALL slices, ones first; only bracketed slices enter.
+        resamples: how many.
+        seed: of the random signs.
+        steps: Gauss-Newton steps of each refit.
+
+    Raises:
+        ValueError: no resamples, or designs that do not fit.
+    """
+    _check(designs, basin.optimum.shape, resamples)
+    rng = np.random.default_rng(seed)
+    loss = basin.floor[:, None] * (1 + _resampled(basin, resamples, rng))
+    curves, powers = basin.curves, basin.shape.powers
+    used, part = basin.bracketed, curves.pick(basin.shaped)
+    arrays = (part.u, loss[:, basin.shaped], part.count, part.amplitude)
+    pose, _ = gauss_newton(*arrays, basin.X, powers, basin.pose, steps, basin.scale, damping=0.0)
+    start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
+    arrays = (curves.u[used], loss[:, used], curves.count[used])
+    coef = pose.coef[:, None] * curves.amplitude[used][:, None]
+    located = locate(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
+    # Less the curves without new noise: they keep their misfit, and so have optima a little off the fit's.
+    moved = located.optimum[1:] - located.optimum[0]
+    return _second_level(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
+
+
+def two_stage_bootstrap(
+    parabolas: Parabolas, designs: Sequence[np.ndarray], resamples: int = 1000, seed: int = 0
+) -> Bootstrap:
+    """The same for a parabola of its own in each slice; the runs in the windows stay those of the fit.
+
+    A vertex then is a fixed linear map of the losses, one division apart.
+    """
+    _check(designs, parabolas.optimum.shape, resamples)
+    rng = np.random.default_rng(seed)
+    used = parabolas.bowl
+    inside = parabolas.inside[used]
+    pool = parabolas.residual[parabolas.inside & used[:, None]]
+    noise = pool[rng.integers(len(pool), size=(resamples, *inside.shape))] * inside
+    noise *= _signs(rng, noise.shape)
+    moved = np.einsum("bkm,kmc->bkc", noise, parabolas.solve[used])
+    optimum = parabolas.vertex(parabolas.coef[used] + moved, used) - parabolas.optimum[used]
+    # A resample without a bottom has no vertex; it counts as the fit's own.
+    moved = np.where(np.isfinite(optimum), optimum, 0.0)
+    return _second_level(parabolas.optimum[used], parabolas.cov[used], moved, [d[used] for d in designs], rng)
+
+
+def _resampled(basin: Basin, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Relative excess losses over the fitted floors, (1 + B, K, m); the first has no new noise."""
+    count = np.maximum(basin.curves.count, 1e-300)
+    admitted = np.sqrt(basin.weight / count)
+    pool, odds = basin.residual * np.sqrt(count), (admitted**2 * basin.shaped[:, None]).ravel()
+    odds = np.cumsum(odds) / odds.sum()
+    mean_square = float(np.diff(odds, prepend=0.0) @ pool.ravel() ** 2)
+    pool *= basin.noise / np.sqrt(max(mean_square, 1e-300))
+    draws = np.minimum(np.searchsorted(odds, rng.random((resamples, *admitted.shape))), odds.size - 1)
+    noise = pool.ravel()[draws] * _signs(rng, draws.shape) * admitted / np.sqrt(np.maximum(count, 1.0))
+    curve = basin.curves.loss / basin.floor[:, None] - 1 - admitted * basin.residual
+    return np.concatenate([curve[None], curve + noise])
+
+
+def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.integers(0, 2, size=shape, dtype=np.int8) * 2.0 - 1.0
+
+
+def _check(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int) -> None:
+    K, p = shape
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if len(designs) != p or any(d.ndim != 2 or len(d) != K for d in designs):
+        raise ValueError(f"{p} designs of {K} rows are needed, got {[d.shape for d in designs]}")
+
+
+def _second_level(
+    optimum: np.ndarray,
+    cov: np.ndarray,
+    moved: np.ndarray,
+    designs: Sequence[np.ndarray],
+    rng: np.random.Generator,
+) -> Bootstrap:
+    """Regress every resample: the law, the slices' scatter about it, and the moves of the refitted optima."""
+    betas, tau2s = [], []
+    for j, X in enumerate(designs):
+        v = np.maximum(cov[:, j, j], 1e-16)
+        fit = meta_regression(optimum[:, j], np.sqrt(v), X)
+        scatter = np.sqrt(fit.tau2) * rng.standard_normal(moved.shape[:2])
+        beta, tau2 = paule_mandel_many(X @ fit.beta + scatter + moved[..., j], v, X)
+        betas.append(beta)
+        tau2s.append(tau2)
+    return Bootstrap(optimum + moved, tuple(betas), np.stack(tau2s, axis=1))
+
+
+def paule_mandel_many(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (B, P) and tau^2 (B,) for y (B, K) with variances v (K,) and one design X (K, P).
+
+    Newton's method from zero: sum r^2/(v + tau^2) - (K - P) is convex and falls, so the steps never pass the
+    root (DerSimonian and Kacker, Contemp. Clin. Trials 28, 2007).
+    """
+    df = len(v) - X.shape[1]
+    q = np.linalg.qr(X)[0]  # an orthonormal basis; the coefficients follow at the end
+    pairs = q[:, :, None] * q[:, None, :]
+    tau2 = np.zeros(len(y))
+    beta = np.zeros((len(y), X.shape[1]))
+    for _ in range(NEWTON):
+        w = 1 / (v + tau2[:, None])
+        normal = np.tensordot(w, pairs, axes=1)
+        beta = np.linalg.solve(normal, ((w * y) @ q)[..., None])[..., 0]
+        squares = (y - beta @ q.T) ** 2
+        excess = (w * squares).sum(axis=1) - df
+        step = np.where(excess > 0, excess / np.maximum((w**2 * squares).sum(axis=1), 1e-300), 0.0)
+        tau2 = tau2 + step
+        if (step <= 1e-6 * tau2).all():
+            break
+    return np.linalg.lstsq(X, q @ beta.T, rcond=None)[0].T, tau2
