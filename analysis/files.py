@@ -1,11 +1,13 @@
 """Files of ours: strict models, written whole or not at all, read with one line on what is wrong."""
 
 import json
-import uuid
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hyperp.files import replacing
+from hyperp.terminal import invalid_field
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -16,7 +18,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-def save_json(text: str, path: str | Path) -> None:
+def write_text(text: str, path: str | Path) -> None:
     """Write a text file under a temporary name beside it, then rename; its folder is made.
 
     Raises:
@@ -25,14 +27,10 @@ def save_json(text: str, path: str | Path) -> None:
     target = Path(path)
     if target.parent.exists() and not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: {target.parent} is not a folder")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(target) as file:
+            file.write(text)
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
 
@@ -66,7 +64,4 @@ def validated(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Mode
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "law"
-        got = "" if where == "law" or first["type"] == "missing" else f", got {str(first['input'])[:60]}"
-        raise ValueError(f"{path}: {where}: {first['msg']}{got}") from None
+        raise ValueError(f"{path}: {invalid_field(error)}") from None

@@ -48,7 +48,7 @@ class MetaRegression:
         return p_value(float(self.beta[index]), float(self.se[index]), self.df, value)
 
 
-def t_quantile(df: int, level: float) -> float:
+def t_quantile(df: float, level: float) -> float:
     """The two-sided `level` quantile of Student's t."""
     return float(stdtrit(df, 0.5 + level / 2))
 

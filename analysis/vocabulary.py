@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, get_args
 
-# What a law is for, and what it may depend on: the columns that define a slice, in the order of every table.
-# `setting` is a hash of everything else that a run was made with; it is kept where it tells runs apart.
-CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
-COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
+from hyperp.run_table import CONTEXT
+
 NO_SIZES = (*CONTEXT, "lr", "loss", "seed", "status")  # columns that are never a covariate
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]

@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyperp.config import Config, compose, one_line, register_schema, resolve
+from hyperp.config import Config, compose, register_schema, resolve
 from hyperp.files import HeldError
 from hyperp.rundir.record import load_or_set_aside
+from hyperp.terminal import one_line
 
 BAD_INPUT = 2
 LINE_SECONDS = 30.0  # between two lines where there is no terminal for a bar

@@ -25,6 +25,7 @@ from hyperp.flops import Shape, experts_of
 from hyperp.parametrization import Parametrization
 from hyperp.scale import Scale, positive_int
 from hyperp.schedule import Schedule
+from hyperp.terminal import one_line
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LATER_MODEL_FIELDS = (
@@ -370,17 +371,3 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             return hydra_compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error)) from None
-
-
-def one_line(error: BaseException) -> str:
-    """What is wrong, in one line: an error and its cause, without notes on types and advice that is wrong."""
-    text = f"{error}\n{error.__cause__}" if error.__cause__ else str(error)
-    lines = [line.strip() for line in text.splitlines()]
-    noise = (
-        "reference_type=",
-        "object_type=",
-        "To append to your config use",
-    )  # + would not help: keys are typed
-    keep = [line for line in lines if line and not line.startswith(noise)]
-    text = " ".join(keep) or type(error).__name__
-    return text.replace("str is not a ListConfig, list or tuple.", "a list is wanted, such as [a,b].")

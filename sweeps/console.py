@@ -7,7 +7,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 WATCH_SECONDS = 5.0
 
 Words = Annotated[

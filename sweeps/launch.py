@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from hyperp.sweeps import tables
 from hyperp.sweeps.account import with_jobs
-from hyperp.sweeps.console import STOPPED, found, warn
+from hyperp.sweeps.console import found, warn
 from hyperp.sweeps.local import background_pools as local
 from hyperp.sweeps.local.pool import Ended, Event, LocalLauncher, read_launcher
 from hyperp.sweeps.local.work import work
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan, Point, check_runs, shape_of
 from hyperp.sweeps.runs.status import DONE, UNDER_WAY, Run, concluded, counts, counts_line, set_aside, states
+from hyperp.terminal import STOPPED
 from hyperp.training import memory
 
 

@@ -13,11 +13,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperp.config import one_line
 from hyperp.sweeps import tables
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point, check_runs, make_plan
 from hyperp.sweeps.runs.status import DONE, concluded, counts_line, set_aside, states
+from hyperp.terminal import one_line
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"

@@ -42,7 +42,7 @@ def transfer(
     from hyperp.analysis.queries.transfer import another_value, brackets
     from hyperp.analysis.queries.transfer import transfer as along
     from hyperp.analysis.report.text.transfer import show_transfer
-    from hyperp.analysis.vocabulary import COVARIATES
+    from hyperp.run_table import COVARIATES
 
     columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
     table, rows = load(runs, mapping, where, columns)

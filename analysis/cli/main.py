@@ -5,17 +5,16 @@ Exit codes: 0 an answer, 1 a recommendation that did not hold, 2 bad input, 3 da
 answer.
 """
 
-import os
 import shlex
-import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperp.analysis.cli import diagnostics, fit, loss
 from hyperp.analysis.cli.options import (
+    PROGRAM,
     AsJson,
     At,
     Extrapolate,
@@ -38,13 +37,14 @@ from hyperp.analysis.cli.options import (
     words_of,
 )
 from hyperp.analysis.vocabulary import WINDOW
+from hyperp.terminal import run_app
 
 if TYPE_CHECKING:  # pull in numpy, which --help does without
     from hyperp.analysis.law.schema import Law
     from hyperp.analysis.queries.recommend import Recommendation
 
 app = typer.Typer(
-    name="hyperp-law",
+    name=PROGRAM,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -246,7 +246,7 @@ def validate(
 
     Example: hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
     """
-    from hyperp.analysis.files import save_json
+    from hyperp.analysis.files import write_text
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.validate import validate as ask
     from hyperp.analysis.report.text.law import show_validation
@@ -255,7 +255,7 @@ def validate(
     table, rows = load(runs, mapping, where, [*fitted.ranges, *fitted.held])
     found = ask(fitted, table, rows)
     if out is not None:
-        save_json(found.model_dump_json(indent=2) + "\n", out)
+        write_text(found.model_dump_json(indent=2) + "\n", out)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -317,20 +317,8 @@ for part in (loss, diagnostics):
 
 
 def main() -> None:
-    """Entry point of hyperp-law: a wrong option, too, is one line."""
-    try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        message = cast(Any, error).format_message().replace(": Value error, ", ": ")
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    """Entry point of hyperp-law; see `hyperp.terminal.run_app` for how it ends."""
+    run_app(app, PROGRAM)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, GROUPS, METHODS, NO_SIZES
+from hyperp.analysis.vocabulary import GROUPS, METHODS, NO_SIZES
+from hyperp.run_table import CONTEXT, COVARIATES
+from hyperp.terminal import BAD_INPUT, REFUSED, one_line, print_error
 
 if TYPE_CHECKING:  # pulls in pandas, which a recommendation does without
     from hyperp.analysis.table.validate import Runs
 
+PROGRAM = "hyperp-law"
 RUNS_HELP = "runs.parquet, another Parquet or CSV file, or a folder holding runs.parquet"
 WINDOW_HELP = "half-width in octaves of the parabola's window about the optimum, for two-stage"
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help=RUNS_HELP)]
@@ -89,13 +92,13 @@ def answer(command: Callable[..., None]) -> Callable[..., None]:
         except Refusal as refusal:
             _show_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
             _say_left(command.__name__, kwargs.get("out"))
-            raise typer.Exit(3) from None
+            raise typer.Exit(REFUSED) from None
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
-            typer.echo("error: " + " ".join(str(error).split()), err=True)
+            print_error(PROGRAM, one_line(error))
             _say_left(command.__name__, kwargs.get("out"))
-            raise typer.Exit(2) from None
+            raise typer.Exit(BAD_INPUT) from None
 
     return wrapped
 
@@ -119,7 +122,7 @@ def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
 
     if as_json:
         typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
-    typer.echo(f"refused: {refusal.reason}", err=True)
+    typer.echo(f"{PROGRAM}: refused: {refusal.reason}", err=True)
     for point in () if as_json else refusal.next_points:
         rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
         hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in GROUPS.values()]

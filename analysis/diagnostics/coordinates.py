@@ -13,13 +13,14 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, FLAT, LEVEL
+from hyperp.analysis.vocabulary import FLAT, LEVEL
+from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
 
 Measure = Literal["size", "change"]
 Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]
@@ -30,7 +31,7 @@ KINDS = {
     "residual": "residual stream",
     "logits": "logits",
 }
-COLUMNS = ("run_id", "step", "quantity", "layer", "rms", "change_rms")
+COLUMNS = ("run_id", *COORDINATES)
 
 
 class Sizes(Strict):
@@ -118,7 +119,7 @@ def read_coordinates(runs: Runs) -> pd.DataFrame:
         ValueError: it is not there, or lacks a column.
     """
     path = Path(runs.path)
-    path = (path / "runs.parquet" if path.is_dir() else path).with_suffix(".coordinates.parquet")
+    path = coordinates_beside(path / "runs.parquet" if path.is_dir() else path)
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; runs with runtime.coordinates=[1,2,4,8] measure activations, "
@@ -247,7 +248,7 @@ def _slope(
         value = float(slopes.mean())
         if seeds > 1:
             se = float(slopes.std(ddof=1)) / math.sqrt(seeds)
-            half = float(stdtrit(seeds - 1, 0.5 + level / 2)) * se
+            half = t_quantile(seeds - 1, level) * se
             low, high = value - half, value + half
     return Slope(
         measure=measure,

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from hyperp.analysis.law.schema import Law
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import parquet_columns
 from hyperp.analysis.table.validate import filter_runs, read_runs
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL, VARIES
+from hyperp.analysis.vocabulary import LEVEL, VARIES
+from hyperp.run_table import COVARIATES, metrics_beside
 
 # Column of the table: what it is, the largest over layers, roles and looks of a run.
 SUMMARIES = {
@@ -186,7 +187,7 @@ def ratio_of_means(
     if not sum(parts):
         return ratio, ratio, ratio
     df = sum(parts) ** 2 / sum(p * p / (len(x) - 1) for p, x in zip(parts, (first, second), strict=True))
-    half = float(student.ppf(0.5 + level / 2, df)) * math.sqrt(sum(parts))
+    half = t_quantile(df, level) * math.sqrt(sum(parts))
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
@@ -208,7 +209,7 @@ def monitors_of(law: Law) -> Monitors | None:
     scales, runs, excluded, left_out = _best(frame, sizes, columns)
     if not scales:
         return None
-    metrics = file.with_suffix(".metrics.parquet")
+    metrics = metrics_beside(file)
     best = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
     steps = _by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
     runs = pd.concat([of_scale.assign(scale=index) for index, of_scale in enumerate(runs)])

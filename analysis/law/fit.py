@@ -31,7 +31,8 @@ from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, t_quantile
 from hyperp.analysis.table.slices import Slice, short_label, split, strata
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
+from hyperp.analysis.vocabulary import LEVEL, WINDOW
+from hyperp.run_table import COVARIATES
 
 
 def fit_law(

@@ -8,7 +8,8 @@ import pandas as pd
 
 from hyperp.analysis.optima.estimation import Options
 from hyperp.analysis.optima.methods import DEFAULT, available
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL, NO_SIZES, REACH, WINDOW, MethodName, Space
+from hyperp.analysis.vocabulary import LEVEL, NO_SIZES, REACH, WINDOW, MethodName, Space
+from hyperp.run_table import COVARIATES
 
 
 @dataclass(frozen=True)

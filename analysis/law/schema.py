@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from hyperp.analysis.files import Strict, read_json, save_json, validated
+from hyperp.analysis.files import Strict, read_json, validated, write_text
 from hyperp.analysis.vocabulary import REACH, Space, State
 
 SCHEMA_VERSION = 3
@@ -295,7 +295,7 @@ def law_text(law: Law) -> str:
 
 def save_law(law: Law, path: str | Path) -> None:
     """Write law.json atomically."""
-    save_json(law_text(law) + "\n", path)
+    write_text(law_text(law) + "\n", path)
 
 
 def load_law(path: str | Path) -> Law:

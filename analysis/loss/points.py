@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.table.read import to_number
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
 COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hyperp.analysis.files import Strict, load_json, save_json
+from hyperp.analysis.files import Strict, load_json, write_text
 from hyperp.analysis.loss.bootstrap import Draws, Kind, intervals
 from hyperp.analysis.loss.fit import LossFit, Profile, farther, parameters, predict
 from hyperp.analysis.loss.points import COLUMNS, Form
@@ -192,7 +192,7 @@ def _profile_rows(fit: LossFit, profile: Profile) -> list[ProfileRow]:
 
 def save_loss(law: LossLaw, path: str | Path) -> None:
     """Write loss.json atomically."""
-    save_json(law.model_dump_json(indent=2) + "\n", path)
+    write_text(law.model_dump_json(indent=2) + "\n", path)
 
 
 def load_loss(path: str | Path) -> LossLaw:

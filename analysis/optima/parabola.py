@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Slice
 
 
@@ -49,7 +49,7 @@ class Parabola:
 
     def fieller(self, cov: np.ndarray, df: int, level: float) -> tuple[float, float] | None:
         """The rates where the slope is not significantly different from zero; None if unbounded."""
-        t2 = float(stdtrit(df, 0.5 + level / 2)) ** 2
+        t2 = t_quantile(df, level) ** 2
         vbb, vab, vaa = float(cov[0, 0]), float(cov[0, 1]), float(cov[1, 1])
         quadratic = 4 * (self.curvature**2 - t2 * vaa)
         linear = 4 * (self.slope * self.curvature - t2 * vab)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optima.basin.fit import Basin as Fit
@@ -13,6 +12,7 @@ from hyperp.analysis.optima.basin.fit import fit_basin
 from hyperp.analysis.optima.basin.shape import centred, identifiable_columns, run_weights, slope, terms
 from hyperp.analysis.optima.estimation import Basin, Estimation, Options, setting_means
 from hyperp.analysis.optima.optimum import Optimum, edge, too_few
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import CENSORED
 
@@ -142,7 +142,7 @@ def _optimum(one: Slice, fit: Fit, k: int, floor: np.ndarray, seed_df: int, opti
         return Optimum(state, fit.reasons[k], _next_rates(one, fit, k, options))
     df = seed_df if floor[0] > fit.se[k, 0] ** 2 else max(int(fit.df), 1)
     where, errors = fit.optimum[k] / LN2, np.sqrt(np.maximum(fit.se[k] ** 2, floor)) / LN2
-    half = float(stdtrit(df, 0.5 + options.level / 2)) * float(errors[0])
+    half = t_quantile(df, options.level) * float(errors[0])
     real = fit.curves.count[k] > 0
     near = real & (fit.weight[k] >= 0.5 * fit.weight[k][real].max())
     loss = float(fit.floor[k])

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from hyperp.analysis.files import save_json
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES, option_words, unknown_options
+from hyperp.analysis.files import write_text
+from hyperp.analysis.vocabulary import option_words, unknown_options
+from hyperp.run_table import CONTEXT, COVARIATES
 
 
 def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
@@ -31,7 +32,7 @@ def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bo
                 f"    # {', '.join(unknown)}: no option of hyperp-train, run these points in your own way"
             ]
         lines += ["    points:", *(row for point in members for row in _rows(point))]
-    save_json("\n".join(lines) + "\n", path)
+    write_text("\n".join(lines) + "\n", path)
     return True
 
 

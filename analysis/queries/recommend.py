@@ -9,7 +9,8 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.predict import _exp, penalty, predict
 from hyperp.analysis.law.schema import BasinRecord, Law
-from hyperp.analysis.vocabulary import COVARIATES, PUBLISHED, option_words, unknown_options
+from hyperp.analysis.vocabulary import PUBLISHED, option_words, unknown_options
+from hyperp.run_table import COVARIATES
 
 
 class Factor(Strict):

@@ -10,7 +10,8 @@ from scipy.special import stdtrit
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
 from hyperp.analysis.random_effects import meta_regression
-from hyperp.analysis.vocabulary import COVARIATES, LEVEL, WINDOW
+from hyperp.analysis.vocabulary import LEVEL, WINDOW
+from hyperp.run_table import COVARIATES
 
 
 class TransferPoint(Strict):

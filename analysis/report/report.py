@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from hyperp.analysis.diagnostics.monitors import Monitors, monitors_of
-from hyperp.analysis.files import save_json
+from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import recommend
 from hyperp.analysis.queries.transfer import Transfer, transfer
@@ -68,7 +68,7 @@ def write_report(
         figure, rows = part.pop("figure")
         paths += save_figure(figure, rows, out, part["picture"])
     text = _render(law, command, found, validation, sections, list(tests), stability)
-    save_json(text, out / "report.md")
+    write_text(text, out / "report.md")
     return [out / "report.md", *paths]
 
 

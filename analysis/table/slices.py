@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+from hyperp.run_table import CONTEXT, COVARIATES, UNDONE
 
 Number = int | float
 NOT_FINITE = "finished, loss not finite"
-UNDONE = ("planned", "running", "failed")  # what running the same sweep again would do
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.vocabulary import CONTEXT, COVARIATES
+from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
-STATUSES = ("planned", "running", "finished", "diverged", "failed")
 # What Weights & Biases calls its runs.
 STATUS_WORDS = {"crashed": "failed", "killed": "failed", "preempted": "failed", "pending": "planned"}
 

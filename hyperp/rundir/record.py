@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.files import write_json
+from hyperp.run_table import ENDED
 from hyperp.scale import Scale
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 METRIC = "held-out loss, nats per token"
-ENDED = ("finished", "diverged", "failed")
 CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
     "raised",
     "exited",

@@ -148,11 +148,11 @@ def collect(
 
     Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
     """
-    from hyperp.sweeps.collect.coordinates import beside
+    from hyperp.run_table import coordinates_beside
     from hyperp.sweeps.collect.table import collect as write_table
 
     path = output or root / "runs.parquet"
     runs = write_table(root, path, warn)
     print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
-    if beside(path).is_file():
-        print(f"activations: {beside(path)}")
+    if coordinates_beside(path).is_file():
+        print(f"activations: {coordinates_beside(path)}")

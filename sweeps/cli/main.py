@@ -1,17 +1,13 @@
 """`hyperp-sweep`: plan many runs, do them, see what became of them, collect them into a table."""
 
-import os
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from yaml import YAMLError
 
-from hyperp.config import one_line
 from hyperp.sweeps.cli import follow as cli_after
 from hyperp.sweeps.cli import start as cli_start
-from hyperp.sweeps.console import BAD_INPUT, FAILED, STOPPED
+from hyperp.terminal import run_app
 
 HELP = """Train a grid of runs and account for every one of them.
 
@@ -67,27 +63,5 @@ def _options(
 
 
 def main() -> None:
-    """Entry point. Bad input, a wrong option too, is one line on standard error and exit code 2."""
-    try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except typer.Abort:  # Ctrl-C before there is anything to stop
-        code = STOPPED
-    except (ValueError, OSError, YAMLError) as error:
-        code = _refuse(one_line(error), BAD_INPUT)
-    except Exception as error:
-        if wrong := getattr(error, "format_message", None):  # an option; Typer's class depends on its version
-            code = _refuse(" ".join(wrong().split()), BAD_INPUT)
-        elif isinstance(error, RuntimeError):
-            code = _refuse(str(error), FAILED)
-        else:
-            raise
-    sys.exit(code)
-
-
-def _refuse(text: str, code: int) -> int:
-    print(f"hyperp-sweep: error: {text}", file=sys.stderr)
-    return code
+    """Entry point of hyperp-sweep; see `hyperp.terminal.run_app` for how it ends."""
+    run_app(app, "hyperp-sweep", failures=(RuntimeError,))

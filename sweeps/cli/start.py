@@ -12,12 +12,13 @@ import typer
 
 from hyperp.sweeps import tables
 from hyperp.sweeps.account import with_jobs
-from hyperp.sweeps.console import FAILED, WATCH_SECONDS, Json, Words, found, interrupt, warn
+from hyperp.sweeps.console import WATCH_SECONDS, Json, Words, found, interrupt, warn
 from hyperp.sweeps.local.progress import duration
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan, check_runs, make_plan
 from hyperp.sweeps.runs.cost import PEAK_TFLOPS, USUAL, Assumed, measured
 from hyperp.sweeps.runs.status import DONE, UNDER_WAY, counts, set_aside, states
+from hyperp.terminal import FAILED
 
 if TYPE_CHECKING:
     from hyperp.sweeps.slurm.submit import SlurmLauncher

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hyperp.config import one_line
 from hyperp.files import replacing
+from hyperp.run_table import coordinates_beside
+from hyperp.terminal import one_line
 
 FILE = "coordinates.jsonl"  # of hyperp.training.coordinates, which needs torch
 COLUMNS = pa.schema(
@@ -22,11 +23,6 @@ COLUMNS = pa.schema(
         pa.field("change_rms", pa.float64(), False),
     ]
 )
-
-
-def beside(table: Path) -> Path:
-    """runs.coordinates.parquet for runs.parquet."""
-    return table.with_suffix(".coordinates.parquet")
 
 
 def collect_coordinates(
@@ -45,7 +41,7 @@ def collect_coordinates(
             continue
         except (ValueError, TypeError, KeyError, OSError) as error:
             warn(f"{path} is left out: {one_line(error)}")
-    output = beside(table)
+    output = coordinates_beside(table)
     if not rows:
         output.unlink(missing_ok=True)
         return None

@@ -10,18 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hyperp.files import replacing
+from hyperp.run_table import MONITOR_SUMMARIES, metrics_beside
 from hyperp.rundir.record import Record
 
-# Column of the table: what of the record's `stability["largest"]` it holds.
-SUMMARIES = {
-    "attention_z_max": "attention_z",
-    "router_z_max": "router_z",
-    "residual_rms_max": "residual_rms",
-    "outlier_share": "outlier_share",
-    "logit_max": "logit_max",
-    "norm_over_radius_max": "norm_over_radius",
-}
-COLUMNS = [pa.field(name, pa.float64()) for name in (*SUMMARIES, "max_vio")]
+COLUMNS = [pa.field(name, pa.float64()) for name in (*MONITOR_SUMMARIES, "max_vio")]
 COLUMNS += [pa.field("monitor_looks", pa.int64())]
 LONG = pa.schema(
     [
@@ -41,7 +33,7 @@ def summary_columns(record: Record) -> dict[str, float | int | None]:
     None for what a run was not monitored for, or does not have, or where a value was not finite.
     """
     largest = record.stability.get("largest", {})
-    found = {column: largest.get(name) for column, name in SUMMARIES.items()}
+    found = {column: largest.get(name) for column, name in MONITOR_SUMMARIES.items()}
     vio = max(record.max_vio.get("mean", []), default=None)
     return {**found, "max_vio": vio, "monitor_looks": record.stability.get("looks")}
 
@@ -52,7 +44,7 @@ def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | Non
     A row is one value: a quantity at a step, of a layer (from 0) or a role if it has one. The norms of single
     matrices stay in the runs' own metrics.jsonl.
     """
-    path = table.with_suffix(".metrics.parquet")
+    path = metrics_beside(table)
     runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id))))
     first = next(runs, None)
     if first is None:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyperp.config import from_dict, one_line
+from hyperp.config import from_dict
 from hyperp.files import replacing
+from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.rundir.record import METRIC
 from hyperp.scale import Scale
 from hyperp.sweeps.account import account
@@ -25,18 +26,15 @@ from hyperp.sweeps.collect.coordinates import collect_coordinates
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_point
 from hyperp.sweeps.runs.status import Run
+from hyperp.terminal import one_line
 
-COVARIATES = ("width", "depth", "tokens", "batch_tokens", "granularity", "sparsity")
 NULLABLE_STRINGS = ("reason", "cause", "block")
 COLUMNS = pa.schema(
     [
         pa.field(name, pa.string(), nullable=name in NULLABLE_STRINGS)
         for name in ("run_id", "status", "reason", "cause", "block")
     ]
-    + [
-        pa.field(name, pa.string(), False)
-        for name in ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
-    ]
+    + [pa.field(name, pa.string(), False) for name in CONTEXT]
     + [pa.field(name, pa.int64(), False) for name in (*COVARIATES, "seed")]
     + [pa.field(name, pa.float64(), False) for name in ("lr", "base_lr")]
     + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]

@@ -22,8 +22,9 @@ from pydantic import Field, ValidationError
 
 from hyperp.sweeps.local.resources import core_shares, usable_cores
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.sweeps.plan.sweep import Strict, validation_line
+from hyperp.sweeps.plan.sweep import Strict
 from hyperp.sweeps.runs.run import forget_heartbeat, record_failure, redirect_output, run_job
+from hyperp.terminal import invalid_field
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
 MESSAGE_SECONDS = 0.25  # between two progress messages of a worker
@@ -81,7 +82,7 @@ def read_launcher(plan: Plan) -> LocalLauncher:
     try:
         return LocalLauncher.model_validate(plan.launcher)
     except ValidationError as error:
-        raise ValueError(validation_line("launcher", error)) from None
+        raise ValueError(invalid_field(error, "launcher")) from None
 
 
 def run_pool(

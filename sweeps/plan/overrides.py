@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from hyperp.config import one_line
+from hyperp.terminal import one_line
 
 # Turns words into a composed configuration, or raises ValueError in one line.
 Compose = Callable[[Sequence[str]], DictConfig]

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from hyperp.config import Config, compose, one_line, resolve
+from hyperp.config import Config, compose, resolve
 from hyperp.flops import Shape, training_flops
 from hyperp.sweeps.plan.overrides import Compose, choices, composed, did_you_mean, parse, word
-from hyperp.sweeps.plan.sweep import Block, Sweep, validation_line
+from hyperp.sweeps.plan.sweep import Block, Sweep
+from hyperp.terminal import invalid_field, one_line
 
 BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
 
@@ -86,7 +87,7 @@ def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Poi
     try:
         sweep = Sweep.model_validate(_container(cfg, "sweep"))
     except ValidationError as error:
-        raise ValueError(validation_line("sweep", error)) from None
+        raise ValueError(invalid_field(error, "sweep")) from None
     chosen = [one.value() for one in parse(words) if one.key_or_group == "sweep" and one.value() != "none"]
     if not sweep.blocks and chosen:
         raise ValueError(f"sweep.blocks must have at least one block, sweep={chosen[-1]} has none")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, Va
 from hyperp import files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.sweeps.plan.sweep import validation_line
+from hyperp.terminal import invalid_field
 
 SCHEMA = 1
 NAME = "plan.json"
@@ -93,7 +93,7 @@ def read(root: Path) -> list[Planned]:
     try:
         return POINTS.validate_python(value.get("points"))
     except ValidationError as error:
-        raise _damaged(path, validation_line("points", error)) from None
+        raise _damaged(path, invalid_field(error, "points")) from None
 
 
 def _damaged(path: Path, reason: str) -> ValueError:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -96,14 +96,3 @@ class Sweep(Strict):
     """The `sweep` section of the configuration."""
 
     blocks: dict[str, Block] = {}
-
-
-def validation_line(section: str, error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, in one line that names the field and its value."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join((section, *(str(part) for part in first["loc"])))
-    if first["type"] == "extra_forbidden":
-        return f"{field} is not a field of it, got {first['input']!r}"
-    if first["type"] == "value_error":  # one of ours, which says it all
-        return f"{field}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{field}: {first['msg']}, got {first['input']!r}"

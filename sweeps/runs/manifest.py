@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hyperp import files
-from hyperp.sweeps.plan.sweep import validation_line
+from hyperp.terminal import invalid_field
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -36,7 +36,7 @@ class Manifest(Generic[T]):
         except FileNotFoundError:
             return []
         except ValidationError as error:
-            reason = validation_line(self.entries, error)
+            reason = invalid_field(error, self.entries)
         except ValueError as error:  # of JSON or of UTF-8
             reason = str(error)
         raise ValueError(f"{path} does not say what was {self.started} ({reason}); remove it if {self.free}")

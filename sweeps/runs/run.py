@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from hyperp.rundir import heartbeat, record
 from hyperp.config import from_dict
 from hyperp.rundir.record import Record
-from hyperp.sweeps.plan.sweep import validation_line
+from hyperp.terminal import invalid_field
 
 if TYPE_CHECKING:
     from hyperp.training.train import Report
@@ -47,7 +47,7 @@ def load_record(run_dir: Path) -> Record | None:
     try:  # dataclasses do not check types, and one wrong number would spoil the whole table
         TYPES.validate_json(json.dumps(asdict(ended)), strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path}: {validation_line('record', error)}") from None
+        raise ValueError(f"{path}: {invalid_field(error, 'record')}") from None
     for name, value in vars(ended).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{path}: {name} must be finite, got {value}")

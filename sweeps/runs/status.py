@@ -11,16 +11,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hyperp.run_table import DONE, STATUSES
 from hyperp.rundir import heartbeat
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.plan.plan import Plan
-from hyperp.sweeps.plan.sweep import validation_line
+from hyperp.terminal import invalid_field
 from hyperp.sweeps.plan.planfile import Planned
 
-STATUSES = ("planned", "queued", "running", "finished", "diverged", "failed", "lost")
-DONE = ("finished", "diverged")  # not done again
 UNDER_WAY = ("queued", "running")
 FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
 SKIPPED_SECONDS = 5.0  # a heartbeat older than this may be: its machine can tell
@@ -143,7 +142,7 @@ def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
     except (FileNotFoundError, NotADirectoryError):
         return None, None
     except ValidationError as error:
-        return None, f"damaged heartbeat: {validation_line(heartbeat.FILE, error)}"
+        return None, f"damaged heartbeat: {invalid_field(error, heartbeat.FILE)}"
     except OSError as error:
         return None, f"damaged heartbeat: {error}"
 

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.sweeps.plan.sweep import Strict, validation_line
+from hyperp.sweeps.plan.sweep import Strict
 from hyperp.sweeps.slurm import commands as slurm
 from hyperp.sweeps.slurm import submissions
 from hyperp.sweeps.slurm.job import Task, Work
 from hyperp.sweeps.slurm.submissions import Submission
+from hyperp.terminal import invalid_field
 
 FOLDER = "slurm"  # below the sweep's; one folder in it for each submission, since submitit reads old results
 NEVER = 10**6  # time-outs that submitit would give up after; the job decides for itself
@@ -103,7 +104,7 @@ def read_launcher(plan: Plan) -> SlurmLauncher:
     try:
         launcher = SlurmLauncher.model_validate(plan.launcher)
     except ValidationError as error:
-        raise ValueError(validation_line("launcher", error)) from None
+        raise ValueError(invalid_field(error, "launcher")) from None
     if launcher.grace >= launcher.minutes * 60:
         raise ValueError(
             f"launcher.grace must be less than launcher.time={launcher.time}, got {launcher.grace} s"

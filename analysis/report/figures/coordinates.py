@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.analysis.diagnostics.coordinates import KINDS, Kind, Series, Sizes, diverged_words
-from hyperp.analysis.files import save_json
+from hyperp.analysis.files import write_text
 from hyperp.analysis.report.figures.style import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, save_figure
 from hyperp.analysis.report.text.coordinates import last, last_step, slope_rows, steepest_words
 
@@ -40,7 +40,7 @@ def write_coordinates(found: Sequence[Series], folder: Path) -> list[Path]:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    save_json(text.getvalue(), folder / "slopes.csv")
+    write_text(text.getvalue(), folder / "slopes.csv")
     return [*paths, folder / "slopes.csv"]
 
 

@@ -1,13 +1,14 @@
 """How every figure looks, and how it is written: PNG, SVG, and its numbers as CSV."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
+
+from hyperp.files import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -50,26 +51,17 @@ Rows = list[dict[str, object]]
 
 
 def save_figure(figure: Figure, rows: Rows, folder: Path, name: str) -> list[Path]:
-    """Write name.png, name.svg and name.csv, each under a temporary name first."""
-    paths = []
-    for suffix in ("png", "svg"):
-        path = folder / f"{name}.{suffix}"
-        temporary = folder / f".{name}.{suffix}.tmp"
-        with mpl.rc_context(STYLE):  # the salt makes the SVG's ids, and so the file, the same every time
-            figure.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-        temporary.replace(path)
-        paths.append(path)
+    """Write name.png, name.svg and name.csv, each whole or not at all, and close the figure."""
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
+    for path in paths[:2]:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        # The salt in STYLE makes the SVG's ids, and so the file, the same every time.
+        with mpl.rc_context(STYLE), replacing(path, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:], metadata=metadata)
     plt.close(figure)
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
-    temporary = folder / f".{name}.csv.tmp"
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(folder / f"{name}.csv")
-    return [*paths, folder / f"{name}.csv"]
+    with replacing(paths[2]) as file:
+        pd.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
+    return paths
 
 
 def size_text(value: float) -> str:

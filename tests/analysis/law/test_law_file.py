@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from hyperp.analysis.files import save_json
+from hyperp.analysis.files import write_text
 from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.law.schema import Law, law_text, load_law, save_law
 from hyperp.analysis.table.validate import Runs, check_frame
@@ -144,8 +144,8 @@ def test_a_folder_that_is_not_there_is_made(law, tmp_path):
 def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"^cannot write \S*/file/law\.json: \S*/file is not a folder$"):
-        save_json("{}", tmp_path / "file" / "law.json")
+        write_text("{}", tmp_path / "file" / "law.json")
     (tmp_path / "law.json").mkdir()
     with pytest.raises(ValueError, match=r"^cannot write \S*/law\.json: Is a directory$"):
-        save_json("{}", tmp_path / "law.json")
+        write_text("{}", tmp_path / "law.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "law.json"]
