@@ -13,7 +13,7 @@ from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan, Point, check_runs, shape_of
 from hyperp.sweeps.runs.status import DONE, UNDER_WAY, Run, concluded, counts, counts_line, set_aside, states
 from hyperp.terminal import STOPPED
-from hyperp.training import memory
+from hyperp.training.memory import check_memory
 
 
 def run_here(made: Plan) -> bool:
@@ -82,7 +82,7 @@ def left_of(made: Plan, runs: Sequence[Run]) -> list[Point]:
         from hyperp.training.trainer import resolve_device
 
         for point in todo:
-            memory.check(point.config.scale, shape_of(point.config))
+            check_memory(point.config.scale, shape_of(point.config))
         check_runs(todo)
         for name in {point.config.runtime.device for point in todo} - {"auto"}:
             resolve_device(name)

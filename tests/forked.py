@@ -29,7 +29,7 @@ context.set_forkserver_preload(
 )
 
 
-def command(
+def run_command(
     name: str, *words: object, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """What a command of this package does, as subprocess.run says it."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from hyperp.distributed import ranks as distributed
+from hyperp.distributed.ranks import join_process_group
 from tests.forked import context
 
 
@@ -26,7 +26,7 @@ def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments:
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
-    with distributed.joined(60) as ranks:
+    with join_process_group(60) as ranks:
         try:
             work(*arguments)
         except Exception:
@@ -37,12 +37,12 @@ def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments:
     os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
 
 
-def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
+def run_on_ranks(size: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work` in `size` processes of one group; what one of them raises is raised here."""
     _start(size, work, arguments, join=True)
 
 
-def ends_of(size: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
+def exit_codes_of_ranks(size: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
     """The exit codes of such processes, whatever becomes of them."""
     started = _start(size, work, arguments, join=False)
     assert started is not None

@@ -107,7 +107,7 @@ def text_corpus(files: Sequence[str]) -> Corpus:
 
 
 def tokens_corpus(path: Path) -> Corpus:
-    """Memory-mapped ids with a JSON sidecar, as `hyperp.data.tokenize.prepare` writes them.
+    """Memory-mapped ids with a JSON sidecar, as `hyperp.data.tokenize.tokenize_files` writes them.
 
     The last 1/32 of the tokens, at most 2^24, is held out. The content is not hashed again: the digest is the
     one that was taken when the file was made, and the file's size has to agree with the sidecar.

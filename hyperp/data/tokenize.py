@@ -47,7 +47,7 @@ class Piece:
     last: bool
 
 
-def prepare(
+def tokenize_files(
     files: list[str],
     out: Path,
     tokenizer: Path | None = None,

@@ -29,8 +29,8 @@ class Parallel:
 
     def __init__(self, model: nn.Module, kind: str, ranks: Ranks, device: torch.device, compile: bool):
         self.model, self.forward = model, cast("Callable[..., Any]", model)
-        self.sharded = ranks.together and kind == "fsdp"
-        self.group = dist.group.WORLD if ranks.together and not self.sharded else None
+        self.sharded = ranks.is_distributed and kind == "fsdp"
+        self.group = dist.group.WORLD if ranks.is_distributed and not self.sharded else None
         if compile:
             torch._dynamo.reset()  # a process that does run after run would reach the limit of recompilations
             _compile(model, by_block=self.sharded)
@@ -39,7 +39,7 @@ class Parallel:
             for block in cast("nn.ModuleList", model.blocks):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
-        elif ranks.together:
+        elif ranks.is_distributed:
             # Buffers are tables that never change. Modules of one device need no device_ids.
             options: dict[str, Any] = {SYNC_BUFFERS: False}
             self.forward = DistributedDataParallel(model, **options)

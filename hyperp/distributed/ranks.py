@@ -1,8 +1,8 @@
 """The processes that train one run together: who they are, and what they have to agree on.
 
 torchrun and submitit's TorchDistributedEnvironment tell a process its place by the same variables (RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). `joined` joins the group; everything else asks `world`,
-which is one process alone where there is no group.
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). `join_process_group` joins the group; everything else asks
+`current_ranks`, which is a single process where there is no group.
 """
 
 import os
@@ -29,28 +29,28 @@ class Ranks:
     size: int = 1
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one process that writes."""
         return self.rank == 0
 
     @property
-    def together(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
         return self.size > 1
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all ranks, in place; every rank gets the same bits."""
-        if self.together:
+        if self.is_distributed:
             dist.all_reduce(value)
         return value
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all ranks, in place."""
-        return self.total(value).div_(self.size) if self.together else value
+        return self.total(value).div_(self.size) if self.is_distributed else value
 
     def largest(self, number: int) -> int:
         """The largest of one small number a rank. Goes from host to host: no device waits for it."""
-        if not self.together:
+        if not self.is_distributed:
             return number
         told = torch.tensor(number)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
@@ -58,10 +58,10 @@ class Ranks:
 
     def share(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main rank, on all of them; what it raises there, all raise."""
-        if not self.together:
+        if not self.is_distributed:
             return work()
         told: list[Any] = [None, None]
-        if self.main:
+        if self.is_main:
             try:
                 told[0] = work()
             except Exception as error:
@@ -72,14 +72,14 @@ class Ranks:
         return told[0]
 
 
-def world() -> Ranks:
+def current_ranks() -> Ranks:
     """The group that this process has joined; one process alone without any."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
 
 
-def asked() -> Ranks:
+def environment_ranks() -> Ranks:
     """What the environment says of this process, whether it has joined a group or not.
 
     Raises ValueError for variables that make no sense together.
@@ -100,13 +100,13 @@ def local_rank() -> int:
 
 
 @contextmanager
-def joined(timeout: float) -> Iterator[Ranks]:
+def join_process_group(timeout: float) -> Iterator[Ranks]:
     """Join the group that the environment names, if it names one, and leave it at the end.
 
     `timeout` is how many seconds a rank waits for the others before it fails.
     """
-    ranks = asked()
-    if not ranks.together:
+    ranks = environment_ranks()
+    if not ranks.is_distributed:
         yield ranks
         return
     cuda = torch.cuda.is_available()
@@ -115,6 +115,6 @@ def joined(timeout: float) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
-        yield world()
+        yield current_ranks()
     finally:
         dist.destroy_process_group()

@@ -79,7 +79,7 @@ def look_inside(model: Transformer, ids_BT: Tensor, ranks: Ranks | None = None) 
         for hook in hooks:
             hook.remove()
     logit = {"logit_max": logits_BTV.abs().amax().float()}
-    if not ranks.together:
+    if not ranks.is_distributed:
         return stacked(whole) | stacked(means) | stacked(maxima) | logit
     return stacked(whole) | joined(stacked(means), ranks.mean) | joined(stacked(maxima) | logit, largest)
 

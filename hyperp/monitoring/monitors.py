@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hyperp.distributed.ranks import world
+from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Transformer
 from hyperp.monitoring.activations import look_inside
 from hyperp.optim import GroupedOptimizer
@@ -194,7 +194,7 @@ class StabilityMonitors:
         }
 
     def _activations(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        ranks = world()
+        ranks = current_ranks()
         sequences = max(1, TOKENS // ids_BT.shape[-1] // ranks.size)
         device = next(self._parameters()).device
         eagerly = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
@@ -263,7 +263,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _known_to_any_rank(radius: Tensor) -> Tensor:
     """State, and the radius with it, may lie on one rank alone."""
-    if not world().together:
+    if not current_ranks().is_distributed:
         return radius
     radius = torch.where(radius.isnan(), -torch.inf, radius)
     dist.all_reduce(radius, op=dist.ReduceOp.MAX)
@@ -276,7 +276,7 @@ def _to_host(found: Mapping[str, Any]) -> dict[str, Any]:
     Every rank gets the main one's, so that what is kept of them is the same.
     """
     flat = torch.cat([value.reshape(-1).double() for value in _leaves(found)])
-    if world().together:
+    if current_ranks().is_distributed:
         dist.broadcast(flat, src=0)
     numbers = iter(flat.tolist())
 

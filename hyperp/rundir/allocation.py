@@ -9,7 +9,7 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def environment() -> dict[str, str]:
+def slurm_environment() -> dict[str, str]:
     """What a record keeps of it; empty outside of Slurm."""
     job = job_id()
     if job is None:

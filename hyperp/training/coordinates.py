@@ -39,7 +39,7 @@ class Coordinates:
             return
         begun = trainer if trainer.step == 0 else Trainer(trainer.config, trainer.corpus)
         self.start = activations(begun)
-        main = trainer.ranks.main  # every rank measures, since a sharded model needs all of them
+        main = trainer.ranks.is_main  # every rank measures, since a sharded model needs all of them
         self.log = MetricsLog(run_dir / FILE, trainer.step or -1) if main else NoLog()
         if trainer.step == 0:
             self._write(0, self.start)

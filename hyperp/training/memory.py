@@ -8,7 +8,7 @@ from hyperp.scale import Scale
 BYTES = 4  # of a weight: models are built in float32, in the memory of the machine
 
 
-def check(scale: Scale, shape: Shape) -> None:
+def check_memory(scale: Scale, shape: Shape) -> None:
     """Raise ValueError if the weights alone need more memory than this machine has."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return

@@ -77,7 +77,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
     """
     try:
         progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
-        trainer.check(progress)
+        trainer.check_checkpoint(progress)
         stored = FileSystemReader(folder).read_metadata().state_dict_metadata
         model = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
         state = _empty_optimizer_tensors(trainer.model, trainer.optimizer, stored)

@@ -14,7 +14,7 @@ from hyperp.rundir.record import Record
 log = logging.getLogger(__name__)
 
 
-def check(config: Config) -> None:
+def require_wandb(config: Config) -> None:
     """Raise ValueError if the run is to be tracked and the library is not here."""
     if config.runtime.wandb and find_spec("wandb") is None:
         raise ValueError(

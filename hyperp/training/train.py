@@ -16,15 +16,14 @@ from omegaconf import OmegaConf
 
 from hyperp.config import Config
 from hyperp.data.corpus import Corpus
-from hyperp.distributed import ranks as distributed
-from hyperp.distributed.ranks import Ranks
+from hyperp.distributed.ranks import Ranks, current_ranks
 from hyperp.files import HeldError, held, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.optim.linalg.msign import dtype_for
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
-from hyperp.rundir.failure import Failure, one_line
+from hyperp.rundir.failure import Failure, exception_summary
 from hyperp.rundir.heartbeat import Heartbeat
 from hyperp.rundir.metrics import MetricsLog, NoLog
 from hyperp.rundir.record import Record
@@ -78,7 +77,7 @@ def run_steps(
     config, steps, ranks = trainer.config, trainer.config.scale.steps, trainer.ranks
     runtime, clock = config.runtime, Clock(trainer)
     metrics = (
-        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.main else NoLog()
+        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.is_main else NoLog()
     )
     reason, losses = None, trainer.unlogged
 
@@ -87,7 +86,7 @@ def run_steps(
         return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
 
     activations = Coordinates(trainer, run_dir)
-    beating = Heartbeat(run_dir, news) if ranks.main else nullcontext()
+    beating = Heartbeat(run_dir, news) if ranks.is_main else nullcontext()
     with closing(metrics), closing(activations), beating as beat:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
@@ -96,18 +95,18 @@ def run_steps(
             if step % runtime.log_every == 0 or step == steps:
                 mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
                 losses.clear()
-                if report and ranks.main:
+                if report and ranks.is_main:
                     report(step, steps, mean, speed)
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
                 metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
-                reason = ranks.share(lambda: trainer.monitor.reason(trainer.step))
+                reason = ranks.share(lambda: trainer.divergence.reason(trainer.step))
             if (seen := trainer.stability.take()) is not None:
                 metrics.write(step, stability=seen)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
             due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0
             if (due or stopping) and step < steps:
-                reason = reason or ranks.share(lambda: trainer.monitor.reason(trainer.step))
+                reason = reason or ranks.share(lambda: trainer.divergence.reason(trainer.step))
                 if reason is None:
                     trainer.seconds = clock.seconds()
                     save_state(trainer, run_dir)
@@ -127,7 +126,7 @@ def asked_to_stop(ranks: Ranks, beat: Heartbeat | None, stop: Callable[[], bool]
 
 def save_state(trainer: Trainer, run_dir: Path) -> None:
     """What the run goes on from, on any number of processes; replaces what was there."""
-    if trainer.ranks.together:
+    if trainer.ranks.is_distributed:
         sharded_checkpoint.save(run_dir, trainer)
         trainer.ranks.share(lambda: (run_dir / CHECKPOINT).unlink(missing_ok=True))
     else:
@@ -186,7 +185,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
         algorithms={group["role"]: _algorithm(group) for group in trainer.optimizer.param_groups},
         loss=loss,
         bits_per_byte=None if loss is None else loss / math.log(2) / trainer.corpus.bytes_per_token,
-        train_loss=trainer.monitor.mean_loss(),
+        train_loss=trainer.divergence.mean_loss(),
         steps=trainer.step,
         epochs=tokens / len(trainer.corpus.train),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
@@ -205,8 +204,8 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
             "torch": torch.__version__,
             "threads": str(torch.get_num_threads()),
             "processes": str(trainer.ranks.size),
-            **({"parallel": config.runtime.parallel} if trainer.ranks.together else {}),
-            **allocation.environment(),
+            **({"parallel": config.runtime.parallel} if trainer.ranks.is_distributed else {}),
+            **allocation.slurm_environment(),
         },
     )
 
@@ -231,11 +230,11 @@ def train(
     checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
     before anything is written, HeldError if another process is doing the run, and Stopped once `stop` says
     so. A later exception becomes the record of a failed run, which the next call does again; its traceback is
-    in `run_dir`/error.txt until then. Where this process is one of several (`distributed.joined`), all call
+    in `run_dir`/error.txt until then. Where this process is one of several (`join_process_group`), all call
     this alike; the main one writes, of the rank that failed first, and an exception leaves the others as it
     is, with word of it in error.N.json.
     """
-    ranks = distributed.world()
+    ranks = current_ranks()
     ended = ranks.share(lambda: _ended(config, run_dir))
     if ended is not None:
         return ended
@@ -249,11 +248,11 @@ def train(
         except HeldError:  # whoever has the run now writes its record
             raise
         except Exception as error:
-            met = failure.tell(run_dir, error, ranks.rank, ranks.size)
-            if not ranks.main:
+            met = failure.report_failure(run_dir, error, ranks.rank, ranks.size)
+            if not ranks.is_main:
                 raise
-            return _record_first(config, run_dir, met)
-        if ranks.main:
+            return _record_first_failure(config, run_dir, met)
+        if ranks.is_main:
             sharded_checkpoint.remove(run_dir)
             for leftover in (CHECKPOINT, LOCK):
                 (run_dir / leftover).unlink(missing_ok=True)
@@ -270,15 +269,16 @@ def _take(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
         return ended
     heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
     remove_leftovers(run_dir)
-    failure.forget(run_dir)
+    failure.remove_errors(run_dir)
     with replacing(run_dir / "config.yaml") as file:
         OmegaConf.save(OmegaConf.create(asdict(config)), file)
     return None
 
 
-def _record_first(config: Config, run_dir: Path, met: Failure) -> Record:
-    """Of what the ranks have met, the main one `met`, what came first."""
-    return [record_failure(config, run_dir, first) for first in failure.what_came_first(run_dir, met)][-1]
+def _record_first_failure(config: Config, run_dir: Path, met: Failure) -> Record:
+    """Record the failure that came first; `met` is that of rank 0. Rewrites the record as more is known."""
+    tracked = failure.track_first_failure(run_dir, met)
+    return [write_failed_record(config, run_dir, first) for first in tracked][-1]
 
 
 def _ended(config: Config, run_dir: Path) -> Record | None:
@@ -297,20 +297,20 @@ def _ended(config: Config, run_dir: Path) -> Record | None:
 
 def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callable[[], bool]) -> Record:
     restore_state(trainer, run_dir)
-    tracker = Tracker(trainer.config, run_dir, trainer.ranks.main)
+    tracker = Tracker(trainer.config, run_dir, trainer.ranks.is_main)
     try:
         result = finish(trainer, run_steps(trainer, run_dir, tracker, report, stop))
     except HeldError:
         raise
     except Exception as error:
-        tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
+        tracker.finish(base_record(trainer.config, status="failed", reason=exception_summary(error)))
         raise
     trainer.ranks.share(lambda: record.save(result, run_dir))
     tracker.finish(result)
     return result
 
 
-def record_failure(
+def write_failed_record(
     config: Config,
     run_dir: Path,
     met: Failure | str,
@@ -322,7 +322,7 @@ def record_failure(
     `environment` is where the run was; None means here. The error.txt of another try is removed.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    where = allocation.environment() if environment is None else environment
+    where = allocation.slurm_environment() if environment is None else environment
     if isinstance(met, Failure):
         reason, cause = met.reason, met.cause
         with replacing(run_dir / "error.txt") as file:
@@ -343,7 +343,7 @@ def _guessed(run_dir: Path, where: dict[str, str]) -> bool:
         ended = record.load(run_dir)
     except ValueError:
         return False
-    if ended is None or ended.cause != failure.LOST or "slurm_job_id" not in where:
+    if ended is None or ended.cause != failure.RANK_LOST or "slurm_job_id" not in where:
         return False
     return all(ended.environment.get(n) == where.get(n) for n in ("slurm_job_id", "slurm_restart_count"))
 
@@ -358,16 +358,16 @@ def train_or_record_failure(
 
     A record that is there already, of this run by another process or of another run, is left alone.
     """
-    ranks = distributed.world()
+    ranks = current_ranks()
     try:
-        ranks.share(lambda: None if held(run_dir / LOCK) else failure.forget_words(run_dir))
+        ranks.share(lambda: None if held(run_dir / LOCK) else failure.remove_rank_errors(run_dir))
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
     except Exception as error:
-        met = failure.tell(run_dir, error, ranks.rank, ranks.size)
-        if not ranks.main:
+        met = failure.report_failure(run_dir, error, ranks.rank, ranks.size)
+        if not ranks.is_main:
             raise
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock(run_dir / LOCK, f"run {config.run_id()}"):
-            return _ended(config, run_dir) or _record_first(config, run_dir, met)
+            return _ended(config, run_dir) or _record_first_failure(config, run_dir, met)

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from hyperp.config import Config
 from hyperp.data.corpus import Batches, Corpus, load_corpus
-from hyperp.distributed import ranks as distributed
 from hyperp.distributed.parallel import Parallel
+from hyperp.distributed.ranks import current_ranks
 from hyperp.model.balance import LoadMonitor, balance_loss, total_load
 from hyperp.model.moe import Routing
 from hyperp.model.transformer import Transformer
@@ -23,8 +23,9 @@ from hyperp.monitoring.monitors import StabilityMonitors
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.parametrization import LearningRate
 from hyperp.roles import ROLES, Role, roles_of
-from hyperp.training import memory, tracking
+from hyperp.training import tracking
 from hyperp.training.clipping import clip_gradients
+from hyperp.training.memory import check_memory
 
 EVALUATION_TOKENS = 8192  # in one forward pass of an evaluation
 
@@ -52,12 +53,12 @@ class Trainer:
     """
 
     def __init__(self, config: Config, corpus: Corpus | None = None):
-        tracking.check(config)
+        tracking.require_wandb(config)
         self.config, self.device = config, resolve_device(config.runtime.device)
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         self.corpus = corpus or load_corpus(config.data)
-        self.ranks = distributed.world()
+        self.ranks = current_ranks()
         context, scale = config.model.context, config.scale
         tokens = config.rank_tokens(self.ranks.size)
         self.micro_batch = (config.runtime.micro_batch_tokens or tokens) // context
@@ -66,7 +67,7 @@ class Trainer:
         self.held_out = self.batches.held_out(config.data.held_out_tokens)
         self.shape = config.shape(self.corpus.vocab_size)
         rule = config.parametrization
-        memory.check(scale, self.shape)
+        check_memory(scale, self.shape)
         try:
             self.model = Transformer(scale, self.shape, rule, config.model.rope_base).initialize(config.seed)
         except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
@@ -81,7 +82,7 @@ class Trainer:
         self.optimizer = self._build_optimizer()
         self.optimizer.project_()
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.monitor = DivergenceMonitor(self.corpus.vocab_size, self.device)
+        self.divergence = DivergenceMonitor(self.corpus.vocab_size, self.device)
         experts = scale.granularity > 1 or scale.sparsity > 1
         self.loads = LoadMonitor(scale.depth, self.device) if experts else None
         self.step, self.seconds, self.resumed = 0, 0.0, 0
@@ -136,7 +137,7 @@ class Trainer:
         self.optimizer.step()
         self.stability.after(x_BT)
         self.optimizer.zero_grad(set_to_none=True)
-        self.monitor.update(total, norm)
+        self.divergence.update(total, norm)
         self.step += 1
         return total
 
@@ -206,7 +207,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "resumed": self.resumed,
-            "monitor": self.monitor.state,
+            "monitor": self.divergence.state,
             "unlogged": self.unlogged,
             "stability": self.stability.state,
             **({} if self.loads is None else {"loads": self.loads.state_5L}),
@@ -222,7 +223,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`. Raises ValueError if the text or the precision is not what it was."""
-        self.check(state)
+        self.check_checkpoint(state)
         if self.parallel.sharded:
             options = StateDictOptions(full_state_dict=True)
             set_model_state_dict(self.model, state["model"], options=options)
@@ -231,7 +232,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.restore_progress(state)
 
-    def check(self, progress: dict[str, Any]) -> None:
+    def check_checkpoint(self, progress: dict[str, Any]) -> None:
         """Raise ValueError unless a checkpoint is of this run, text and precision."""
         for name, value in self.made_with().items():
             saved = progress["made_with"].get(name)
@@ -243,7 +244,7 @@ class Trainer:
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
         """Go on from `progress()`."""
-        self.monitor.state = progress["monitor"].to(self.device)
+        self.divergence.state = progress["monitor"].to(self.device)
         self.unlogged = [loss.to(self.device) for loss in progress.get("unlogged", [])]
         self.stability.state = progress.get("stability", self.stability.state)
         if self.loads is not None:

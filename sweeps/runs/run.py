@@ -72,7 +72,7 @@ def record_failure(
     except ValueError:
         ended = None
     if ended is None or ended.status == "failed":
-        ended = train.record_failure(from_dict(config), Path(run_dir), reason, environment, cause)
+        ended = train.write_failed_record(from_dict(config), Path(run_dir), reason, environment, cause)
     return asdict(ended)
 
 

@@ -110,9 +110,9 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
 
 
 def _do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
-    from hyperp.distributed.ranks import joined
+    from hyperp.distributed.ranks import join_process_group
 
-    with joined(config["runtime"]["timeout"]) as ranks:
+    with join_process_group(config["runtime"]["timeout"]) as ranks:
         return _try(config, run_dir, stop, ranks)
 
 
@@ -126,7 +126,7 @@ def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> st
             (Path(run_dir) / STOPS).unlink(missing_ok=True)
             return ended
         except Stopped as stopped:
-            if not ranks.main:
+            if not ranks.is_main:
                 return "waits"
             if count_stop(Path(run_dir), stopped.step) <= MOST_STOPS:
                 return "stopped"
@@ -135,7 +135,7 @@ def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> st
         except HeldError as error:  # a job whose node was taken for dead may still be at work
             print(error, file=sys.stderr, flush=True)
             if ranks.largest(stop() or time.monotonic() > deadline):
-                return "stopped" if ranks.main else "waits"
+                return "stopped" if ranks.is_main else "waits"
             time.sleep(1)
 
 

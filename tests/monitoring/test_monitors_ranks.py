@@ -10,11 +10,11 @@ import torch
 
 from hyperp.config import compose, resolve
 from hyperp.data.corpus import Corpus
-from hyperp.distributed import ranks as distributed
+from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Block
 from hyperp.monitoring.activations import look_inside
 from hyperp.training.trainer import Trainer
-from tests.ranks import together
+from tests.ranks import run_on_ranks
 
 SMALL = (
     "scale.width=16",
@@ -53,7 +53,7 @@ def rows(parallel: str) -> dict[str, Any]:
 
 
 def write_rows(parallel: str, folder: Path) -> None:
-    (folder / f"{parallel}{distributed.world().rank}.json").write_text(json.dumps(rows(parallel)))
+    (folder / f"{parallel}{current_ranks().rank}.json").write_text(json.dumps(rows(parallel)))
 
 
 @torch.no_grad()
@@ -63,12 +63,12 @@ def share_of_outliers(trainer: Trainer) -> float:
     assert isinstance(block, Block)
     block.attention.out.weight[3] *= 1000
     x_BT, _ = trainer.batches.batch(0)
-    return float(look_inside(trainer.model, x_BT, distributed.world())["attention_output_outliers"][0])
+    return float(look_inside(trainer.model, x_BT, current_ranks())["attention_output_outliers"][0])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_see_what_one_sees(tmp_path, parallel):
-    together(2, write_rows, parallel, tmp_path)
+    run_on_ranks(2, write_rows, parallel, tmp_path)
     first, second = (json.loads((tmp_path / f"{parallel}{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hyperp.rundir import record
-from hyperp.rundir.failure import cause_of
+from hyperp.rundir.failure import failure_cause
 from hyperp.rundir.record import Record
 
 KNOWN = {
@@ -75,9 +75,9 @@ def raised(function):
 
 def test_running_out_of_memory_is_told_from_other_exceptions():
     for error in (raised(allocate), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
-        assert cause_of(error) == "out_of_memory", error
+        assert failure_cause(error) == "out_of_memory", error
     for error in (raised(lambda: torch.zeros(2) @ torch.zeros(3)), KeyError("x")):
-        assert cause_of(error) == "raised", error
+        assert failure_cause(error) == "raised", error
 
 
 def test_nan_is_never_written(tmp_path):

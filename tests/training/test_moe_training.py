@@ -105,7 +105,7 @@ def test_the_balance_loss_is_trained_on_and_not_reported():
     assert first[0] == pytest.approx(math.log(31), rel=0.1)
     routers = [dict(t.model.named_parameters())["blocks.0.mlp.router.weight"] for t in (plain, heavy)]
     assert not torch.equal(*routers)
-    monitored = [trainer.monitor.mean_loss() for trainer in (plain, heavy)]
+    monitored = [trainer.divergence.mean_loss() for trainer in (plain, heavy)]
     assert monitored[0] == monitored[1]
 
 
@@ -147,7 +147,7 @@ def test_a_sweep_over_granularity_and_sparsity_ends_in_the_table(tmp_path):
         ["run", *words, f"+sweep.blocks.experts={grid}"],
         ["collect", tmp_path, "-o", tmp_path / "runs.parquet"],
     ):
-        done = forked.command("hyperp-sweep", *command)
+        done = forked.run_command("hyperp-sweep", *command)
         assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "runs.parquet")
     assert (table["status"] == "finished").all()

@@ -214,9 +214,9 @@ def test_the_monitor_sees_the_norm_before_clipping(clip):
     damage(trainer, set(range(10)))
     for step in range(1, 10):
         trainer.train_step()
-        assert trainer.monitor.reason(step) is None
+        assert trainer.divergence.reason(step) is None
     trainer.train_step()
-    assert "gradient" in (trainer.monitor.reason(10) or "")
+    assert "gradient" in (trainer.divergence.reason(10) or "")
 
 
 @pytest.mark.parametrize("scale_mode", ["radius", "aspect", "original", "match_rms_adamw"])

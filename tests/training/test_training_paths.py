@@ -86,7 +86,7 @@ def test_the_loss_of_a_record_is_the_mean_over_the_held_out_windows(tmp_path, mo
     assert one.loss is not None
     assert one.loss == pytest.approx(held_out_loss(twin, 7), rel=1e-6)
     assert one.bits_per_byte == pytest.approx(one.loss / math.log(2) / BYTES_PER_TOKEN, rel=1e-12)
-    assert one.train_loss == pytest.approx(twin.monitor.mean_loss(), rel=1e-12)
+    assert one.train_loss == pytest.approx(twin.divergence.mean_loss(), rel=1e-12)
     assert one.train_loss != pytest.approx(one.loss, rel=1e-2)
     assert one.flops == flops_per_token(made.scale, made.shape(VOCAB)) * 4096
     assert one.parameters == sum(p.numel() for p in twin.model.parameters())
@@ -233,7 +233,7 @@ def test_seconds_add_up_over_a_restart_and_speed_is_that_of_the_process(tmp_path
 
 
 def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
-    return forked.command("hyperp-train", *words, cwd=cwd)
+    return forked.run_command("hyperp-train", *words, cwd=cwd)
 
 
 def only_record(root: Path) -> dict[str, Any]:
