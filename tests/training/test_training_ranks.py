@@ -23,7 +23,7 @@ import torch
 from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
 from hyperp.distributed.ranks import current_ranks
-from hyperp.rundir.failure import LENGTH, failing_rank
+from hyperp.rundir.failure import MAX_REASON_LENGTH, first_failing_rank
 from hyperp.rundir.record import load
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
@@ -236,7 +236,7 @@ def test_the_record_names_what_the_failing_rank_met(tmp_path, size, rank):
     assert ended.status == "failed"
     assert ended.reason == f"rank {rank}: " * (rank > 0) + "RuntimeError: the device fell off the bus"
     assert ended.cause == "raised"
-    assert failing_rank(tmp_path / "run") == rank
+    assert first_failing_rank(tmp_path / "run") == rank
     assert "in broken" in (tmp_path / "run" / "error.txt").read_text()
 
 
@@ -249,9 +249,9 @@ def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
     ended = load(tmp_path / "run")
     assert ended is not None
     assert (ended.status, ended.cause) == ("failed", "rank_lost")
-    pattern = rf"another process of the run was lost: rank {rank} \([^()]{{5,{LENGTH}}}\)"
+    pattern = rf"another process of the run was lost: rank {rank} \([^()]{{5,{MAX_REASON_LENGTH}}}\)"
     assert re.fullmatch(pattern, str(ended.reason)), ended.reason
-    assert failing_rank(tmp_path / "run") == rank
+    assert first_failing_rank(tmp_path / "run") == rank
     assert "in train_step" in (tmp_path / "run" / "error.txt").read_text()
     go_on(tmp_path, [], 0)
     left = {path.name for path in (tmp_path / "run").iterdir()}
