@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Transformer
-from hyperp.monitoring.activations import look_inside
+from hyperp.monitoring.activations import activation_statistics
 from hyperp.optim import GroupedOptimizer
 from hyperp.optim.batch import LARGEST_BATCH, state_of
 from hyperp.optim.linalg.norms import spectral_norm
@@ -197,9 +197,9 @@ class StabilityMonitors:
         ranks = current_ranks()
         sequences = max(1, TOKENS // ids_BT.shape[-1] // ranks.size)
         device = next(self._parameters()).device
-        eagerly = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-        with eagerly, self.autocast:
-            return look_inside(self.model, ids_BT[:sequences].to(device), ranks)
+        with self.autocast:
+            ids_BT = ids_BT[:sequences].to(device)
+            return activation_statistics(self.model, ids_BT, ranks, self.compiled)
 
     def _make_row(self, found: dict[str, Any]) -> Row:
         norms = {name: iter(found.pop(name)) for name in ("spectral", "frobenius", "radius")}

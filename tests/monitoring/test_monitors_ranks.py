@@ -12,7 +12,7 @@ from hyperp.config import compose, resolve
 from hyperp.data.corpus import Corpus
 from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Block
-from hyperp.monitoring.activations import look_inside
+from hyperp.monitoring.activations import activation_statistics
 from hyperp.training.trainer import Trainer
 from tests.ranks import run_on_ranks
 
@@ -63,7 +63,7 @@ def share_of_outliers(trainer: Trainer) -> float:
     assert isinstance(block, Block)
     block.attention.out.weight[3] *= 1000
     x_BT, _ = trainer.batches.batch(0)
-    return float(look_inside(trainer.model, x_BT, current_ranks())["attention_output_outliers"][0])
+    return float(activation_statistics(trainer.model, x_BT, current_ranks())["attention_output_outliers"][0])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

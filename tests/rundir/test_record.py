@@ -81,8 +81,11 @@ def test_running_out_of_memory_is_told_from_other_exceptions():
 
 
 def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match=r"loss[^$]*finite number[^$]*nan"):
+        Record(status="finished", loss=float("nan"), **KNOWN)
+    one = Record(status="failed", stability={"looks": float("nan")}, **KNOWN)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.save(Record(status="finished", loss=float("nan"), **KNOWN), tmp_path)
+        record.save(one, tmp_path)
     assert record.load(tmp_path) is None
 
 
@@ -116,6 +119,13 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
         ("scale", KNOWN["scale"] | {"width": "wide"}, "width must be a whole number"),
         ("lr", "fast", "lr must be a number, got 'fast'"),
         ("config", [], r"config must be a mapping, got \[\]"),
+        ("seed", 1.5, "seed must be a whole number, got 1.5"),
+        ("steps", True, "steps must be a whole number, got True"),
+        ("loss", "2", "loss must be a number, got '2'"),
+        ("flops", float("inf"), "flops must be finite, got inf"),
+        ("reason", 7, "reason must be text, got 7"),
+        ("max_vio", {"mean": 1.0}, "max_vio.mean must be a list, got 1.0"),
+        ("environment", {"host": 1}, "environment.host must be text, got 1"),
     ],
 )
 def test_a_record_edited_to_nonsense_names_the_field(tmp_path, field, value, message):

@@ -18,7 +18,7 @@ from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
 from hyperp.sweeps.collect.table import collect
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.training.coordinates import activations, probe
+from hyperp.training.coordinates import probe_activations, probe_tokens
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def by_hand(trainer: Trainer) -> dict:
     """Every activation of the probe, from the modules' definition."""
     model: Any = trainer.model
     found = {}
-    x = model.embedding(probe(trainer))
+    x = model.embedding(probe_tokens(trainer))
     for layer, block in enumerate(model.blocks):
         m = block.residual_multiplier
         a = block.attention(block.attention_norm(x), model.cos_TN, model.sin_TN)
@@ -123,7 +123,7 @@ def test_training_does_not_notice(tmp_path, words):
 
 def test_a_measurement_leaves_no_trace():
     trainer = Trainer(config(), corpus())
-    activations(trainer)
+    probe_activations(trainer)
     assert all(p.grad is None and p.requires_grad for p in trainer.model.parameters())
     assert not any(module._forward_hooks for module in trainer.model.modules())
 
@@ -144,12 +144,12 @@ def test_a_resumed_run_measures_from_the_same_start(tmp_path, optimizer):
 
 
 def test_the_probe_is_the_same_for_every_seed_and_size():
-    one = probe(Trainer(config(), corpus()))
-    other = probe(Trainer(config("seed=3", "scale.width=32", "scale.depth=1"), corpus()))
+    one = probe_tokens(Trainer(config(), corpus()))
+    other = probe_tokens(Trainer(config("seed=3", "scale.width=32", "scale.depth=1"), corpus()))
     assert one.shape == (1024 // CONTEXT, CONTEXT)
     assert torch.equal(one, other)
     few = Trainer(config("data.held_out_tokens=64"), corpus())
-    assert torch.equal(probe(few), few.held_out[0])
+    assert torch.equal(probe_tokens(few), few.held_out[0])
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
     one = run(tmp_path)
     other = config(tmp_path, "seed=1")
     for do in (train, train_or_record_failure):
-        with pytest.raises(ValueError, match=f"holds run {one.run_id}, and not {other.run_id()}"):
+        with pytest.raises(ValueError, match=f"run_dir must .*{other.run_id()}, got .*{one.run_id}"):
             do(other, tmp_path / one.run_id)
     assert record.load(tmp_path / one.run_id) == one
 
