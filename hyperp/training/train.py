@@ -98,7 +98,7 @@ def run_steps(
                 if report and ranks.is_main:
                     report(step, steps, mean, speed)
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
-                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
+                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance_metrics())
                 reason = ranks.share(lambda: trainer.divergence.reason(trainer.step))
             if (seen := trainer.stability.take()) is not None:
                 metrics.write(step, stability=seen)

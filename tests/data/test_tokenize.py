@@ -157,7 +157,7 @@ def test_a_failure_leaves_the_older_file_alone(tmp_path, bpe):
     tokenize_files([str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="files must give at least 2 tokens of text, got 0 from 1 files"):
+    with pytest.raises(ValueError, match="files must .*2 tokens.* got 0 .*1 files"):
         tokenize_files([str(tmp_path / "empty.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == {**before, "empty.txt": b""}
@@ -166,8 +166,8 @@ def test_a_failure_leaves_the_older_file_alone(tmp_path, bpe):
 def test_an_end_between_the_two_files_leaves_no_sidecar_of_other_ids(tmp_path, bpe):
     (tmp_path / "a.txt").write_text("some text")
     tokenize_files([str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
-    (tmp_path / f".ids.bin.json.{os.getpid()}.partial").mkdir()  # so that the new sidecar cannot be written
-    with pytest.raises(IsADirectoryError, match="partial"):
+    (tmp_path / f".ids.bin.json.{os.getpid()}.tmp").mkdir()  # so that the new sidecar cannot be written
+    with pytest.raises(IsADirectoryError, match="tmp"):
         tokenize_files(
             [str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, separator=7, progress=False
         )
@@ -178,9 +178,9 @@ def test_an_end_between_the_two_files_leaves_no_sidecar_of_other_ids(tmp_path, b
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({}, "exactly one of tokenizer and tiktoken must be given, got None and None"),
-        ({"tokenizer": Path("none.json")}, "tokenizer must be a tokenizer.json, got no file none.json"),
-        ({"tiktoken": "gpt9"}, "tiktoken must be one of .*, got 'gpt9'"),
+        ({}, "tokenizer and tiktoken must .* got None and None"),
+        ({"tokenizer": Path("none.json")}, r"tokenizer must .* got no file none\.json"),
+        ({"tiktoken": "gpt9"}, "tiktoken must .* got 'gpt9'"),
     ],
 )
 def test_bad_tokenizers_are_named(tmp_path, options, text):
@@ -192,12 +192,12 @@ def test_bad_tokenizers_are_named(tmp_path, options, text):
 
 def test_a_json_that_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "wrong.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer must be a tokenizer.json, got .*wrong.json: "):
+    with pytest.raises(ValueError, match=r"tokenizer must .* got .*wrong\.json: "):
         tokenize_files(FILES, tmp_path / "ids.bin", tokenizer=tmp_path / "wrong.json", progress=False)
 
 
 def test_a_separator_outside_the_vocabulary_is_refused(tmp_path, bpe):
-    with pytest.raises(ValueError, match=r"separator must be in 0 \.\.\. 499, got 500"):
+    with pytest.raises(ValueError, match=r"separator must .*499, got 500"):
         tokenize_files(FILES, tmp_path / "ids.bin", tokenizer=bpe, separator=500, progress=False)
 
 
@@ -212,11 +212,11 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
 def test_a_text_is_never_overwritten(tmp_path, bpe):
     text = tmp_path / "a.txt"
     text.write_text("precious")
-    with pytest.raises(ValueError, match=r"--out must end in \.bin, got .*a\.txt"):
+    with pytest.raises(ValueError, match=r"--out must .*\.bin, got .*a\.txt"):
         tokenize_files(FILES, text, tokenizer=bpe, progress=False)
     other = tmp_path / "a.bin"
     other.write_text("precious")
-    with pytest.raises(ValueError, match=r"an earlier one with its \.json beside it, got .*a\.bin"):
+    with pytest.raises(ValueError, match=r"--out must .* got .*a\.bin"):
         tokenize_files(FILES, other, tokenizer=bpe, progress=False)
     assert text.read_text() == other.read_text() == "precious"
     made = [tokenize_files(FILES, tmp_path / "b.bin", tokenizer=bpe, progress=False) for _ in range(2)]

@@ -21,8 +21,8 @@ OUTPUTS = ("attention_output", "mlp_output", "residual")
 
 
 def look(trainer: Trainer, step: int) -> None:
-    trainer.stability.before(step)
-    trainer.stability.after(trainer.batches.batch(step - 1)[0])
+    trainer.stability.before_step(step)
+    trainer.stability.after_step(trainer.batches.batch(step - 1)[0])
 
 
 def rms(x: Tensor) -> float:

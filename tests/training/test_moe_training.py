@@ -74,7 +74,7 @@ def test_the_record_and_the_log_have_the_balance_of_every_layer(tmp_path):
     twin, vio = Trainer(made, corpus()), []
     for _ in range(made.scale.steps):
         twin.train_step()
-        vio += [twin.balance()["max_vio"]]
+        vio += [twin.balance_metrics()["max_vio"]]
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == list(range(4, made.scale.steps + 1, 4))
     for row in logged:
@@ -165,7 +165,7 @@ def max_vio_of(optimizer: str, *words: str, looks: int = 4, seed: int = 0) -> li
     for _ in range(looks):
         for _ in range(made.scale.steps // looks):
             trainer.train_step()
-        vio.append(max(trainer.balance()["max_vio"]))
+        vio.append(max(trainer.balance_metrics()["max_vio"]))
     return vio
 
 
@@ -209,5 +209,5 @@ def test_a_compiled_mixture_of_experts_trains_as_an_eager_one(precision):
     for compiled in ("false", "true"):
         trainer = Trainer(config(f"precision={precision}", f"runtime.compile={compiled}"), corpus())
         losses.append([float(trainer.train_step()) for _ in range(4)])
-        assert trainer.balance()["max_vio"]
+        assert trainer.balance_metrics()["max_vio"]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "float32" else 1e-2)
