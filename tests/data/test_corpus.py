@@ -179,7 +179,7 @@ def test_bad_options_are_named(options, text):
 
 
 def test_a_negative_step_is_refused():
-    with pytest.raises(ValueError, match="step must .* got -1"):
+    with pytest.raises(ValueError, match=r"step must .* got -1"):
         Batches(corpus_of(1000), CONTEXT, 4, seed=0).batch(-1)
 
 

@@ -157,7 +157,7 @@ def test_a_failure_leaves_the_older_file_alone(tmp_path, bpe):
     tokenize_files([str(tmp_path / "a.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="files must .*2 tokens.* got 0 .*1 files"):
+    with pytest.raises(ValueError, match=r"files must .*2 tokens.* got 0 .*1 files"):
         tokenize_files([str(tmp_path / "empty.txt")], tmp_path / "ids.bin", tokenizer=bpe, progress=False)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == {**before, "empty.txt": b""}
