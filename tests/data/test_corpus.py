@@ -35,7 +35,7 @@ class Options:
 
 
 def corpus_of(train: int, held_out: int = 1000) -> Corpus:
-    """Ids that say where they are."""
+    """A corpus whose ids are their own positions."""
     ids = np.arange(train + held_out, dtype=np.uint32)
     return Corpus("tokens", ids[:train], ids[train:], train + held_out, 1.0, "0" * 64)
 
@@ -101,7 +101,7 @@ def test_epochs_differ_and_a_batch_may_straddle_two():
 
 
 def test_the_same_order_in_another_batch_size():
-    """Sequences are counted across steps, so the batch size cuts one and the same stream."""
+    """Sequences are counted across steps, so every batch size cuts the same stream."""
     corpus = corpus_of(5000)
     small, large = Batches(corpus, CONTEXT, 4, seed=1), Batches(corpus, CONTEXT, 12, seed=1)
     assert torch.equal(torch.cat([small.batch(step)[0] for step in range(9, 12)]), large.batch(3)[0])
@@ -117,7 +117,7 @@ def test_ranks_share_out_the_global_batch(world):
 
 
 def test_the_order_stays_the_same_between_versions():
-    """Pinned: raw Philox keys are kept for ever by NumPy, and a finished sweep must be extendable."""
+    """Pinned values: NumPy guarantees raw Philox keys, and a finished sweep must be extendable."""
     x_BT, _ = Batches(corpus_of(100 * CONTEXT + 1), CONTEXT, 8, seed=0).batch(0)
     assert (x_BT[:, 0] // CONTEXT).tolist() == [0, 72, 31, 8, 51, 19, 26, 9]
 

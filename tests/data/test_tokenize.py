@@ -138,7 +138,7 @@ def byte_encoding(vocab: int) -> dict:
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(257, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
 def test_tiktoken_and_the_width_of_its_ids(tmp_path, monkeypatch, vocab, dtype):
-    """A registered encoding of single bytes: no vocabulary has to be fetched."""
+    """Register an encoding of single bytes, so that no vocabulary is downloaded."""
     tiktoken = pytest.importorskip("tiktoken")
     tiktoken.list_encoding_names()  # finds the published encodings
     monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "bytes", lambda: byte_encoding(vocab))

@@ -28,7 +28,7 @@ def trained(*words: str) -> tuple[Trainer, list[float]]:
     ids=["published", "four times", "experts"],
 )
 def test_64_blocks_train_without_divergence(optimizer, base_lr, experts):
-    """At the published base rate, and at the four times higher one that is better at this size."""
+    """At the published base rate, and at four times that rate, which is better at this size."""
     trainer, losses = trained(
         f"optim={optimizer}", f"base_lr={base_lr}", "scale.depth=64", "scale.tokens=32768", *experts
     )

@@ -1,4 +1,4 @@
-"""Mixture of experts: what a layer computes, what no token misses, and what SqrtGate is for."""
+"""Mixture of experts: what a layer computes, that no token is dropped, and what SqrtGate achieves."""
 
 import itertools
 import math
@@ -41,21 +41,21 @@ def experts_in(net: Transformer, layer: int = 0) -> MoE:
 
 
 def layer(width: int, k: int, s: int, sqrt_gate: bool = True, shared: bool = False) -> MoE:
-    """A layer as it is initialised, of a model of that width alone."""
+    """An initialised layer of a model of the given width."""
     scale = Scale(width, 1, 4096, 512, granularity=k, sparsity=s)
     shape = replace(SHAPE, query_heads=1, kv_heads=1, sqrt_gate=sqrt_gate, shared_expert=shared)
     return experts_in(model(scale, shape))
 
 
 def normed(tokens: int, width: int, seed: int = 0) -> Tensor:
-    """Tokens as they leave the norm: of RMS 1."""
+    """Random tokens with RMS 1, as after the norm."""
     return torch.nn.functional.rms_norm(
         torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed)), (width,)
     )
 
 
 def token_by_token(moe: MoE, x_PD: Tensor) -> Tensor:
-    """The layer as its definition reads, without a batch."""
+    """The layer by its definition, token by token."""
     e = moe.experts
     out = torch.zeros_like(x_PD)
     for p, x in enumerate(x_PD):
@@ -197,7 +197,7 @@ def test_bfloat16_is_float32_rounded():
 
 
 def rms(k: int, s: int, sqrt_gate: bool, shared: bool = False) -> float:
-    """Of a layer's output at initialisation, width 64, over 1000 tokens."""
+    """RMS of a layer's output at initialisation, at width 64, over 1000 tokens."""
     moe = layer(64, k, s, sqrt_gate, shared)
     with torch.no_grad():
         return moe(normed(1000, 64))[0].square().mean().sqrt().item()
@@ -208,7 +208,7 @@ GRANULARITIES = (2, 4, 8, 16, 32, 64)
 
 @pytest.mark.parametrize("s", [1, 4])
 def test_sqrt_gate_keeps_the_output_as_large_at_every_granularity(s):
-    """The property it is for (arXiv 2603.28743): within 10% from k = 2 to 64; 1/sqrt(k) without it."""
+    """The purpose of SqrtGate (arXiv 2603.28743): within 10% from k = 2 to 64; without it 1/sqrt(k)."""
     with_it = [rms(k, s, sqrt_gate=True) for k in GRANULARITIES]
     mean = sum(with_it) / len(with_it)
     assert all(abs(value / mean - 1) < 0.1 for value in with_it), with_it

@@ -1,4 +1,4 @@
-"""A run of six steps that the tests of monitors look into."""
+"""A run of six steps for the tests of monitors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Scores of attention, computed again beside the fused kernel, which does not give them away."""
+"""Attention scores, which are computed again because the fused kernel does not return them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When stability monitors look and what they leave of it; that they change nothing and cost little."""
+"""When stability monitors measure and what they record; that they change nothing and cost little."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Monitors over several processes see the gradients, updates and norms that one process sees."""
+"""Monitors of several ranks measure the gradients, updates and norms that a single rank measures."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ CASES = {"sso": ("optim=sso",), "muonh moe": ("optim=muonh", *MOE)}
 
 
 def rows(parallel: str) -> dict[str, Any]:
-    """The second look of every case, and the summary."""
+    """The second measurement of every case, and the summary."""
     found = {}
     for name, words in CASES.items():
         ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % 31).astype(np.uint8)
@@ -58,7 +58,7 @@ def write_rows(parallel: str, folder: Path) -> None:
 
 @torch.no_grad()
 def share_of_outliers(trainer: Trainer) -> float:
-    """In attention's output, with one channel far above the others."""
+    """Of attention's output, with one channel far above the others."""
     block = trainer.model.blocks[0]
     assert isinstance(block, Block)
     block.attention.out.weight[3] *= 1000

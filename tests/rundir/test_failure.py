@@ -1,4 +1,4 @@
-"""What ranks leave word of, and which of it the record of their run takes."""
+"""The failures that ranks write, and which of them the record of their run takes."""
 
 import random
 from dataclasses import replace
@@ -72,7 +72,7 @@ def test_words_come_in_the_order_of_ranks(tmp_path):
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(0, 11))
 def test_what_the_first_met_itself_is_the_cause(order, also, first):
-    """Whoever has only lost the others is none, were it the first by its clock."""
+    """A rank that only lost the others is never the cause, even if it is the first by its clock."""
     others = [rank for rank in order if rank != first]
     found = [met(rank, 12, 1.0 + rank if rank in also else 0.1, lost=rank not in also) for rank in others]
     found.append(met(first, 12, time=0.5))

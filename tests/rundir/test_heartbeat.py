@@ -1,4 +1,4 @@
-"""The sign of life as a lease: of two processes that do the same run, one goes on and one leaves."""
+"""The heartbeat claims a run: of two processes that do the same run, one goes on and one stops."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_a_sign_that_changes_holds_the_run_and_one_that_does_not_gives_it_up(tmp
     assert time.monotonic() - start >= 1.5
     later = threading.Timer(0.2, path.write_text, [sign_of("elsewhere", step=4)])
     later.start()
-    with pytest.raises(HeldError, match="run a is held by process 1 on elsewhere"):
+    with pytest.raises(HeldError, match=r"run a .*process 1 on elsewhere"):
         wait_for_silence(tmp_path, "run a")
     later.join()
 
@@ -73,7 +73,7 @@ def test_who_was_taken_for_dead_stops_and_writes_nothing(tmp_path, monkeypatch):
             (run_dir / heartbeat.FILE).write_text(theirs)
             time.sleep(0.5)
 
-    with pytest.raises(HeldError, match="was taken over by another process"):
+    with pytest.raises(HeldError, match="taken over"):
         train(config, run_dir, take_over)
     assert record.load(run_dir) is None
     assert (run_dir / heartbeat.FILE).read_text() == theirs

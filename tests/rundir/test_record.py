@@ -1,4 +1,4 @@
-"""Records: all or nothing on disk, and a loss only where a run finished."""
+"""Records: complete or absent on disk, checked when read, with a loss only if the run finished."""
 
 import json
 from dataclasses import asdict
@@ -37,9 +37,9 @@ def test_no_record_is_none(tmp_path):
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_a_run_that_did_not_finish_has_no_number(status):
-    with pytest.raises(ValueError, match="loss must be a number exactly when status is finished"):
+    with pytest.raises(ValueError, match=r"loss must .*status .* got 2\.0"):
         Record(status=status, loss=2.0, **KNOWN)
-    with pytest.raises(ValueError, match="loss must be a number exactly when status is finished"):
+    with pytest.raises(ValueError, match=r"loss must .*status .* got None"):
         Record(status="finished", loss=None, **KNOWN)
 
 
@@ -49,7 +49,7 @@ def test_only_a_failed_run_has_a_cause_and_older_records_have_none(tmp_path):
         ("diverged", None, "raised"),
         ("failed", None, "x"),
     ]:
-        with pytest.raises(ValueError, match=rf"cause must be null or, of a failed run, one of .*{cause}"):
+        with pytest.raises(ValueError, match=rf"cause must .* got .*{cause}"):
             Record(status=status, loss=loss, cause=cause, **KNOWN)
     for cause in record.CAUSES:
         assert Record(status="failed", cause=cause, **KNOWN).cause == cause

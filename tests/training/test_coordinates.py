@@ -1,4 +1,4 @@
-"""Coordinate check: what a run records, that training does not notice, and the way to the picture."""
+"""Coordinate check: what a run records, that training is unaffected, and the way to the picture."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def rows_of(run_dir: Path) -> list[dict]:
 
 @torch.no_grad()
 def by_hand(trainer: Trainer) -> dict:
-    """Every activation of the probe, from the modules' definition."""
+    """All activations of the probe, computed from the definition of the modules."""
     model: Any = trainer.model
     found = {}
     x = model.embedding(probe_tokens(trainer))
@@ -133,7 +133,7 @@ def test_a_resumed_run_measures_from_the_same_start(tmp_path, optimizer):
     made = config(STEPS, f"optim={optimizer}")
     train(made, tmp_path / "whole", corpus=corpus())
     steps = iter(range(1, 9))
-    with pytest.raises(Stopped, match="stopped at step 5"):
+    with pytest.raises(Stopped, match="step 5"):
         train(made, tmp_path / "halves", corpus=corpus(), stop=lambda: next(steps) == 5)
     half = tmp_path / "halves" / "coordinates.jsonl"
     with half.open("a") as file:  # as by a process that was killed later than it had saved
@@ -157,11 +157,11 @@ def test_the_probe_is_the_same_for_every_seed_and_size():
     [
         (
             "runtime.coordinates=[0,2]",
-            r"runtime.coordinates must be steps of at least 1, got \[0, 2\]",
+            r"runtime\.coordinates must .* 1, got \[0, 2\]",
         ),
         (
             "runtime.coordinates=[1,9]",
-            r"runtime.coordinates must be steps of the run, at most 8, got \[1, 9\]",
+            r"runtime\.coordinates must .* 8, got \[1, 9\]",
         ),
         ("runtime.coordinates=[1.5]", r"runtime\.coordinates"),
     ],
@@ -194,7 +194,7 @@ def test_the_experiment_has_every_parametrization_at_one_rate_each():
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Two widths and two seeds, trained and collected, and one run that measured nothing."""
+    """A collected sweep of two widths and two seeds, and one run without measurements."""
     root = tmp_path_factory.mktemp("swept")
     for width in (16, 32):
         for seed in (0, 1):

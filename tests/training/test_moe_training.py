@@ -1,4 +1,4 @@
-"""Runs of mixtures of experts: reported, resumed and accumulated exactly, swept over, and not collapsing."""
+"""Runs of mixtures of experts: records, exact resumption and accumulation, sweeps, and no collapse."""
 
 import json
 import math
@@ -158,7 +158,7 @@ def test_a_sweep_over_granularity_and_sparsity_ends_in_the_table(tmp_path):
 
 
 def max_vio_of(optimizer: str, *words: str, looks: int = 4, seed: int = 0) -> list[float]:
-    """The worst layer's MaxVio, mean of each of `looks` equal parts of the run; 3 is total collapse here."""
+    """MaxVio of the worst layer, averaged over `looks` equal parts of the run; 3 is total collapse here."""
     sizes = ("scale.granularity=4", "scale.sparsity=4", "scale.tokens=65536", f"seed={seed}")
     made = resolve(compose([f"optim={optimizer}", "model=moe", *sizes, "runtime.threads=1", *words]))
     trainer, vio = Trainer(made, load_corpus(made.data)), []
@@ -182,7 +182,7 @@ def test_the_routers_rule_is_configuration(router):
 
 @pytest.mark.parametrize("optimizer", ["muonh", "sso"])
 def test_the_router_does_not_collapse_at_hyperp_rates(optimizer):
-    """Embeddings start at 1e-4, so that all tokens look alike at first and choose the same experts."""
+    """Embeddings start at 1e-4, so all tokens are similar at first and choose the same experts."""
     vio = max_vio_of(optimizer)
     assert vio[0] > 1.5
     assert vio[-1] < 1.0
@@ -193,7 +193,7 @@ def test_the_router_does_not_collapse_at_hyperp_rates(optimizer):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("optimizer", ["muonh", "sso"])
 def test_a_router_on_adamw_stays_collapsed_where_one_on_a_sphere_recovers(optimizer, seed):
-    """Without a balance loss, which would pull either out of it; the rule is `optim.algorithms.router`."""
+    """Without a balance loss, which would prevent collapse with both rules of `optim.algorithms.router`."""
     words = ("model.balance_weight=0",)
     sphere = max_vio_of(optimizer, *words, seed=seed)
     adamw = max_vio_of(optimizer, *words, "optim.algorithms.router=adamw", seed=seed)

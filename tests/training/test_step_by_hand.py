@@ -66,7 +66,7 @@ def corpus() -> Corpus:
 
 @dataclass
 class ByHand:
-    """What a run is, spelled out.
+    """A run, spelled out step by step.
 
     `algorithms` differ from the optimizer's own; `norms` are those of the gradient before clipping.
     """
@@ -95,7 +95,7 @@ class ByHand:
         return loss.item(), list(torch.autograd.grad(loss, list(self.net.parameters())))
 
     def step(self, number: int, damaged: str | None = None) -> float:
-        """The mean of both halves' losses; `damaged` is a parameter whose gradient holds a NaN."""
+        """The mean of the losses of both halves; `damaged` is a parameter whose gradient holds a NaN."""
         x_BT, y_BT = self.batches.batch(number)
         first, one = self.gradients(x_BT[:4], y_BT[:4])
         second, two = self.gradients(x_BT[4:], y_BT[4:])
@@ -115,7 +115,7 @@ class ByHand:
 
 
 def follow(trainer: Trainer, hand: ByHand) -> None:
-    """Both do every step, and agree after each."""
+    """Let both do every step, and compare them after each."""
     assert_same(trainer.model, hand.net)
     for number in range(STEPS):
         before = copies(hand.net)
@@ -166,7 +166,7 @@ def test_the_settings_make_every_piece_show(optimizer):
 
 
 def damage(trainer: Trainer, steps: set[int]) -> None:
-    """One NaN in the gradient of UNLUCKY at these steps."""
+    """Put one NaN into the gradient of UNLUCKY at these steps."""
 
     def hook(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()

@@ -74,7 +74,7 @@ def config(root: Path, *words: str) -> Config:
 
 
 def cases() -> dict[str, list[str]]:
-    """Words of every case, by name."""
+    """The overrides of every case, by name."""
     found = {}
     for optimizer in OPTIMIZERS:
         for kind in ("dense", "moe"):
@@ -84,7 +84,7 @@ def cases() -> dict[str, list[str]]:
 
 
 def configs(root: Path, parallel: str) -> list[Config]:
-    """Of every case: composed once, since that takes longer than the training."""
+    """The configurations of all cases, composed once, since that takes longer than the training."""
     return [
         config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
         for name, words in cases().items()
@@ -92,7 +92,7 @@ def configs(root: Path, parallel: str) -> list[Config]:
 
 
 def run_all(configs: list[Config]) -> None:
-    """In the group that this process is in; the curves are what rank 0 logs."""
+    """Do all runs in the process group of this process; rank 0 logs the curves."""
     for made in configs:
         ended = train(made, Path(made.runtime.root) / "run", corpus=corpus())
         assert ended.status == "finished", (made.runtime.root, ended.reason)
@@ -129,7 +129,7 @@ def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
 
 
 def stop_at(root: Path, words: list[str], step: int, rank: int) -> None:
-    """Train until `rank` alone is asked to stop, at a step."""
+    """Train until `rank` alone is asked to stop at `step`."""
     calls = 0
 
     def stop() -> bool:
@@ -176,7 +176,7 @@ def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path):
 
 
 def stop_and_go_on(root: Path, cases_of: dict[str, list[str]]) -> None:
-    """As two processes after one another would, in one group."""
+    """Stop every run and resume it, in one process group."""
     for name, words in cases_of.items():
         stop_at(root / name, words, step=3, rank=1)
         go_on(root / name, words)
@@ -208,7 +208,7 @@ def test_several_processes_warn_of_nothing(tmp_path):
 
 
 def fail_on(root: Path, rank: int, killed: bool) -> None:
-    """One rank raises, or dies, at its third step; the others find their connections to it gone."""
+    """Let one rank raise, or be killed, at its third step; the others lose their connections to it."""
     if current_ranks().rank == rank:
         step = Trainer.train_step
 
@@ -259,7 +259,7 @@ def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
 
 
 def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:
-    """hyperp-train under torchrun."""
+    """Start hyperp-train under torchrun."""
     options = ["--nproc-per-node", str(size), "--master-port", str(free_port()), "--no-python"]
     command = [BIN / "torchrun", *options, BIN / "hyperp-train", *SMALL, f"runtime.root={root}", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -268,7 +268,7 @@ def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def ranks_of(launcher: int) -> list[int]:
-    """The processes that torchrun has started."""
+    """The process ids of the ranks that torchrun has started."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children")
     return [int(pid) for pid in children.read_text().split()]
 
