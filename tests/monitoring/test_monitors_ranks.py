@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from hyperp.config import compose, resolve
-from hyperp.data.corpus import Corpus
 from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Block
 from hyperp.monitoring.activations import activation_statistics
 from hyperp.training.trainer import Trainer
+from tests.corpora import zipf_corpus
 from tests.ranks import run_on_ranks
 
 SMALL = (
@@ -38,10 +37,8 @@ def rows(parallel: str) -> dict[str, Any]:
     """The second measurement of every case, and the summary."""
     found = {}
     for name, words in CASES.items():
-        ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % 31).astype(np.uint8)
-        corpus = Corpus("text", ids[:5_000], ids[5_000:], 31, 1.0, digest="0" * 64)
         made = resolve(compose([*SMALL, *words, f"runtime.parallel={parallel}"]))
-        trainer = Trainer(made, corpus)
+        trainer = Trainer(made, zipf_corpus(5_000, 1_000))
         for _ in range(4):
             trainer.train_step()
         row = trainer.stability.take()

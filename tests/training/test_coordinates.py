@@ -21,6 +21,7 @@ from hyperp.sweeps.table.runs import collect
 from hyperp.training.coordinates import probe_activations, probe_tokens
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
+from tests.corpora import zipf_corpus
 
 torch.set_num_threads(1)
 VOCAB, CONTEXT = 31, 32
@@ -49,8 +50,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = (np.random.default_rng(0).zipf(1.3, size=20_000) % VOCAB).astype(np.uint8)
-    return Corpus("text", ids[:16_000], ids[16_000:], VOCAB, 1.0, digest="0" * 64)
+    return zipf_corpus(16_000, 4_000)
 
 
 def rows_of(run_dir: Path) -> list[dict]:

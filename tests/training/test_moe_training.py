@@ -17,6 +17,7 @@ from hyperp.rundir import record
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
 from tests import forked
+from tests.corpora import zipf_corpus
 
 torch.set_num_threads(1)
 TINY = (
@@ -42,8 +43,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = (np.random.default_rng(0).zipf(1.3, size=20_000) % 31).astype(np.uint8)
-    return Corpus("text", ids[:16_000], ids[16_000:], 31, 1.0, digest="0" * 64)
+    return zipf_corpus(16_000, 4_000)
 
 
 def rows(run_dir: Path) -> list[dict]:

@@ -7,7 +7,6 @@ step, a schedule that moves, a rate of its own for every role.
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from hyperp.model.transformer import Transformer
 from hyperp.optim import MuonSphere, build
 from hyperp.roles import ROLES, Role, roles_of
 from hyperp.training.trainer import Trainer
+from tests.corpora import zipf_corpus
 
 torch.set_num_threads(1)
 VOCAB, STEPS = 31, 3
@@ -59,9 +59,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = np.random.default_rng(0).zipf(1.3, size=8192) % VOCAB
-    ids = ids.astype(np.uint8)
-    return Corpus("text", ids[:6144], ids[6144:], vocab_size=VOCAB, bytes_per_token=1.0, digest="0" * 64)
+    return zipf_corpus(6144, 2048)
 
 
 @dataclass
