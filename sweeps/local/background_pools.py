@@ -24,7 +24,7 @@ from typing import IO, Literal
 from pydantic import TypeAdapter
 
 from hyperp import files
-from hyperp.config import from_dict
+from hyperp.config import config_from_dict
 from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point
@@ -91,7 +91,7 @@ def at_work(root: Path) -> Pool | None:
     if not pools or pools[-1].ended:
         return None
     path = root / FOLDER / ".lock"
-    if files.held(path):
+    if files.is_locked(path):
         return pools[-1]
     with contextlib.suppress(FileNotFoundError):
         fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
@@ -159,7 +159,9 @@ def points(root: Path, pool: Pool) -> list[Point]:
     planned = {point.run_id: point for point in planfile.read(root)}
     found = [planned[run_id] for run_id in pool.runs]
     return [
-        Point(one.run_id, tuple(one.blocks), tuple(one.words), from_dict(one.config), one.lr, one.flops)
+        Point(
+            one.run_id, tuple(one.blocks), tuple(one.words), config_from_dict(one.config), one.lr, one.flops
+        )
         for one in found
     ]
 
