@@ -31,8 +31,8 @@ class Run:
 
     `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
     is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `cause` is
-    one of `hyperp.rundir.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at work
-    in the background, and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
+    one of `hyperp.rundir.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at
+    work in the background, and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
     """
 
     run_id: str
