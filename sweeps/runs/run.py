@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hyperp.rundir import heartbeat, record
 from hyperp.config import from_dict
+from hyperp.rundir import heartbeat, record
 from hyperp.rundir.record import Record
 from hyperp.terminal import invalid_field
 
@@ -27,7 +27,7 @@ def run_job(
     report: "Report | None" = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Do the run, or what is left of it, and return its record as plain values; see `hyperp.training.train.train`."""
+    """Do the run, or what is left of it, and return its record as plain values; see `training.train.train`."""
     from hyperp.training.train import train_or_record_failure  # imports torch
 
     return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report, stop))
@@ -63,7 +63,7 @@ def record_failure(
 ) -> dict[str, Any]:
     """The record of a run whose process died without writing one; writes it unless the run had just ended.
 
-    `environment` is where it ran; None means in this process's own. `cause` is one of `hyperp.rundir.record.CAUSES`.
+    `environment` is where it ran; None means in this process's own. `cause` is one of `rundir.record.CAUSES`.
     """
     from hyperp.training import train
 

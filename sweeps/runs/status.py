@@ -15,10 +15,10 @@ from hyperp.run_table import DONE, STATUSES
 from hyperp.rundir import heartbeat
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.plan.plan import Plan
-from hyperp.terminal import invalid_field
 from hyperp.sweeps.plan.planfile import Planned
+from hyperp.sweeps.runs.run import load_record
+from hyperp.terminal import invalid_field
 
 UNDER_WAY = ("queued", "running")
 FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
@@ -31,7 +31,7 @@ class Run:
 
     `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
     is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `cause` is
-    one of `hyperp.rundir.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at work in
+    one of `rundir.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at work in
     the background, and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
     """
 
