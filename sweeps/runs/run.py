@@ -27,7 +27,7 @@ def run_job(
     report: "Report | None" = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Do the run, or what is left of it, and return its record as plain values; see `training.train.train`."""
+    """Do the run, or what is left of it, and return its record as plain values; see `train`."""
     from hyperp.training.train import train_or_record_failure  # imports torch
 
     return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report, stop))
