@@ -43,7 +43,7 @@ class Ownership:
     with_state: set[nn.Parameter] = field(default_factory=set)  # have state, on whichever rank
     checked_equal: set[nn.Parameter] = field(default_factory=set)  # had equal gradients when last looked at
 
-    def group_of(self, parameter: nn.Parameter) -> dist.ProcessGroup | None:
+    def group_of(self, parameter: Tensor) -> dist.ProcessGroup | None:
         """The ranks among which a matrix is dealt out; None for one that this process updates alone."""
         if isinstance(parameter, DTensor):
             return parameter.device_mesh.get_group(_sharded_dim(parameter))
