@@ -61,7 +61,7 @@ def loss(
     from hyperp.analysis.loss.fit import fit_loss, profile
     from hyperp.analysis.loss.points import loss_points
     from hyperp.analysis.loss.schema import describe, save_loss
-    from hyperp.analysis.report.text.loss import show_loss, unconverged
+    from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
@@ -73,7 +73,7 @@ def loss(
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = describe(fit, found, draws, source)
     save_loss(law, out)
-    for line in unconverged(law):
+    for line in convergence_warnings(law):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(law.model_dump_json(indent=2))
@@ -81,9 +81,9 @@ def loss(
         show_loss(law)
         typer.echo(f"wrote {out}")
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import law_plots
+        from hyperp.analysis.report.figures.loss import write_loss_figures
 
-        _report(law_plots(fit, draws, found, plots))
+        _report(write_loss_figures(fit, draws, found, plots))
 
 
 def leverage(
@@ -124,9 +124,9 @@ def leverage(
     else:
         show_leverage(answer)
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import leverage_plots
+        from hyperp.analysis.report.figures.loss import write_leverage_figure
 
-        _report(leverage_plots(answer, series, plots))
+        _report(write_leverage_figure(answer, series, plots))
 
 
 def register(app: typer.Typer, answer: Decorator) -> None:

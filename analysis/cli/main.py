@@ -86,7 +86,7 @@ def check(
     Example: hyperp-law check runs/demo/runs.parquet
     """
     from hyperp.analysis.queries.check import check as ask
-    from hyperp.analysis.report.text.law import show_check
+    from hyperp.analysis.report.text.slices import show_check
 
     columns, tuned = names_of(by), tuple(names_of(over))
     table, rows = load(runs, mapping, where, [*columns, *tuned[1:]])
@@ -155,7 +155,7 @@ def recommend(
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        from hyperp.analysis.report.text.law import show_recommendation
+        from hyperp.analysis.report.text.recommendation import show_recommendation
 
         show_recommendation(fitted, found)
 
@@ -204,7 +204,7 @@ def next_command(
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.next_runs import next_runs
     from hyperp.analysis.queries.points_file import WORDS, run_command, save_points
-    from hyperp.analysis.report.text.law import show_next
+    from hyperp.analysis.report.text.recommendation import show_next_runs
 
     sizes: dict[str, str | None] = {
         "tokens": tokens,
@@ -221,7 +221,7 @@ def next_command(
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
-        show_next(fitted, found)
+        show_next_runs(fitted, found)
         typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{WORDS}")
     else:
         raise ValueError(
@@ -249,7 +249,7 @@ def validate(
     from hyperp.analysis.files import write_text
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.validate import validate as ask
-    from hyperp.analysis.report.text.law import show_validation
+    from hyperp.analysis.report.text.recommendation import show_validation
 
     fitted = load_law(law)
     table, rows = load(runs, mapping, where, [*fitted.ranges, *fitted.held])
