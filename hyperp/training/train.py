@@ -20,7 +20,7 @@ from hyperp.distributed import ranks as distributed
 from hyperp.distributed.ranks import Ranks
 from hyperp.files import HeldError, is_locked, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
-from hyperp.optim.linalg.msign import dtype_for
+from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
@@ -214,7 +214,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
 def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
     options = {name: group[name] for name in option_names(RULES[group["algorithm"]])}
     if "msign_dtype" in options:  # what was used, which a checkpoint says too
-        options["msign_dtype"] = dtype_for(options["msign_dtype"], group["params"])
+        options["msign_dtype"] = resolve_msign_dtype(options["msign_dtype"], group["params"])
     return {"algorithm": group["algorithm"], **options}
 
 
