@@ -6,12 +6,12 @@ answer.
 """
 
 import shlex
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperp import __version__
 from hyperp.analysis.cli import diagnostics, fit, loss
 from hyperp.analysis.cli.options import (
     PROGRAM,
@@ -53,7 +53,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hyperp-law {installed_version('hyperp-scaling')}")
+        typer.echo(f"hyperp-law {__version__}")
         raise typer.Exit
 
 

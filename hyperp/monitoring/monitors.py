@@ -20,11 +20,11 @@ from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Transformer
 from hyperp.monitoring.activations import activation_statistics
 from hyperp.optim import GroupedOptimizer
-from hyperp.optim.batch import LARGEST_BATCH, state_of
+from hyperp.optim.batch import LARGEST_BATCH
 from hyperp.optim.linalg.norms import spectral_norm
 from hyperp.optim.rule import RULES, Rule, make_rule, option_names
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
-from hyperp.optim.units import Piece, joined, pieces
+from hyperp.optim.units import UnitView, stack_units, unit_views
 
 TOKENS = 1024  # of the batch, at most, that pass through the model again; at least one sequence on each rank
 DIGITS = 6  # significant ones of every logged value; float32 has hardly more
@@ -39,7 +39,7 @@ class MatrixStack:
     name: str
     role: str
     parameter: nn.Parameter
-    piece: Piece
+    piece: UnitView
     rule: Rule
 
     @property
@@ -55,7 +55,7 @@ class MatrixStack:
         sphere, known = getattr(self.rule, "sphere", None), math.nan
         device, count = self.parameter.device, self.piece.count
         if isinstance(sphere, FrobeniusSphere) and state:
-            found = self.piece.state(state_of(self.piece, state)["radius"])
+            found = self.piece.stack_entry(self.piece.own_entries(state)["radius"])
             return found.to(device, torch.float32).expand(count)
         if isinstance(sphere, SpectralSphere):
             known = sphere.radius(*self.piece.shape)
@@ -185,7 +185,7 @@ class StabilityMonitors:
         spectral: dict[MatrixStack, Tensor] = {}
         frobenius: dict[MatrixStack, Tensor] = {}
         for batch in _batches(self.matrices):
-            W = joined([one.piece.read(_full_tensor(one.parameter)) for one in batch])
+            W = stack_units([one.piece.read(_full_tensor(one.parameter)) for one in batch])
             counts = [one.piece.count for one in batch]
             spectral |= zip(batch, spectral_norm(W).split(counts), strict=True)
             frobenius |= zip(batch, torch.linalg.vector_norm(W, dim=(-2, -1)).split(counts), strict=True)
@@ -214,7 +214,7 @@ class StabilityMonitors:
             if one.held_norm:
                 own = [a / b for a, b in zip(values[one.held_norm], values["radius"], strict=True)]
                 ratios.setdefault(one.role, []).extend(own)
-            matrices[one.piece.key(one.name)] = _stack_entry(values, own)
+            matrices[one.piece.key_for(one.name)] = _stack_entry(values, own)
         found["norm_over_radius"] = {role: _extremes(values) for role, values in ratios.items()}
         return _round_all({**found, "matrices": matrices})
 
@@ -241,7 +241,7 @@ def _matrices(optimizer: GroupedOptimizer) -> Iterator[MatrixStack]:
         rule = make_rule(group["algorithm"], {name: group[name] for name in names})
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.ndim >= 2:
-                for piece in pieces(parameter.shape, group["split"], True):
+                for piece in unit_views(parameter.shape, group["split"], True):
                     yield MatrixStack(name, group["role"], parameter, piece, rule)
 
 

@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from hyperp import __version__
 from hyperp.config import Config
 from hyperp.data.corpus import Corpus
 from hyperp.distributed.ranks import Ranks, current_ranks
-from hyperp.files import HeldError, held, lock, remove_leftovers, replacing
+from hyperp.files import HeldError, is_locked, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
-from hyperp.optim.linalg.msign import dtype_for
+from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
@@ -162,7 +162,7 @@ def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: A
         "base_lr": config.base_lr,
         "factors": {role: {**r.factors, "lr": r.lr} for role, r in rates.items()},
         "config": asdict(config),
-        "version": version("hyperp-scaling"),
+        "version": __version__,
     }
     return Record(**(known | values))
 
@@ -213,7 +213,7 @@ def final_record(trainer: Trainer, reason: str | None) -> Record:
 def _algorithm_options(group: dict[str, Any]) -> dict[str, Any]:
     options = {name: group[name] for name in option_names(RULES[group["algorithm"]])}
     if "msign_dtype" in options:  # the one that was used, as in a checkpoint
-        options["msign_dtype"] = dtype_for(options["msign_dtype"], group["params"])
+        options["msign_dtype"] = resolve_msign_dtype(options["msign_dtype"], group["params"])
     return {"algorithm": group["algorithm"], **options}
 
 
@@ -369,7 +369,7 @@ def train_or_record_failure(
     """
     ranks = current_ranks()
     try:
-        ranks.share(lambda: None if held(run_dir / LOCK) else failure.remove_rank_errors(run_dir))
+        ranks.share(lambda: None if is_locked(run_dir / LOCK) else failure.remove_rank_errors(run_dir))
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
