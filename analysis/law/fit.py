@@ -220,7 +220,7 @@ def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tup
     found = estimate(question.method, slices, question.options)
     for name in question.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
-            raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
+            raise ValueError(f"--tuned {name}: it has one value in every slice, so it was not tuned")
     return slices, found
 
 
