@@ -178,7 +178,6 @@ def leave_one_out(
     `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
     missing all of them together.
     """
-    from hyperp.analysis.law.predict import penalty
 
     misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
     found = []
@@ -190,7 +189,7 @@ def leave_one_out(
         cost = (
             None
             if basin is None or len(known) < len(rest)
-            else penalty(basin.at(one.covariates), (error, *known))
+            else basin.at(one.covariates).penalty((error, *known))
         )
         found.append(
             LeftOut(

@@ -13,7 +13,7 @@ from hyperp.run_table import COVARIATES
 
 
 @dataclass(frozen=True)
-class Question:
+class FitRequest:
     """What to fit.
 
     `by` are the covariates whose exponents are estimated, `fix` exponents held at a value, such as {"depth":
@@ -49,36 +49,36 @@ class Question:
         return Options(self.over, self.by, self.window, self.level)
 
 
-def check_question(question: Question, frame: pd.DataFrame) -> None:
+def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
     """ValueError unless what is asked makes sense of this table; `by` may be empty.
 
     `by`, `fix` and `over` must name different columns of numbers that are there.
     """
-    _check_over(question.over, frame)
-    if question.method not in available():
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {question.method!r}")
-    if question.space not in ("log", "linear"):
-        raise ValueError(f"--space must be log or linear, got {question.space!r}")
-    named = [*question.by, *question.fix]
-    for name in (*named, *question.slice_by):
+    _check_over(request.over, frame)
+    if request.method not in available():
+        raise ValueError(f"--method must be one of {', '.join(available())}, got {request.method!r}")
+    if request.space not in ("log", "linear"):
+        raise ValueError(f"--space must be log or linear, got {request.space!r}")
+    named = [*request.by, *request.fix]
+    for name in (*named, *request.slice_by):
         if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
             raise ValueError(
                 f"covariate must be one of {', '.join(there or COVARIATES)}, or another column of sizes, "
                 f"got {name!r}"
             )
-        if (*named, *question.over).count(name) > 1:
+        if (*named, *request.over).count(name) > 1:
             raise ValueError(f"covariate {name} is given twice in --by, --fix and --tuned; once is allowed")
-    for name in question.also_by:
-        if name not in question.by:
-            raise ValueError(f"--also-by must name some of --by {','.join(question.by)}, got {name!r}")
-    for name, value in question.fix.items():
+    for name in request.also_by:
+        if name not in request.by:
+            raise ValueError(f"--also-by must name some of --by {','.join(request.by)}, got {name!r}")
+    for name, value in request.fix.items():
         if not math.isfinite(value):
             raise ValueError(f"--fix {name} must be a finite exponent, got {value}")
-    if not (math.isfinite(question.window) and question.window > 0):
-        raise ValueError(f"--window must be a positive number of octaves, got {question.window}")
-    if not question.reach >= 1:
-        raise ValueError(f"--reach must be at least 1, got {question.reach}")
+    if not (math.isfinite(request.window) and request.window > 0):
+        raise ValueError(f"--window must be a positive number of octaves, got {request.window}")
+    if not request.reach >= 1:
+        raise ValueError(f"--reach must be at least 1, got {request.reach}")
 
 
 def _check_over(over: tuple[str, ...], frame: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.identify import assess
-from hyperp.analysis.law.request import Question, check_question
+from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import record
 from hyperp.analysis.optima.methods import DEFAULT, estimate
@@ -67,11 +67,11 @@ def check_runs(
     Raises:
         ValueError: the table mixes experiments (see slices.split), or a column is not there.
     """
-    question = Question(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
-    check_question(question, runs.frame)
-    frame = filter_runs(check_frame(runs.frame, question.extra), where or {})
-    slices = split(frame, extra=question.extra, over=question.over)
-    optima = estimate(method, slices, question.options).optima
+    request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
+    check_request(request, runs.frame)
+    frame = filter_runs(check_frame(runs.frame, request.extra), where or {})
+    slices = split(frame, extra=request.extra, over=request.over)
+    optima = estimate(method, slices, request.options).optima
     changing = varying(slices)
     verdicts = []
     for name in (n for n in slices[0].covariates if n in changing):

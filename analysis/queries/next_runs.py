@@ -16,7 +16,6 @@ import numpy as np
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number
@@ -204,7 +203,7 @@ def _rates(law: Law, used: Sequence[SliceRecord], sizes: Mapping[str, Number]) -
     steps = np.concatenate([np.diff(sorted({math.log2(p.lr) for p in s.points})) for s in used])
     step = float(np.clip(np.median(steps), 0.25, 1.0)) if len(steps) else 1.0
     half = math.ceil(SPAN / step)
-    centre = predict(law, sizes)[0]
+    centre = law.interval_at(sizes)[0]
     return [float(f"{centre * 2.0 ** (step * k):.4g}") for k in range(-half, half + 1)]
 
 

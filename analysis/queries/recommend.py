@@ -7,8 +7,7 @@ from typing import Any
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
-from hyperp.analysis.law.predict import _exp, penalty, predict
-from hyperp.analysis.law.schema import BasinRecord, Law
+from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
 from hyperp.analysis.vocabulary import PUBLISHED_EXPONENTS, option_overrides, unknown_options
 from hyperp.run_table import COVARIATES
 
@@ -96,7 +95,7 @@ def recommend_rate(
     """
     _same_context(law, context or {})
     scale = _complete(law, target)
-    lr, low, high = predict(law, scale)
+    lr, low, high = law.interval_at(scale)
     extrapolation = [_extrapolation(law, name, scale[name]) for name in law.ranges]
     if not extrapolate:
         _within_reach(law, scale, extrapolation)
@@ -154,11 +153,11 @@ def refuse_wide_interval(law: Law, found: Recommendation) -> None:
 def _worst(basin: BasinRecord, end: float, also: Mapping[str, TunedWithLr]) -> float:
     """The cost of a displaced rate at whichever end of the other intervals makes it dearest."""
     others = [(0.0, math.log(b.value / b.low), math.log(b.value / b.high)) for b in also.values()]
-    return max(penalty(basin, (end, *rest)) for rest in itertools.product(*others))
+    return max(basin.penalty((end, *rest)) for rest in itertools.product(*others))
 
 
 def _beyond(law: Law, scale: Mapping[str, float], name: str) -> TunedWithLr:
-    value, low, high = predict(law, scale, name)
+    value, low, high = law.interval_at(scale, name)
     return TunedWithLr(value=value, low=low, high=high)
 
 
@@ -185,7 +184,7 @@ def _same_slices(law: Law, asked: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _point(law: Law, sizes: Mapping[str, float]) -> dict[str, Any]:
     """A slice about the rate that the law gives, two octaves each side."""
-    rate = predict(law, sizes)[0]
+    rate = law.interval_at(sizes)[0]
     rates = [float(f"{rate * 2.0**step:.4g}") for step in (-2, -1, 0, 1, 2)]
     point = {**{n: v for n, v in law.context.items() if v}, **law.held, **sizes, "lr": rates}
     return point if law.rate_factor is None else {**point, "factor": law.rate_factor}
@@ -259,9 +258,9 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
     plain: dict[str, Any] = {"value": None, "exponent": None, "published": []}
     coefficient = {
         "name": "exp(a)",
-        "low": _exp(law.a.low),
-        "high": _exp(law.a.high),
-        "contribution": _exp(law.a.value),
+        "low": finite_exp(law.a.low),
+        "high": finite_exp(law.a.high),
+        "contribution": finite_exp(law.a.value),
     }
     factors = [Factor(fixed=False, **plain, **coefficient)]
     for name in law.ranges:

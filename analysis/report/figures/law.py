@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from hyperp.analysis.law.predict import penalty, predict
 from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.figures.style import (
@@ -83,7 +82,7 @@ def _draw_optimum(
     x = np.geomspace(*ends, 81)
     bend = best.curvature
     if basin is not None:
-        y = best.loss * (1 + np.array([penalty(basin, float(v)) for v in np.log(x / best.lr)]))
+        y = best.loss * (1 + np.array([basin.penalty(float(v)) for v in np.log(x / best.lr)]))
     else:
         y = np.array([]) if bend is None else best.loss + bend * np.log2(x / best.lr) ** 2
     x = x[: len(y)]
@@ -217,7 +216,7 @@ def _draw_law(
 ) -> Rows:
     low, high = law.ranges[covariate]
     x = np.unique(np.concatenate([np.geomspace(*ends, 121), [low, high]]))
-    curve = np.array([predict(law, {**middle, covariate: float(value)}) for value in x])
+    curve = np.array([law.interval_at({**middle, covariate: float(value)}) for value in x])
     inside = (x >= low) & (x <= high)
     band = f"{100 * law.level:g}% prediction interval"
     blue = COLOURS[0]
@@ -244,7 +243,7 @@ def _draw_published(
     axes: Axes, law: Law, covariate: str, middle: Mapping[str, float], ends: tuple[float, float]
 ) -> Rows:
     rows: Rows = []
-    rate = predict(law, middle)[0]
+    rate = law.interval_at(middle)[0]
     for published in PUBLISHED_EXPONENTS.get(covariate, ())[:1]:
         x = np.array(ends)
         y = rate * (x / middle[covariate]) ** published.exponent
@@ -257,7 +256,7 @@ def _draw_published(
 
 
 def _draw_target(axes: Axes, law: Law, covariate: str, where: Mapping[str, float]) -> Rows:
-    rate, low, high = predict(law, where)
+    rate, low, high = law.interval_at(where)
     x = where[covariate]
     axes.errorbar(
         [x], [rate], [[rate - low], [high - rate]], fmt="none", ecolor=COLOURS[0], capsize=4, lw=1.6

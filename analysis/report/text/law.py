@@ -3,7 +3,6 @@
 import math
 from typing import TYPE_CHECKING
 
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.queries.recommend import Recommendation, published_exponents
 from hyperp.analysis.report.text.console import show_table
@@ -157,7 +156,7 @@ def beside_rows(law: Law) -> list[list[str]]:
 
 
 def _middle_rate(law: Law) -> float:
-    return predict(law, law.middle)[0]
+    return law.interval_at(law.middle)[0]
 
 
 def beside_columns(law: Law) -> list[str]:

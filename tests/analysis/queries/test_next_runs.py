@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.next_runs import next_runs
 from hyperp.analysis.queries.points_file import run_command, save_points
@@ -28,7 +27,7 @@ def law(make_ladder) -> Law:
 
 def test_the_width_now_is_that_of_the_recommendation(law):
     found = next_runs(law, {"tokens": 2**22})
-    _, low, high = predict(law, {"tokens": 2**22})
+    _, low, high = law.interval_at({"tokens": 2**22})
     np.testing.assert_allclose(found.width, high / low, rtol=1e-9, atol=0)
 
 
@@ -73,7 +72,7 @@ def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
 
 def test_rates_lie_about_the_predicted_optimum(law):
     choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
-    rate = predict(law, choice.covariates)[0]
+    rate = law.interval_at(choice.covariates)[0]
     np.testing.assert_allclose(math.sqrt(choice.rates[0] * choice.rates[-1]), rate, rtol=1e-3, atol=0)
     assert choice.rates[-1] / choice.rates[0] >= 8
 

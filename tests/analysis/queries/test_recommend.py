@@ -10,7 +10,6 @@ import pytest
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import penalty, predict
 from hyperp.analysis.law.schema import BasinRecord, Law
 from hyperp.analysis.queries.recommend import hydra_overrides, recommend_rate
 from hyperp.analysis.queries.validate import validate_law
@@ -75,7 +74,7 @@ def test_refusals_come_with_the_runs_that_would_answer(law):
 
 
 def test_the_published_exponent_moves_nothing(law):
-    ratio = predict(law, {"tokens": 2**22})[0] / predict(law, {"tokens": 2**21})[0]
+    ratio = law.interval_at({"tokens": 2**22})[0] / law.interval_at({"tokens": 2**21})[0]
     np.testing.assert_allclose(ratio, 2 ** law.exponents["tokens"].value, rtol=1e-12, atol=0)
     assert abs(law.exponents["tokens"].value + 0.5) < 0.1
 
@@ -97,7 +96,7 @@ def test_what_the_law_holds_may_be_repeated_but_not_changed(law):
 
 def test_a_fixed_exponent_carries_to_another_size(make_ladder):
     law = fit_law(_runs(make_ladder(seed_shift=0.05)), ["tokens"], fix={"depth": -0.5})
-    shallow, deep = (predict(law, {"tokens": 65536, "depth": d})[0] for d in (2, 8))
+    shallow, deep = (law.interval_at({"tokens": 65536, "depth": d})[0] for d in (2, 8))
     np.testing.assert_allclose(deep / shallow, 0.5, rtol=1e-12, atol=0)
     found = recommend_rate(law, {"tokens": 65536, "depth": 8})
     assert found.warnings == ["depth=8 lies 4 times outside the fitted range 2 to 2"]
@@ -162,7 +161,7 @@ def test_no_part_of_the_analysis_imports_torch():
 
 
 def _target_runs(law, make_curve, optimum_shift: float, seeds: int, ratios=(0.5, 1.0, 2.0), noise=0.001):
-    rate, _, _ = predict(law, {"tokens": 2**20})
+    rate, _, _ = law.interval_at({"tokens": 2**20})
     points = make_curve(
         math.log2(rate) + optimum_shift, rate * np.array(ratios), seeds, np.random.default_rng(3), noise=noise
     )
@@ -236,4 +235,4 @@ def test_a_basin_that_narrows_with_a_size_costs_more_there():
     assert basin.at({"tokens": 1000}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
     assert basin.at({"width": 64}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
     assert basin.at({"tokens": 4000}).coef == pytest.approx([0.02, 0.002], rel=1e-12)
-    assert penalty(basin.at({"tokens": 4000}), 0.3) == pytest.approx(2 * penalty(basin, 0.3), rel=1e-12)
+    assert basin.at({"tokens": 4000}).penalty(0.3) == pytest.approx(2 * basin.penalty(0.3), rel=1e-12)
