@@ -146,7 +146,7 @@ def recommend(
     from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
 
     if as_json and hydra:
-        raise ValueError("--json and --hydra exclude each other, got both")
+        raise ValueError("--json and --hydra cannot be combined, got both")
     sizes: dict[str, str | None] = {
         "tokens": tokens,
         "width": width,
@@ -173,12 +173,12 @@ def recommend(
 
 
 def _print_hydra_overrides(law: "Law", found: "Recommendation") -> None:
-    from hyperp.analysis.queries.recommend import hydra_overrides
+    from hyperp.analysis.queries.overrides import hydra_overrides
 
     typer.echo(hydra_overrides(law, found))
     typer.echo(
-        f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
-        "use the same one, its fitted exponents zero",
+        f"note: base_lr = lr / {found.rate_factor:g}, the factor in the fitted runs; use the same "
+        "parametrization with the fitted exponents set to zero",
         err=True,
     )
 
@@ -229,7 +229,7 @@ def next_command(
     target = parse_sizes(at, sizes)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
     found = next_runs(fitted, target, slices, offers)
-    wrote = save_points(found.points, out, f"further slices for {law}")
+    wrote = save_points(found.points, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
@@ -237,7 +237,8 @@ def next_command(
         typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{OVERRIDES_NOTE}")
     else:
         raise ValueError(
-            "--among: none is a further slice of the law; it has them, or they differ in what it holds"
+            "--among offers no new slice: each is already in the law, or differs in a size that the law "
+            "holds fixed"
         )
 
 
