@@ -16,8 +16,8 @@ from hyperp.analysis.cli.main import app
 from hyperp.analysis.diagnostics.coordinates import KINDS
 from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
-from hyperp.sweeps.collect.table import collect
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.table.runs import collect
 from hyperp.training.coordinates import activations, probe
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
