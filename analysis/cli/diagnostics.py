@@ -95,7 +95,7 @@ def coordinates(
     else:
         show_coordinates(found, tolerance)
     if out is not None:
-        from hyperp.analysis.report.figures.coordinates import write_coordinates
+        from hyperp.analysis.report.figures.coordinates import write_coordinate_check
 
-        for path in write_coordinates(found, out):
+        for path in write_coordinate_check(found, out):
             typer.echo(f"wrote {path}", err=as_json)

@@ -80,7 +80,7 @@ def loss(
     from hyperp.analysis.loss.fit import fit_loss, profile
     from hyperp.analysis.loss.points import loss_points
     from hyperp.analysis.loss.schema import describe, save_loss
-    from hyperp.analysis.report.text.loss import show_loss, unconverged
+    from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
@@ -92,7 +92,7 @@ def loss(
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = describe(fit, found, draws, source)
     save_loss(law, out)
-    for line in unconverged(law):
+    for line in convergence_warnings(law):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(law.model_dump_json(indent=2))
@@ -100,9 +100,9 @@ def loss(
         show_loss(law)
         typer.echo(f"wrote {out}")
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import law_plots
+        from hyperp.analysis.report.figures.loss import write_loss_figures
 
-        _report(law_plots(fit, draws, found, plots))
+        _report(write_loss_figures(fit, draws, found, plots))
 
 
 def leverage(
@@ -147,9 +147,9 @@ def leverage(
     else:
         show_leverage(found)
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import leverage_plots
+        from hyperp.analysis.report.figures.loss import write_leverage_figure
 
-        _report(leverage_plots(found, series, plots))
+        _report(write_leverage_figure(found, series, plots))
 
 
 def _read(runs: Path, mapping: list[str] | None, where: list[str] | None) -> tuple[Any, dict[str, Any]]:

@@ -99,7 +99,7 @@ def check(
       hyperp-law check runs/demo/runs.parquet
     """
     from hyperp.analysis.queries.check import check_runs
-    from hyperp.analysis.report.text.law import show_check
+    from hyperp.analysis.report.text.slices import show_check
 
     columns, tuned = split_names(by), tuple(split_names(over))
     table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
@@ -167,7 +167,7 @@ def recommend(
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        from hyperp.analysis.report.text.law import show_recommendation
+        from hyperp.analysis.report.text.recommendation import show_recommendation
 
         show_recommendation(fitted, found)
 
@@ -216,7 +216,7 @@ def next_command(
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.next_runs import next_runs
     from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
-    from hyperp.analysis.report.text.law import show_next
+    from hyperp.analysis.report.text.recommendation import show_next_runs
 
     sizes: dict[str, str | None] = {
         "tokens": tokens,
@@ -233,7 +233,7 @@ def next_command(
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
-        show_next(fitted, found)
+        show_next_runs(fitted, found)
         typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{OVERRIDES_NOTE}")
     else:
         raise ValueError(
@@ -262,7 +262,7 @@ def validate(
     from hyperp.analysis.files import write_text
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.validate import validate_law
-    from hyperp.analysis.report.text.law import show_validation
+    from hyperp.analysis.report.text.recommendation import show_validation
 
     fitted = load_law(law)
     table, rows = load_runs(runs, mapping, where, [*fitted.ranges, *fitted.held])

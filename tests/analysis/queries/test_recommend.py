@@ -140,7 +140,7 @@ def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladd
 def test_a_recommendation_imports_neither_torch_nor_pandas():
     code = (
         "import sys; import hyperp.analysis.cli.main, hyperp.analysis.queries.recommend;"
-        "import hyperp.analysis.law.schema, hyperp.analysis.report.text.law;"
+        "import hyperp.analysis.law.schema, hyperp.analysis.report.text.recommendation;"
         "heavy = {'torch', 'pandas', 'matplotlib', 'statsmodels', 'scipy.stats', 'scipy.optimize'};"
         "print(*(heavy & set(sys.modules)))"
     )
