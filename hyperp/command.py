@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hyperp import __version__
 from hyperp.config import Config, compose, register_schema, resolve
 from hyperp.files import HeldError
 from hyperp.rundir.record import load_or_set_aside
@@ -189,7 +190,7 @@ def main() -> None:
     words = sys.argv[1:]
     try:
         if "--version" in words:
-            print(f"hyperp-train {version('hyperp-scaling')}")
+            print(f"hyperp-train {__version__}")
         elif "--factors" in words:
             print_factors([word for word in words if word != "--factors"])
         elif "--prepare" in words:

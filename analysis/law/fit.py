@@ -1,7 +1,6 @@
 """Fit lr = exp(a) * product of covariate^b to the optima of the slices that can identify it."""
 
 import datetime
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hyperp import __version__
 from hyperp.analysis.law.identify import Stratum, assess, choose
 from hyperp.analysis.law.regression import (
     Sample,
@@ -79,7 +79,7 @@ def fit_law(
         mapping=dict(mapping or {}),
         records=runs.path,
         records_sha256=runs.sha256,
-        version=importlib.metadata.version("hyperp-scaling"),
+        version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )

@@ -20,11 +20,11 @@ from hyperp.distributed.ranks import world
 from hyperp.model.transformer import Transformer
 from hyperp.monitoring.activations import look_inside
 from hyperp.optim import GroupedOptimizer
-from hyperp.optim.batch import LARGEST_BATCH, state_of
+from hyperp.optim.batch import LARGEST_BATCH
 from hyperp.optim.linalg.norms import spectral_norm
 from hyperp.optim.rule import RULES, Rule, make_rule, option_names
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
-from hyperp.optim.units import Piece, joined, pieces
+from hyperp.optim.units import UnitView, stack_units, unit_views
 
 TOKENS = 1024  # at most this many of the batch, but a sequence on each rank, pass through the model again
 DIGITS = 6  # of every logged value; float32 has no more
@@ -39,7 +39,7 @@ class Matrices:
     name: str
     role: str
     parameter: nn.Parameter
-    piece: Piece
+    piece: UnitView
     rule: Rule
 
     @property
@@ -55,7 +55,7 @@ class Matrices:
         sphere, known = getattr(self.rule, "sphere", None), math.nan
         device, count = self.parameter.device, self.piece.count
         if isinstance(sphere, FrobeniusSphere) and state:
-            found = self.piece.state(state_of(self.piece, state)["radius"])
+            found = self.piece.stack_entry(self.piece.own_entries(state)["radius"])
             return found.to(device, torch.float32).expand(count)
         if isinstance(sphere, SpectralSphere):
             known = sphere.radius(*self.piece.shape)
@@ -182,7 +182,7 @@ class StabilityMonitors:
         spectral: dict[Matrices, Tensor] = {}
         frobenius: dict[Matrices, Tensor] = {}
         for batch in _batches(self.matrices):
-            W = joined([one.piece.read(_whole(one.parameter)) for one in batch])
+            W = stack_units([one.piece.read(_whole(one.parameter)) for one in batch])
             counts = [one.piece.count for one in batch]
             spectral |= zip(batch, spectral_norm(W).split(counts), strict=True)
             frobenius |= zip(batch, torch.linalg.vector_norm(W, dim=(-2, -1)).split(counts), strict=True)
@@ -211,7 +211,7 @@ class StabilityMonitors:
             if one.held:
                 own = [a / b for a, b in zip(values[one.held], values["radius"], strict=True)]
                 ratios.setdefault(one.role, []).extend(own)
-            matrices[one.piece.key(one.name)] = _entry(values, own)
+            matrices[one.piece.key_for(one.name)] = _entry(values, own)
         found["norm_over_radius"] = {
             role: {"min": _extreme(min, values), "max": _extreme(max, values)}
             for role, values in ratios.items()
@@ -239,7 +239,7 @@ def _matrices(optimizer: GroupedOptimizer) -> Iterator[Matrices]:
         rule = make_rule(group["algorithm"], {name: group[name] for name in names})
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.ndim >= 2:
-                for piece in pieces(parameter.shape, group["split"], True):
+                for piece in unit_views(parameter.shape, group["split"], True):
                     yield Matrices(name, group["role"], parameter, piece, rule)
 
 

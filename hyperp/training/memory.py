@@ -2,7 +2,7 @@
 
 import os
 
-from hyperp.flops import Shape, parameters
+from hyperp.flops import Shape, count_parameters
 from hyperp.scale import Scale
 
 BYTES = 4  # of a weight: models are built in float32, in the memory of the machine
@@ -13,7 +13,7 @@ def check(scale: Scale, shape: Shape) -> None:
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = BYTES * parameters(scale, shape)
+    needed = BYTES * count_parameters(scale, shape)
     if needed > there > 0:
         raise ValueError(
             f"scale must be of a model that fits in memory, got {scale}, whose weights alone take "

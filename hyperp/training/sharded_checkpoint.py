@@ -24,6 +24,7 @@ from torch.distributed.tensor import empty as empty_dtensor
 
 from hyperp.files import replacing
 from hyperp.optim import GroupedOptimizer
+from hyperp.optim.distributed.sharded import sharded_entry
 from hyperp.training.trainer import Trainer
 
 FOLDER = "checkpoint"
@@ -127,11 +128,8 @@ def _optimizer_tensors(model: nn.Module, optimizer: GroupedOptimizer) -> dict[st
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(parameter, DTensor) and _in_shards(optimizer, parameter, value, _local(parameter)):
-                shape = torch.Size((parameter.shape[0], *value.shape[1:]))
-                mesh, placements = parameter.device_mesh, parameter.placements
-                stride = torch.empty(shape, device="meta").stride()
-                value = DTensor.from_local(value, mesh, placements, shape=shape, stride=stride)
+            if optimizer.ownership.shards_entry(parameter, value, _local(parameter)):
+                value = sharded_entry(value, parameter)
             found[f"optimizer/{name}/{key}"] = value
     return found
 
@@ -146,24 +144,16 @@ def _empty_optimizer_tensors(
         section, name, *key = full_name.split("/")
         if section != "optimizer":
             continue
-        parameter, dealer = parameters[name], optimizer.dealer
-        if parameter in dealer.owners and not dealer.mine(parameter):
+        parameter, ownership = parameters[name], optimizer.ownership
+        if parameter in ownership.owners and not ownership.is_mine(parameter):
             continue
         assert isinstance(metadata, TensorStorageMetadata)
         value = torch.empty(metadata.size, dtype=metadata.properties.dtype, device=parameter.device)
-        if isinstance(parameter, DTensor) and _in_shards(optimizer, parameter, value, parameter):
+        if ownership.shards_entry(parameter, value, parameter):
             mesh, placements = parameter.device_mesh, parameter.placements
             value = empty_dtensor(metadata.size, dtype=value.dtype, device_mesh=mesh, placements=placements)
         made.setdefault(name, {})[key[0]] = value
     return made
-
-
-def _in_shards(optimizer: GroupedOptimizer, parameter: nn.Parameter, value: Tensor, like: Tensor) -> bool:
-    """Whether an entry of the state lies as its parameter does: a number for each element, or each expert."""
-    if parameter in optimizer.dealer.owners:  # its owner keeps it whole
-        return False
-    experts = parameter.ndim == 3 and value.shape[:1] == like.shape[:1]
-    return experts or value.shape == like.shape
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -7,20 +7,20 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from hyperp import __version__
 from hyperp.config import Config
 from hyperp.data.corpus import Corpus
 from hyperp.distributed import ranks as distributed
 from hyperp.distributed.ranks import Ranks
-from hyperp.files import HeldError, held, lock, remove_leftovers, replacing
+from hyperp.files import HeldError, is_locked, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
-from hyperp.optim.linalg.msign import dtype_for
+from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
@@ -163,7 +163,7 @@ def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: A
         "base_lr": config.base_lr,
         "factors": {role: {**r.factors, "lr": r.lr} for role, r in rates.items()},
         "config": asdict(config),
-        "version": version("hyperp-scaling"),
+        "version": __version__,
     }
     return Record(**(known | values))
 
@@ -214,7 +214,7 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
 def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
     options = {name: group[name] for name in option_names(RULES[group["algorithm"]])}
     if "msign_dtype" in options:  # what was used, which a checkpoint says too
-        options["msign_dtype"] = dtype_for(options["msign_dtype"], group["params"])
+        options["msign_dtype"] = resolve_msign_dtype(options["msign_dtype"], group["params"])
     return {"algorithm": group["algorithm"], **options}
 
 
@@ -360,7 +360,7 @@ def train_or_record_failure(
     """
     ranks = distributed.world()
     try:
-        ranks.share(lambda: None if held(run_dir / LOCK) else failure.forget_words(run_dir))
+        ranks.share(lambda: None if is_locked(run_dir / LOCK) else failure.forget_words(run_dir))
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise

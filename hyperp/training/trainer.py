@@ -59,7 +59,7 @@ class Trainer:
         self.corpus = corpus or load_corpus(config.data)
         self.ranks = distributed.world()
         context, scale = config.model.context, config.scale
-        tokens = config.rank_tokens(self.ranks.size)
+        tokens = config.tokens_per_rank(self.ranks.size)
         self.micro_batch = (config.runtime.micro_batch_tokens or tokens) // context
         place = {"rank": self.ranks.rank, "world": self.ranks.size}
         self.batches = Batches(self.corpus, context, scale.batch_tokens // context, config.seed, **place)

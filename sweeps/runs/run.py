@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hyperp.config import from_dict
+from hyperp.config import config_from_dict
 from hyperp.rundir import heartbeat, record
 from hyperp.rundir.record import Record
 from hyperp.terminal import invalid_field
@@ -30,7 +30,7 @@ def execute_run(
     """Train a run, or what is left of it, and return its record as plain values."""
     from hyperp.training.train import train_or_record_failure  # imports torch
 
-    return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report, stop))
+    return asdict(train_or_record_failure(config_from_dict(config), Path(run_dir), report, stop))
 
 
 def load_record(run_dir: Path) -> Record | None:
@@ -72,7 +72,7 @@ def record_dead_run(
     except ValueError:
         ended = None
     if ended is None or ended.status == "failed":
-        ended = train.record_failure(from_dict(config), Path(run_dir), reason, environment, cause)
+        ended = train.record_failure(config_from_dict(config), Path(run_dir), reason, environment, cause)
     return asdict(ended)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperp.flops import Experts, Shape, parameters, parameters_by_role
+from hyperp.flops import Experts, Shape, count_parameters, parameters_by_role
 from hyperp.model.balance import LoadMonitor, balance_loss, max_vio, total_load
 from hyperp.model.grouped import gather_rows, grouped_linear, has_grouped_mm, loop_linear
 from hyperp.model.moe import MoE, Router, Routing, sorted_by_expert
@@ -236,7 +236,7 @@ def test_parameters_are_as_many_as_counted(k, s, shared):
     for name, p in net.named_parameters():
         by_role[roles[name]] = by_role.get(roles[name], 0) + p.numel()
     assert by_role == parameters_by_role(scale, shape)
-    assert sum(by_role.values()) == parameters(scale, shape)
+    assert sum(by_role.values()) == count_parameters(scale, shape)
 
 
 def test_a_dense_scale_makes_a_dense_model():

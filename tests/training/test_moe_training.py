@@ -12,7 +12,7 @@ import torch
 
 from hyperp.config import Config, ModelConfig, compose, resolve
 from hyperp.data.corpus import Corpus, load_corpus
-from hyperp.flops import flops_per_token, parameters
+from hyperp.flops import count_parameters, flops_per_token
 from hyperp.rundir import record
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
@@ -83,7 +83,7 @@ def test_the_record_and_the_log_have_the_balance_of_every_layer(tmp_path):
     assert one.max_vio["mean"] == pytest.approx(np.mean(vio, axis=0).tolist(), rel=1e-12)
     assert one.max_vio["largest"] == pytest.approx(np.max(vio, axis=0).tolist(), rel=1e-12)
     assert len(one.max_vio["mean"]) == made.scale.depth
-    assert one.parameters == parameters(made.scale, made.shape(31))
+    assert one.parameters == count_parameters(made.scale, made.shape(31))
     assert one.flops == flops_per_token(made.scale, made.shape(31)) * made.scale.tokens
     for role in ("router", "expert"):
         assert one.algorithms[role]["algorithm"] == "muonh"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyperp.distributed.ranks import world
 from hyperp.optim import GroupedOptimizer, build
-from hyperp.optim.distributed.sharded import Dealer, cost
+from hyperp.optim.distributed.sharded import Ownership, cost
 from hyperp.optim.split import qkv_split
 from tests.ranks import together
 
@@ -319,13 +319,13 @@ def test_work_is_dealt_evenly_by_cost():
         def size(self) -> int:
             return 4
 
-    dealer = Dealer(Four())  # pyright: ignore[reportArgumentType]
+    ownership = Ownership(Four())  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(8, 64, (64, 2), generator=generator).tolist()
     parameters = [nn.Parameter(torch.zeros(rows, columns)) for rows, columns in sizes]
-    dealer.deal(parameters[:40])
-    first = dict(dealer.owners)
-    dealer.deal(parameters)
-    assert {p: dealer.owners[p] for p in first} == first
-    loads = [sum(cost(p.shape) for p in parameters if dealer.owners[p] == rank) for rank in range(4)]
+    ownership.assign(parameters[:40])
+    first = dict(ownership.owners)
+    ownership.assign(parameters)
+    assert {p: ownership.owners[p] for p in first} == first
+    loads = [sum(cost(p.shape) for p in parameters if ownership.owners[p] == rank) for rank in range(4)]
     assert max(loads) < 1.1 * min(loads)
