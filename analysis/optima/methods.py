@@ -33,7 +33,7 @@ def two_stage(slices: Sequence[Slice], options: Options) -> Estimation:
     """A parabola of its own for every slice, over a window about its vertex."""
     if options.over != ("lr",):
         raise ValueError(
-            f"--method two-stage tunes lr alone, got --over {','.join(options.over)}; "
+            f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
             "use --method shared, pool or argmin"
         )
     optima = find_optima(slices, options.window, level=options.level)

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hyperp.analysis.law.predict import penalty
 from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.figures.style import (
@@ -72,7 +71,7 @@ def _draw_optimum(
     x = np.geomspace(*ends, 81)
     bend = best.curvature
     if basin is not None:
-        y = best.loss * (1 + np.array([penalty(basin, float(v)) for v in np.log(x / best.lr)]))
+        y = best.loss * (1 + np.array([basin.penalty(float(v)) for v in np.log(x / best.lr)]))
     else:
         y = np.array([]) if bend is None else best.loss + bend * np.log2(x / best.lr) ** 2
     x = x[: len(y)]

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.predict import penalty
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.optima.estimation import Options
@@ -71,7 +70,7 @@ def basin_collapse(law: Law) -> tuple[Figure, Rows]:
             ]
         reach = max(abs(float(str(row["octaves"]))) for row in rows)
         x = np.linspace(-reach, reach, 121)
-        y = [100 * penalty(law.basin, v * math.log(2)) for v in x]
+        y = [100 * law.basin.penalty(v * math.log(2)) for v in x]
         axes.plot(x, y, "-", color="black", lw=1.6, zorder=1, label="basin of the law")
         rows += [{"kind": "basin", "octaves": float(a), "percent": b} for a, b in zip(x, y, strict=True)]
         excess = [float(str(r["percent"])) for r in rows if r["kind"] == "run"]
