@@ -19,7 +19,7 @@ from hyperp.analysis.files import Strict
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import FLAT, LEVEL
+from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
 
 Measure = Literal["size", "change"]
@@ -139,7 +139,7 @@ def coordinate_check(
     runs: Runs,
     long: pd.DataFrame,
     where: Mapping[str, str] | None = None,
-    tolerance: float = FLAT,
+    tolerance: float = FLAT_SLOPE,
     level: float = LEVEL,
 ) -> list[WidthSeries]:
     """Sizes and slopes of every series of runs; a series whose runs all failed has no widths and no kinds.

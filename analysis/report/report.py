@@ -12,8 +12,8 @@ import jinja2
 from hyperp.analysis.diagnostics.monitors import MonitorFindings, read_monitors
 from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import Recommendation, recommend
-from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
+from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.queries.validate import Validation
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
@@ -58,7 +58,7 @@ from hyperp.analysis.report.text.transfer import (
     penalty_rows,
     transfer_rows,
 )
-from hyperp.analysis.wording import degrees, percent
+from hyperp.analysis.wording import format_degrees, format_percent
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -86,7 +86,7 @@ def write_report(
         Refusal: the law cannot recommend a rate for `target`.
     """
     out = Path(folder)
-    recommendation = None if target is None else recommend(law, target, extrapolate=extrapolate)
+    recommendation = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out} must be a folder, it is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def stability_section(monitors: MonitorFindings) -> dict[str, Any]:
 def transfers_by_axis(law: Law) -> dict[str, list[Transfer]]:
     """Transfer along every axis that the law does not fit and that some group of slices varies."""
     axes = [axis for axis in law.slices[0].covariates if axis not in law.ranges]
-    found = {axis: transfer(law.slices, axis, law.level) for axis in axes}
+    found = {axis: measure_transfer(law.slices, axis, law.level) for axis in axes}
     return {axis: answers for axis, answers in found.items() if answers}
 
 
@@ -194,14 +194,14 @@ def _render(
         used=len(used),
         context=context_text(law.context),
         held=", ".join(f"{n.replace('_', ' ')} {format_value(v)}" for n, v in law.held.items()) or "nothing",
-        degrees=degrees(law.df),
+        degrees=format_degrees(law.df),
         scatter=scatter_line(law),
         formulas=[formula(law), *(formula(law, name) for name in law.also)],
         also=markdown_table(tuned_with_lr_columns(law), tuned_with_lr_rows(law)) if law.also else "",
         beside=markdown_table(other_method_columns(law), other_method_rows(law)) if law.beside else "",
         tests=diagnostic_lines(law),
         pictures=pictures,
-        level=percent(law.level),
+        level=format_percent(law.level),
         exponents=markdown_table(exponent_columns(law), exponent_rows(law)),
         slices=markdown_table([*names, *SLICE_COLUMNS], slice_rows(used, names)),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",

@@ -16,7 +16,6 @@ import pandas as pd
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.table.validate import Runs, check_frame
 
 TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
@@ -49,7 +48,7 @@ def interval_at_stop(frame: pd.DataFrame, goal: float, least: int) -> tuple[floa
             law = fit_law(Runs(check_frame(some), "runs.parquet", "0" * 64), ["tokens"])
         except Refusal:
             continue
-        _, low, high = predict(law, {"tokens": TOKENS[-1]})
+        _, low, high = law.interval_at({"tokens": TOKENS[-1]})
         if math.sqrt(high / low) - 1 <= goal:
             return low, high
     return None

@@ -7,7 +7,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from hyperp.analysis.law.predict import penalty
 from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.figures.style import (
@@ -132,7 +131,7 @@ def _draw_optimum(
     near = [*best.window_rates, best.lr, *((best.lr / 2, best.lr * 2) if basin else ())]
     x = np.geomspace(min(near) / 2**0.4, max(near) * 2**0.4, 81)
     if basin is not None:
-        y = best.loss * (1 + np.array([penalty(basin, float(v)) for v in np.log(x / best.lr)]))
+        y = best.loss * (1 + np.array([basin.penalty(float(v)) for v in np.log(x / best.lr)]))
     elif best.curvature is not None:
         y = best.loss + best.curvature * np.log2(x / best.lr) ** 2
     else:

@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.predict import penalty
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.schema import Law, SliceRecord
-from hyperp.analysis.optima.estimation import Options
-from hyperp.analysis.optima.methods import estimate
+from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.report.figures.style import (
     COLOURS,
     GREY,
@@ -78,7 +77,7 @@ def basin_collapse(law: Law, ax: Axes | None = None) -> Picture:
         ]
     reach = max(abs(run["octaves"]) for run in runs)
     x = np.linspace(-reach, reach, 121)
-    y = [100 * penalty(law.basin, v * math.log(2)) for v in x]
+    y = [100 * law.basin.penalty(v * math.log(2)) for v in x]
     axes.plot(x, y, "-", color="black", lw=1.6, zorder=1, label="basin of the law")
     excess = [run["percent"] for run in runs]
     top = float(np.quantile(excess, 0.9))  # a few runs that nearly diverged must not flatten the rest
@@ -127,9 +126,9 @@ def _nearest_rates(one: SliceRecord, count: int) -> Slice:
 def _refit_with_fewer_rates(law: Law, used: list[SliceRecord], count: int) -> list[dict[str, Any]]:
     """One row an exponent; no rows where too few slices keep an optimum."""
     slices = [_nearest_rates(one, count) for one in used]
-    options = Options(by=tuple(law.covariates), window=law.window, level=law.level)
+    options = MethodOptions(by=tuple(law.covariates), window=law.window, level=law.level)
     try:
-        found = estimate(law.method, slices, options)  # pyright: ignore
+        found = estimate_optima(law.method, slices, options)  # pyright: ignore
         kept = [i for i, o in enumerate(found.optima) if o.state == "bracketed"]
         optima = [found.optima[i] for i in kept]
         sample = Sample(

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.figures.style import (
     COLOURS,
@@ -21,7 +20,7 @@ from hyperp.analysis.report.figures.style import (
     rate_axis,
     size_text,
 )
-from hyperp.analysis.vocabulary import CENSORED, PUBLISHED
+from hyperp.analysis.vocabulary import CENSORED, PUBLISHED_EXPONENTS
 
 
 def plot_optimum(
@@ -128,7 +127,7 @@ def _draw_law(
 ) -> Rows:
     low, high = law.ranges[covariate]
     x = np.unique(np.concatenate([np.geomspace(*ends, 121), [low, high]]))
-    curve = np.array([predict(law, {**middle, covariate: float(value)}) for value in x])
+    curve = np.array([law.interval_at({**middle, covariate: float(value)}) for value in x])
     inside = (x >= low) & (x <= high)
     band = f"{100 * law.level:g}% prediction interval"
     blue = COLOURS[0]
@@ -155,8 +154,8 @@ def _draw_published(
     axes: Axes, law: Law, covariate: str, middle: Mapping[str, float], ends: tuple[float, float]
 ) -> Rows:
     rows: Rows = []
-    rate = predict(law, middle)[0]
-    for published in PUBLISHED.get(covariate, ())[:1]:
+    rate = law.interval_at(middle)[0]
+    for published in PUBLISHED_EXPONENTS.get(covariate, ())[:1]:
         x = np.array(ends)
         y = rate * (x / middle[covariate]) ** published.exponent
         label = f"published slope {published.exponent:g} ({published.source})"
@@ -168,7 +167,7 @@ def _draw_published(
 
 
 def _draw_target(axes: Axes, law: Law, covariate: str, where: Mapping[str, float]) -> Rows:
-    rate, low, high = predict(law, where)
+    rate, low, high = law.interval_at(where)
     x = where[covariate]
     axes.errorbar(
         [x], [rate], [[rate - low], [high - rate]], fmt="none", ecolor=COLOURS[0], capsize=4, lw=1.6

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from hyperp.analysis.loss.bootstrap import Draws, band, floor_interval
-from hyperp.analysis.loss.fit import LossFit, Profile, parameters, predict
-from hyperp.analysis.loss.leverage import Leverage, Series
+from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band
+from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss, published_parameters
+from hyperp.analysis.loss.leverage import FittedSeries, Leverage
 from hyperp.analysis.report.figures.style import (
     COLOURS,
     LINES,
@@ -31,7 +31,7 @@ LOSS_UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "
 BLUE, RED = COLOURS[0], COLOURS[1]
 
 
-def write_loss_figures(fit: LossFit, draws: Draws | None, profile: Profile, folder: Path) -> list[Path]:
+def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     power = fit.points.form == "power"
@@ -43,7 +43,7 @@ def write_loss_figures(fit: LossFit, draws: Draws | None, profile: Profile, fold
     return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
 
 
-def write_leverage_figure(answer: Leverage, series: list[Series], folder: Path) -> list[Path]:
+def write_leverage_figure(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
     """Write leverage to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return save_figure(*leverage_panels(answer, series), folder, "leverage")
@@ -74,10 +74,10 @@ def law_against_compute(fit: LossFit, draws: Draws | None, ax: Axes | None = Non
     """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
     measured = fit.points.x_Kn[0]
     x = _drawn_places(measured.min(), measured.max())
-    y = predict(fit, fit.z_P[None], x[None])[0]
-    low, high = (None, None) if draws is None else band(fit, draws, x[None])
+    y = predict_loss(fit, fit.z_P[None], x[None])[0]
+    low, high = (None, None) if draws is None else loss_band(fit, draws, x[None])
     figure, axes = figure_for(ax, (7.0, 4.4))
-    e, a, b = parameters(fit.z_P[None], fit.centre_K)[0]
+    e, a, b = published_parameters(fit.z_P[None], fit.centre_K)[0]
     label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
     rows = _draw_curve(axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True)
     axes.plot(measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute")
@@ -126,7 +126,7 @@ def _draw_curve(
 
 def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndarray:
     """The lowest loss (R, m) of a Chinchilla law at a compute of 6 N D (arXiv 2203.15556, section 3.3)."""
-    e, a, b, alpha, beta = (column[:, None] for column in parameters(z_RP, fit.centre_K).T)
+    e, a, b, alpha, beta = (column[:, None] for column in published_parameters(z_RP, fit.centre_K).T)
     balance = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n = balance * (flops_m / 6) ** (beta / (alpha + beta))
     return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
@@ -185,7 +185,7 @@ def draw_residuals(axes: Axes, fit: LossFit, name: str, x_n: np.ndarray) -> None
 
 
 @mpl.rc_context(STYLE)
-def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Picture:
+def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> Picture:
     """Above, the objective with the floor held at each value; below, what that floor makes of the rest."""
     figure, grid = new_figure((7.0, 6.0), 2, 1, sharex=True, height_ratios=(3, 2))
     top, bottom = grid[:, 0]
@@ -212,7 +212,7 @@ def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Pictur
     ]
 
 
-def draw_floor_objective(axes: Axes, fit: LossFit, profile: Profile) -> None:
+def draw_floor_objective(axes: Axes, fit: LossFit, profile: FloorProfile) -> None:
     """Draw the objective over the least one, with the floor held at each value, into axes."""
     least = _least_objective(profile)
     ratio = profile.objective_F / least
@@ -223,7 +223,7 @@ def draw_floor_objective(axes: Axes, fit: LossFit, profile: Profile) -> None:
     bold_title(axes, f"{_title_prefix(fit)}profile of the floor E")
 
 
-def draw_held_floor(axes: Axes, fit: LossFit, profile: Profile) -> None:
+def draw_held_floor(axes: Axes, fit: LossFit, profile: FloorProfile) -> None:
     """Draw the exponents and the extrapolated loss, with the floor held at each value, into axes."""
     exponents = _exponents(fit, profile)
     for k, (name, values) in enumerate(exponents.items()):
@@ -242,18 +242,18 @@ def draw_held_floor(axes: Axes, fit: LossFit, profile: Profile) -> None:
     axes.legend(handles=handles, loc="upper left", fontsize=9)
 
 
-def _least_objective(profile: Profile) -> float:
+def _least_objective(profile: FloorProfile) -> float:
     return max(float(profile.objective_F.min()), 1e-30)
 
 
-def _exponents(fit: LossFit, profile: Profile) -> dict[str, np.ndarray]:
+def _exponents(fit: LossFit, profile: FloorProfile) -> dict[str, np.ndarray]:
     """The fitted exponents by name, each (F,), one value for each floor of the profile."""
     first = 1 + len(fit.centre_K)
     return dict(zip(fit.names[first:], profile.z_FP[:, first:].T, strict=True))
 
 
 @mpl.rc_context(STYLE)
-def leverage_panels(answer: Leverage, series: list[Series]) -> Picture:
+def leverage_panels(answer: Leverage, series: list[FittedSeries]) -> Picture:
     """Left, every curve with its points; right, the leverage over the baseline with its band."""
     figure, grid = new_figure((10.4, 4.4), 1, 2, gridspec_kw={"wspace": 0.06})
     left, right = grid[0]
@@ -265,7 +265,7 @@ def leverage_panels(answer: Leverage, series: list[Series]) -> Picture:
     return figure, rows
 
 
-def draw_loss_curves(axes: Axes, answer: Leverage, series: list[Series]) -> Rows:
+def draw_loss_curves(axes: Axes, answer: Leverage, series: list[FittedSeries]) -> Rows:
     """Draw every series' law and points into axes; returns the numbers drawn."""
     rows = [row for index, one in enumerate(series) for row in _leverage_curve(axes, one, index)]
     _compute_axis(axes)
@@ -295,10 +295,12 @@ def draw_leverage(axes: Axes, answer: Leverage) -> Rows:
     return rows
 
 
-def _leverage_curve(axes: Axes, one: Series, index: int) -> Rows:
+def _leverage_curve(axes: Axes, one: FittedSeries, index: int) -> Rows:
     x = np.geomspace(one.flops[0], one.flops[1], 121)
-    y = predict(one.fit, one.fit.z_P[None], x[None])[0]
-    rows = _draw_curve(axes, (x, y, *band(one.fit, one.draws, x[None])), one.flops, index, one.name, False)
+    y = predict_loss(one.fit, one.fit.z_P[None], x[None])[0]
+    rows = _draw_curve(
+        axes, (x, y, *loss_band(one.fit, one.draws, x[None])), one.flops, index, one.name, False
+    )
     measured, losses = one.fit.points.x_Kn[0], one.fit.points.loss_n
     axes.plot(measured, losses, **{**series_style(index), "ls": ""}, ms=6, mec="white", mew=0.6, zorder=4)
     return rows + [

@@ -12,7 +12,7 @@ from hyperp.analysis.diagnostics.coordinates import (
     diverged_text,
 )
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 SLOPE_COLUMNS = [
     "parametrization",
@@ -20,10 +20,10 @@ SLOPE_COLUMNS = [
     "base_lr",
     "activation",
     "slope of its size",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "verdict",
     "slope of its change",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "verdict",
 ]
 
@@ -52,7 +52,7 @@ def slope_table(found: Sequence[WidthSeries]) -> list[list[str]]:
     rows = []
     for one in found:
         names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
-        names.append(number(one.held.get("base_lr")))
+        names.append(format_number(one.held.get("base_lr")))
         for kind in one.kinds:
             cells = [cell for measure in MEASURES for cell in _slope_cells(kind, measure)]
             rows.append([*names, ACTIVATIONS[kind.quantity], *cells])

@@ -2,9 +2,8 @@
 
 import math
 
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import published_lines
+from hyperp.analysis.queries.recommend import published_exponents
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import (
     SLICE_COLUMNS,
@@ -13,15 +12,15 @@ from hyperp.analysis.report.text.slices import (
     format_value,
     slice_rows,
 )
-from hyperp.analysis.wording import degrees, interval, number, percent
+from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
-PUBLISHED = "published, not used"
+PUBLISHED_COLUMN = "published, not used"
 
 
 def exponent_rows(law: Law) -> list[list[str]]:
     """One row per covariate: measured or fixed exponent, interval, and what was published."""
     a = law.a
-    ends = interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
+    ends = format_interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
     rows = [["exp(a)", f"{math.exp(a.value):.4g} (factor)", "-", ends, "-", "-"]]
     for name in law.ranges:
         e = law.exponents.get(name)
@@ -36,7 +35,7 @@ def exponent_rows(law: Law) -> list[list[str]]:
                 name,
                 *measured,
                 f"{format_value(low)} to {format_value(high)}",
-                "; ".join(published_lines(name)) or "-",
+                "; ".join(published_exponents(name)) or "-",
             ]
         )
     return rows
@@ -44,8 +43,8 @@ def exponent_rows(law: Law) -> list[list[str]]:
 
 def exponent_columns(law: Law) -> list[str]:
     """The header of exponent_rows."""
-    ends = f"{percent(law.level)} interval"
-    return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED]
+    ends = f"{format_percent(law.level)} interval"
+    return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED_COLUMN]
 
 
 def formula(law: Law, response: str = "lr") -> str:
@@ -73,22 +72,24 @@ def tuned_with_lr_rows(law: Law) -> list[list[str]]:
 
 def tuned_with_lr_columns(law: Law) -> list[str]:
     """The header of tuned_with_lr_rows."""
-    return ["tuned with lr", "covariate", "exponent", "SE", f"{percent(law.level)} interval"]
+    return ["tuned with lr", "covariate", "exponent", "SE", f"{format_percent(law.level)} interval"]
 
 
 def other_method_rows(law: Law) -> list[list[str]]:
     """One row per method: its exponents, and its rate in the middle of the law's slices."""
     own = [law.method, str(sum(s.used for s in law.slices))]
     own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
-    rows = [[*own, number(_middle_rate(law)), "this law"]]
+    rows = [[*own, format_number(_middle_rate(law)), "this law"]]
     for other in law.beside:
         exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
-        rows.append([other.method, str(other.slices), *exponents, number(other.lr), other.problem or ""])
+        rows.append(
+            [other.method, str(other.slices), *exponents, format_number(other.lr), other.problem or ""]
+        )
     return rows
 
 
 def _middle_rate(law: Law) -> float:
-    return predict(law, law.middle)[0]
+    return law.interval_at(law.middle)[0]
 
 
 def other_method_columns(law: Law) -> list[str]:
@@ -112,14 +113,15 @@ def diagnostic_lines(law: Law) -> list[str]:
         verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of curvature"
         lines.append(
             f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
-            f"{degrees(c.df)}: {verdict}"
+            f"{format_degrees(c.df)}: {verdict}"
         )
     for name, seeds in law.by_seed.items():
         count = f"{len(seeds.values)} of {seeds.of}" if seeds.of > len(seeds.values) else f"{seeds.of}"
         ends = f"{min(seeds.values.values()):.3f} to {max(seeds.values.values()):.3f}"
         lines.append(
             f"Exponent of {name} from each of {count} seeds alone: {ends}, "
-            f"mean {seeds.mean:.3f} ({percent(law.level)} interval {seeds.low:.3f} to {seeds.high:.3f})"
+            f"mean {seeds.mean:.3f} ({format_percent(law.level)} interval "
+            f"{seeds.low:.3f} to {seeds.high:.3f})"
         )
     if law.leave_one_out:
         lines.append(leave_one_out_line(law))
@@ -161,7 +163,7 @@ def show_law(law: Law) -> None:
     for name in law.also:
         print(formula(law, name))
     window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
-    print(f"{len(used)} slices, {degrees(law.df)}, {law.method} in {law.space} space{window}\n")
+    print(f"{len(used)} slices, {format_degrees(law.df)}, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
     if law.also:
         show_table(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hyperp.analysis.diagnostics.monitors import SUMMARY_NAMES, MonitorFindings, ScaleRatio
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 SCALE_COLUMNS = ["best rate", "seeds", "steps", "looks", "runs not counted"]
 
@@ -14,7 +14,7 @@ def scale_table(seen: MonitorFindings) -> tuple[list[str], list[list[str]]]:
     rows = []
     for scale, row in seen.scales.iterrows():
         at = int(str(scale))
-        rate = number(row["lr"]) + (", at the edge of the grid" if row["edge"] else "")
+        rate = format_number(row["lr"]) + (", at the edge of the grid" if row["edge"] else "")
         looks = [range_text(seen.count_range(at, name)) for name in ("steps", "monitor_looks")]
         lost = ", ".join(f"{n} {reason}" for reason, n in seen.excluded[at].items()) or "none"
         sizes = [f"{int(row[name]):,}" for name in names]
@@ -29,7 +29,7 @@ def ratio_table(seen: MonitorFindings, axis: str) -> tuple[list[str], list[list[
     found, name = seen.ratios(axis), axis.replace("_", " ")
     held = any(one.held for one in found)
     columns = ["largest", *(["held"] if held else []), f"at the smallest {name}", f"at the largest {name}"]
-    columns += ["ratio", f"{percent(seen.level)} interval", "rates", "seeds", "looks"]
+    columns += ["ratio", f"{format_percent(seen.level)} interval", "rates", "seeds", "looks"]
     return columns, [_ratio_row(one, held) for one in found]
 
 
@@ -41,7 +41,7 @@ def _ratio_row(one: ScaleRatio, held: bool) -> list[str]:
         *(f"{end.size:,}: {end.mean:.4g} ({end.low:.4g} to {end.high:.4g})" for end in one.ends),
         "none" if one.value is None else f"{one.value:.3g}",
         interval,
-        ", ".join(number(end.lr) for end in one.ends),
+        ", ".join(format_number(end.lr) for end in one.ends),
         ", ".join(str(end.seeds) for end in one.ends),
         ", ".join(range_text(end.looks) for end in one.ends),
     ]

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import interval, number, percent
+from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
-    from hyperp.analysis.queries.check import Check
+    from hyperp.analysis.queries.check import TableCheck
 
 STATE_WORDS = {
     "bracketed": "bracketed",
@@ -43,7 +43,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         o = s.optimum
         optimum = ["-", "-"]
         if o is not None:
-            optimum = [number(o.lr), "unknown" if o.se is None else interval(o.low, o.high)]
+            optimum = [format_number(o.lr), "unknown" if o.se is None else format_interval(o.low, o.high)]
         counts = [
             str(len({p.lr for p in s.points})),
             str(max((p.seeds for p in s.points), default=0)),
@@ -53,7 +53,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
     return rows
 
 
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{percent()} interval"]
+SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
 
 
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
@@ -66,7 +66,7 @@ def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
     ]
 
 
-def show_check(answer: "Check") -> None:
+def show_check(answer: "TableCheck") -> None:
     """Print what a table of runs holds, its slices, and the exponents that could be fitted."""
     print(
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
@@ -81,7 +81,7 @@ def show_check(answer: "Check") -> None:
     for s in (s for s in answer.slices if s.optimum is None):
         values = {**s.context, **s.covariates}
         where = ", ".join(f"{n} {values[n]}" for n in names) or "the slice"
-        add = f"; add the rates {', '.join(number(r) for r in s.next_rates)}" if s.next_rates else ""
+        add = f"; add the rates {', '.join(format_number(r) for r in s.next_rates)}" if s.next_rates else ""
         print(f"{where}: {s.reason}{add}")
     rows = [
         [v.covariate, "yes" if v.identified else "no", "; ".join(v.groups) if v.identified else str(v.reason)]

@@ -5,13 +5,13 @@ import math
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import STATE_WORDS, format_value
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
     "held",
     "optima",
     "octaves per doubling",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty",
 ]
 
@@ -27,7 +27,8 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     rows, names = [], context_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{format_value(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}"
+            for p in t.points
         )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
@@ -48,7 +49,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
 PENALTY_COLUMNS = [
     "at",
     "octaves from the smallest one's optimum",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty of that optimum",
     "over the interval",
 ]

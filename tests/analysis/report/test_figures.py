@@ -10,9 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import penalty, predict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.transfer import transfer
+from hyperp.analysis.queries.transfer import measure_transfer
 from hyperp.analysis.report.figures import style
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
@@ -61,7 +60,9 @@ def test_optimum_against_tokens_holds_fit_band_and_published_slope(law, tmp_path
     saved = _save(optimum_against(law, "tokens", {"tokens": 2**21}), tmp_path, "optimum")
     for row in (r for r in saved if r["kind"] == "fit"):
         numbers = [float(row[name]) for name in ("lr", "low", "high")]
-        np.testing.assert_allclose(numbers, predict(law, {"tokens": float(row["tokens"])}), rtol=1e-9, atol=0)
+        np.testing.assert_allclose(
+            numbers, law.interval_at({"tokens": float(row["tokens"])}), rtol=1e-9, atol=0
+        )
     published = [(float(r["tokens"]), float(r["lr"])) for r in saved if r["kind"] == "published"]
     (x0, y0), (x1, y1) = published
     np.testing.assert_allclose(np.log(y1 / y0) / np.log(x1 / x0), -0.32, rtol=1e-9, atol=0)
@@ -84,7 +85,7 @@ def test_other_covariates_are_moved_along_the_fit(make_ladder, tmp_path):
     saved = _save(optimum_against(law, "tokens"), tmp_path, "optimum")
     for row in (r for r in saved if r["kind"] == "slice"):
         at = {"tokens": float(row["tokens"]), "batch_tokens": 1024.0}
-        np.testing.assert_allclose(float(row["lr"]), predict(law, at)[0], rtol=0.01, atol=0)
+        np.testing.assert_allclose(float(row["lr"]), law.interval_at(at)[0], rtol=0.01, atol=0)
 
 
 def test_leave_one_out_bars_hold_the_laws_own_errors(law, tmp_path):
@@ -96,7 +97,7 @@ def test_leave_one_out_bars_hold_the_laws_own_errors(law, tmp_path):
 def test_all_slices_collapse_on_the_basin_of_the_law(law, tmp_path):
     saved = _save(basin_collapse(law), tmp_path, "collapse")
     runs = [r for r in saved if r["kind"] == "run" and abs(float(r["octaves"])) < 1]
-    off = [float(r["percent"]) - 100 * penalty(law.basin, float(r["octaves"]) * np.log(2)) for r in runs]
+    off = [float(r["percent"]) - 100 * law.basin.penalty(float(r["octaves"]) * np.log(2)) for r in runs]
     assert len({r["slice"] for r in runs}) == 5
     assert np.abs(off).max() < 0.6  # noise of 0.2% and seeds that move the optimum
 
@@ -117,7 +118,7 @@ def test_a_censored_slice_is_a_hollow_mark_at_its_last_rate(law, tmp_path):
 
 
 def test_transfer_has_a_panel_for_each_context(law, tmp_path):
-    answers = transfer(law.slices, "width")
+    answers = measure_transfer(law.slices, "width")
     figure, rows = transfer_panels(law.slices, answers)
     assert len(figure.axes) == len(answers) == 1
     saved = _save((figure, rows), tmp_path, "transfer")
