@@ -297,9 +297,9 @@ def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
 
 def method_or_default(text: str | None) -> Any:
     """The method of --method, or the default."""
-    from hyperp.analysis.optima.methods import DEFAULT
+    from hyperp.analysis.optima.methods import DEFAULT_METHOD
 
-    return DEFAULT if text is None else text
+    return DEFAULT_METHOD if text is None else text
 
 
 def load_runs(
