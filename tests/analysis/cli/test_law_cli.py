@@ -57,21 +57,29 @@ def test_former_names_of_options_are_accepted_and_not_listed(demo, tmp_path, old
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_commands(shell):
-    """As the shell asks: the words so far in the environment, the answer on standard output."""
+@pytest.mark.parametrize(
+    ("typed", "found", "absent"),
+    [
+        ("rec", "recommend", "validate"),
+        ("fit --method po", "pool", "argmin"),
+        ("fit --tu", "--tuned", "--by"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_methods(shell, typed, found, absent):
+    """As the shell asks: what is typed comes in the environment, the answer goes to standard output."""
     code = "import sys; sys.argv[:] = ['hyperp-law']; from hyperp.analysis.cli.main import main; main()"
     asked = {
         "_HYPERP_LAW_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "hyperp-law rec",
-        "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "hyperp-law rec",
+        "COMP_WORDS": f"hyperp-law {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+        "_TYPER_COMPLETE_ARGS": f"hyperp-law {typed}",
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "recommend" in done.stdout
-    assert "validate" not in done.stdout
+    assert found in done.stdout
+    assert absent not in done.stdout
 
 
 @pytest.mark.parametrize(
