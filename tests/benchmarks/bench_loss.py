@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import huber, logsumexp
 
 from hyperp.analysis.loss.bootstrap import bootstrap_loss, parameter_intervals
 from hyperp.analysis.loss.fit import DELTA, fit_loss_law, profile_floor, published_parameters
 from hyperp.analysis.loss.leverage import compute_leverage
 from hyperp.analysis.loss.points import LossPoints, loss_points
-from hyperp.analysis.loss.solver import huber
 
 RESAMPLES = 1000
 SIMULATIONS = 300
@@ -71,7 +70,7 @@ def plain(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):
 
     def objective(z):
         terms = [z[0] - z[3] * log_N, z[1] - z[4] * log_D, np.full_like(log_N, z[2])]
-        return float((weights * huber(logsumexp(terms, axis=0) - target, DELTA)).sum())
+        return float((weights * huber(DELTA, logsumexp(terms, axis=0) - target)).sum())
 
     return minimize(objective, np.array(start), method="L-BFGS-B")
 

@@ -15,11 +15,12 @@ normal with the fit's tau.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.fit import BasinFit, gauss_newton
+from hyperp.analysis.optima.basin.fit import BasinFit
+from hyperp.analysis.optima.basin.joint import gauss_newton
 from hyperp.analysis.optima.basin.locate import fit_slices
 from hyperp.analysis.random_effects import meta_regression
 from tests.oracles.baselines import Parabolas
@@ -66,14 +67,12 @@ def shared_bootstrap(
     _check_designs(designs, basin.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
     loss = basin.floor[:, None] * (1 + _resampled_losses(basin, resamples, rng))
-    curves, powers = basin.curves, basin.shape.powers
-    used, part = basin.bracketed, curves.select(basin.shaped)
-    arrays = (part.u, loss[:, basin.shaped], part.count, part.amplitude)
-    parameters, _ = gauss_newton(*arrays, basin.X, powers, basin.parameters, steps, basin.scale, damping=0.0)
+    used, powers = basin.bracketed, basin.shape.powers
+    part = replace(basin.curves.select(basin.shaped), loss=loss[:, basin.shaped])
+    parameters, _ = gauss_newton(part, basin.X, powers, basin.parameters, steps, basin.scale, damping=0.0)
     start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
-    arrays = (curves.u[used], loss[:, used], curves.count[used])
-    coef = parameters.coef[:, None] * curves.amplitude[used][:, None]
-    located = fit_slices(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
+    part, floor = replace(basin.curves.select(used), loss=loss[:, used]), basin.floor[used]
+    located = fit_slices(part, powers, parameters.coef, start, floor, steps, basin.scale, damping=0.0)
     # Less the curves without new noise: they keep their misfit, and so have optima a little off the fit's.
     moved = located.optimum[1:] - located.optimum[0]
     return _regress_resamples(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)

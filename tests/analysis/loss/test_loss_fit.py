@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize, nnls
+from scipy.special import huber
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.loss.bootstrap import bootstrap_loss, loss_band, parameter_intervals
@@ -20,7 +21,6 @@ from hyperp.analysis.loss.fit import (
 from hyperp.analysis.loss.points import loss_points
 from hyperp.analysis.loss.solver import (
     evaluate_huber_sum,
-    huber,
     nonnegative_least_squares,
     parameter_bounds,
     polish,
@@ -110,7 +110,7 @@ def test_an_independent_minimiser_gains_nothing():
 
     def objective(z):
         law = z[0] + np.exp(z[1] - z[3] * data.u_Kn[0]) + np.exp(z[2] - z[4] * data.u_Kn[1])
-        return huber(np.log(law) - data.y_Rn[0], DELTA).sum() / fit.objective
+        return huber(DELTA, np.log(law) - data.y_Rn[0]).sum() / fit.objective
 
     assert objective(fit.z_P) == pytest.approx(1, rel=1e-12, abs=0)
     options = {"xatol": 1e-10, "fatol": 1e-13, "maxiter": 5000, "maxfev": 5000}
