@@ -13,6 +13,7 @@ from hyperp.analysis.optima.estimation import (
     mean_loss_by_setting,
 )
 from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.shared import shared_optima
 from hyperp.analysis.optima.two_stage import parabola_optima
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import METHODS, MethodName
@@ -97,15 +98,8 @@ def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
     )
 
 
-def _shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """See `shared`, which this imports when first used."""
-    from hyperp.analysis.optima.shared import shared_optima
-
-    return shared_optima(slices, options)
-
-
 ESTIMATORS: dict[MethodName, Method] = {
-    "shared": _shared_optima,
+    "shared": shared_optima,
     "two-stage": two_stage_optima,
     "pool": pool_optima,
     "argmin": argmin_optima,

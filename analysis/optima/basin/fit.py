@@ -191,7 +191,7 @@ class _ShapeFit:
 
 @dataclass(frozen=True)
 class _StateFit:
-    """A fit, the noise of one run and the state of each slice; the shape leaves out slices that are no bowl."""
+    """A fit whose shape leaves out slices that are no bowl, the noise of one run and the states."""
 
     curves: LossCurves
     fit: _ShapeFit

@@ -102,7 +102,7 @@ def test_rows_in_another_order_change_nothing():
 
 def test_no_overlap_is_refused_with_what_to_run():
     frame = curves({"muon": 1, "sso": 1e4})
-    with pytest.raises(Refusal, match=r"do not overlap; run muon beyond 1e[+]21 FLOPs or sso below 1e[+]18"):
+    with pytest.raises(Refusal, match=r"muon .*sso .*run muon beyond 1e[+]21 FLOPs or sso below 1e[+]18"):
         compute_leverage(frame, "muon", resamples=20)
 
 
@@ -117,10 +117,10 @@ def test_one_that_cannot_be_compared_does_not_stop_the_others():
 @pytest.mark.parametrize(
     ("change", "baseline", "over", "text"),
     [
-        ({}, "adam", "optimizer", "--baseline optimizer=adam matches no row; optimizer holds muon, sso"),
-        ({}, "muon", "colour", "--over colour: no such column"),
-        ({"optimizer": "muon"}, "muon", "optimizer", "must have a value besides the baseline's"),
-        ({"metric": ["nats", "bits"] * 8}, "muon", "optimizer", "metric must be the same for every curve"),
+        ({}, "adam", "optimizer", "--baseline optimizer=adam .*muon, sso"),
+        ({}, "muon", "colour", "--over colour"),
+        ({"optimizer": "muon"}, "muon", "optimizer", "optimizer must .*got muon"),
+        ({"metric": ["nats", "bits"] * 8}, "muon", "optimizer", "metric must .*got bits, nats"),
     ],
 )
 def test_bad_input_is_one_line(change, baseline, over, text):

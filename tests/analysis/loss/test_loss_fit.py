@@ -262,22 +262,22 @@ def test_band_holds_the_truth_beyond_the_data():
 @pytest.mark.parametrize(
     ("frame", "form", "reason"),
     [
-        (curve(n=3), "power", "3 distinct .flops. cannot fit 3 parameters, 4 are needed; run 1 more"),
+        (curve(n=3), "power", r"3 distinct \(flops\) .*3 parameters, 4 .*run 1 more"),
         (
             curve().assign(flops=1e18, lr=range(8)),
             "power",
-            r"flops does not vary, it is 1e\+18 everywhere",
+            r"flops does not vary.* 1e\+18",
         ),
-        (grid(n=5), "chinchilla", "cannot fit 5 parameters, 6 are needed"),
+        (grid(n=5), "chinchilla", "5 distinct .*5 parameters, 6 "),
         (
             grid().assign(tokens=lambda f: 20 * f["parameters"]),
             "chinchilla",
-            "move together .* run the same",
+            r"parameters and tokens .*correlation 1\.0",
         ),
         (
             grid().assign(parameters=[1e8, 2e8] * 30),
             "chinchilla",
-            "parameters has 2 values .* needs 3; run",
+            "parameters .*2 values .*3; run",
         ),
     ],
 )
@@ -315,13 +315,13 @@ def test_rows_that_are_dropped_are_counted():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flops": None}, r"lacks the column\(s\) flops .*--map flops=COLUMN; there are"),
-        ({"loss": "low"}, "column loss must be a number, got 'low' in row 1"),
-        ({"loss": -1.0}, "column loss must be positive in a finished run, got -1 in row 1"),
-        ({"flops": 0.0}, "column flops must be positive"),
+        ({"flops": None}, r"flops .*--map flops="),
+        ({"loss": "low"}, "loss must .*got 'low' in row 1"),
+        ({"loss": -1.0}, "loss must .*got -1 in row 1"),
+        ({"flops": 0.0}, "flops must .*got 0 in row 1"),
         ({"status": "failed"}, "no finished run"),
-        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must have one value .*, got muon, sso; use --where"),
-        ({"seed": 0}, "rows 1 and 2 are alike in every column"),
+        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must .*got muon, sso.*--where"),
+        ({"seed": 0}, "rows 1 and 2 "),
     ],
 )
 def test_bad_tables_are_one_line(change, text):
