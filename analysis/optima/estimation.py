@@ -64,7 +64,7 @@ class MethodResult:
 Method = Callable[[Sequence[Slice], MethodOptions], MethodResult]
 
 
-def mean_loss_by_setting(one: Slice, options: MethodOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_loss_by_setting(one: Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Average the loss of a slice over seeds.
 
     With the rate alone tuned, the seeds' main effects are removed first; see `mean_loss_by_rate`.
@@ -75,7 +75,7 @@ def mean_loss_by_setting(one: Slice, options: MethodOptions) -> tuple[np.ndarray
     """
     settings = np.column_stack([one.lr, *one.tuned.values()])
     distinct, index, count = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
-    if len(options.over) == 1:
+    if not one.tuned:
         return distinct, mean_loss_by_rate(one.lr, one.seed, one.loss)[1], count
     return distinct, np.bincount(index.ravel(), weights=one.loss) / count, count
 

@@ -77,7 +77,7 @@ def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
     """The mean log of the settings whose mean loss is within the fraction `within` of the lowest."""
     if len(np.unique(one.lr)) < MIN_RATES:
         return too_few_rates_optimum(one)
-    settings, means, _ = mean_loss_by_setting(one, options)
+    settings, means, _ = mean_loss_by_setting(one)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
     if best[0] in (rates[0], rates[-1]):

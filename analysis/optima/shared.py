@@ -43,10 +43,10 @@ def shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResu
         part = [slices[i] for i in members]
         try:
             names, Z = _identifiable_covariates(part, options)
-            fit = _fit_context(part, options, Z)
+            fit = _fit_context(part, Z)
         except Refusal as refusal:
             for i in members:
-                optima[i] = _optimum_without_basin(slices[i], refusal.reason, options)
+                optima[i] = _optimum_without_basin(slices[i], refusal.reason)
             continue
         shape = BasinEstimate(
             fit.shape.powers.tolist(), fit.shape.coef.tolist(), _curvature_exponents(fit, names, Z)
@@ -63,11 +63,11 @@ def shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResu
     return MethodResult(optima, basins, notes=notes)
 
 
-def _fit_context(slices: Sequence[Slice], options: MethodOptions, Z: np.ndarray | None) -> BasinFit:
+def _fit_context(slices: Sequence[Slice], Z: np.ndarray | None) -> BasinFit:
     """Fit one basin to these slices; Z (K, q) holds natural logs of their covariates."""
     logs, losses, counts, labels = [], [], [], []
     for index, one in enumerate(slices):
-        settings, means, seeds = mean_loss_by_setting(one, options)
+        settings, means, seeds = mean_loss_by_setting(one)
         logs.append(np.log(settings))
         losses.append(means)
         counts.append(seeds)
@@ -167,7 +167,7 @@ def _slice_optimum(
     """
     state = fit.states[k]
     if state != "bracketed":
-        return Optimum(state, fit.reasons[k], _next_rates(one, fit, k, options))
+        return Optimum(state, fit.reasons[k], _next_rates(one, fit, k))
     df = seed_df if floor[0] > fit.se[k, 0] ** 2 else max(int(fit.df), 1)
     where, errors = fit.optimum[k] / LN2, np.sqrt(np.maximum(fit.se[k] ** 2, floor)) / LN2
     half = t_quantile(df, options.level) * float(errors[0])
@@ -192,12 +192,12 @@ def _slice_optimum(
     )
 
 
-def _optimum_without_basin(one: Slice, reason: str, options: MethodOptions) -> Optimum:
+def _optimum_without_basin(one: Slice, reason: str) -> Optimum:
     """The optimum of a slice of a context in which no slice has a bottom to share; `reason` says why."""
     rates = np.unique(one.lr)
     if len(rates) < MIN_RATES:
         return too_few_rates_optimum(one)
-    settings, means, _ = mean_loss_by_setting(one, options)
+    settings, means, _ = mean_loss_by_setting(one)
     best = settings[np.argmin(means), 0]
     if best in (rates[0], rates[-1]):
         return edge_optimum(one, rates, low=bool(best == rates[0]))
@@ -209,11 +209,11 @@ def _near_any(rates: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.abs(np.log(rates)[:, None] - np.log(chosen)[None]).min(axis=1) < 1e-9
 
 
-def _next_rates(one: Slice, fit: BasinFit, k: int, options: MethodOptions) -> tuple[float, ...]:
+def _next_rates(one: Slice, fit: BasinFit, k: int) -> tuple[float, ...]:
     """The rates to run next in slice k, which is not bracketed."""
     if fit.states[k] == "too_few_rates":
         return too_few_rates_optimum(one).next_rates
-    settings, means, _ = mean_loss_by_setting(one, options)
+    settings, means, _ = mean_loss_by_setting(one)
     rates, best = np.unique(settings[:, 0]), settings[np.argmin(means), 0]
     if fit.states[k] in CENSORED:
         return edge_optimum(one, rates, low=fit.states[k] == "edge_low").next_rates
