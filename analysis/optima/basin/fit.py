@@ -145,7 +145,7 @@ def fit_basin(
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if covariates is not None:
-        law_design(covariates, len(curves.labels))  # a fault in the whole design is an error, no refusal
+        law_design(covariates, len(curves.labels))  # a fault of the whole design is bad input, no refusal
         covariates = np.asarray(covariates, dtype=float).reshape(len(curves.labels), -1)
     settled, curvature = _fit_until_states_hold(curves, covariates, scale), None
     if covariates is not None:

@@ -1,4 +1,4 @@
-"""Leverage: a known ratio comes back with an interval that holds, only where both curves were measured."""
+"""Leverage: a known ratio is recovered with an interval that covers, only where both curves were measured."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from hyperp.analysis.loss.leverage import compute_leverage, log_compute_at_loss
 def curves(
     ratios: dict[str, float], noise: float = 0.0, n: int = 8, seed: int = 0, **floors: float
 ) -> pd.DataFrame:
-    """Series that reach the baseline's losses with 1/ratio of its compute."""
+    """Curves that reach the baseline's losses with 1/ratio of its compute."""
     rng = np.random.default_rng(seed)
     flops = np.geomspace(1e18, 1e21, n)
     frames = []

@@ -1,4 +1,4 @@
-"""Loss laws: known laws come back, the published optimum is met, the floor's uncertainty is shown."""
+"""Loss laws: known laws and the published optimum are recovered, and the floor's uncertainty is shown."""
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,7 @@ def test_a_law_without_a_floor_is_reported_as_such():
 
 
 def test_a_floor_at_its_bound_converges():
-    """Losses that fall ever faster want E below 0: the steps end at E = 0 exactly, in resamples too."""
+    """Losses that fall ever faster would fit with E below 0, so E ends at 0 exactly, in resamples too."""
     flops = [1.087e10, 1.529e10, 2.174e10, 3.058e10, 4.349e10, 6.149e10, 8.697e10, 1.3207e11]
     loss = [2.4388, 2.3717, 2.2774, 2.1868, 2.0975, 1.9589, 1.8490, 1.9142]
     points = loss_points(pd.DataFrame({"flops": flops, "loss": loss}), "power")
@@ -248,7 +248,7 @@ def test_units_change_only_what_they_should():
 
 
 def test_band_holds_the_truth_beyond_the_data():
-    """Few points: noise resamples, whose intervals are as wide as Student's t is."""
+    """With few points, noise is resampled, and the intervals are as wide as Student's t."""
     inside, repeats = 0, 60
     for seed in range(repeats):
         fit = fit_loss_law(loss_points(curve(noise=0.002, n=7, seed=seed), "power"))
@@ -287,7 +287,7 @@ def test_data_that_cannot_tell_is_refused_with_what_to_run(frame, form, reason):
 
 
 def sweep() -> pd.DataFrame:
-    """Eight computes, three rates, two seeds; the middle rate is best but at the first compute."""
+    """Eight computes, three rates, two seeds; the middle rate is best at every compute except the first."""
     frame = curve().merge(pd.DataFrame({"lr": [0.01, 0.02, 0.04]}), how="cross")
     frame = frame.merge(pd.DataFrame({"seed": [0, 1]}), how="cross")
     worse = np.where(frame["lr"] == 0.02, 0.0, 0.1) * np.where(frame["flops"] == 1e18, -1, 1)

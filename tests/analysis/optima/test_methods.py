@@ -1,4 +1,4 @@
-"""Every method takes slices and returns an optimum for each, right where the truth is known."""
+"""Every method finds the optimum of each slice where the truth is known."""
 
 import re
 
@@ -45,7 +45,7 @@ def test_an_optimum_does_not_depend_on_the_order_of_slices_or_on_other_contexts(
 
 
 def test_rate_and_batch_are_found_together(make_ladder):
-    """A valley that lies askew: the best rate grows with the square root of the batch."""
+    """The valley is tilted: the best rate at a batch grows with the batch."""
     rng = np.random.default_rng(0)
     frames = []
     for k, tokens in enumerate((2**15, 2**16, 2**17, 2**18)):

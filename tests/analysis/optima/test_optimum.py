@@ -1,4 +1,4 @@
-"""The optimum of a slice: right on a parabola, invariant where it must be, named where there is none."""
+"""The optimum of a slice: exact on a parabola, invariant where it must be; a reason where there is none."""
 
 from collections.abc import Sequence
 

@@ -30,10 +30,10 @@ def sweep(
     exponent: float = -0.4,
     growth: float = 0.0,
 ) -> dict:
-    """Exponential-like basins, which no cubic is, over a covariate's range of 16; everything natural log.
+    """Basins like exponentials, which no cubic follows exactly, over a covariate's range of 16; natural logs.
 
     The curvature grows as the covariate to the power `growth`. Fewer than eight rates lie octaves apart about
-    the law's optimum, as on a grid of powers of two.
+    the optimum of the law, as on a grid of powers of two.
     """
     z = np.linspace(0.0, 4.0, slices) * LN2
     true = -6 * LN2 + exponent * (z - z.mean()) + scatter * LN2 * rng.standard_normal(slices)
@@ -139,7 +139,7 @@ def test_errors_and_noise_are_as_large_as_they_say():
 
 @pytest.mark.parametrize("slices", [5, 12])
 def test_a_prediction_interval_at_eight_times_the_range_covers(slices):
-    """The full table, beside the plain two-stage interval, is printed by benchmarks/bench_law.py."""
+    """benchmarks/bench_law.py prints the full table, beside the plain two-stage interval."""
     held = []
     for seed in range(80):
         rng = np.random.default_rng([5, seed])
