@@ -83,6 +83,7 @@ MethodOption = Annotated[
     typer.Option(
         help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given",
         show_default=False,
+        autocompletion=lambda incomplete: [name for name in METHODS if name.startswith(incomplete)],
         rich_help_panel=FIT,
     ),
 ]
@@ -297,9 +298,9 @@ def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
 
 def method_or_default(text: str | None) -> Any:
     """The method of --method, or the default."""
-    from hyperp.analysis.optima.methods import DEFAULT
+    from hyperp.analysis.optima.methods import DEFAULT_METHOD
 
-    return DEFAULT if text is None else text
+    return DEFAULT_METHOD if text is None else text
 
 
 def load_runs(

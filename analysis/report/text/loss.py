@@ -1,4 +1,4 @@
-"""How a loss law and a leverage look when a person asked for them."""
+"""Print a loss law and a compute-efficiency leverage."""
 
 from hyperp.analysis.loss.leverage import Comparison, Leverage
 from hyperp.analysis.loss.schema import LossLaw, ProfileRow
@@ -38,13 +38,15 @@ def show_loss(law: LossLaw) -> None:
 
 
 def convergence_warnings(law: LossLaw) -> list[str]:
-    """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
+    """A line if the fit has not converged, and one if more than 1% of its resamples have not."""
     lines = []
     if law.status != "converged":
-        lines.append("the fit has not converged: its parameters are not the best ones, do not rely on them")
+        lines.append("the fit has not converged: do not rely on its parameters, they are not the best ones")
     how = law.resampling
     if how is not None and how.not_converged > 0.01 * how.count:
-        lines.append(f"{how.not_converged} of {how.count} resamples have not converged: intervals are rough")
+        lines.append(
+            f"{how.not_converged} of {how.count} resamples have not converged: the intervals are rough"
+        )
     return lines
 
 

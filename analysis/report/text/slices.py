@@ -19,14 +19,14 @@ STATE_WORDS = {
 
 
 def format_value(value: float | str) -> str:
-    """A size without an exponent where that reads well."""
+    """Format a size without an exponent where that reads well; text stays as it is."""
     if isinstance(value, float):
         return f"{value:.0f}" if value == value // 1 and abs(value) < 1e6 else f"{value:.6g}"
     return str(value)
 
 
 def changing_columns(slices: list[SliceRecord]) -> list[str]:
-    """Context columns and covariates with more than one value among the slices."""
+    """The context columns and covariates that have more than one value among the slices."""
     if not slices:
         return []
     names = [*slices[0].context, *slices[0].covariates]
@@ -35,7 +35,7 @@ def changing_columns(slices: list[SliceRecord]) -> list[str]:
 
 
 def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
-    """One row a slice: what tells it apart, counts, state, optimum with interval."""
+    """One row per slice: the columns `names`, counts, state, and the optimum with its interval."""
     rows = []
     for s in slices:
         values = {**s.context, **s.covariates}
@@ -57,7 +57,7 @@ SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_perc
 
 
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
-    """One row a slice that the law does not use: what tells it apart, its state, and why."""
+    """One row per slice that the law does not use: the columns `names`, its state, and the reason."""
     out = [s for s in law.slices if not s.used]
     values = [{**s.context, **s.covariates} for s in out]
     return [
@@ -67,7 +67,7 @@ def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
 
 
 def show_check(answer: "TableCheck") -> None:
-    """Print what `check` found."""
+    """Print what a table of runs holds, its slices, and the exponents that could be fitted."""
     print(
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
     )
@@ -90,5 +90,5 @@ def show_check(answer: "TableCheck") -> None:
     for line in answer.warnings:
         print(f"warning: {line}")
     show_table(
-        "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or why not"], rows
+        "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or the reason"], rows
     )

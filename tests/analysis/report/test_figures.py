@@ -1,10 +1,13 @@
 """Every picture comes as PNG, SVG and CSV, and the CSV holds the law's own numbers."""
 
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.law.schema import Law
@@ -12,7 +15,7 @@ from hyperp.analysis.queries.transfer import measure_transfer
 from hyperp.analysis.report.figures import style
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
-from hyperp.analysis.report.figures.law import optimum_against
+from hyperp.analysis.report.figures.law import optimum_against, plot_optimum
 from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.table.validate import Runs, check_frame
 
@@ -121,6 +124,35 @@ def test_transfer_has_a_panel_for_each_context(law, tmp_path):
     saved = _save((figure, rows), tmp_path, "transfer")
     assert {r["slice"] for r in saved} == {"width 32", "width 64"}
     assert {r["optimizer"] for r in saved} == {"muonh"}
+
+
+def test_figures_are_drawn_into_given_axes_and_leave_their_figure_alone(law):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plot_optimum(law, "tokens", ax=left) is left
+    _, rows = optimum_against(law, "tokens")
+    assert len(left.lines) > len([row for row in rows if row["kind"] == "slice"])
+    assert basin_curves(law, right)[0] is figure
+    assert right.get_xlabel()
+    assert (figure.axes, figure.texts, figure.get_supxlabel()) == ([left, right], [], "")
+
+
+def test_an_unknown_covariate_is_named_with_those_that_there_are(law):
+    with pytest.raises(ValueError, match=r"covariate must be one of tokens, got depth"):
+        plot_optimum(law, "depth")
+
+
+def test_drawing_leaves_the_users_backend_alone():
+    code = (
+        "import sys, matplotlib; matplotlib.use('svg')\n"
+        "import hyperp.analysis.report.report, hyperp.analysis.report.figures.loss\n"
+        "import hyperp.analysis.report.figures.coordinates\n"
+        "from hyperp.analysis.report.figures.style import figure_for\n"
+        "figure_for(None, (1, 1))\n"
+        "assert matplotlib.get_backend() == 'svg', matplotlib.get_backend()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_same_law_gives_the_same_svg(law, tmp_path):
