@@ -25,13 +25,13 @@ from hyperp.analysis.law.request import Question, check_question
 from hyperp.analysis.law.schema import BasinRecord, Beside, Coefficients, Law, SliceRecord
 from hyperp.analysis.law.seeds import by_seed
 from hyperp.analysis.law.slice_records import count_dropped, record, seed_spread
-from hyperp.analysis.optima.estimation import Basin, Estimation
-from hyperp.analysis.optima.methods import available, estimate
+from hyperp.analysis.optima.estimation import BasinEstimate, MethodResult
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, t_quantile
 from hyperp.analysis.table.slices import Slice, short_label, split, strata
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
-from hyperp.analysis.vocabulary import LEVEL, WINDOW
+from hyperp.analysis.vocabulary import LEVEL, METHODS, WINDOW
 from hyperp.run_table import COVARIATES
 
 
@@ -85,7 +85,7 @@ def fit_law(
     )
 
 
-def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: Stratum) -> dict[str, Any]:
+def _fitted(question: Question, slices: list[Slice], found: MethodResult, chosen: Stratum) -> dict[str, Any]:
     """The fields of the law that come from the slices used."""
     used = [slices[i] for i in chosen.usable]
     sample = Sample(
@@ -132,12 +132,14 @@ def _fitted(question: Question, slices: list[Slice], found: Estimation, chosen: 
     return {**fields, "beside": beside, "warnings": [*found.notes, *doubts]}
 
 
-def _basin(question: Question, slices: list[Slice], found: Estimation, chosen: Stratum) -> BasinRecord | None:
+def _basin(
+    question: Question, slices: list[Slice], found: MethodResult, chosen: Stratum
+) -> BasinRecord | None:
     """The shape of the basin; parabolas give one to methods that fit no shape."""
-    basins: list[Basin | None] = [found.basins[i] for i in chosen.usable]
+    basins: list[BasinEstimate | None] = [found.basins[i] for i in chosen.usable]
     if not question.given and basins[0] is None and question.over == ("lr",):
         members = [slices[i] for i in chosen.members]
-        basins = estimate("two-stage", members, question.options).basins
+        basins = estimate_optima("two-stage", members, question.options).basins
     one = basins[0]
     return None if one is None else BasinRecord(powers=one.powers, coef=one.coef, bend=one.bend)
 
@@ -147,7 +149,7 @@ def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list
     middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in used[0].covariates}
     held = sum(b * middle[n] for n, b in question.fix.items())
     rows = []
-    for name in available():
+    for name in METHODS:
         if name == question.method:
             continue
         if name == "two-stage" and len(question.over) > 1:
@@ -155,7 +157,7 @@ def _beside(question: Question, members: list[Slice], used: list[Slice]) -> list
                 Beside(method=name, slices=0, a=None, exponents={}, lr=None, problem="tunes lr alone")
             )
             continue
-        found = estimate(name, members, question.options)
+        found = estimate_optima(name, members, question.options)
         group = assess(list(range(len(members))), members, found.optima, question.by)
         row: dict[str, Any] = {"method": name, "slices": len(group.usable)}
         if group.problem is not None:
@@ -213,18 +215,18 @@ def _slices(frame: pd.DataFrame, question: Question, unique: bool = True) -> lis
     return split(frame, unique, extra=question.extra, over=question.over)
 
 
-def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tuple[list[Slice], Estimation]:
+def _optima(frame: pd.DataFrame, question: Question, unique: bool = True) -> tuple[list[Slice], MethodResult]:
     if question.given:
         return _given(frame, question)
     slices = _slices(frame, question, unique)
-    found = estimate(question.method, slices, question.options)
+    found = estimate_optima(question.method, slices, question.options)
     for name in question.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
             raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
     return slices, found
 
 
-def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], Estimation]:
+def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], MethodResult]:
     """Each row as a slice whose optimum is its rate."""
     frame = frame.assign(loss=frame["loss"] if "loss" in frame.columns else np.nan)
     slices, optima = [], []
@@ -237,7 +239,7 @@ def _given(frame: pd.DataFrame, question: Question) -> tuple[list[Slice], Estima
         rate = math.log2(row["lr"].iloc[0])
         known = loss if math.isfinite(loss) else None
         optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))
-    return slices, Estimation(optima, [None] * len(optima))
+    return slices, MethodResult(optima, [None] * len(optima))
 
 
 def _outside(frame: pd.DataFrame, inside: pd.Index, question: Question) -> list[SliceRecord]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hyperp.analysis.optima.estimation import Options
-from hyperp.analysis.optima.methods import DEFAULT, available
-from hyperp.analysis.vocabulary import LEVEL, NO_SIZES, REACH, WINDOW, MethodName, Space
+from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.optima.methods import DEFAULT_METHOD
+from hyperp.analysis.vocabulary import LEVEL, METHODS, NO_SIZES, REACH, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
 
@@ -31,7 +31,7 @@ class Question:
     over: tuple[str, ...] = ("lr",)
     also_by: tuple[str, ...] = ()
     slice_by: tuple[str, ...] = ()
-    method: MethodName = DEFAULT
+    method: MethodName = DEFAULT_METHOD
     space: Space = "log"
     given: bool = False
     window: float = WINDOW
@@ -44,9 +44,9 @@ class Question:
         return [n for n in (*self.by, *self.fix, *self.slice_by) if n not in COVARIATES]
 
     @property
-    def options(self) -> Options:
+    def options(self) -> MethodOptions:
         """What a method needs to know."""
-        return Options(self.over, self.by, self.window, self.level)
+        return MethodOptions(self.over, self.by, self.window, self.level)
 
 
 def check_question(question: Question, frame: pd.DataFrame) -> None:
@@ -55,8 +55,8 @@ def check_question(question: Question, frame: pd.DataFrame) -> None:
     `by`, `fix` and `over` must name different columns of numbers that are there.
     """
     _check_over(question.over, frame)
-    if question.method not in available():
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {question.method!r}")
+    if question.method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {question.method!r}")
     if question.space not in ("log", "linear"):
         raise ValueError(f"--space must be log or linear, got {question.space!r}")
     named = [*question.by, *question.fix]
