@@ -56,22 +56,21 @@ def loss(
 
     Example: hyperp-law loss chinchilla.csv --form chinchilla --map parameters=N --map tokens=D -o loss.json
     """
-    from hyperp.analysis.loss.bootstrap import bootstrap as resample
-    from hyperp.analysis.loss.bootstrap import floor_interval
-    from hyperp.analysis.loss.fit import fit_loss, profile
+    from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
+    from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
     from hyperp.analysis.loss.points import loss_points
-    from hyperp.analysis.loss.schema import describe, save_loss
+    from hyperp.analysis.loss.schema import loss_law_record, save_loss
     from hyperp.analysis.report.text.loss import show_loss, unconverged
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
-    fit = fit_loss(loss_points(frame, form, all_rows), pins)
-    draws = resample(fit, bootstrap, seed) if bootstrap else None
-    found = profile(fit, None if draws is None else floor_interval(draws))
+    fit = fit_loss_law(loss_points(frame, form, all_rows), pins)
+    draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
+    found = profile_floor(fit, None if draws is None else floor_interval(draws))
     words = words_of({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
     words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
-    law = describe(fit, found, draws, source)
+    law = loss_law_record(fit, found, draws, source)
     save_loss(law, out)
     for line in unconverged(law):
         typer.echo(f"warning: {line}", err=True)
@@ -107,7 +106,7 @@ def leverage(
 
     Example: hyperp-law leverage runs.parquet --baseline optimizer=muon
     """
-    from hyperp.analysis.loss.leverage import leverage as ask
+    from hyperp.analysis.loss.leverage import compute_leverage
     from hyperp.analysis.report.text.loss import show_leverage
 
     column, sign, value = baseline.partition("=")
@@ -117,7 +116,7 @@ def leverage(
         )
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
-    answer, series = ask(frame, value, column, pins, bootstrap, seed)
+    answer, series = compute_leverage(frame, value, column, pins, bootstrap, seed)
     answer = answer.model_copy(update={n: source[n] for n in ("records", "records_sha256")})
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))

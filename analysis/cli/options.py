@@ -199,9 +199,9 @@ def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:
 
 def method_of(text: str | None) -> Any:
     """--method, or the default one."""
-    from hyperp.analysis.optima.methods import DEFAULT
+    from hyperp.analysis.optima.methods import DEFAULT_METHOD
 
-    return DEFAULT if text is None else text
+    return DEFAULT_METHOD if text is None else text
 
 
 def load(

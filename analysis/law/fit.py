@@ -25,13 +25,13 @@ from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import BasinRecord, Beside, Coefficients, Law, SliceRecord
 from hyperp.analysis.law.seeds import by_seed
 from hyperp.analysis.law.slice_records import count_dropped, record, seed_spread
-from hyperp.analysis.optima.estimation import Basin, Estimation
-from hyperp.analysis.optima.methods import available, estimate
+from hyperp.analysis.optima.estimation import BasinEstimate, MethodResult
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, t_quantile
 from hyperp.analysis.table.slices import Slice, short_label, split, strata
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
-from hyperp.analysis.vocabulary import LEVEL, WINDOW
+from hyperp.analysis.vocabulary import LEVEL, METHODS, WINDOW
 from hyperp.run_table import COVARIATES
 
 
@@ -85,7 +85,7 @@ def fit_law(
     )
 
 
-def _fitted(request: FitRequest, slices: list[Slice], found: Estimation, chosen: Stratum) -> dict[str, Any]:
+def _fitted(request: FitRequest, slices: list[Slice], found: MethodResult, chosen: Stratum) -> dict[str, Any]:
     """The fields of the law that come from the slices used."""
     used = [slices[i] for i in chosen.usable]
     sample = Sample(
@@ -133,13 +133,13 @@ def _fitted(request: FitRequest, slices: list[Slice], found: Estimation, chosen:
 
 
 def _basin(
-    request: FitRequest, slices: list[Slice], found: Estimation, chosen: Stratum
+    request: FitRequest, slices: list[Slice], found: MethodResult, chosen: Stratum
 ) -> BasinRecord | None:
     """The shape of the basin; parabolas give one to methods that fit no shape."""
-    basins: list[Basin | None] = [found.basins[i] for i in chosen.usable]
+    basins: list[BasinEstimate | None] = [found.basins[i] for i in chosen.usable]
     if not request.given and basins[0] is None and request.over == ("lr",):
         members = [slices[i] for i in chosen.members]
-        basins = estimate("two-stage", members, request.options).basins
+        basins = estimate_optima("two-stage", members, request.options).basins
     one = basins[0]
     return None if one is None else BasinRecord(powers=one.powers, coef=one.coef, bend=one.bend)
 
@@ -149,7 +149,7 @@ def _beside(request: FitRequest, members: list[Slice], used: list[Slice]) -> lis
     middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in used[0].covariates}
     held = sum(b * middle[n] for n, b in request.fix.items())
     rows = []
-    for name in available():
+    for name in METHODS:
         if name == request.method:
             continue
         if name == "two-stage" and len(request.over) > 1:
@@ -157,7 +157,7 @@ def _beside(request: FitRequest, members: list[Slice], used: list[Slice]) -> lis
                 Beside(method=name, slices=0, a=None, exponents={}, lr=None, problem="tunes lr alone")
             )
             continue
-        found = estimate(name, members, request.options)
+        found = estimate_optima(name, members, request.options)
         group = assess(list(range(len(members))), members, found.optima, request.by)
         row: dict[str, Any] = {"method": name, "slices": len(group.usable)}
         if group.problem is not None:
@@ -215,18 +215,20 @@ def _slices(frame: pd.DataFrame, request: FitRequest, unique: bool = True) -> li
     return split(frame, unique, extra=request.extra, over=request.over)
 
 
-def _optima(frame: pd.DataFrame, request: FitRequest, unique: bool = True) -> tuple[list[Slice], Estimation]:
+def _optima(
+    frame: pd.DataFrame, request: FitRequest, unique: bool = True
+) -> tuple[list[Slice], MethodResult]:
     if request.given:
         return _given(frame, request)
     slices = _slices(frame, request, unique)
-    found = estimate(request.method, slices, request.options)
+    found = estimate_optima(request.method, slices, request.options)
     for name in request.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
             raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
     return slices, found
 
 
-def _given(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice], Estimation]:
+def _given(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice], MethodResult]:
     """Each row as a slice whose optimum is its rate."""
     frame = frame.assign(loss=frame["loss"] if "loss" in frame.columns else np.nan)
     slices, optima = [], []
@@ -239,7 +241,7 @@ def _given(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice], Estim
         rate = math.log2(row["lr"].iloc[0])
         known = loss if math.isfinite(loss) else None
         optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))
-    return slices, Estimation(optima, [None] * len(optima))
+    return slices, MethodResult(optima, [None] * len(optima))
 
 
 def _outside(frame: pd.DataFrame, inside: pd.Index, request: FitRequest) -> list[SliceRecord]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hyperp.analysis.optima.estimation import Options
-from hyperp.analysis.optima.methods import DEFAULT, available
-from hyperp.analysis.vocabulary import LEVEL, NO_SIZES, REACH, WINDOW, MethodName, Space
+from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.optima.methods import DEFAULT_METHOD
+from hyperp.analysis.vocabulary import LEVEL, METHODS, NO_SIZES, REACH, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
 
@@ -31,7 +31,7 @@ class FitRequest:
     over: tuple[str, ...] = ("lr",)
     also_by: tuple[str, ...] = ()
     slice_by: tuple[str, ...] = ()
-    method: MethodName = DEFAULT
+    method: MethodName = DEFAULT_METHOD
     space: Space = "log"
     given: bool = False
     window: float = WINDOW
@@ -44,9 +44,9 @@ class FitRequest:
         return [n for n in (*self.by, *self.fix, *self.slice_by) if n not in COVARIATES]
 
     @property
-    def options(self) -> Options:
+    def options(self) -> MethodOptions:
         """What a method needs to know."""
-        return Options(self.over, self.by, self.window, self.level)
+        return MethodOptions(self.over, self.by, self.window, self.level)
 
 
 def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
@@ -55,8 +55,8 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
     `by`, `fix` and `over` must name different columns of numbers that are there.
     """
     _check_over(request.over, frame)
-    if request.method not in available():
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {request.method!r}")
+    if request.method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {request.method!r}")
     if request.space not in ("log", "linear"):
         raise ValueError(f"--space must be log or linear, got {request.space!r}")
     named = [*request.by, *request.fix]

@@ -15,7 +15,7 @@ from hyperp.analysis.law.identify import assess
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.request import FitRequest
 from hyperp.analysis.law.schema import BySeed
-from hyperp.analysis.optima.methods import estimate
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Slice
 
@@ -59,7 +59,7 @@ def _alone(request: FitRequest, slices: Sequence[Slice], seed: int) -> np.ndarra
     mine = [of_seed(one, seed) for one in slices]
     if not all(len(one.lr) for one in mine):
         return None
-    found = estimate(request.method, mine, request.options)
+    found = estimate_optima(request.method, mine, request.options)
     group = assess(list(range(len(mine))), mine, found.optima, request.by)
     if group.problem is not None or len(group.usable) < len(mine):
         return None

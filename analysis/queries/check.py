@@ -8,7 +8,7 @@ from hyperp.analysis.law.identify import assess
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import record
-from hyperp.analysis.optima.methods import DEFAULT, estimate
+from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
 from hyperp.analysis.table.slices import short_label, split, strata, varying
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
 from hyperp.analysis.vocabulary import WINDOW, MethodName
@@ -60,7 +60,7 @@ def check(
     window: float = WINDOW,
     by: Sequence[str] = (),
     over: Sequence[str] = ("lr",),
-    method: MethodName = DEFAULT,
+    method: MethodName = DEFAULT_METHOD,
 ) -> Check:
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
@@ -71,7 +71,7 @@ def check(
     check_request(request, runs.frame)
     frame = filter_runs(check_frame(runs.frame, request.extra), where or {})
     slices = split(frame, extra=request.extra, over=request.over)
-    optima = estimate(method, slices, request.options).optima
+    optima = estimate_optima(method, slices, request.options).optima
     changing = varying(slices)
     verdicts = []
     for name in (n for n in slices[0].covariates if n in changing):

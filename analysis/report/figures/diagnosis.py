@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.schema import Law, SliceRecord
-from hyperp.analysis.optima.estimation import Options
-from hyperp.analysis.optima.methods import estimate
+from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.report.figures.style import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, named
 from hyperp.analysis.table.slices import Slice
 
@@ -123,9 +123,9 @@ def _nearest(one: SliceRecord, count: int) -> Slice:
 
 def _thinned(law: Law, slices: list[Slice], count: int) -> Rows:
     """One row an exponent; none where too few slices keep an optimum."""
-    options = Options(by=tuple(law.covariates), window=law.window, level=law.level)
+    options = MethodOptions(by=tuple(law.covariates), window=law.window, level=law.level)
     try:
-        found = estimate(law.method, slices, options)  # pyright: ignore
+        found = estimate_optima(law.method, slices, options)  # pyright: ignore
         kept = [i for i, o in enumerate(found.optima) if o.state == "bracketed"]
         optima = [found.optima[i] for i in kept]
         sample = Sample(

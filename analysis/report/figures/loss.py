@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperp.analysis.loss.bootstrap import Draws, band, floor_interval
-from hyperp.analysis.loss.fit import LossFit, Profile, parameters, predict
-from hyperp.analysis.loss.leverage import Leverage, Series
+from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band
+from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss, published_parameters
+from hyperp.analysis.loss.leverage import FittedSeries, Leverage
 from hyperp.analysis.report.figures.style import COLOURS, LINES, MARKERS, STYLE, Rows, save_figure, size_text
 from hyperp.analysis.vocabulary import LEVEL
 
@@ -22,7 +22,7 @@ BLUE, RED = COLOURS[0], COLOURS[1]
 Picture = tuple[Figure, Rows]
 
 
-def law_plots(fit: LossFit, draws: Draws | None, profile: Profile, folder: Path) -> list[Path]:
+def law_plots(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     power = fit.points.form == "power"
@@ -34,7 +34,7 @@ def law_plots(fit: LossFit, draws: Draws | None, profile: Profile, folder: Path)
     return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
 
 
-def leverage_plots(answer: Leverage, series: list[Series], folder: Path) -> list[Path]:
+def leverage_plots(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
     """Write leverage to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return save_figure(*leverage_picture(answer, series), folder, "leverage")
@@ -68,11 +68,11 @@ def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
     """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
     measured = fit.points.x_Kn[0]
     x = _reach(measured.min(), measured.max())
-    y = predict(fit, fit.z_P[None], x[None])[0]
-    low, high = (None, None) if draws is None else band(fit, draws, x[None])
+    y = predict_loss(fit, fit.z_P[None], x[None])[0]
+    low, high = (None, None) if draws is None else loss_band(fit, draws, x[None])
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 4.4))
-        e, a, b = parameters(fit.z_P[None], fit.centre_K)[0]
+        e, a, b = published_parameters(fit.z_P[None], fit.centre_K)[0]
         label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
         rows = _draw_curve(
             axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True
@@ -124,7 +124,7 @@ def _draw_curve(
 
 def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndarray:
     """The lowest loss (R, m) of a Chinchilla law at a compute of 6 N D (arXiv 2203.15556, section 3.3)."""
-    e, a, b, alpha, beta = (column[:, None] for column in parameters(z_RP, fit.centre_K).T)
+    e, a, b, alpha, beta = (column[:, None] for column in published_parameters(z_RP, fit.centre_K).T)
     balance = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n = balance * (flops_m / 6) ** (beta / (alpha + beta))
     return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
@@ -178,7 +178,7 @@ def residuals(fit: LossFit) -> Picture:
     return figure, rows
 
 
-def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Picture:
+def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> Picture:
     """Above, the objective with the floor held at each value; below, what that floor makes of the rest."""
     K, names = len(fit.centre_K), fit.names[1 + len(fit.centre_K) :]
     least = max(float(profile.objective_F.min()), 1e-30)
@@ -221,7 +221,7 @@ def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Pictur
     return figure, rows
 
 
-def leverage_picture(answer: Leverage, series: list[Series]) -> Picture:
+def leverage_picture(answer: Leverage, series: list[FittedSeries]) -> Picture:
     """Left, every curve with its points; right, the leverage over the baseline with its band."""
     with mpl.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.4), gridspec_kw={"wspace": 0.06})
@@ -251,10 +251,12 @@ def leverage_picture(answer: Leverage, series: list[Series]) -> Picture:
     return figure, rows
 
 
-def _leverage_curve(axes: Axes, one: Series, index: int) -> Rows:
+def _leverage_curve(axes: Axes, one: FittedSeries, index: int) -> Rows:
     x = np.geomspace(one.flops[0], one.flops[1], 121)
-    y = predict(one.fit, one.fit.z_P[None], x[None])[0]
-    rows = _draw_curve(axes, (x, y, *band(one.fit, one.draws, x[None])), one.flops, index, one.name, False)
+    y = predict_loss(one.fit, one.fit.z_P[None], x[None])[0]
+    rows = _draw_curve(
+        axes, (x, y, *loss_band(one.fit, one.draws, x[None])), one.flops, index, one.name, False
+    )
     measured, losses = one.fit.points.x_Kn[0], one.fit.points.loss_n
     marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
     axes.plot(measured, losses, marker, color=colour, ms=6, mec="white", mew=0.6, zorder=4)
