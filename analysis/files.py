@@ -41,7 +41,7 @@ def load_json(path: str | Path, model: type[Model], version: int) -> Model:
     Raises:
         ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
     """
-    return validated(path, read_json(path, version), model)
+    return validate_content(path, read_json(path, version), model)
 
 
 def read_json(path: str | Path, version: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read_json(path: str | Path, version: int) -> dict[str, Any]:
     return raw
 
 
-def validated(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
+def validate_content(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
     """The content as a model; ValueError names the first field that is wrong."""
     try:
         return model.model_validate(raw)

@@ -18,7 +18,7 @@ from hyperp.analysis.law.schema import Law
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import parquet_columns
 from hyperp.analysis.table.validate import filter_runs, read_runs
-from hyperp.analysis.vocabulary import LEVEL, VARIES
+from hyperp.analysis.vocabulary import LEVEL, VARYING_RATIO
 from hyperp.run_table import COVARIATES, metrics_beside
 
 # Column of the table: what it is, the largest over layers, roles and looks of a run.
@@ -123,7 +123,7 @@ class Monitors:
         others = [name for name in self.sizes if name != axis]
         groups = [group for _, group in self.scales.groupby(others)] if others else [self.scales]
         groups = [group.sort_values(axis) for group in groups]
-        groups = [group for group in groups if group[axis].iloc[-1] >= VARIES * group[axis].iloc[0]]
+        groups = [group for group in groups if group[axis].iloc[-1] >= VARYING_RATIO * group[axis].iloc[0]]
         differ = [name for name in others if len({group[name].iloc[0] for group in groups}) > 1]
         return [({name: int(group[name].iloc[0]) for name in differ}, group) for group in groups]
 

@@ -224,7 +224,7 @@ def _optima(
     found = estimate_optima(request.method, slices, request.options)
     for name in request.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
-            raise ValueError(f"--over {name}: it has one value in every slice, so it was not tuned")
+            raise ValueError(f"--tuned {name}: it has one value in every slice, so it was not tuned")
     return slices, found
 
 

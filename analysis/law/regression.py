@@ -11,7 +11,7 @@ from hyperp.analysis.law.schema import BasinRecord, CurvatureTest, Estimate, Fix
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
 from hyperp.analysis.table.slices import Number, Slice, short_label, varying
-from hyperp.analysis.vocabulary import VARIES, Space
+from hyperp.analysis.vocabulary import VARYING_RATIO, Space
 
 LN2 = math.log(2.0)
 COLLINEAR = (
@@ -142,7 +142,7 @@ def still(values: Sequence[Number]) -> str | None:
     low, high = min(values), max(values)
     if low == high:
         return f"has one value, {low:.10g}"
-    if high < VARIES * low:
+    if high < VARYING_RATIO * low:
         return f"does not vary: {low:.6g} to {high:.6g} is a factor of {high / low:.3g}"
     return None
 

@@ -8,7 +8,15 @@ import pandas as pd
 
 from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.optima.methods import DEFAULT_METHOD
-from hyperp.analysis.vocabulary import LEVEL, METHODS, NO_SIZES, REACH, WINDOW, MethodName, Space
+from hyperp.analysis.vocabulary import (
+    DEFAULT_REACH,
+    LEVEL,
+    METHODS,
+    NOT_COVARIATES,
+    WINDOW,
+    MethodName,
+    Space,
+)
 from hyperp.run_table import COVARIATES
 
 
@@ -36,7 +44,7 @@ class FitRequest:
     given: bool = False
     window: float = WINDOW
     level: float = LEVEL
-    reach: float = REACH
+    reach: float = DEFAULT_REACH
 
     @property
     def extra(self) -> list[str]:
@@ -61,14 +69,14 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
         raise ValueError(f"--space must be log or linear, got {request.space!r}")
     named = [*request.by, *request.fix]
     for name in (*named, *request.slice_by):
-        if name not in frame.columns or name in NO_SIZES:
+        if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
             raise ValueError(
                 f"covariate must be one of {', '.join(there or COVARIATES)}, or another column of sizes, "
                 f"got {name!r}"
             )
         if (*named, *request.over).count(name) > 1:
-            raise ValueError(f"covariate {name} is given twice in --by, --fix and --over; once is allowed")
+            raise ValueError(f"covariate {name} is given twice in --by, --fix and --tuned; once is allowed")
     for name in request.also_by:
         if name not in request.by:
             raise ValueError(f"--also-by must name some of --by {','.join(request.by)}, got {name!r}")
@@ -83,11 +91,11 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
 
 def _check_over(over: tuple[str, ...], frame: pd.DataFrame) -> None:
     if over[:1] != ("lr",) or len(set(over)) != len(over) or len(over) > 2:
-        raise ValueError(f"--over must be lr, or lr and one more column, got {','.join(over)}")
+        raise ValueError(f"--tuned must be lr, or lr and one more column, got {','.join(over)}")
     for name in over[1:]:
-        if name not in frame.columns or name in NO_SIZES:
+        if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
             raise ValueError(
-                f"--over must be lr, or lr and one more column that was tuned, such as "
+                f"--tuned must be lr, or lr and one more column that was tuned, such as "
                 f"{' or '.join(there or COVARIATES)}, got {','.join(over)}"
             )

@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from hyperp.analysis.files import Strict, read_json, validated, write_text
+from hyperp.analysis.files import Strict, read_json, validate_content, write_text
 from hyperp.analysis.optima.basin.shape import Shape
 from hyperp.analysis.random_effects import t_quantile
-from hyperp.analysis.vocabulary import REACH, Space, State
+from hyperp.analysis.vocabulary import DEFAULT_REACH, Space, State
 
 SCHEMA_VERSION = 3
 FORM = "lr = exp(a) * product of covariate^b"
@@ -233,7 +233,7 @@ class Law(Coefficients):
     basin: BasinRecord | None
     rate_sd: NotNegative | None
     level: Level
-    reach: Annotated[float, Field(ge=1)] = REACH
+    reach: Annotated[float, Field(ge=1)] = DEFAULT_REACH
     ranges: dict[str, tuple[Covariate, Covariate]]
     held: dict[str, Covariate]
     rate_factor: Positive | None
@@ -342,7 +342,7 @@ def load_law(path: str | Path) -> Law:
     """
     raw = read_json(path, SCHEMA_VERSION)
     sealed = raw.pop("sha256", None)
-    law = validated(path, raw, Law)
+    law = validate_content(path, raw, Law)
     if digest(law) != sealed:
         raise ValueError(f"{path} was changed after it was fitted; fit it again")
     return law

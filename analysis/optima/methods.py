@@ -34,7 +34,7 @@ def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodR
     """A parabola of its own for every slice, over a window about its vertex."""
     if options.over != ("lr",):
         raise ValueError(
-            f"--method two-stage tunes lr alone, got --over {','.join(options.over)}; "
+            f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
             "use --method shared, pool or argmin"
         )
     optima = parabola_optima(slices, options.window, level=options.level)

@@ -23,7 +23,7 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class Check(Strict):
+class TableCheck(Strict):
     """The counts, the slices with their states, what varies and what is identifiable."""
 
     records: str
@@ -54,14 +54,14 @@ def _near(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
     return found
 
 
-def check(
+def check_runs(
     runs: Runs,
     where: Mapping[str, str] | None = None,
     window: float = WINDOW,
     by: Sequence[str] = (),
     over: Sequence[str] = ("lr",),
     method: MethodName = DEFAULT_METHOD,
-) -> Check:
+) -> TableCheck:
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
     Raises:
@@ -85,7 +85,7 @@ def check(
         best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
         reason = None if able else best.problem
         verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))
-    return Check(
+    return TableCheck(
         records=runs.path,
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hyperp.analysis.files import write_text
-from hyperp.analysis.vocabulary import option_words, unknown_options
+from hyperp.analysis.vocabulary import option_overrides, unknown_options
 from hyperp.run_table import CONTEXT, COVARIATES
 
 
@@ -21,11 +21,16 @@ def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bo
             contexts.setdefault(tuple(str(point.get(name, "")) for name in CONTEXT), []).append(point)
     if not contexts:
         return False
-    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", f"# {WORDS}", "blocks:"]
+    lines = [
+        f"# {' '.join(why.split())}",
+        f"# Run with: {run_command(path)}",
+        f"# {OVERRIDES_NOTE}",
+        "blocks:",
+    ]
     for index, members in enumerate(contexts.values()):
         known = {name: str(members[0][name]) for name in CONTEXT if name in members[0]}
         lines += [f"  {_block(path)}{index or ''}: # " + ", ".join(f"{n} {v}" for n, v in known.items())]
-        if words := option_words(known):
+        if words := option_overrides(known):
             lines += [f"    overrides: [{', '.join(words)}]"]
         if unknown := unknown_options(known):
             lines += [
@@ -72,9 +77,9 @@ def _block(path: Path) -> str:
 
 
 # Of two words for one key Hydra takes the last, but of hydra.searchpath the first.
-WORDS = (
-    "WORDS are those of the sweep, less any for scale, base_lr, seed, optim, parametrization or schedule; "
-    "if they have a hydra.searchpath, add its folders to this one, as [THIS,THOSE]"
+OVERRIDES_NOTE = (
+    "OVERRIDES: the overrides of the sweep, without those of scale, base_lr, seed, optim, parametrization "
+    "and schedule; if they set hydra.searchpath, append its folders to this one: [THIS,THOSE]"
 )
 GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:-]*")
@@ -82,13 +87,13 @@ LITERALS = ("true", "false", "null", "nan", "inf")  # to Hydra's grammar, unless
 
 
 def run_command(path: Path) -> str:
-    """What runs the points of the file with the words that the sweep itself was run with; see `WORDS`."""
+    """The command that runs the points of the file with the sweep's own overrides; see `OVERRIDES_NOTE`."""
     where = path.resolve().with_suffix("")
     # The group is the nearest folder whose name Hydra takes for one, the option what lies below it.
     group = next((folder for folder in where.parents if GROUP.fullmatch(folder.name)), where.parent)
     search = f"hydra.searchpath=[{_quoted(f'file://{group.parent}')}]"
     option = f"+{group.name}@sweep={_quoted(where.relative_to(group).as_posix())}"
-    return f"hyperp-sweep run {shlex.quote(search)} WORDS sweep=none {shlex.quote(option)}"
+    return f"hyperp-sweep run {shlex.quote(search)} OVERRIDES sweep=none {shlex.quote(option)}"
 
 
 def _quoted(text: str) -> str:

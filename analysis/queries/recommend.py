@@ -8,7 +8,7 @@ from typing import Any
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
-from hyperp.analysis.vocabulary import PUBLISHED, option_words, unknown_options
+from hyperp.analysis.vocabulary import PUBLISHED_EXPONENTS, option_overrides, unknown_options
 from hyperp.run_table import COVARIATES
 
 
@@ -35,7 +35,7 @@ class Extrapolation(Strict):
     factor: float
 
 
-class Beyond(Strict):
+class TunedWithLr(Strict):
     """What was tuned beside the rate, with its prediction interval."""
 
     value: float
@@ -60,7 +60,7 @@ class Recommendation(Strict):
     df: int
     penalty_low: float | None
     penalty_high: float | None
-    also: dict[str, Beyond]
+    also: dict[str, TunedWithLr]
     target: dict[str, int | float]
     context: dict[str, str]
     factors: list[Factor]
@@ -73,7 +73,7 @@ class Recommendation(Strict):
 WIDE = 30.0  # an interval with ends farther apart than this factor says little more than that rates exist
 
 
-def recommend(
+def recommend_rate(
     law: Law,
     target: Mapping[str, float],
     context: Mapping[str, str] | None = None,
@@ -139,7 +139,7 @@ def _wide(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
     ]
 
 
-def refuse_unknown(law: Law, found: Recommendation) -> None:
+def refuse_wide_interval(law: Law, found: Recommendation) -> None:
     """Raise a Refusal, with the runs that would tell, where an interval spans more than a factor of WIDE."""
     from hyperp.analysis.queries.next_runs import next_runs  # which needs this module
 
@@ -150,15 +150,15 @@ def refuse_unknown(law: Law, found: Recommendation) -> None:
         raise Refusal(reason, next_runs(law, target).points)
 
 
-def _worst(basin: BasinRecord, end: float, also: Mapping[str, Beyond]) -> float:
+def _worst(basin: BasinRecord, end: float, also: Mapping[str, TunedWithLr]) -> float:
     """The cost of a displaced rate at whichever end of the other intervals makes it dearest."""
     others = [(0.0, math.log(b.value / b.low), math.log(b.value / b.high)) for b in also.values()]
     return max(basin.penalty((end, *rest)) for rest in itertools.product(*others))
 
 
-def _beyond(law: Law, scale: Mapping[str, float], name: str) -> Beyond:
+def _beyond(law: Law, scale: Mapping[str, float], name: str) -> TunedWithLr:
     value, low, high = law.interval_at(scale, name)
-    return Beyond(value=value, low=low, high=high)
+    return TunedWithLr(value=value, low=low, high=high)
 
 
 def _same_context(law: Law, asked: Mapping[str, str]) -> None:
@@ -249,9 +249,9 @@ def _extrapolation(law: Law, name: str, value: float) -> Extrapolation:
     )
 
 
-def published_lines(name: str) -> list[str]:
+def published_exponents(name: str) -> list[str]:
     """The published exponents of a covariate, as text with domain and source."""
-    return [f"{p.exponent:g} ({p.domain}; {p.source})" for p in PUBLISHED.get(name, ())]
+    return [f"{p.exponent:g} ({p.domain}; {p.source})" for p in PUBLISHED_EXPONENTS.get(name, ())]
 
 
 def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
@@ -275,13 +275,13 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
                 high=None if estimate is None else estimate.high,
                 fixed=estimate is None,
                 contribution=scale[name] ** exponent,
-                published=published_lines(name),
+                published=published_exponents(name),
             )
         )
     return factors
 
 
-def hydra_words(law: Law, recommendation: Recommendation) -> str:
+def hydra_overrides(law: Law, recommendation: Recommendation) -> str:
     """Override words for hyperp-train and hyperp-sweep: what the law is for, the base rate, and every size.
 
     The sizes that the law holds fixed too: of others, such as the defaults of hyperp-train, it knows nothing.
@@ -306,7 +306,7 @@ def hydra_words(law: Law, recommendation: Recommendation) -> str:
             "sweep raw rates, every exponent of the parametrization zero",
             [_point(law, recommendation.target)],
         )
-    words = option_words(law.context)
+    words = option_overrides(law.context)
     words += [f"base_lr={recommendation.base_lr:.6g}"]
     words += [
         f"scale.{name}={recommendation.target[name]}" for name in COVARIATES if name in recommendation.target

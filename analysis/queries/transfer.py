@@ -88,7 +88,7 @@ class Transfer(Strict):
 AHEAD = (2.0, 4.0, 8.0)  # times the largest value of the axis
 
 
-def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
+def measure_transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
     """Transfer along `over` for every group of slices that differ in nothing else.
 
     Raises:
@@ -105,7 +105,7 @@ def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> 
     return [_along(group, over, level) for group in ordered if len({s.covariates[over] for s in group}) > 1]
 
 
-def another_value(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
+def points_further_along(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
     """The slice with the most rates, at twice and four times its value of the axis."""
     one = max(slices, key=lambda s: len(s.points))
     rates = sorted({p.lr for p in one.points})

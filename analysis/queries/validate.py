@@ -16,10 +16,10 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import Recommendation, recommend
+from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
 from hyperp.analysis.table.slices import Slice, next_point, split, varying
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
-from hyperp.analysis.wording import degrees
+from hyperp.analysis.wording import format_degrees
 
 RATE_TOLERANCE = 0.02  # a rate typed from the printed recommendation is still the recommended one
 
@@ -50,7 +50,7 @@ class Validation(Strict):
     rows: list[RateRow]
 
 
-def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
+def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
     """Compare the recommended rate with the others that were run at one target scale.
 
     Raises:
@@ -63,7 +63,7 @@ def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Valid
     one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
     known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
     # The runs are there, so the law's reach does not matter: it is what they test.
-    recommendation = recommend(law, known, extrapolate=True)
+    recommendation = recommend_rate(law, known, extrapolate=True)
     rates = sorted({*one.lr.tolist(), *one.diverged})
     chosen = min(rates, key=lambda rate: abs(math.log(rate / recommendation.lr)))
     if abs(chosen / recommendation.lr - 1) > RATE_TOLERANCE:
@@ -133,10 +133,10 @@ def _spread(law: Law, differences: list[np.ndarray]) -> tuple[float | None, str]
     df = sum(len(d) - 1 for d in differences if len(d))
     if df > 0:
         squares = sum(float(np.sum((d - d.mean()) ** 2)) for d in differences if len(d))
-        return math.sqrt(squares / df), f"the seeds of these runs, {degrees(df)}"
+        return math.sqrt(squares / df), f"the seeds of these runs, {format_degrees(df)}"
     own = law.seed_spread
     if own.difference_sd is not None:
-        return own.difference_sd, f"the law's records, {degrees(own.difference_df)}"
+        return own.difference_sd, f"the law's records, {format_degrees(own.difference_df)}"
     return None, "none: no rate was repeated with another seed, so only a strict win passes"
 
 

@@ -12,8 +12,8 @@ import jinja2
 from hyperp.analysis.diagnostics.monitors import Monitors, monitors_of
 from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import recommend
-from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.queries.recommend import recommend_rate
+from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.queries.validate import Validation
 from hyperp.analysis.report.figures import diagnosis as plots_fit
 from hyperp.analysis.report.figures import law as plots
@@ -22,7 +22,7 @@ from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.report.text import law as show
 from hyperp.analysis.report.text import monitors as show_monitors
 from hyperp.analysis.report.text import transfer as show_transfer
-from hyperp.analysis.wording import degrees, percent
+from hyperp.analysis.wording import format_degrees, format_percent
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -46,7 +46,7 @@ def write_report(
         extrapolate: recommend beyond the law's reach too.
     """
     out = Path(folder)
-    found = None if target is None else recommend(law, target, extrapolate=extrapolate)
+    found = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out} must be a folder, it is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def stability_section(seen: Monitors) -> dict[str, Any]:
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
     """Transfer along every axis that the law does not fit and that some group of slices varies."""
     axes = [axis for axis in law.slices[0].covariates if axis not in law.ranges]
-    found = {axis: transfer(law.slices, axis, law.level) for axis in axes}
+    found = {axis: measure_transfer(law.slices, axis, law.level) for axis in axes}
     return {axis: answers for axis, answers in found.items() if answers}
 
 
@@ -148,14 +148,14 @@ def _render(
         used=len(used),
         context=show.context_text(law.context),
         held=", ".join(f"{n.replace('_', ' ')} {show.cell(v)}" for n, v in law.held.items()) or "nothing",
-        degrees=degrees(law.df),
+        degrees=format_degrees(law.df),
         scatter=show.scatter_line(law),
         formulas=[show.formula(law), *(show.formula(law, name) for name in law.also)],
         also=markdown_table(show.also_columns(law), show.also_rows(law)) if law.also else "",
         beside=markdown_table(show.beside_columns(law), show.beside_rows(law)) if law.beside else "",
         tests=show.test_lines(law),
         pictures=tests,
-        level=percent(law.level),
+        level=format_percent(law.level),
         exponents=markdown_table(show.exponent_columns(law), show.exponent_rows(law)),
         slices=markdown_table([*names, *show.SLICE_COLUMNS], show.slice_rows(used, names)),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",

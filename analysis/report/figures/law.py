@@ -24,7 +24,7 @@ from hyperp.analysis.report.figures.style import (
     named,
     size_text,
 )
-from hyperp.analysis.vocabulary import CENSORED, PUBLISHED
+from hyperp.analysis.vocabulary import CENSORED, PUBLISHED_EXPONENTS
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -244,7 +244,7 @@ def _draw_published(
 ) -> Rows:
     rows: Rows = []
     rate = law.interval_at(middle)[0]
-    for published in PUBLISHED.get(covariate, ())[:1]:
+    for published in PUBLISHED_EXPONENTS.get(covariate, ())[:1]:
         x = np.array(ends)
         y = rate * (x / middle[covariate]) ** published.exponent
         label = f"published slope {published.exponent:g} ({published.source})"

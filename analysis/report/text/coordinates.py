@@ -12,7 +12,7 @@ from hyperp.analysis.diagnostics.coordinates import (
     diverged_words,
 )
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 COLUMNS = [
     "parametrization",
@@ -20,10 +20,10 @@ COLUMNS = [
     "base_lr",
     "activation",
     "of its size",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "is",
     "of its change",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "is",
 ]
 
@@ -52,7 +52,7 @@ def table(found: Sequence[Series]) -> list[list[str]]:
     rows = []
     for one in found:
         names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
-        names.append(number(one.held.get("base_lr")))
+        names.append(format_number(one.held.get("base_lr")))
         for kind in one.kinds:
             cells = [cell for measure in MEASURES for cell in _cells(kind, measure)]
             rows.append([*names, KINDS[kind.quantity], *cells])

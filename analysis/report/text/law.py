@@ -4,12 +4,12 @@ import math
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
-from hyperp.analysis.queries.recommend import Recommendation, published_lines
+from hyperp.analysis.queries.recommend import Recommendation, published_exponents
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import degrees, interval, number, percent
+from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # these pull in pandas, which a recommendation does without
-    from hyperp.analysis.queries.check import Check
+    from hyperp.analysis.queries.check import TableCheck
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.validate import Validation
 
@@ -48,7 +48,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         o = s.optimum
         optimum = ["-", "-"]
         if o is not None:
-            optimum = [number(o.lr), "unknown" if o.se is None else interval(o.low, o.high)]
+            optimum = [format_number(o.lr), "unknown" if o.se is None else format_interval(o.low, o.high)]
         counts = [
             str(len({p.lr for p in s.points})),
             str(max((p.seeds for p in s.points), default=0)),
@@ -58,10 +58,10 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
     return rows
 
 
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{percent()} interval"]
+SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
 
 
-def show_check(answer: "Check") -> None:
+def show_check(answer: "TableCheck") -> None:
     """Print what `check` found."""
     print(
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
@@ -76,7 +76,7 @@ def show_check(answer: "Check") -> None:
     for s in (s for s in answer.slices if s.optimum is None):
         values = {**s.context, **s.covariates}
         where = ", ".join(f"{n} {values[n]}" for n in names) or "the slice"
-        add = f"; add the rates {', '.join(number(r) for r in s.next_rates)}" if s.next_rates else ""
+        add = f"; add the rates {', '.join(format_number(r) for r in s.next_rates)}" if s.next_rates else ""
         print(f"{where}: {s.reason}{add}")
     rows = [
         [v.covariate, "yes" if v.identified else "no", "; ".join(v.groups) if v.identified else str(v.reason)]
@@ -92,7 +92,7 @@ def show_check(answer: "Check") -> None:
 def exponent_rows(law: Law) -> list[list[str]]:
     """One row a covariate: measured or fixed exponent, interval, and what was published."""
     a = law.a
-    ends = interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
+    ends = format_interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
     rows = [["exp(a)", f"{math.exp(a.value):.4g} (factor)", "-", ends, "-", "-"]]
     for name in law.ranges:
         e = law.exponents.get(name)
@@ -103,14 +103,14 @@ def exponent_rows(law: Law) -> list[list[str]]:
         )
         low, high = law.ranges[name]
         rows.append(
-            [name, *measured, f"{cell(low)} to {cell(high)}", "; ".join(published_lines(name)) or "-"]
+            [name, *measured, f"{cell(low)} to {cell(high)}", "; ".join(published_exponents(name)) or "-"]
         )
     return rows
 
 
 def exponent_columns(law: Law) -> list[str]:
     """The header of exponent_rows."""
-    ends = f"{percent(law.level)} interval"
+    ends = f"{format_percent(law.level)} interval"
     return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED]
 
 
@@ -139,17 +139,19 @@ def also_rows(law: Law) -> list[list[str]]:
 
 def also_columns(law: Law) -> list[str]:
     """The header of also_rows."""
-    return ["tuned beside lr", "covariate", "exponent", "SE", f"{percent(law.level)} interval"]
+    return ["tuned beside lr", "covariate", "exponent", "SE", f"{format_percent(law.level)} interval"]
 
 
 def beside_rows(law: Law) -> list[list[str]]:
     """One row a method: its exponents and its rate in the middle of the law's slices."""
     own = [law.method, str(sum(s.used for s in law.slices))]
     own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
-    rows = [[*own, number(_middle_rate(law)), "this law"]]
+    rows = [[*own, format_number(_middle_rate(law)), "this law"]]
     for other in law.beside:
         exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
-        rows.append([other.method, str(other.slices), *exponents, number(other.lr), other.problem or ""])
+        rows.append(
+            [other.method, str(other.slices), *exponents, format_number(other.lr), other.problem or ""]
+        )
     return rows
 
 
@@ -178,14 +180,15 @@ def test_lines(law: Law) -> list[str]:
         verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of a bend"
         lines.append(
             f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
-            f"{degrees(c.df)}: {verdict}"
+            f"{format_degrees(c.df)}: {verdict}"
         )
     for name, seeds in law.by_seed.items():
         count = f"{len(seeds.values)} of {seeds.of}" if seeds.of > len(seeds.values) else f"{seeds.of}"
         ends = f"{min(seeds.values.values()):.3f} to {max(seeds.values.values()):.3f}"
         lines.append(
             f"Exponent of {name} from each of {count} seeds alone: {ends}, "
-            f"mean {seeds.mean:.3f} ({percent(law.level)} interval {seeds.low:.3f} to {seeds.high:.3f})"
+            f"mean {seeds.mean:.3f} ({format_percent(law.level)} interval "
+            f"{seeds.low:.3f} to {seeds.high:.3f})"
         )
     if law.leave_one_out:
         lines.append(left_out_line(law))
@@ -237,7 +240,7 @@ def show_law(law: Law) -> None:
     for name in law.also:
         print(formula(law, name))
     window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
-    print(f"{len(used)} slices, {degrees(law.df)}, {law.method} in {law.space} space{window}\n")
+    print(f"{len(used)} slices, {format_degrees(law.df)}, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
     if law.also:
         show_table("Exponents of what was tuned beside the rate", also_columns(law), also_rows(law))
@@ -264,10 +267,10 @@ def factor_rows(answer: Recommendation) -> list[list[str]]:
         exponent = "-" if f.exponent is None else f"{f.exponent:.3f}" + (" (fixed)" if f.fixed else "")
         out = next((e.factor for e in answer.extrapolation if e.covariate == f.name), None)
         reach = "-" if out is None else ("inside" if out == 1 else f"{out:.3g} x outside")
-        ends = "-" if f.low is None else interval(f.low, f.high)
+        ends = "-" if f.low is None else format_interval(f.low, f.high)
         published = "; ".join(f.published) or "-"
         value = "-" if f.value is None else cell(f.value)
-        rows.append([f.name, value, exponent, ends, number(f.contribution), reach, published])
+        rows.append([f.name, value, exponent, ends, format_number(f.contribution), reach, published])
     return rows
 
 
@@ -277,7 +280,7 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
     lines = [
         f"lr = {answer.lr:.4g}   for {target}; {context_text(answer.context)}",
-        f"{percent(answer.level)} prediction interval {ends}, {degrees(answer.df)}",
+        f"{format_percent(answer.level)} prediction interval {ends}, {format_degrees(answer.df)}",
     ]
     for name, b in answer.also.items():
         lines.append(f"{name} = {b.value:.4g}, interval {b.low:.4g} to {b.high:.4g}")
@@ -297,21 +300,21 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
 def show_recommendation(law: Law, answer: Recommendation) -> None:
     """Print a recommended rate with its interval and factors."""
     print("\n".join(recommendation_lines(law, answer)) + "\n")
-    title = f"Factors; the rate is the product of the contributions; intervals {percent(answer.level)}"
+    title = f"Factors; the rate is the product of the contributions; intervals {format_percent(answer.level)}"
     show_table(title, FACTOR_COLUMNS, factor_rows(answer))
 
 
 def show_next(law: Law, answer: "NextRuns") -> None:
     """Print the slices to run and what they would do to the interval at the target."""
     target = ", ".join(f"{n}={cell(v)}" for n, v in answer.target.items())
-    print(f"At {target} the {percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
+    print(f"At {target} the {format_percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
     for point in answer.bracket:
         sizes = ", ".join(f"{n} {cell(point[n])}" for n in law.ranges)
-        print(f"{sizes} has no optimum yet; add the rates {', '.join(number(r) for r in point['lr'])}")
+        print(f"{sizes} has no optimum yet; add the rates {', '.join(format_number(r) for r in point['lr'])}")
     rows = [
         [
             *(cell(c.covariates[n]) for n in law.covariates),
-            f"{number(c.rates[0])} to {number(c.rates[-1])}, {len(c.rates)} rates",
+            f"{format_number(c.rates[0])} to {format_number(c.rates[-1])}, {len(c.rates)} rates",
             str(c.seeds),
             "-" if c.cost is None else f"{c.cost:.3g}",
             f"{c.width:.3g}",
@@ -346,8 +349,8 @@ def validation_rows(answer: "Validation") -> list[list[str]]:
     for r in answer.rows:
         mark = "recommended" if r.recommended else f"{r.ratio:.3g} x"
         loss = "-" if r.mean_loss is None else f"{r.mean_loss:.4f}"
-        sds = [number(r.loss_sd, 2), number(r.difference, 3), number(r.allowed, 2)]
-        rows.append([number(r.lr), mark, str(r.seeds), loss, *sds, r.note])
+        sds = [format_number(r.loss_sd, 2), format_number(r.difference, 3), format_number(r.allowed, 2)]
+        rows.append([format_number(r.lr), mark, str(r.seeds), loss, *sds, r.note])
     return rows
 
 

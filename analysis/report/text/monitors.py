@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hyperp.analysis.diagnostics.monitors import SUMMARIES, End, Monitors, Ratio
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 SCALE_COLUMNS = ["best rate", "seeds", "steps", "looks", "runs that do not count"]
 
@@ -14,7 +14,7 @@ def scale_table(seen: Monitors) -> tuple[list[str], list[list[str]]]:
     rows = []
     for scale, row in seen.scales.iterrows():
         at = int(str(scale))
-        rate = number(row["lr"]) + (", at the edge of the grid" if row["edge"] else "")
+        rate = format_number(row["lr"]) + (", at the edge of the grid" if row["edge"] else "")
         looks = [between_text(seen.between(at, name)) for name in ("steps", "monitor_looks")]
         lost = ", ".join(f"{n} {reason}" for reason, n in seen.excluded[at].items()) or "none"
         sizes = [f"{int(row[name]):,}" for name in names]
@@ -29,7 +29,7 @@ def ratio_table(seen: Monitors, axis: str) -> tuple[list[str], list[list[str]]]:
     found, name = seen.ratios(axis), axis.replace("_", " ")
     held = any(one.held for one in found)
     columns = ["largest", *(["held"] if held else []), f"at the smallest {name}", f"at the largest {name}"]
-    columns += ["ratio", f"{percent(seen.level)} interval", "rates", "seeds", "looks"]
+    columns += ["ratio", f"{format_percent(seen.level)} interval", "rates", "seeds", "looks"]
     return columns, [_ratio_row(one, held) for one in found]
 
 
@@ -47,7 +47,7 @@ def _ratio_row(one: Ratio, held: bool) -> list[str]:
 
 
 def _rate(end: End) -> str:
-    return number(end.lr)
+    return format_number(end.lr)
 
 
 def _seeds(end: End) -> str:

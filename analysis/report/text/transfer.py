@@ -5,13 +5,13 @@ import math
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.law import STATE_WORDS, cell
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
     "held",
     "optima",
     "octaves per doubling",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty",
 ]
 
@@ -27,7 +27,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     rows, names = [], name_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{cell(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+            f"{cell(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
         )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
@@ -52,7 +52,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
 AHEAD_COLUMNS = [
     "at",
     "octaves from the smallest one's optimum",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty of that optimum",
     "over the interval",
 ]

@@ -57,7 +57,7 @@ def test_public_width_sweeps_give_their_exponents_and_name_the_curves_without_on
 
 def test_rate_and_batch_together_from_public_runs(tmp_path):
     table = shared_table("steplaw_dense_lr_bs_loss.csv")
-    words = [*FOREIGN, "--by", "N,tokens", "--over", "lr,batch_tokens", "--also-by", "tokens"]
+    words = [*FOREIGN, "--by", "N,tokens", "--tuned", "lr,batch_tokens", "--also-by", "tokens"]
     assert run("fit", table, *words, "-o", tmp_path / "law.json").exit_code == 0
     law = json.loads((tmp_path / "law.json").read_text())
     assert law["method"] == "shared"
@@ -72,7 +72,7 @@ def test_rate_and_batch_together_from_public_runs(tmp_path):
 def test_a_foreign_grid_over_rate_and_batch_gives_the_published_pool(tmp_path):
     """StepLaw's dense runs by their recipe: lr = 77.7 N^-0.766 D^0.197, batch = 0.209 D^0.613."""
     table = shared_table("steplaw_dense_lr_bs_loss.csv")
-    words = [*FOREIGN, "--by", "N,tokens", "--over", "lr,batch_tokens", "--also-by", "tokens"]
+    words = [*FOREIGN, "--by", "N,tokens", "--tuned", "lr,batch_tokens", "--also-by", "tokens"]
     result = run("fit", table, *words, "--method", "pool", "-o", tmp_path / "law.json")
     assert result.exit_code == 0, result.stderr
     law = json.loads((tmp_path / "law.json").read_text())
@@ -91,7 +91,7 @@ def test_a_foreign_grid_over_rate_and_batch_gives_the_published_pool(tmp_path):
 def test_an_exponent_of_a_size_that_does_not_vary_is_refused(tmp_path):
     """StepLaw's mixtures of experts: total N moves by a quarter of a percent."""
     table = shared_table("steplaw_moe_lr_bs_loss.csv")
-    words = [*FOREIGN, "--over", "lr,batch_tokens", "--method", "pool", "-o", tmp_path / "law.json"]
+    words = [*FOREIGN, "--tuned", "lr,batch_tokens", "--method", "pool", "-o", tmp_path / "law.json"]
     result = run("fit", table, "--by", "N,Na,tokens", *words)
     assert result.exit_code == 3
     assert "N does not vary: 2.15061e+09 to 2.15619e+09 is a factor of 1" in result.stderr
@@ -195,7 +195,7 @@ def test_a_law_of_an_earlier_fit_is_left_and_said_to_be_so(demo, tmp_path, by, c
     out.write_bytes((demo / "law.json").read_bytes())
     result = run("fit", demo, "--by", by, "-o", out)
     assert result.exit_code == code
-    assert result.stderr.splitlines()[-1] == f"note: {out} is from an earlier fit and was left as it is"
+    assert result.stderr.splitlines()[-1] == f"note: {out} is from an earlier fit and was left unchanged"
     assert out.read_bytes() == (demo / "law.json").read_bytes()
     assert "note:" not in run("fit", demo, "--by", by, "-o", tmp_path / "new.json").stderr
 

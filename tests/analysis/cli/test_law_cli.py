@@ -1,6 +1,8 @@
 """The command hyperp-law: answers, one-line errors, exit codes, nothing written without an answer."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -10,14 +12,66 @@ import pytest
 
 from tests.analysis.law_command import one_line, run
 
-COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "next", "validate", "report")
+COMMANDS = (
+    "check",
+    "fit",
+    "recommend",
+    "next",
+    "validate",
+    "report",
+    "loss",
+    "leverage",
+    "transfer",
+    "coordinates",
+)
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches_with_an_example(command):
-    result = run(command, "--help")
+def test_help_teaches_with_an_example_and_says_the_exit_codes(command, flag):
+    result = run(command, flag)
     assert result.exit_code == 0
-    assert f"Example: hyperp-law {command}" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert re.search(rf"Examples?: hyperp-law {command} ", text)
+    assert re.search(r"Exit codes: 0 .* 2 .* 3 ", text)
+
+
+def test_the_list_of_commands_cuts_no_summary():
+    text = run("-h").stdout
+    assert set(COMMANDS) == {line.split()[0] for line in text.partition("Commands:")[2].strip().splitlines()}
+    assert "..." not in text.partition("Options:")[2]
+
+
+@pytest.mark.parametrize(("old", "new"), [("--out", "--output"), ("--over", "--tuned")])
+def test_former_names_of_options_are_accepted_and_not_listed(demo, tmp_path, old, new):
+    out = tmp_path / "law.json"
+    words = {"--output": out, "--tuned": "lr", "--by": "tokens"}
+    for words_of_old in ([old, words[new]], [f"{old}={words[new]}"]):
+        rest = [word for name, value in words.items() if name != new for word in (name, value)]
+        assert run("fit", demo, *words_of_old, *rest).exit_code == 0
+        assert out.is_file()
+        out.unlink()
+    text = run("fit", "-h").stdout
+    assert f"{new} " in text
+    assert f"{old} " not in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell):
+    """As the shell asks: the words so far in the environment, the answer on standard output."""
+    code = "import sys; sys.argv[:] = ['hyperp-law']; from hyperp.analysis.cli.main import main; main()"
+    asked = {
+        "_HYPERP_LAW_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "hyperp-law rec",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "hyperp-law rec",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "recommend" in done.stdout
+    assert "validate" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,12 +119,18 @@ def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--over", "foo"], "--over must be lr, or lr and one more column, got foo"),
-        (["--over", "loss"], "--over must be lr, or lr and one more column, got loss"),
-        (["--over", "lr,foo"], "--over must be lr, or lr and one more column that was tuned, such as width"),
-        (["--over", "lr,loss"], "that was tuned, such as width or depth"),
+        (["--tuned", "foo"], "--tuned must be lr, or lr and one more column, got foo"),
+        (["--tuned", "loss"], "--tuned must be lr, or lr and one more column, got loss"),
+        (
+            ["--tuned", "lr,foo"],
+            "--tuned must be lr, or lr and one more column that was tuned, such as width",
+        ),
+        (["--tuned", "lr,loss"], "that was tuned, such as width or depth"),
         (["--by", "foo"], "covariate must be one of width"),
-        (["--by", "batch_tokens", "--over", "lr,batch_tokens"], "batch_tokens is given twice in --by, --fix"),
+        (
+            ["--by", "batch_tokens", "--tuned", "lr,batch_tokens"],
+            "batch_tokens is given twice in --by, --fix",
+        ),
         (["--window", "-1"], "--window must be a positive number of octaves, got -1"),
         (["--window", "nan"], "--window must be a positive number of octaves, got nan"),
         (["--method", "guess"], "--method must be one of shared, two-stage"),
@@ -88,7 +148,7 @@ def test_check_takes_what_fit_takes_beside_the_rate(make_ladder, tmp_path):
         for b, c in ((256, -5.2), (512, -4.7), (1024, -4.2))
     )
     frame.to_parquet(tmp_path / "runs.parquet")
-    answer = json.loads(run("check", tmp_path, "--over", "lr,batch_tokens", "--json").stdout)
+    answer = json.loads(run("check", tmp_path, "--tuned", "lr,batch_tokens", "--json").stdout)
     assert len(answer["slices"]) == 1
     assert "batch_tokens" not in answer["slices"][0]["covariates"]
 
@@ -225,4 +285,4 @@ def test_a_wrong_option_is_one_line_too(demo):
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: No such option: --colour\n"
+    assert result.stderr == "hyperp-law: error: No such option: --colour\n"

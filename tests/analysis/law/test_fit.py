@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.queries.check import check
-from hyperp.analysis.queries.recommend import recommend
+from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.random_effects import meta_regression, paule_mandel, t_quantile
 from hyperp.analysis.table.validate import Runs, check_frame
 from hyperp.analysis.vocabulary import METHODS
@@ -353,7 +353,7 @@ def test_leaving_a_slice_out_costs_what_missing_rate_and_batch_together_costs():
     missed = math.log(rest.interval_at(at, "batch_tokens")[0] / own.also["batch_tokens"])
     np.testing.assert_allclose(last.loss_penalty, law.basin.penalty([last.error, missed]), rtol=0.1, atol=0)
     assert last.loss_penalty > 10 * law.basin.penalty(last.error)
-    found = recommend(law, at)
+    found = recommend_rate(law, at)
     ends = found.also["batch_tokens"]
     assert found.penalty_low is not None
     for end in (ends.low, ends.high):
@@ -393,8 +393,8 @@ def test_runs_that_have_not_finished_may_lack_a_rate(make_ladder):
 
 def test_sizes_that_may_be_one_are_a_warning_of_the_check(make_ladder):
     frame = pd.concat([make_ladder(), make_ladder(tokens=(66000,), rng_seed=1)])
-    assert [w[:30] for w in check(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
-    assert check(_runs(make_ladder())).warnings == []
+    assert [w[:30] for w in check_runs(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
+    assert check_runs(_runs(make_ladder())).warnings == []
 
 
 def test_mostly_censored_slices_are_refused(make_ladder):
@@ -429,7 +429,7 @@ def test_linear_space_is_least_squares_in_the_rates(make_ladder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"over": ("batch_tokens",)}, "--over must be lr, or lr and one more column"),
+        ({"over": ("batch_tokens",)}, "--tuned must be lr, or lr and one more column"),
         ({"over": ("lr", "tokens")}, "covariate tokens is given twice"),
         ({"method": "magic"}, "--method must be one of"),
         ({"space": "square"}, "--space must be log or linear, got 'square'"),

@@ -63,7 +63,7 @@ def test_rate_and_batch_are_found_together(make_ladder):
     for name in ("pool", "argmin"):
         rough = estimate_optima(name, slices, MethodOptions(over=over))
         np.testing.assert_allclose([o.also["batch_tokens"] for o in rough.optima], batch, rtol=0, atol=0.8)
-    with pytest.raises(ValueError, match="two-stage tunes lr alone, got --over lr,batch_tokens"):
+    with pytest.raises(ValueError, match="two-stage tunes lr alone, got --tuned lr,batch_tokens"):
         estimate_optima("two-stage", slices, MethodOptions(over=over))
 
 

@@ -117,10 +117,10 @@ POINTS = [{"optimizer": "muonh", "tokens": 131072, "width": 32, "lr": [0.01, 0.0
 
 
 def _plan_of(path, words: list[str]):
-    """The plan of the printed command, its WORDS replaced by a sweep's own."""
+    """The plan of the printed command, its OVERRIDES replaced by a sweep's own."""
     command = shlex.split(run_command(path))
     assert command[:2] == ["hyperp-sweep", "run"]
-    at = command.index("WORDS")
+    at = command.index("OVERRIDES")
     return make_plan([*command[2:at], *words, *command[at + 1 :]])
 
 
@@ -149,7 +149,7 @@ def _own_sweep(folder) -> str:
 def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
     path = tmp_path / name
     assert save_points(POINTS, path, "why")
-    assert "WORDS are those of the sweep, less" in path.read_text()
+    assert "OVERRIDES: the overrides of the sweep, without" in path.read_text()
     own = _own_sweep(tmp_path / "own")
     plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
     assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
@@ -163,7 +163,7 @@ def test_searchpaths_joined_as_the_note_says_find_the_users_own_experiment(tmp_p
     assert len(_plan_of(path, ["+experiment=demo"]).points) == 2
     own = _own_sweep(tmp_path / "own").removeprefix("hydra.searchpath=[").removesuffix("]")
     search, *rest = shlex.split(run_command(path))[2:]
-    rest = [w for w in rest if w != "WORDS"]
+    rest = [w for w in rest if w != "OVERRIDES"]
     plan = make_plan([f"{search.removesuffix(']')},{own}]", "+experiment=own", *rest])
     assert {p.config.model.context for p in plan.points} == {64}
     assert len(plan.points) == 2

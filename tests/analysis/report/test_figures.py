@@ -8,7 +8,7 @@ import pytest
 
 from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.transfer import transfer
+from hyperp.analysis.queries.transfer import measure_transfer
 from hyperp.analysis.report.figures import diagnosis as plots_fit
 from hyperp.analysis.report.figures import law as plots
 from hyperp.analysis.report.figures import style
@@ -114,7 +114,7 @@ def test_a_censored_slice_is_a_hollow_mark_at_its_last_rate(law, tmp_path):
 
 
 def test_transfer_has_a_panel_for_each_context(law, tmp_path):
-    answers = transfer(law.slices, "width")
+    answers = measure_transfer(law.slices, "width")
     figure, rows = plots.transfer_panels(law.slices, answers)
     assert len(figure.axes) == len(answers) == 1
     saved = _save((figure, rows), tmp_path, "transfer")
