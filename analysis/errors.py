@@ -1,18 +1,28 @@
 """The two ways an analysis ends without an answer: bad input is a ValueError, a refusal is a Refusal."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Refusal(Exception):  # noqa: N818, it is an answer
     """The data cannot identify what was asked (exit code 3).
 
     Args:
-        reason: one line, why not.
-        next_points: the runs that would change that, each a dict of context, covariates and "lr" (rates).
+        reason: why not, in one line.
+        points: the runs that would change that, each a dict of context, covariates and "lr", a list of rates.
     """
 
-    def __init__(self, reason: str, next_points: Sequence[dict[str, Any]] = ()):
+    def __init__(self, reason: str, points: Sequence[dict[str, Any]] = ()):
         super().__init__(reason)
         self.reason = reason
-        self.next_points = list(next_points)
+        self.points = list(points)
+
+    @property
+    def next_points(self) -> "pd.DataFrame":
+        """The runs that would change that, a row for each slice and rate; no rows where none is known."""
+        import pandas as pd
+
+        return pd.DataFrame(self.points).explode("lr", ignore_index=True) if self.points else pd.DataFrame()

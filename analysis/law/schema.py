@@ -164,7 +164,7 @@ class LeftOut(Strict):
     loss_penalty: NotNegative | None
 
 
-class Beside(Strict):
+class OtherMethod(Strict):
     """What another method makes of the same slices; `lr` and `also` are its values at `Law.middle`."""
 
     method: str
@@ -227,7 +227,7 @@ class Law(Coefficients):
     fixed_tests: dict[str, FixedTest]
     curvature_tests: dict[str, CurvatureTest]
     leave_one_out: list[LeftOut]
-    beside: list[Beside]
+    beside: list[OtherMethod]
     by_seed: dict[str, BySeed] = Field(default_factory=dict)
     warnings: list[str]
     basin: BasinRecord | None
@@ -318,7 +318,7 @@ def _check_covariance(found: Coefficients) -> None:
             )
 
 
-def digest(law: Law) -> str:
+def law_digest(law: Law) -> str:
     """SHA-256 of everything that the law says, however its file is laid out."""
     text = json.dumps(law.model_dump(mode="json"), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -326,7 +326,7 @@ def digest(law: Law) -> str:
 
 def law_text(law: Law) -> str:
     """The text of law.json: the law and its digest, by which `load_law` knows one that was edited."""
-    return json.dumps({**law.model_dump(mode="json"), "sha256": digest(law)}, indent=2, allow_nan=False)
+    return json.dumps({**law.model_dump(mode="json"), "sha256": law_digest(law)}, indent=2, allow_nan=False)
 
 
 def save_law(law: Law, path: str | Path) -> None:
@@ -343,6 +343,6 @@ def load_law(path: str | Path) -> Law:
     raw = read_json(path, SCHEMA_VERSION)
     sealed = raw.pop("sha256", None)
     law = validate_content(path, raw, Law)
-    if digest(law) != sealed:
+    if law_digest(law) != sealed:
         raise ValueError(f"{path} was changed after it was fitted; fit it again")
     return law

@@ -17,8 +17,8 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
-from hyperp.analysis.table.slices import Slice, next_point, split, varying
-from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
+from hyperp.analysis.table.slices import Slice, cut_slices, varying_columns
+from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.wording import format_degrees
 
 RATE_TOLERANCE = 0.02  # a rate typed from the printed recommendation is still the recommended one
@@ -59,8 +59,8 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
         Refusal: only the recommended rate was run.
     """
     extra = [*law.ranges, *law.held]
-    frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
-    one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
+    frame = runs.with_sizes([n for n in extra if n in runs.frame.columns]).frame
+    one = _single(cut_slices(filter_runs(frame, where or {}), extra=extra), law)
     known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
     # The runs are there, so the law's reach does not matter: it is what they test.
     recommendation = recommend_rate(law, known, extrapolate=True)
@@ -73,7 +73,7 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
         )
     others = [rate for rate in rates if rate != chosen]
     if not others:
-        points = next_point(one, [chosen / 2, chosen * 2])
+        points = one.next_point([chosen / 2, chosen * 2])
         raise Refusal("only the recommended rate was run; run half and twice that rate as well", [points])
     return _judge(law, one, recommendation, chosen, others)
 
@@ -81,7 +81,7 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
 def _single(slices: Sequence[Slice], law: Law) -> Slice:
     if len(slices) != 1:
         raise ValueError(
-            f"RUNS must hold one target scale, but {', '.join(varying(slices))} vary; use --where"
+            f"RUNS must hold one target scale, but {', '.join(varying_columns(slices))} vary; use --where"
         )
     for name, value in law.context.items():
         if slices[0].context[name] != value:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.diagnostics.monitors import monitors_of, ratio_of_means
-from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.report.figures.monitors import against_size, against_steps
 from hyperp.analysis.report.report import write_report
 from hyperp.analysis.report.text.monitors import length_note, scale_table

@@ -9,7 +9,7 @@ import pytest
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.report.text.transfer import transfer_rows
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 DRIFT = -0.5
 
@@ -28,7 +28,7 @@ def answer(make_ladder) -> Transfer:
         )
         for k in range(4)
     ]
-    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs).slices, "width")
     return found
 
@@ -71,7 +71,7 @@ def _along(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[flo
         )
         for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
-    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs, method="two-stage").slices, "width")
     return found
 
@@ -104,14 +104,14 @@ def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
         make_ladder(tokens=(131072,), covariates={"width": 32 * 2**k}, octaves=span, noise=2e-4, rng_seed=k)
         for k, span in enumerate([(-9, -1), (-9, -1), (-14, -9), (-9, -1)])
     ]
-    runs = Runs(check_frame(pd.concat(parts)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(parts), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs).slices, "width")
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
 
 
 def test_an_axis_that_is_not_there_is_named(make_ladder):
-    runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
+    runs = Runs(make_ladder(), "runs.parquet", "0" * 64)
     with pytest.raises(ValueError, match=r"--over must be one of width, .* got 'N'"):
         measure_transfer(check_runs(runs).slices, "N")
 
@@ -136,9 +136,7 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_of_use(make_ladder, seed
             )
             for k in range(4)
         ]
-        (found,) = measure_transfer(
-            check_runs(Runs(check_frame(pd.concat(frames)), "r", "0" * 64)).slices, "width"
-        )
+        (found,) = measure_transfer(check_runs(Runs(pd.concat(frames), "r", "0" * 64)).slices, "width")
         true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
         inside += [point.low < true < point.high for point in found.points]
         halves += [math.log2(point.high / point.low) / 2 for point in found.points]
