@@ -543,7 +543,9 @@ def _runs(
     if not isinstance(source, Runs):
         return read_runs(source, mapping, extra, where, loss)
     if mapping:
-        raise ValueError(f"mapping must be given to read_runs when runs are read already, got {dict(mapping)}")
+        raise ValueError(
+            f"mapping must be given to read_runs when runs are read already, got {dict(mapping)}"
+        )
     return source.with_sizes(extra)
 
 

@@ -123,7 +123,7 @@ def loss_law_record(
     return LossLaw(
         form=points.form,
         formula=FORMULAS[points.form],
-        published_parameters=_parameters(fit, draws),
+        parameters=_parameters(fit, draws),
         objective=fit.objective,
         delta=fit.delta,
         status="converged" if fit.converged else "not converged",

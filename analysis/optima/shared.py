@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.optima.basin.fit import BasinEstimate as BasinFit
-from hyperp.analysis.optima.basin.fit import fit_basin
+from hyperp.analysis.optima.basin.fit import BasinFit, fit_basin
 from hyperp.analysis.optima.basin.shape import (
     identifiable_columns,
     monomials,

@@ -47,7 +47,7 @@ class LossCurves:
         index = self.loss.argmin(axis=1)
         return np.take_along_axis(self.u, index[:, None, None], axis=1)[:, 0]
 
-    def pick(self, keep: np.ndarray) -> "LossCurves":
+    def select(self, keep: np.ndarray) -> "LossCurves":
         """The slices in the mask `keep` (K,)."""
         arrays = (self.u, self.loss, self.count, self.row, self.labels, self.amplitude)
         return LossCurves(*(a[keep] for a in arrays))
