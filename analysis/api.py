@@ -1,7 +1,7 @@
 """The Python API: what `hyperp.analysis` exports. The commands of hyperp-law call the same functions.
 
 Everything takes a table of runs as a DataFrame, as the path of a Parquet or CSV file (or of a folder that
-holds runs.parquet), or as what `read_runs` returns. Names of columns may be one string, "tokens" or "N,D", or a
+holds runs.parquet), or as what `read_runs` returns. Columns are named by one string, "tokens" or "N,D", or by a
 list. pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes
 neither.
 """
@@ -9,11 +9,10 @@ neither.
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import schema
 from hyperp.analysis.vocabulary import DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space

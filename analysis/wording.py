@@ -1,4 +1,4 @@
-"""Numbers, intervals and levels as people read them."""
+"""Numbers, intervals and levels as text."""
 
 from hyperp.analysis.vocabulary import LEVEL
 
@@ -14,10 +14,10 @@ def format_interval(low: float | None, high: float | None, digits: int = 3) -> s
 
 
 def format_degrees(df: int) -> str:
-    """A number of degrees of freedom as text."""
+    """Such as "1 degree of freedom"."""
     return f"{df} degree{'' if df == 1 else 's'} of freedom"
 
 
 def format_percent(level: float = LEVEL) -> str:
-    """A level as text, such as 95%."""
+    """Such as "95%"."""
     return f"{100 * level:g}%"

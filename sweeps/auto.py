@@ -15,24 +15,24 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from hyperp.scale import Scale
-from hyperp.sweeps.collect.table import setting
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.overrides import parse
+from hyperp.sweeps.plan.overrides import parse_overrides
 from hyperp.sweeps.plan.plan import Plan, Point, make_plan
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.runs.status import DONE
+from hyperp.sweeps.table.runs import setting_hash
 
-LAW = Path(sys.executable).with_name("hyperp-law")
+LAW_COMMAND = Path(sys.executable).with_name("hyperp-law")
 REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
-SLICES = 3  # that a fit begins with
+FIRST_SLICES = 3  # that a fit begins with
 SEARCH = "hydra.searchpath"
-LEAST = 6  # that must be done before an interval is believed to be small enough
-AHEAD = 8  # the target, in times the plan's largest size, where none is given
+MIN_SLICES = 6  # that must be done before an interval is believed to be small enough
+TARGET_FACTOR = 8  # the target, in times the plan's largest size, where none is given
 
 
 @dataclass(frozen=True)
-class Goal:
+class AutoGoal:
     """`half` is the asked half-width of the interval, 0.15 for 15%; `flops` and `rounds` are the budget."""
 
     by: str
@@ -43,7 +43,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Step:
+class Round:
     """One round: runs done so far, and the half-width that they give, None without a law yet.
 
     `reason` is why there is no law yet, or, of the last step, why the search ended without its goal.
@@ -55,7 +55,7 @@ class Step:
     reason: str | None = None
 
 
-def read_until(text: str) -> float:
+def parse_until(text: str) -> float:
     """0.15 of `interval=15%` or `interval=0.15`. Raises ValueError for anything else."""
     match = re.fullmatch(r"interval=(\d+(?:\.\d+)?)(%?)", text)
     half = float(match[1]) / (100 if match[2] else 1) if match else 0.0
@@ -64,13 +64,13 @@ def read_until(text: str) -> float:
     return half
 
 
-def ladder_of(plan: Plan, by: str) -> list[list[Point]]:
+def law_slices(plan: Plan, by: str) -> list[list[Point]]:
     """The slices of the plan that one law over `by` is about, cheapest first: those with most sizes of it.
 
     Slices differ in `by` alone, and not in the optimizer or anything else; other runs are no use to it.
 
     Raises:
-        ValueError: runs have no size of that name, fewer than SLICES of it, or several ladders have as many.
+        ValueError: runs have no size of that name, fewer than FIRST_SLICES sizes, or several such ladders.
     """
     names = [field.name for field in fields(Scale)]
     if by not in names:
@@ -78,12 +78,14 @@ def ladder_of(plan: Plan, by: str) -> list[list[Point]]:
     ladders: dict[str, dict[int, list[Point]]] = {}
     for point in plan.points:
         rest = {name: size for name, size in _sizes(point).items() if name != by}
-        key = json.dumps([setting(asdict(point.config)), rest])
+        key = json.dumps([setting_hash(asdict(point.config)), rest])
         ladders.setdefault(key, {}).setdefault(getattr(point.config.scale, by), []).append(point)
     most = max(map(len, ladders.values()), default=0)
     longest = [one for one in ladders.values() if len(one) == most]
-    if most < SLICES:
-        raise ValueError(f"the plan must have {SLICES} or more sizes of {by} with all else alike, got {most}")
+    if most < FIRST_SLICES:
+        raise ValueError(
+            f"the plan must have {FIRST_SLICES} or more sizes of {by} with all else alike, got {most}"
+        )
     if len(longest) > 1:
         blocks = sorted(
             {name for one in longest for points in one.values() for p in points for name in p.blocks}
@@ -101,28 +103,28 @@ def _flops_of(points: Sequence[Point]) -> float:
     return sum(point.flops for point in points)
 
 
-def search(
+def search_rate(
     plan: Plan,
-    goal: Goal,
+    goal: AutoGoal,
     do: Callable[[Plan], object],
-    show: Callable[[Step], None],
+    show: Callable[[Round], None],
     table: Callable[[], Path],
-) -> Step:
+) -> Round:
     """Do the cheapest slices of the plan, then those that the law asks for; returns the last round.
 
     Slices that an earlier call began come first, with what failed in them.
     `do` does the runs of a plan, `table` collects them and returns the path. The law chooses among the slices
     of the plan while it has any, and freely after them. Where the runs so far identify no law, the cheapest
-    slice that waits is done. An interval that is small enough counts from LEAST slices on: scatter that few
-    slices show is small by luck too often, and who stops at the first small one picks the luck.
+    slice that waits is done. An interval that is small enough counts from MIN_SLICES slices on: scatter that
+    few slices show is small by luck too often, and who stops at the first small one picks the luck.
 
     Raises RuntimeError if hyperp-law fails, ValueError for a plan without one such law.
     """
-    slices = ladder_of(plan, goal.by)
-    begun = [one for one in slices[SLICES:] if any((p.run_dir / "record.json").exists() for p in one)]
-    todo = [point for one in (*slices[:SLICES], *begun) for point in one]
+    slices = law_slices(plan, goal.by)
+    begun = [one for one in slices[FIRST_SLICES:] if any((p.run_dir / "record.json").exists() for p in one)]
+    todo = [point for one in (*slices[:FIRST_SLICES], *begun) for point in one]
     tried: set[str] = set()
-    step = Step(0, 0.0, None)
+    step = Round(0, 0.0, None)
     for number in range(goal.rounds):
         before = _done(plan, tried)
         new = [point for point in todo if point.run_id not in before]
@@ -135,10 +137,14 @@ def search(
         tried |= {point.run_id for point in todo}
         done = _done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        half, reason, asked = ask(plan, goal, table(), number, waiting)
-        step = Step(len(done), sum(done.values()), half, reason)
+        half, reason, asked = ask_law(plan, goal, table(), number, waiting)
+        step = Round(len(done), sum(done.values()), half, reason)
         show(step)
-        if half is not None and half <= goal.half and (len(slices) - len(waiting) >= LEAST or not waiting):
+        if (
+            half is not None
+            and half <= goal.half
+            and (len(slices) - len(waiting) >= MIN_SLICES or not waiting)
+        ):
             return replace(step, reason=None)
         if waiting and not asked:
             asked = waiting[0]
@@ -152,7 +158,7 @@ def _done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
     """FLOPs of the runs that need not be done, by id: those that ended well, and those tried just now."""
     return {
         one.run_id: one.flops
-        for one in planfile.read(plan.root)
+        for one in planfile.read_plan(plan.root)
         if one.run_id in tried or _ended_well(plan.root / one.run_id)
     }
 
@@ -165,8 +171,8 @@ def _ended_well(run_dir: Path) -> bool:
     return ended is not None and ended.status in DONE
 
 
-def ask(
-    plan: Plan, goal: Goal, table: Path, number: int, waiting: Sequence[Sequence[Point]]
+def ask_law(
+    plan: Plan, goal: AutoGoal, table: Path, number: int, waiting: Sequence[Sequence[Point]]
 ) -> tuple[float | None, str | None, list[Point]]:
     """The half-width at the target, or why there is none; and the runs that hyperp-law wants next."""
     law, folder = plan.root / "law.json", plan.root / "auto"
@@ -175,7 +181,7 @@ def ask(
     points.unlink(missing_ok=True)  # of an earlier call
     fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
-        return None, _first_line(fit), [*waiting[0]] if waiting else planned(plan, points)
+        return None, _first_line(fit), [*waiting[0]] if waiting else read_points(plan, points)
     target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
     offers = [_sizes(members[0]) for members in waiting]
     among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
@@ -185,7 +191,7 @@ def ask(
     found = json.loads(after.stdout)
     chosen = [one["covariates"] for one in found["choices"]]
     ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
-    theirs = planned(plan, points)  # with rates of its own for the slice that it chose
+    theirs = read_points(plan, points)  # with rates of its own for the slice that it chose
     asked = [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
     return math.sqrt(found["width"]) - 1, None, asked
 
@@ -194,39 +200,48 @@ def _sizes(point: Point) -> dict[str, int]:
     return asdict(point.config.scale)
 
 
-def planned(plan: Plan, path: Path) -> list[Point]:
-    """The runs of a file of points, with the words of the plan; none without the file."""
+def read_points(plan: Plan, path: Path) -> list[Point]:
+    """The runs of a file of points, with the overrides of the plan; none without the file."""
     if not path.exists():
         return []
     keys = _keys_of(path)
     given = [
         str(one.input_line)
-        for one in parse(plan.words)
+        for one in parse_overrides(plan.overrides)
         if one.key_or_group not in (*keys, SEARCH) and not one.key_or_group.startswith("sweep.")
     ]
     where = path.resolve()
-    paths = ",".join([f"file://{where.parent.parent}", *_search_path(plan.words)])
-    words = [*given, "sweep=none", f"hydra.searchpath=[{paths}]", f"+{where.parent.name}@sweep={where.stem}"]
-    return list(make_plan(words).points)
+    paths = ",".join([f"file://{where.parent.parent}", *_search_path(plan.overrides)])
+    overrides = [
+        *given,
+        "sweep=none",
+        f"hydra.searchpath=[{paths}]",
+        f"+{where.parent.name}@sweep={where.stem}",
+    ]
+    return list(make_plan(overrides).points)
 
 
-def _search_path(words: Sequence[str]) -> list[str]:
+def _search_path(overrides: Sequence[str]) -> list[str]:
     """Where the user's own configuration is; only one list of such folders counts."""
-    given = [one.value() for one in parse(words) if one.key_or_group == SEARCH]
+    given = [one.value() for one in parse_overrides(overrides) if one.key_or_group == SEARCH]
     return [str(folder) for folder in given[-1]] if given and isinstance(given[-1], list) else []
 
 
 def _keys_of(path: Path) -> set[str]:
     """What the blocks of a file of points set themselves: the law's context, sizes, rates and seeds."""
     sweep = Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
-    named = [override.key_or_group for block in sweep.blocks.values() for override in parse(block.overrides)]
+    named = [
+        override.key_or_group
+        for block in sweep.blocks.values()
+        for override in parse_overrides(block.overrides)
+    ]
     return {key for block in sweep.blocks.values() for key in Block.keys(block)} | set(named) | {"sweep"}
 
 
-def _law(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(LAW), *words], capture_output=True, text=True, check=False)
+def _law(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(LAW_COMMAND), *arguments], capture_output=True, text=True, check=False)
     if done.returncode not in (0, REFUSED):
-        raise RuntimeError(f"hyperp-law {words[0]}: {_first_line(done)}")
+        raise RuntimeError(f"hyperp-law {arguments[0]}: {_first_line(done)}")
     return done
 
 

@@ -1,34 +1,14 @@
-"""What the commands of `hyperp-sweep` share: exit codes, warnings, signals, and the words that they take."""
+"""Warnings on standard error, and signals that stop a command as Ctrl-C does."""
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, NoReturn
-
-import typer
-
-WATCH_SECONDS = 5.0
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Hydra words that compose the plan, such as +experiment=demo seed=0,1", show_default=False
-    ),
-]
-Root = Annotated[Path, typer.Argument(help="Folder of the sweep: its runtime.root", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
+from typing import NoReturn
 
 
 def warn(text: str) -> None:
-    """A line on standard error."""
+    """Print `hyperp-sweep: warning: text` to standard error."""
     print(f"hyperp-sweep: warning: {text}", file=sys.stderr)
 
 
-def found(number: Mapping[str, int]) -> str:
-    """`3 finished, 1 diverged`."""
-    return ", ".join(f"{n} {status}" for status, n in number.items())
-
-
-def interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001
-    """A signal handler that makes of another signal what Ctrl-C is."""
+def raise_keyboard_interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+    """A signal handler: raise KeyboardInterrupt, as Ctrl-C does."""
     raise KeyboardInterrupt

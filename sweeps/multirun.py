@@ -13,10 +13,10 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperp.sweeps import tables
+from hyperp.sweeps import printing
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.plan import Point, check_runs, make_plan
-from hyperp.sweeps.runs.status import DONE, concluded, counts_line, set_aside, states
+from hyperp.sweeps.plan.plan import Point, check_buildable, make_plan
+from hyperp.sweeps.runs.status import DONE, counts_line, final_states, plan_states, set_damaged_aside
 from hyperp.terminal import one_line
 
 # Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
@@ -46,20 +46,20 @@ class PlanSweeper(Sweeper):
         Raises ValueError for a bad plan, before anything is written.
         """
         plan = make_plan(arguments, self._compose)
-        before = states(plan)
+        before = plan_states(plan)
         todo = [point for point, run in zip(plan.points, before, strict=True) if run.status not in DONE]
         if todo:
-            check_runs(todo)
-        with planfile.lock(plan.root):
-            set_aside(plan.root, before, _warn)
-            planfile.write(plan)
+            check_buildable(todo)
+        with planfile.lock_sweep(plan.root):
+            set_damaged_aside(plan.root, before, _warn)
+            planfile.write_plan(plan)
             results = self._launch(todo) if todo else []
         if not todo:
             print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
             return []
-        after = states(plan) if results is None else concluded(plan, _reasons(todo, results))
+        after = plan_states(plan) if results is None else final_states(plan, _reasons(todo, results))
         print(f"{counts_line(after)}; {plan.root}")
-        if tables.show_not_done(after, plan.root) or results is None:
+        if printing.print_undone(after, plan.root) or results is None:
             sys.exit(1)
         return [results]
 
@@ -67,22 +67,22 @@ class PlanSweeper(Sweeper):
         """What the jobs returned, None if the launcher gave up on them."""
         assert self.launcher is not None
         try:
-            return self.launcher.launch([list(point.words) for point in todo], initial_job_idx=0)
+            return self.launcher.launch([list(point.overrides) for point in todo], initial_job_idx=0)
         except RuntimeError as error:  # submitit's for a job that died; others may still be under way
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"hyperp-train: error: the launcher gave up: {text}", file=sys.stderr)
             return None
 
-    def _compose(self, words: Sequence[str]) -> DictConfig:
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
         """What `hyperp.config.compose` does, inside the Hydra that is running already."""
         assert self.hydra_context is not None
         assert self.config is not None
-        overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
-        assert isinstance(overrides, list)
+        hydra_overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
+        assert isinstance(hydra_overrides, list)
         try:
             cfg = self.hydra_context.config_loader.load_configuration(
                 config_name=self.config.hydra.job.config_name,
-                overrides=[*overrides, *words],
+                overrides=[*hydra_overrides, *overrides],
                 run_mode=RunMode.RUN,
             )
         except (HydraException, OmegaConfBaseException) as error:

@@ -20,7 +20,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         *MAIN.values(),
-        "hyperp.sweeps.collect.table",
+        "hyperp.sweeps.table.runs",
         "hyperp.training.train",
         "pytest",
         "torch.distributed.checkpoint.state_dict",

@@ -20,7 +20,7 @@ from hyperp.analysis.cli.options import (
     output_option,
 )
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import FLAT, WINDOW
+from hyperp.analysis.vocabulary import FLAT_SLOPE, WINDOW
 
 
 def transfer(
@@ -43,7 +43,7 @@ def transfer(
       hyperp-law transfer runs/demo/runs.parquet --over width
     """
     from hyperp.analysis.queries.check import check_runs
-    from hyperp.analysis.queries.transfer import brackets, measure_transfer, points_further_along
+    from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
     from hyperp.analysis.report.text.transfer import show_transfer
     from hyperp.run_table import COVARIATES
 
@@ -55,7 +55,9 @@ def transfer(
         reason = f"{over} has one value wherever slices are alike in the rest; run another value"
         raise Refusal(reason, points_further_along(slices, over))
     if all(one.drift is None for one in found):
-        raise Refusal(f"no drift over {over} is identified: {found[0].problem}", brackets(slices, found))
+        raise Refusal(
+            f"no drift over {over} is identified: {found[0].problem}", bracketing_points(slices, found)
+        )
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:
@@ -71,7 +73,7 @@ def coordinates(
     mapping: Map = None,
     tolerance: Annotated[
         float, typer.Option(help="a slope counts as flat if its whole interval is this close to 0")
-    ] = FLAT,
+    ] = FLAT_SLOPE,
     as_json: AsJson = False,
 ) -> None:
     """Check whether activations grow with width.
@@ -93,7 +95,7 @@ def coordinates(
     else:
         show_coordinates(found, tolerance)
     if out is not None:
-        from hyperp.analysis.report.figures.coordinates import write_coordinates
+        from hyperp.analysis.report.figures.coordinates import write_coordinate_check
 
-        for path in write_coordinates(found, out):
+        for path in write_coordinate_check(found, out):
             typer.echo(f"wrote {path}", err=as_json)

@@ -79,7 +79,7 @@ def loss(
     from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
     from hyperp.analysis.loss.points import loss_points
     from hyperp.analysis.loss.schema import loss_law_record, save_loss
-    from hyperp.analysis.report.text.loss import show_loss, unconverged
+    from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
@@ -91,7 +91,7 @@ def loss(
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
     law = loss_law_record(fit, found, draws, source)
     save_loss(law, out)
-    for line in unconverged(law):
+    for line in convergence_warnings(law):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(law.model_dump_json(indent=2))
@@ -99,9 +99,9 @@ def loss(
         show_loss(law)
         typer.echo(f"wrote {out}")
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import law_plots
+        from hyperp.analysis.report.figures.loss import write_loss_figures
 
-        _report(law_plots(fit, draws, found, plots))
+        _report(write_loss_figures(fit, draws, found, plots))
 
 
 def leverage(
@@ -146,9 +146,9 @@ def leverage(
     else:
         show_leverage(found)
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import leverage_plots
+        from hyperp.analysis.report.figures.loss import write_leverage_figure
 
-        _report(leverage_plots(found, series, plots))
+        _report(write_leverage_figure(found, series, plots))
 
 
 def _read(runs: Path, mapping: list[str] | None, where: list[str] | None) -> tuple[Any, dict[str, Any]]:

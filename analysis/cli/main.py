@@ -99,7 +99,7 @@ def check(
       hyperp-law check runs/demo/runs.parquet
     """
     from hyperp.analysis.queries.check import check_runs
-    from hyperp.analysis.report.text.law import show_check
+    from hyperp.analysis.report.text.slices import show_check
 
     columns, tuned = split_names(by), tuple(split_names(over))
     table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
@@ -146,7 +146,7 @@ def recommend(
     from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
 
     if as_json and hydra:
-        raise ValueError("--json and --hydra exclude each other, got both")
+        raise ValueError("--json and --hydra cannot be combined, got both")
     sizes: dict[str, str | None] = {
         "tokens": tokens,
         "width": width,
@@ -167,18 +167,18 @@ def recommend(
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        from hyperp.analysis.report.text.law import show_recommendation
+        from hyperp.analysis.report.text.recommendation import show_recommendation
 
         show_recommendation(fitted, found)
 
 
 def _print_hydra_overrides(law: "Law", found: "Recommendation") -> None:
-    from hyperp.analysis.queries.recommend import hydra_overrides
+    from hyperp.analysis.queries.overrides import hydra_overrides
 
     typer.echo(hydra_overrides(law, found))
     typer.echo(
-        f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
-        "use the same one, its fitted exponents zero",
+        f"note: base_lr = lr / {found.rate_factor:g}, the factor in the fitted runs; use the same "
+        "parametrization with the fitted exponents set to zero",
         err=True,
     )
 
@@ -216,7 +216,7 @@ def next_command(
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.next_runs import next_runs
     from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
-    from hyperp.analysis.report.text.law import show_next
+    from hyperp.analysis.report.text.recommendation import show_next_runs
 
     sizes: dict[str, str | None] = {
         "tokens": tokens,
@@ -229,15 +229,16 @@ def next_command(
     target = parse_sizes(at, sizes)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
     found = next_runs(fitted, target, slices, offers)
-    wrote = save_points(found.points, out, f"further slices for {law}")
+    wrote = save_points(found.points, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
-        show_next(fitted, found)
+        show_next_runs(fitted, found)
         typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{OVERRIDES_NOTE}")
     else:
         raise ValueError(
-            "--among: none is a further slice of the law; it has them, or they differ in what it holds"
+            "--among offers no new slice: each is already in the law, or differs in a size that the law "
+            "holds fixed"
         )
 
 
@@ -261,7 +262,7 @@ def validate(
     from hyperp.analysis.files import write_text
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.validate import validate_law
-    from hyperp.analysis.report.text.law import show_validation
+    from hyperp.analysis.report.text.recommendation import show_validation
 
     fitted = load_law(law)
     table, rows = load_runs(runs, mapping, where, [*fitted.ranges, *fitted.held])

@@ -227,7 +227,11 @@ def _print_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
 def parse_sizes(
     at: Sequence[str] | None = None, given: Mapping[str, str | None] | None = None, option: str = "--at"
 ) -> dict[str, float]:
-    """Sizes from the options, those of `at` by name; ValueError names one that is no size."""
+    """Sizes from the options of the standard sizes and from --at.
+
+    Raises:
+        ValueError: a text that is no size, or a size given twice.
+    """
     sizes: dict[str, float] = {}
     for name, text in (given or {}).items():
         if text is None:
@@ -244,7 +248,7 @@ def parse_sizes(
                 f"{option} must be NAME=SIZE with a positive size, such as N=1e9, got {condition!r}"
             )
         if name in sizes:
-            raise ValueError(f"{name} is given twice, as {sizes[name]:.15g} and {text}; once is allowed")
+            raise ValueError(f"{name} must be given once, got {sizes[name]:.15g} and {text}")
         sizes[name] = int(value) if value == value // 1 and value < 2**62 else value
     return sizes
 
@@ -257,28 +261,33 @@ def _float_or_nan(text: str) -> float:
 
 
 def split_names(text: str) -> list[str]:
-    """A comma-separated list."""
+    """The names in a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def option_arguments(options: Mapping[str, str | Sequence[str] | bool | None]) -> list[str]:
-    """Options as they were typed, to record a command; those without a value are left out."""
-    words: list[str] = []
+    """The command-line arguments that give these options, without those that have no value."""
+    arguments: list[str] = []
     for name, value in options.items():
         if value is True:
-            words.append(name)
+            arguments.append(name)
         elif value:
-            words += [word for one in ([value] if isinstance(value, str) else value) for word in (name, one)]
-    return words
+            values = [value] if isinstance(value, str) else value
+            arguments += [text for one in values for text in (name, one)]
+    return arguments
 
 
 def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
-    """["depth=-0.5"] as a dict; ValueError for anything else, and for a name given twice."""
+    """Exponents by covariate from texts such as "depth=-0.5".
+
+    Raises:
+        ValueError: another text, or a covariate given twice.
+    """
     fixed: dict[str, float] = {}
     for condition in conditions or []:
         name, _, value = condition.partition("=")
         if name in fixed:
-            raise ValueError(f"--fix gives {name} twice, as {fixed[name]:g} and {value}")
+            raise ValueError(f"--fix {name} must be given once, got {fixed[name]:g} and {value}")
         try:
             fixed[name] = float(value)
         except ValueError:
@@ -287,7 +296,7 @@ def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
 
 
 def method_or_default(text: str | None) -> Any:
-    """--method, or the default one."""
+    """The method of --method, or the default."""
     from hyperp.analysis.optima.methods import DEFAULT_METHOD
 
     return DEFAULT_METHOD if text is None else text
@@ -300,7 +309,7 @@ def load_runs(
     sizes: Sequence[str] = (),
     loss: bool = True,
 ) -> "tuple[Runs, dict[str, str]]":
-    """The checked table, and --where as a dict."""
+    """The validated table, and the conditions of --where as a dict."""
     from hyperp.analysis.table.read import parse_map
     from hyperp.analysis.table.validate import parse_where, read_runs
 
@@ -311,17 +320,17 @@ def load_runs(
 
 
 def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
-    """ValueError for a name that nothing reads, and for the rate or the loss under a second name."""
+    """Reject a name that nothing reads, and the rate or the loss under a second name."""
     known = (*COVARIATES, *NOT_COVARIATES, "base_lr")
     for name, source in mapping.items():
         if name not in (*known, *asked):
             raise ValueError(
-                f"--map {name}={source}: nothing reads {name}; the name must be one of {', '.join(known)}, "
-                "or a column that another option names"
+                f"--map {name}={source}: NAME must be one of {', '.join(known)}, or a column that another "
+                f"option names, got {name}"
             )
         column = source.split("*")[0].strip()
         if column in ("lr", "loss") and column not in mapping and name != "base_lr":
             raise ValueError(
-                f"--map {name}={source}: {column} is read as {column} already; "
-                f"say which column holds {column} too, --map {column}=COLUMN"
+                f"--map {name}={source}: {column} must not be read under a second name, unless "
+                f"--map {column}=COLUMN names another column for it"
             )

@@ -19,22 +19,22 @@ from hyperp.analysis.files import Strict
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import FLAT, LEVEL
+from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
 
 Measure = Literal["size", "change"]
 Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-KINDS = {
+ACTIVATIONS = {
     "attention": "attention output",
     "mlp": "MLP output",
     "residual": "residual stream",
     "logits": "logits",
 }
-COLUMNS = ("run_id", *COORDINATES)
+REQUIRED_COLUMNS = ("run_id", *COORDINATES)
 
 
-class Sizes(Strict):
+class SizeAtWidth(Strict):
     """Means over seeds (geometric) at one width and step, with the smallest and the largest seed."""
 
     measure: Measure
@@ -63,21 +63,21 @@ class Slope(Strict):
     diverged: list[int]
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """The verdict, with the widths that diverged."""
-        return diverged_words(self.diverged) if self.diverged else self.verdict
+        return diverged_text(self.diverged) if self.diverged else self.verdict
 
 
-class Kind(Strict):
+class Activation(Strict):
     """One kind of activation of one series; `layer` is the block it was taken from, the last one."""
 
     quantity: str
     layer: int | None
-    sizes: list[Sizes]
+    sizes: list[SizeAtWidth]
     slopes: list[Slope]
 
 
-class Series(Strict):
+class WidthSeries(Strict):
     """Runs that differ in width and seed alone; `left_out` counts those that cannot be used, by reason.
 
     `widths` are those of runs that finished, `diverged` those of runs that diverged.
@@ -86,7 +86,7 @@ class Series(Strict):
     context: dict[str, str]
     held: dict[str, int | float]
     widths: list[int]
-    kinds: list[Kind]
+    kinds: list[Activation]
     left_out: dict[str, int]
     diverged: list[int]
 
@@ -96,7 +96,7 @@ class Series(Strict):
         return ", ".join(filter(None, (self.context["parametrization"], self.context["optimizer"]))) or "runs"
 
 
-def verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
+def slope_verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
     """Flat if the whole interval is within the tolerance of 0, grows or shrinks if it is wholly beyond it."""
     if low is None or high is None:
         return "unclear"
@@ -107,7 +107,7 @@ def verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
     return "flat" if -tolerance <= low and high <= tolerance else "unclear"
 
 
-def diverged_words(widths: Sequence[int]) -> str:
+def diverged_text(widths: Sequence[int]) -> str:
     """Such as "diverged at width 256, 512"."""
     return f"diverged at width {', '.join(map(str, widths))}"
 
@@ -126,7 +126,7 @@ def read_coordinates(runs: Runs) -> pd.DataFrame:
             "and `hyperp-sweep collect` writes them there"
         )
     frame = read_table(path).frame
-    for name in COLUMNS:
+    for name in REQUIRED_COLUMNS:
         if name not in frame.columns:
             raise ValueError(f"{path} lacks the column {name}; it has {', '.join(map(str, frame.columns))}")
     if "run_id" not in runs.frame.columns:
@@ -138,9 +138,9 @@ def coordinate_check(
     runs: Runs,
     long: pd.DataFrame,
     where: Mapping[str, str] | None = None,
-    tolerance: float = FLAT,
+    tolerance: float = FLAT_SLOPE,
     level: float = LEVEL,
-) -> list[Series]:
+) -> list[WidthSeries]:
     """Sizes and slopes of every series of runs; one whose runs have all failed has no widths and no kinds.
 
     Raises:
@@ -155,7 +155,7 @@ def coordinate_check(
     held = [n for n in (*COVARIATES, "base_lr") if n in frame.columns and n != "width"]
     keys = [*CONTEXT, *held]
     groups = [group for _, group in frame.groupby(keys, sort=True, dropna=False)]
-    found = [_series(group, long, held, tolerance, level) for group in groups]
+    found = [_check_series(group, long, held, tolerance, level) for group in groups]
     found = [one for one in found if one is not None]
     most = max(found, key=lambda one: len(one.widths), default=None)
     if most is None or not most.widths:
@@ -166,9 +166,9 @@ def coordinate_check(
     return found
 
 
-def _series(
+def _check_series(
     group: pd.DataFrame, long: pd.DataFrame, held: Sequence[str], tolerance: float, level: float
-) -> Series | None:
+) -> WidthSeries | None:
     """None if no run of the group has activations."""
     measured = group["run_id"].isin(long["run_id"])
     if not measured.any():
@@ -180,13 +180,13 @@ def _series(
     rows = rows[(rows["layer"] == last) | last.isna()]
     first = group.iloc[0]
     diverged = sorted({int(width) for width in group.loc[group["status"] == "diverged", "width"]})
-    return Series(
+    return WidthSeries(
         context={name: str(first[name]) for name in CONTEXT},
         held={name: first[name].item() for name in held},
         widths=sorted(rows["width"].unique().tolist()),
         kinds=[
-            _kind(quantity, rows[rows["quantity"] == quantity], diverged, tolerance, level)
-            for quantity in KINDS
+            _check_activation(quantity, rows[rows["quantity"] == quantity], diverged, tolerance, level)
+            for quantity in ACTIVATIONS
             if (rows["quantity"] == quantity).any()
         ],
         left_out={str(name): int(count) for name, count in sorted(left_out.items())},
@@ -194,9 +194,11 @@ def _series(
     )
 
 
-def _kind(quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance: float, level: float) -> Kind:
+def _check_activation(
+    quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance: float, level: float
+) -> Activation:
     layer = rows["layer"].max()
-    sizes: list[Sizes] = []
+    sizes: list[SizeAtWidth] = []
     slopes: list[Slope] = []
     for measure, column in zip(MEASURES, ("rms", "change_rms"), strict=True):
         for step, at in rows.groupby("step"):
@@ -206,16 +208,18 @@ def _kind(quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance:
             grid = at.pivot_table(index="seed", columns="width", values=column, aggfunc="mean", dropna=False)
             log = np.log(grid.where((grid > 0) & np.isfinite(grid)).to_numpy(dtype="float64"))
             widths = [int(width) for width in grid.columns]
-            sizes += _sizes(measure, step, widths, log)
+            sizes += _sizes_over_seeds(measure, step, widths, log)
             lost = {int(width) for width in at.loc[~np.isfinite(at[column]), "width"]}
-            slope = _slope(measure, step, widths, log, tolerance, level)
+            slope = _fit_slope(measure, step, widths, log, tolerance, level)
             if gone := sorted(lost.union(diverged)):
                 slope = slope.model_copy(update={"verdict": "diverged", "diverged": gone})
             slopes.append(slope)
-    return Kind(quantity=quantity, layer=None if pd.isna(layer) else int(layer), sizes=sizes, slopes=slopes)
+    return Activation(
+        quantity=quantity, layer=None if pd.isna(layer) else int(layer), sizes=sizes, slopes=slopes
+    )
 
 
-def _sizes(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> list[Sizes]:
+def _sizes_over_seeds(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> list[SizeAtWidth]:
     """Of logarithms (seeds, widths), NaN where a run is missing or not finite."""
     found = []
     for width, column in zip(widths, log.T, strict=True):
@@ -223,7 +227,7 @@ def _sizes(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> l
         if len(there):
             ends = [float(np.exp(f(there))) for f in (np.mean, np.min, np.max)]
             found.append(
-                Sizes(
+                SizeAtWidth(
                     measure=measure,
                     step=step,
                     width=width,
@@ -236,7 +240,7 @@ def _sizes(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> l
     return found
 
 
-def _slope(
+def _fit_slope(
     measure: Measure, step: int, widths: list[int], log: np.ndarray, tolerance: float, level: float
 ) -> Slope:
     """One slope by least squares for each seed that has every width; their spread is the error."""
@@ -257,6 +261,6 @@ def _slope(
         value=value,
         low=low,
         high=high,
-        verdict=verdict(low, high, tolerance),
+        verdict=slope_verdict(low, high, tolerance),
         diverged=[],
     )

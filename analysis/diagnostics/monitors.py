@@ -22,7 +22,7 @@ from hyperp.analysis.vocabulary import LEVEL, VARYING_RATIO
 from hyperp.run_table import COVARIATES, metrics_beside
 
 # Column of the table: what it is, the largest over layers, roles and looks of a run.
-SUMMARIES = {
+SUMMARY_NAMES = {
     "attention_z_max": "attention Z",
     "router_z_max": "router Z",
     "residual_rms_max": "RMS of the residual stream",
@@ -31,9 +31,9 @@ SUMMARIES = {
     "norm_over_radius_max": "norm over radius",
     "max_vio": "MaxVio, mean over steps",
 }
-EVERY_STEP = "max_vio"  # is measured at every step, and not by looks
+MEASURED_EVERY_STEP = "max_vio"  # is measured at every step, and not by looks
 # Quantities of the table by step that are drawn, with the role where they have one; layers by the largest.
-STEPPED = {
+STEP_QUANTITIES = {
     "attention_z": ("attention Z (largest layer)", None),
     "router_z": ("router Z (largest layer)", None),
     "attention_output_rms": ("attention output RMS (largest layer)", None),
@@ -52,7 +52,7 @@ NOT_FINITE = "with a value that is not finite"
 
 
 @dataclass(frozen=True)
-class End:
+class QuantityAtScale:
     """A quantity at one scale: its mean over seeds and their smallest and largest, and what it is from.
 
     `looks` are the fewest and the most of a run, None where the table does not say.
@@ -68,7 +68,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class ScaleRatio:
     """A summary at the smallest and at the largest value of an axis, all other sizes held.
 
     `low` and `high` are the ends of an interval for `value`, None with one seed at either end or a mean of 0.
@@ -77,14 +77,14 @@ class Ratio:
     quantity: str
     axis: str
     held: Mapping[str, int]
-    ends: tuple[End, End]
+    ends: tuple[QuantityAtScale, QuantityAtScale]
     value: float | None
     low: float | None
     high: float | None
 
 
 @dataclass(frozen=True)
-class Monitors:
+class MonitorFindings:
     """Of every scale the runs at its best rate, the mean of their summaries, and the best of them by step.
 
     `scales` has a row a scale: its sizes, lr, edge (whether no rate of the grid is beyond it on one side),
@@ -105,10 +105,10 @@ class Monitors:
     @property
     def quantities(self) -> list[str]:
         """The summaries that any scale has."""
-        return [name for name in SUMMARIES if name in self.scales and self.scales[name].notna().any()]
+        return [name for name in SUMMARY_NAMES if name in self.scales and self.scales[name].notna().any()]
 
     @property
-    def vary(self) -> list[str]:
+    def varying_sizes(self) -> list[str]:
         """The sizes that differ between scales, those left out included."""
         out = [sizes for sizes, _ in self.left_out]
         return [n for n in self.sizes if len({*self.scales[n], *(sizes[n] for sizes in out)}) > 1]
@@ -116,9 +116,9 @@ class Monitors:
     @property
     def axes(self) -> list[str]:
         """The sizes that vary while all others are held, somewhere."""
-        return [axis for axis in self.sizes if self.lines(axis)]
+        return [axis for axis in self.sizes if self.scales_along(axis)]
 
-    def lines(self, axis: str) -> list[tuple[dict[str, int], pd.DataFrame]]:
+    def scales_along(self, axis: str) -> list[tuple[dict[str, int], pd.DataFrame]]:
         """The scales along an axis, smallest first, a line for each choice of the other sizes that vary."""
         others = [name for name in self.sizes if name != axis]
         groups = [group for _, group in self.scales.groupby(others)] if others else [self.scales]
@@ -127,39 +127,39 @@ class Monitors:
         differ = [name for name in others if len({group[name].iloc[0] for group in groups}) > 1]
         return [({name: int(group[name].iloc[0]) for name in differ}, group) for group in groups]
 
-    def ratios(self, axis: str) -> list[Ratio]:
+    def ratios(self, axis: str) -> list[ScaleRatio]:
         """Largest over smallest size, for every quantity and line of the axis where both are known."""
         found = []
         for quantity in self.quantities:
-            for held, line in self.lines(axis):
+            for held, line in self.scales_along(axis):
                 known = [int(scale) for scale in line.index[line[quantity].notna()]]
                 if len(known) > 1:
                     low, high = known[0], known[-1]
-                    ends = (self.end(low, axis, quantity), self.end(high, axis, quantity))
-                    values = (self.values(low, quantity), self.values(high, quantity))
-                    found.append(Ratio(quantity, axis, held, ends, *ratio_of_means(*values, self.level)))
+                    ends = (self.at_scale(low, axis, quantity), self.at_scale(high, axis, quantity))
+                    values = (self.seed_values(low, quantity), self.seed_values(high, quantity))
+                    found.append(ScaleRatio(quantity, axis, held, ends, *ratio_of_means(*values, self.level)))
         return found
 
-    def values(self, scale: int, quantity: str) -> np.ndarray:
+    def seed_values(self, scale: int, quantity: str) -> np.ndarray:
         """Of every seed at the best rate of a scale."""
         return self.runs.loc[self.runs["scale"] == scale, quantity].to_numpy(dtype="float64")
 
-    def end(self, scale: int, axis: str, quantity: str) -> End:
+    def at_scale(self, scale: int, axis: str, quantity: str) -> QuantityAtScale:
         """A quantity at a scale."""
-        values = self.values(scale, quantity)
+        values = self.seed_values(scale, quantity)
         size, lr = self.scales.at[scale, axis], self.scales.at[scale, "lr"]
         low, high = float(values.min()), float(values.max())
-        return End(
+        return QuantityAtScale(
             size=int(str(size)),
             lr=float(str(lr)),
             seeds=len(values),
-            looks=self.between(scale, "steps" if quantity == EVERY_STEP else "monitor_looks"),
+            looks=self.count_range(scale, "steps" if quantity == MEASURED_EVERY_STEP else "monitor_looks"),
             mean=min(max(float(values.mean()), low), high),  # rounding puts that of equal values beside them
             low=low,
             high=high,
         )
 
-    def between(self, scale: int, column: str) -> tuple[int, int] | None:
+    def count_range(self, scale: int, column: str) -> tuple[int, int] | None:
         """The fewest and the most `monitor_looks` or `steps` of the runs of a scale, None where not known."""
         own = self.runs.loc[self.runs["scale"] == scale]
         if column not in own or own[column].isna().any():
@@ -191,7 +191,7 @@ def ratio_of_means(
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def monitors_of(law: Law) -> Monitors | None:
+def read_monitors(law: Law) -> MonitorFindings | None:
     """The monitors of the law's own records, None if they are not there unchanged or were not monitored."""
     path = Path(law.records)
     file = path / "runs.parquet" if path.is_dir() else path
@@ -202,22 +202,22 @@ def monitors_of(law: Law) -> Monitors | None:
     frame = filter_runs(frame, law.where)
     for name, value in law.context.items():
         frame = frame[frame[name] == value]
-    columns = [name for name in SUMMARIES if name in frame]
+    columns = [name for name in SUMMARY_NAMES if name in frame]
     if frame.empty or "run_id" not in frame or not columns:
         return None
     sizes = tuple(name for name in (*COVARIATES, *extra) if name in frame.columns)
-    scales, runs, excluded, left_out = _best(frame, sizes, columns)
+    scales, runs, excluded, left_out = _runs_at_best_rates(frame, sizes, columns)
     if not scales:
         return None
     metrics = metrics_beside(file)
     best = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
-    steps = _by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
+    steps = _largest_by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
     runs = pd.concat([of_scale.assign(scale=index) for index, of_scale in enumerate(runs)])
-    made = Monitors(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
+    made = MonitorFindings(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
     return made if made.quantities else None
 
 
-def _best(
+def _runs_at_best_rates(
     frame: pd.DataFrame, sizes: tuple[str, ...], columns: list[str]
 ) -> tuple[
     list[dict[str, object]], list[pd.DataFrame], list[dict[str, int]], list[tuple[dict[str, int], str]]
@@ -261,7 +261,7 @@ def best_rate(group: pd.DataFrame) -> tuple[float | None, bool]:
     return lr, lr in (group["lr"].min(), group["lr"].max())
 
 
-def _by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
+def _largest_by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
     """What is drawn, of these runs: the largest layer at every step, or the role that is drawn.
 
     Not a number counts as infinite, so that no other layer's value hides it.
@@ -273,8 +273,8 @@ def _by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
     frame = pd.read_parquet(path, columns=needed, filters=[("run_id", "in", run_ids)])
     outliers = frame["quantity"].str.endswith("_outliers")
     frame = frame.assign(quantity=frame["quantity"].mask(outliers, "outlier_share"))
-    frame = frame[frame["quantity"].isin(STEPPED)]
-    role = frame["quantity"].map({name: role for name, (_, role) in STEPPED.items()})
+    frame = frame[frame["quantity"].isin(STEP_QUANTITIES)]
+    role = frame["quantity"].map({name: role for name, (_, role) in STEP_QUANTITIES.items()})
     frame = frame[role.isna() | (role == frame["role"])]
     scale = {run_id: index for index, run_id in enumerate(run_ids)}
     frame = frame.assign(scale=frame["run_id"].map(scale), value=frame["value"].fillna(math.inf))

@@ -1,4 +1,4 @@
-"""What a table of runs holds, and which exponents it could identify."""
+"""What a table of runs holds, and which exponents it identifies."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from hyperp.analysis.vocabulary import WINDOW, MethodName
 
 
 class Identifiable(Strict):
-    """Whether `fit --by covariate` has a group of slices to fit; `groups` names those that it has."""
+    """Whether `fit --by covariate` can fit a group of slices; `groups` names those that it can."""
 
     covariate: str
     identified: bool
@@ -24,7 +24,7 @@ class Identifiable(Strict):
 
 
 class TableCheck(Strict):
-    """The counts, the slices with their states, what varies and what is identifiable."""
+    """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
     rows: int
@@ -35,21 +35,21 @@ class TableCheck(Strict):
     warnings: list[str]
 
 
-NEAR = 1.01  # values of a size closer than this are likely one value, written or rounded in two ways
+SAME_SIZE = 1.01  # a smaller ratio of two sizes is likely one size, rounded in two ways
 
 
-def _near(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
-    """Sizes that make separate slices of what may be one."""
+def _nearly_equal_sizes(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
+    """Warnings about sizes so close that they split what may be one slice."""
     found = []
     for name, values in changing.items():
         sizes = [v for v in values if not isinstance(v, str)]
-        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < NEAR * a]
+        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < SAME_SIZE * a]
         if pairs:
             (a, b), count = pairs[0], len(pairs)
             more = f", and {count - 1} more such pairs" if count > 1 else ""
             found.append(
                 f"{name} {a:.10g} and {b:.10g} differ by less than 1% and make separate slices{more}; "
-                "round them if they mean one size"
+                "round them if they are the same size"
             )
     return found
 
@@ -90,7 +90,7 @@ def check_runs(
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
-        warnings=_near(changing),
+        warnings=_nearly_equal_sizes(changing),
         slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
     )

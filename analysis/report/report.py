@@ -9,19 +9,55 @@ from typing import Any
 
 import jinja2
 
-from hyperp.analysis.diagnostics.monitors import Monitors, monitors_of
+from hyperp.analysis.diagnostics.monitors import MonitorFindings, read_monitors
 from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.queries.validate import Validation
-from hyperp.analysis.report.figures import diagnosis as plots_fit
-from hyperp.analysis.report.figures import law as plots
-from hyperp.analysis.report.figures import monitors as plots_monitors
-from hyperp.analysis.report.figures.style import save_figure
-from hyperp.analysis.report.text import law as show
-from hyperp.analysis.report.text import monitors as show_monitors
-from hyperp.analysis.report.text import transfer as show_transfer
+from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
+from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
+from hyperp.analysis.report.figures.law import optimum_against
+from hyperp.analysis.report.figures.monitors import (
+    monitors_against_size,
+    monitors_against_steps,
+    scales_to_draw,
+)
+from hyperp.analysis.report.figures.style import Rows, save_figure
+from hyperp.analysis.report.text.law import (
+    context_text,
+    diagnostic_lines,
+    exponent_columns,
+    exponent_rows,
+    formula,
+    other_method_columns,
+    other_method_rows,
+    scatter_line,
+    tuned_with_lr_columns,
+    tuned_with_lr_rows,
+)
+from hyperp.analysis.report.text.monitors import drawn_runs_note, ratio_table, run_length_note, scale_table
+from hyperp.analysis.report.text.recommendation import (
+    FACTOR_COLUMNS,
+    VALIDATION_COLUMNS,
+    factor_rows,
+    recommendation_lines,
+    validation_rows,
+)
+from hyperp.analysis.report.text.slices import (
+    SLICE_COLUMNS,
+    changing_columns,
+    excluded_rows,
+    format_value,
+    slice_rows,
+)
+from hyperp.analysis.report.text.transfer import (
+    PENALTY_COLUMNS,
+    TRANSFER_COLUMNS,
+    context_columns,
+    penalty_rows,
+    transfer_rows,
+)
 from hyperp.analysis.wording import format_degrees, format_percent
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
@@ -50,19 +86,17 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out} must be a folder, it is a file")
     out.mkdir(parents=True, exist_ok=True)
-    paths = save_figure(*plots.basins(law), out, "basins")
+    paths = save_figure(*basin_curves(law), out, "basins")
     for name in law.ranges:
-        figure, rows = plots.optimum_against(law, name, None if found is None else found.target)
+        figure, rows = optimum_against(law, name, None if found is None else found.target)
         paths += save_figure(figure, rows, out, f"optimum-{name.replace('_', '-')}")
-    tests = test_figures(law)
+    tests = diagnostic_figures(law)
     for name, (figure, rows) in tests.items():
         paths += save_figure(figure, rows, out, name)
     sections = transfer_sections(law)
     for axis, answers in sections.items():
-        paths += save_figure(
-            *plots.transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}"
-        )
-    seen = monitors_of(law)
+        paths += save_figure(*transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}")
+    seen = read_monitors(law)
     stability = None if seen is None else stability_section(seen)
     for part in stability["parts"] if stability else []:
         figure, rows = part.pop("figure")
@@ -72,22 +106,22 @@ def write_report(
     return [out / "report.md", *paths]
 
 
-def test_figures(law: Law) -> dict[str, tuple[Any, plots.Rows]]:
+def diagnostic_figures(law: Law) -> dict[str, tuple[Any, Rows]]:
     """The pictures that test the law, by file name: those that its method and slices allow."""
     found = {}
     if law.leave_one_out:
-        found["leave-one-out"] = plots_fit.leave_one_out_bars(law)
+        found["leave-one-out"] = leave_one_out_bars(law)
     curves = law.over == ["lr"] and law.method != "given"
     if curves and law.basin is not None and all(s.optimum and s.optimum.loss for s in law.slices if s.used):
-        found["collapse"] = plots_fit.collapse(law)
+        found["collapse"] = basin_collapse(law)
     if curves:
-        figure, rows = plots_fit.rates_sensitivity(law)
+        figure, rows = fewer_rates_panels(law)
         if rows:
             found["rates-per-slice"] = figure, rows
     return found
 
 
-def stability_section(seen: Monitors) -> dict[str, Any]:
+def stability_section(seen: MonitorFindings) -> dict[str, Any]:
     """The table of scales, and parts: title, file name, figure, table and note (None for no such)."""
     parts: list[dict[str, Any]] = []
     for axis in seen.axes:
@@ -95,16 +129,16 @@ def stability_section(seen: Monitors) -> dict[str, Any]:
             {
                 "title": f"Against {axis.replace('_', ' ')}",
                 "picture": f"stability-{axis.replace('_', '-')}",
-                "figure": plots_monitors.against_size(seen, axis),
-                "table": markdown_table(*show_monitors.ratio_table(seen, axis)),
-                "note": show_monitors.length_note(seen, axis),
+                "figure": monitors_against_size(seen, axis),
+                "table": markdown_table(*ratio_table(seen, axis)),
+                "note": run_length_note(seen, axis),
             }
         )
     if len(seen.steps):
-        note = show_monitors.drawn_note(seen, len(plots_monitors.drawn_scales(seen)))
+        note = drawn_runs_note(seen, len(scales_to_draw(seen)))
         part = {"title": "Against steps", "picture": "stability-steps", "table": None, "note": note}
-        parts.append({**part, "figure": plots_monitors.against_steps(seen)})
-    return {"scales": markdown_table(*show_monitors.scale_table(seen)), "parts": parts}
+        parts.append({**part, "figure": monitors_against_steps(seen)})
+    return {"scales": markdown_table(*scale_table(seen)), "parts": parts}
 
 
 def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
@@ -132,9 +166,9 @@ def _render(
     stability: Mapping[str, Any] | None,
 ) -> str:
     used = [s for s in law.slices if s.used]
-    names = show.changing_columns(used)
-    all_names = show.changing_columns(law.slices)
-    excluded = show.excluded_rows(law, all_names)
+    names = changing_columns(used)
+    all_names = changing_columns(law.slices)
+    excluded = excluded_rows(law, all_names)
     python = f"Python {platform.python_version()}"
     versions = ", ".join([python, *(f"{n} {importlib.metadata.version(n)}" for n in VERSIONS)])
     source = Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8")
@@ -146,33 +180,33 @@ def _render(
         title=f"Learning rate of {optimizer} against {', '.join(law.covariates)}".replace("_", " "),
         law=law,
         used=len(used),
-        context=show.context_text(law.context),
-        held=", ".join(f"{n.replace('_', ' ')} {show.cell(v)}" for n, v in law.held.items()) or "nothing",
+        context=context_text(law.context),
+        held=", ".join(f"{n.replace('_', ' ')} {format_value(v)}" for n, v in law.held.items()) or "nothing",
         degrees=format_degrees(law.df),
-        scatter=show.scatter_line(law),
-        formulas=[show.formula(law), *(show.formula(law, name) for name in law.also)],
-        also=markdown_table(show.also_columns(law), show.also_rows(law)) if law.also else "",
-        beside=markdown_table(show.beside_columns(law), show.beside_rows(law)) if law.beside else "",
-        tests=show.test_lines(law),
+        scatter=scatter_line(law),
+        formulas=[formula(law), *(formula(law, name) for name in law.also)],
+        also=markdown_table(tuned_with_lr_columns(law), tuned_with_lr_rows(law)) if law.also else "",
+        beside=markdown_table(other_method_columns(law), other_method_rows(law)) if law.beside else "",
+        tests=diagnostic_lines(law),
         pictures=tests,
         level=format_percent(law.level),
-        exponents=markdown_table(show.exponent_columns(law), show.exponent_rows(law)),
-        slices=markdown_table([*names, *show.SLICE_COLUMNS], show.slice_rows(used, names)),
+        exponents=markdown_table(exponent_columns(law), exponent_rows(law)),
+        slices=markdown_table([*names, *SLICE_COLUMNS], slice_rows(used, names)),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",
         dropped=", ".join(f"{count} {status}" for status, count in law.dropped.items()) or "none",
-        lines=[] if found is None else show.recommendation_lines(law, found),
+        lines=[] if found is None else recommendation_lines(law, found),
         warnings=[] if found is None else found.warnings,
-        factors="" if found is None else markdown_table(show.FACTOR_COLUMNS, show.factor_rows(found)),
+        factors="" if found is None else markdown_table(FACTOR_COLUMNS, factor_rows(found)),
         transfers=[
             {
                 "axis": axis,
                 "table": markdown_table(
-                    [*show_transfer.name_columns(answers), *show_transfer.TRANSFER_COLUMNS],
-                    show_transfer.transfer_rows(answers),
+                    [*context_columns(answers), *TRANSFER_COLUMNS],
+                    transfer_rows(answers),
                 ),
                 "ahead": markdown_table(
-                    [*show_transfer.name_columns(answers), *show_transfer.AHEAD_COLUMNS],
-                    show_transfer.ahead_rows(answers),
+                    [*context_columns(answers), *PENALTY_COLUMNS],
+                    penalty_rows(answers),
                 ),
             }
             for axis, answers in sections.items()
@@ -181,7 +215,7 @@ def _render(
         validation=validation,
         validation_table=None
         if validation is None
-        else markdown_table(show.VALIDATION_COLUMNS, show.validation_rows(validation)),
+        else markdown_table(VALIDATION_COLUMNS, validation_rows(validation)),
         command=command,
         versions=versions,
     )

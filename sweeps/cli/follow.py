@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from hyperp.sweeps import tables
-from hyperp.sweeps.account import account, last_sent
-from hyperp.sweeps.console import WATCH_SECONDS, Json, Root, warn
-from hyperp.sweeps.local import background_pools as local
-from hyperp.sweeps.runs.status import UNDER_WAY, counts, counts_line, survey
+from hyperp.sweeps import printing
+from hyperp.sweeps.account import account, last_submissions
+from hyperp.sweeps.cli.options import Json, Root
+from hyperp.sweeps.console import warn
+from hyperp.sweeps.local import background_pools
+from hyperp.sweeps.runs.status import UNDER_WAY, count_statuses, counts_line, survey_runs
 from hyperp.sweeps.slurm import submissions
+
+WATCH_SECONDS = 5.0
 
 
 def status(
@@ -28,16 +31,16 @@ def status(
     """
     runs = account(root, warn)
     while watch and any(run.status in UNDER_WAY for run in runs):
-        tables.show_status(runs, runs if every else tables.notable(runs))
+        printing.print_status(runs, runs if every else printing.notable_runs(runs))
         time.sleep(WATCH_SECONDS)
         runs = account(root, warn)
-    listed = runs if every else tables.notable(runs)
+    listed = runs if every else printing.notable_runs(runs)
     if as_json:
-        blocks = {name: counts(members) for name, members in tables.by_block(runs).items()}
-        report = {"root": str(root), "counts": counts(runs), "blocks": blocks}
-        print(json.dumps(report | {"runs": [tables.describe(run) for run in listed]}, indent=1))
+        blocks = {name: count_statuses(members) for name, members in printing.group_by_block(runs).items()}
+        report = {"root": str(root), "counts": count_statuses(runs), "blocks": blocks}
+        print(json.dumps(report | {"runs": [printing.describe_run(run) for run in listed]}, indent=1))
         return
-    tables.show_status(runs, listed)
+    printing.print_status(runs, listed)
 
 
 def cancel(
@@ -52,37 +55,37 @@ def cancel(
 
     Example: hyperp-sweep cancel runs/demo
     """
-    pool = local.at_work(root)
+    pool = background_pools.active_pool(root)
     if pool:
         _cancel_here(root, pool, run_ids or [])
     elif (root / submissions.NAME).exists():
         _cancel_jobs(root, run_ids or [])
     else:
-        survey(root)  # whether it is the folder of a sweep at all
+        survey_runs(root)  # whether it is the folder of a sweep at all
         print(f"cancelled 0 runs: none is in the background or in Slurm; {root}")
 
 
-def _cancel_here(root: Path, pool: local.Pool, run_ids: Sequence[str]) -> None:
+def _cancel_here(root: Path, pool: background_pools.BackgroundPool, run_ids: Sequence[str]) -> None:
     if run_ids:
         raise ValueError(
             f"RUN_IDS must be left out where the runs are on this machine: {root} is cancelled as a whole, "
             f"got {', '.join(run_ids)}"
         )
     under_way = [run for run in account(root, warn) if run.job == pool.name and run.status in UNDER_WAY]
-    local.stop(root, pool)
+    background_pools.stop_pool(root, pool)
     print(f"cancelled {len(under_way)} run{'s' * (len(under_way) != 1)} of process {pool.process}; {root}")
 
 
 def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
-    from hyperp.sweeps.slurm import commands as slurm
+    from hyperp.sweeps.slurm import commands
 
-    sent = last_sent(root, slurm.queue())
+    sent = last_submissions(root, commands.queued_jobs())
     unknown = sorted(set(run_ids) - set(sent))
     if unknown:
         raise ValueError(f"RUN_IDS must be runs that were submitted from {root}, got {', '.join(unknown)}")
     chosen = [one for run_id, one in sent.items() if not run_ids or run_id in run_ids]
     jobs = sorted({one.job.job_id for one in chosen if one.job and one.job.in_flight})
-    slurm.cancel(jobs)
+    commands.cancel_jobs(jobs)
     print(f"cancelled {len(jobs)} job{'s' * (len(jobs) != 1)}; {root}")
 
 
@@ -95,24 +98,24 @@ def logs(
         int | None, typer.Option(min=0, help="This one of its processes alone", show_default=False)
     ] = None,
 ) -> None:
-    """Print how a run ended, what it printed, its traceback if it failed, and what its last job said besides.
+    """Print how a run ended, what it printed, its traceback if it failed, and what its last job said.
 
     Of several processes, what the main one printed, and the one that failed first.
 
     Example: hyperp-sweep logs runs/demo 0123456789ab
     """
-    from hyperp.sweeps.logs import end_of, others, said
+    from hyperp.sweeps.logs import describe_end, other_logs, read_logs
 
     run_id = _whole_id(root, run_id)
-    found = said(root, run_id, rank)
-    rest = others(root, run_id, found)
+    found = read_logs(root, run_id, rank)
+    rest = other_logs(root, run_id, found)
     names = ", ".join(path.name for path in rest)
     if not found and rank is not None:
         there = f"of the logs {names}" if rest else "one that has printed something"
         raise ValueError(f"--rank must be {there}, got {rank}")
     if not found:
         raise ValueError(f"RUN_ID must be a run of {root} that has printed something, got {run_id}")
-    if line := end_of(root / run_id):
+    if line := describe_end(root / run_id):
         print(line)
     for path, text in found.items():
         print(f"==> {path} <==")
@@ -125,7 +128,7 @@ def _whole_id(root: Path, given: str) -> str:
     """The run that is meant by the beginning of its id; ValueError unless it is one."""
     if given and (root / given).is_dir():
         return given
-    known = [run.run_id for run in survey(root)]
+    known = [run.run_id for run in survey_runs(root)]
     same = [run_id for run_id in known if run_id.startswith(given)]
     if len(same) != 1:
         names = " or ".join(same[:8]) or f"one of the {len(known)} that status --all shows"
@@ -149,7 +152,7 @@ def collect(
     Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
     """
     from hyperp.run_table import coordinates_beside
-    from hyperp.sweeps.collect.table import collect as write_table
+    from hyperp.sweeps.table.runs import collect as write_table
 
     path = output or root / "runs.parquet"
     runs = write_table(root, path, warn)

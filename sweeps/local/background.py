@@ -13,67 +13,71 @@ from pathlib import Path
 from typing import NoReturn
 
 from hyperp import files
-from hyperp.sweeps.console import interrupt
-from hyperp.sweeps.local import background_pools as local
-from hyperp.sweeps.local.pool import Ended, Event
-from hyperp.sweeps.runs.status import counts_line, state_of
+from hyperp.sweeps.console import raise_keyboard_interrupt
+from hyperp.sweeps.local import background_pools
+from hyperp.sweeps.local.pool import Event, RunEnded
+from hyperp.sweeps.runs.status import counts_line, run_state
 
 
 def main() -> None:
     """Do the runs of the last pool that was noted below the folder named by the first word."""
     root, locks = Path(sys.argv[1]), [os.fdopen(int(word), "a") for word in sys.argv[2:]]
-    signal.signal(signal.SIGTERM, once)
+    signal.signal(signal.SIGTERM, stop_once)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for lock in locks:
         files.sign(lock)
-    duty = Duty(root, locks[-1].fileno())
+    process = PoolProcess(root, locks[-1].fileno())
     try:
-        duty.do()
+        process.run()
     except KeyboardInterrupt:
-        duty.end("cancelled")
+        process.note_end("cancelled")
     except BaseException:
-        duty.end("broken")
+        process.note_end("broken")
         raise
     else:
-        duty.end("done")
+        process.note_end("done")
 
 
-def once(number: int, frame: object) -> NoReturn:
+def stop_once(number: int, frame: object) -> NoReturn:
     """A signal handler that stops the work, and lets nothing come between when it is being stopped."""
     signal.signal(number, signal.SIG_IGN)
-    interrupt(number, frame)
+    raise_keyboard_interrupt(number, frame)
 
 
-class Duty:
+class PoolProcess:
     """What a pool has to do, and to say of itself while it does."""
 
     def __init__(self, root: Path, lock: int):
         self.root, self.lock, self.beat = root, lock, 0.0
-        self.pool = replace(local.read(root)[-1], process=os.getpid())
-        local.note(root, self.pool)
+        self.pool = replace(background_pools.read_pools(root)[-1], process=os.getpid())
+        background_pools.note_last_pool(root, self.pool)
 
-    def do(self) -> None:
+    def run(self) -> None:
         """Every run."""
-        from hyperp.sweeps.local.work import work
+        from hyperp.sweeps.local.work import run_with_display
 
-        work(local.points(self.root, self.pool), self.pool.launcher, self.take)
+        run_with_display(
+            background_pools.pool_points(self.root, self.pool), self.pool.launcher, self.note_event
+        )
 
-    def take(self, event: Event) -> None:
+    def note_event(self, event: Event) -> None:
         """Note a failure, and renew the time of the lock; a full disk must not end the other runs."""
         with contextlib.suppress(OSError):
-            if isinstance(event, Ended) and event.status == "failed":
-                failed = self.pool.failed | {event.run_id: local.Failure(event.reason, event.cause)}
+            if isinstance(event, RunEnded) and event.status == "failed":
+                failed = self.pool.failed | {
+                    event.run_id: background_pools.PoolFailure(event.reason, event.cause)
+                }
                 self.pool = replace(self.pool, failed=failed)
-                local.note(self.root, self.pool)
-            if time.monotonic() - self.beat >= local.BEAT_SECONDS:
+                background_pools.note_last_pool(self.root, self.pool)
+            if time.monotonic() - self.beat >= background_pools.BEAT_SECONDS:
                 self.beat = time.monotonic()
                 os.utime(self.lock)
 
-    def end(self, how: str) -> None:
+    def note_end(self, how: str) -> None:
         """Note how it ended, before the locks are given up."""
         with contextlib.suppress(OSError):
-            local.note(self.root, replace(self.pool, ended=how))
-        runs = [state_of(self.root, run_id, None) for run_id in self.pool.runs]
+            background_pools.note_last_pool(self.root, replace(self.pool, ended=how))
+        runs = [run_state(self.root, run_id, None) for run_id in self.pool.runs]
         print(f"{how}: {counts_line(runs)}", file=sys.stderr, flush=True)
 
 

@@ -40,7 +40,7 @@ START_SECONDS = 60.0  # to wait for a pool to note its process
 
 
 @dataclass(frozen=True)
-class Failure:
+class PoolFailure:
     """Why a run failed in a pool: not all leave a record that says so."""
 
     reason: str | None
@@ -48,7 +48,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Pool:
+class BackgroundPool:
     """A pool, `runs` in the order of the plan. `ended` is null while it is at work, and if it was killed.
 
     `done`: it did what it could of every run; `cancelled`: it was stopped; `broken`: it could not go on;
@@ -61,7 +61,7 @@ class Pool:
     process: int | None
     launcher: LocalLauncher
     runs: list[str]
-    failed: dict[str, Failure] = field(default_factory=dict)
+    failed: dict[str, PoolFailure] = field(default_factory=dict)
     ended: Literal["done", "cancelled", "broken", "followed"] | None = None
 
     def log(self, root: Path) -> Path:
@@ -69,25 +69,27 @@ class Pool:
         return root / FOLDER / f"{self.name}.log"
 
 
-LIST = Manifest(NAME, "pools", TypeAdapter(list[Pool]), "started", "no run is under way in the background")
-read = LIST.read
+MANIFEST = Manifest(
+    NAME, "pools", TypeAdapter(list[BackgroundPool]), "started", "no run is under way in the background"
+)
+read_pools = MANIFEST.read
 
 
-def note(root: Path, pool: Pool) -> None:
+def note_last_pool(root: Path, pool: BackgroundPool) -> None:
     """Replace the last pool; only by who holds its lock, or that of the sweep."""
-    LIST.write(root, [*read(root)[:-1], pool])
+    MANIFEST.write(root, [*read_pools(root)[:-1], pool])
 
 
-def close(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
+def close_dead_pool(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
     """Note of a pool that was killed that it is gone; only under the lock of the sweep, which it held."""
-    pools = read(root)
+    pools = read_pools(root)
     if pools and pools[-1].ended in (None, "broken"):
-        note(root, replace(pools[-1], ended=ended))
+        note_last_pool(root, replace(pools[-1], ended=ended))
 
 
-def at_work(root: Path) -> Pool | None:
+def active_pool(root: Path) -> BackgroundPool | None:
     """The pool that is at work on a sweep, on whatever machine; None if there is none."""
-    pools = read(root)
+    pools = read_pools(root)
     if not pools or pools[-1].ended:
         return None
     path = root / FOLDER / ".lock"
@@ -99,12 +101,12 @@ def at_work(root: Path) -> Pool | None:
     return None
 
 
-def logs(root: Path, run_id: str) -> list[Path]:
+def pool_logs(root: Path, run_id: str) -> list[Path]:
     """What the last pool printed that was to do a run."""
-    return [pool.log(root) for pool in read(root) if run_id in pool.runs][-1:]
+    return [pool.log(root) for pool in read_pools(root) if run_id in pool.runs][-1:]
 
 
-def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> Pool:
+def start_pool(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> BackgroundPool:
     """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it.
 
     What becomes of the pool it notes alone: this waits until it has noted its process. Raises RuntimeError if
@@ -112,10 +114,10 @@ def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     submitted = datetime.now(UTC).isoformat(timespec="seconds")
-    pool = Pool(name, submitted, socket.gethostname(), None, launcher, list(run_ids))
+    pool = BackgroundPool(name, submitted, socket.gethostname(), None, launcher, list(run_ids))
     pool.log(root).parent.mkdir(exist_ok=True)
     with _own_lock(root) as own, pool.log(root).open("ab") as log:
-        LIST.write(root, [*read(root), pool])
+        MANIFEST.write(root, [*read_pools(root), pool])
         locks = (held.fileno(), own.fileno())
         # -P: a folder called hyperp where the command was given is not the package.
         command = [sys.executable, "-P", "-m", "hyperp.sweeps.local.background", str(root), *map(str, locks)]
@@ -123,11 +125,11 @@ def start(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
         )
     deadline = time.monotonic() + START_SECONDS
-    while (noted := read(root)[-1]).process is None:
+    while (noted := read_pools(root)[-1]).process is None:
         ended, late = process.poll() is not None, time.monotonic() > deadline
-        if ended and read(root)[-1].process is None:
+        if ended and read_pools(root)[-1].process is None:
             raise RuntimeError(f"the process for the background has ended at once; {pool.log(root)} says why")
-        if late and read(root)[-1].process is None:
+        if late and read_pools(root)[-1].process is None:
             process.kill()  # it has the locks, and could begin at any time
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
@@ -154,9 +156,9 @@ def _own_lock(root: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def points(root: Path, pool: Pool) -> list[Point]:
+def pool_points(root: Path, pool: BackgroundPool) -> list[Point]:
     """What a pool is to do, as it was planned."""
-    planned = {point.run_id: point for point in planfile.read(root)}
+    planned = {point.run_id: point for point in planfile.read_plan(root)}
     found = [planned[run_id] for run_id in pool.runs]
     return [
         Point(one.run_id, tuple(one.blocks), tuple(one.words), from_dict(one.config), one.lr, one.flops)
@@ -164,7 +166,7 @@ def points(root: Path, pool: Pool) -> list[Point]:
     ]
 
 
-def stop(root: Path, pool: Pool) -> None:
+def stop_pool(root: Path, pool: BackgroundPool) -> None:
     """End a pool and its workers, and wait until they are gone. Raises RuntimeError if that fails."""
     if pool.host != socket.gethostname():
         raise RuntimeError(
@@ -172,12 +174,15 @@ def stop(root: Path, pool: Pool) -> None:
             "here: cancel it there"
         )
     deadline = time.monotonic() + STOP_SECONDS
-    while (now := at_work(root)) and now.name == pool.name:
+    while (now := active_pool(root)) and now.name == pool.name:
         if now.process is not None:  # at work, so it is no other process's id
             with contextlib.suppress(ProcessLookupError):
                 os.kill(now.process, signal.SIGTERM)
         if time.monotonic() > deadline:
             raise RuntimeError(f"process {now.process} has not ended in {STOP_SECONDS:g} s: kill -9 it")
         time.sleep(0.1)
-    with contextlib.suppress(ValueError), planfile.lock(root):  # somebody else may have taken the sweep up
-        close(root, "cancelled")
+    with (
+        contextlib.suppress(ValueError),
+        planfile.lock_sweep(root),
+    ):  # somebody else may have taken the sweep up
+        close_dead_pool(root, "cancelled")

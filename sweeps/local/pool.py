@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from hyperp.sweeps.local.resources import core_shares, usable_cores
 from hyperp.sweeps.plan.plan import Plan, Point
 from hyperp.sweeps.plan.sweep import Strict
-from hyperp.sweeps.runs.run import forget_heartbeat, record_failure, redirect_output, run_job
+from hyperp.sweeps.runs.run import execute_run, record_dead_run, redirect_output, remove_heartbeat
 from hyperp.terminal import invalid_field
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
@@ -40,7 +40,7 @@ class LocalLauncher(Strict):
 
 
 @dataclass(frozen=True)
-class Started:
+class RunStarted:
     """A worker took up a run."""
 
     worker: int
@@ -48,7 +48,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Progressed:
+class RunProgressed:
     """A run has got to `step` of `steps`."""
 
     worker: int
@@ -59,7 +59,7 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunEnded:
     """A run has a record, with this status; or its worker died, which is `failed`."""
 
     worker: int
@@ -70,14 +70,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Waited:
+class Idle:
     """Nothing happened for a while."""
 
 
-Event = Started | Progressed | Ended | Waited
+Event = RunStarted | RunProgressed | RunEnded | Idle
 
 
-def read_launcher(plan: Plan) -> LocalLauncher:
+def read_local_launcher(plan: Plan) -> LocalLauncher:
     """The launcher of a plan. Raises ValueError, naming the field."""
     try:
         return LocalLauncher.model_validate(plan.launcher)
@@ -102,7 +102,7 @@ def run_pool(
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShare:
     """What one worker has of the machine: `cores` None is unpinned, `gpu` None whatever this process sees."""
 
     cores: list[int] | None
@@ -110,26 +110,29 @@ class Share:
     gpu: str | None = None
 
 
-def shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> list[Share]:
+def worker_shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> list[WorkerShare]:
     """The share of each worker; never more workers than runs."""
     cores, usable = usable_cores()
     workers = min(launcher.workers or len(gpus) or max(1, usable // launcher.threads), runs)
     pinned = core_shares(cores, usable, workers, launcher.threads)
     return [
-        Share(own, launcher.threads, gpus[i % len(gpus)] if gpus else None) for i, own in enumerate(pinned)
+        WorkerShare(own, launcher.threads, gpus[i % len(gpus)] if gpus else None)
+        for i, own in enumerate(pinned)
     ]
 
 
 class _Worker:
     """A spawned process and this end of its pipe."""
 
-    def __init__(self, index: int, share: Share):
+    def __init__(self, index: int, share: WorkerShare):
         self.index, self.share = index, share
         self.task: Point | None = None
         self.ready = False
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=work, args=(other, share), name=f"worker {index}")
+        self.process: SpawnProcess = context.Process(
+            target=run_worker, args=(other, share), name=f"worker {index}"
+        )
         # Inherited from the first instruction on, so that Ctrl-C in a terminal reaches this process alone.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -154,7 +157,7 @@ class _Pool:
     def __init__(self, points: Sequence[Point], launcher: LocalLauncher, gpus: Sequence[str]):
         self.queue = deque(sorted(points, key=lambda point: -point.flops))
         self.workers: list[_Worker] = []
-        self.shares = shares(launcher, len(points), gpus)
+        self.shares = worker_shares(launcher, len(points), gpus)
 
     def events(self) -> Iterator[Event]:
         if not self.queue:
@@ -164,7 +167,7 @@ class _Pool:
         while self.queue or any(worker.task for worker in self.workers):
             ready = wait([worker.pipe for worker in self.workers], timeout=TICK_SECONDS)
             if not ready:
-                yield Waited()
+                yield Idle()
             for worker in [worker for worker in self.workers if worker.pipe in ready]:
                 yield from self.receive(worker)
 
@@ -176,11 +179,11 @@ class _Pool:
             return
         run_id = worker.task.run_id if worker.task else ""
         if kind == "step":
-            yield Progressed(worker.index, run_id, *values)
+            yield RunProgressed(worker.index, run_id, *values)
             return
         if kind == "ended":
             worker.task = None
-            yield Ended(worker.index, run_id, *values)
+            yield RunEnded(worker.index, run_id, *values)
         worker.ready = True
         if self.queue:
             yield from self.assign(worker)
@@ -193,7 +196,7 @@ class _Pool:
             self.queue.appendleft(point)
             worker.task = None
             return
-        yield Started(worker.index, point.run_id)
+        yield RunStarted(worker.index, point.run_id)
 
     def replace(self, worker: _Worker) -> Iterator[Event]:
         """Account for a worker that has died, and start another if there is more to do."""
@@ -205,7 +208,7 @@ class _Pool:
         worker.pipe.close()
         if worker.task:
             how = _note_failure(worker.task, reason, "killed" if code < 0 else "exited")
-            yield Ended(worker.index, worker.task.run_id, *how)
+            yield RunEnded(worker.index, worker.task.run_id, *how)
         self.workers.remove(worker)
         if self.queue:
             self.workers.append(_Worker(worker.index, worker.share))
@@ -214,19 +217,19 @@ class _Pool:
         for worker in self.workers:
             worker.stop()
             if worker.task:
-                forget_heartbeat(worker.task.run_dir)
+                remove_heartbeat(worker.task.run_dir)
 
 
 def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | None, str | None]:
     """Status, reason and cause of a run whose worker died; a full disk must not take the other runs down."""
     try:
-        ended = record_failure(asdict(point.config), str(point.run_dir), reason, cause=cause)
+        ended = record_dead_run(asdict(point.config), str(point.run_dir), reason, cause=cause)
     except OSError as error:
         return "failed", f"{reason}; no record could be written: {error}", cause
     return ended["status"], ended["reason"], ended["cause"]
 
 
-def work(pipe: Connection, share: Share) -> None:
+def run_worker(pipe: Connection, share: WorkerShare) -> None:
     """A worker process: take runs from the pipe until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if share.cores is not None:
@@ -244,7 +247,7 @@ def work(pipe: Connection, share: Share) -> None:
             config, run_dir = pipe.recv()
         except EOFError:
             return
-        pipe.send(("ended", *_run(config, run_dir, pipe)))
+        pipe.send(("ended", *_train_in_worker(config, run_dir, pipe)))
 
 
 def _follow_parent() -> None:
@@ -254,7 +257,9 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, str | None, str | None]:
+def _train_in_worker(
+    config: dict[str, Any], run_dir: str, pipe: Connection
+) -> tuple[str, str | None, str | None]:
     last = 0.0
 
     def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:  # noqa: ARG001
@@ -268,7 +273,7 @@ def _run(config: dict[str, Any], run_dir: str, pipe: Connection) -> tuple[str, s
 
     try:
         redirect_output(Path(run_dir))
-        result = run_job(config, run_dir, report)
+        result = execute_run(config, run_dir, report)
     except Exception as error:  # not of the training, which records its own: a full disk, mostly
         return "failed", f"{type(error).__name__}: {error}".splitlines()[0], "raised"
     finally:

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from hyperp.sweeps.local.pool import Ended, Event, Progressed, Started
+from hyperp.sweeps.local.pool import Event, RunEnded, RunProgressed, RunStarted
 from hyperp.sweeps.plan.plan import Point
 
 LINE_SECONDS = 10.0
@@ -28,9 +28,9 @@ class Tally:
 
     def update(self, event: Event) -> None:
         """Take in one event."""
-        if isinstance(event, Progressed):
+        if isinstance(event, RunProgressed):
             self.fractions[event.run_id] = event.step / event.steps
-        elif isinstance(event, Ended):
+        elif isinstance(event, RunEnded):
             self.fractions[event.run_id] = 1.0
             self.ended[event.status] += 1
 
@@ -44,7 +44,7 @@ class Tally:
         if done < 0.005:
             return "time left unknown"
         seconds = (time.monotonic() - self.start) * (1 - done) / done
-        return f"about {duration(seconds)} left"
+        return f"about {format_duration(seconds)} left"
 
     def line(self) -> str:
         """`12 of 58 runs: 11 finished, 1 diverged, 0 failed`."""
@@ -68,28 +68,28 @@ class Display(Protocol):
 
 
 def make_display(points: Sequence[Point]) -> Display:
-    """Bars if standard error is a terminal, lines if not."""
+    """BarDisplay if standard error is a terminal, lines if not."""
     console = Console(stderr=True)
-    return Bars(points, console) if console.is_terminal else Lines(points)
+    return BarDisplay(points, console) if console.is_terminal else LineDisplay(points)
 
 
-class Lines:
+class LineDisplay:
     """A line every few seconds, without escape codes."""
 
     def __init__(self, points: Sequence[Point]):
         self.tally = Tally(points)
         self.last = time.monotonic()
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> "LineDisplay":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.print(f"{self.tally.line()}; {duration(time.monotonic() - self.tally.start)}")
+        self.print(f"{self.tally.line()}; {format_duration(time.monotonic() - self.tally.start)}")
 
     def show(self, event: Event) -> None:
         """Take in one event."""
         self.tally.update(event)
-        if isinstance(event, Ended) and event.status == "failed":
+        if isinstance(event, RunEnded) and event.status == "failed":
             self.print(f"failed {event.run_id} ({self.tally.label(event.run_id)}): {event.reason}")
         if time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
@@ -100,7 +100,7 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
 
-class Bars:
+class BarDisplay:
     """One bar over all runs, and one inside the current run of each worker."""
 
     def __init__(self, points: Sequence[Point], console: Console):
@@ -120,25 +120,25 @@ class Bars:
         self.tasks: dict[int, TaskID] = {}
         self.live = Live(Group(self.overall, self.workers), console=console, refresh_per_second=4)
 
-    def __enter__(self) -> "Bars":
+    def __enter__(self) -> "BarDisplay":
         self.live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for task in self.tasks.values():
             self.workers.remove_task(task)
-        self.overall.update(self.bar, left=duration(time.monotonic() - self.tally.start))
+        self.overall.update(self.bar, left=format_duration(time.monotonic() - self.tally.start))
         self.live.stop()
 
     def show(self, event: Event) -> None:
         """Take in one event."""
         self.tally.update(event)
-        if isinstance(event, Started):
+        if isinstance(event, RunStarted):
             self._start(event)
-        elif isinstance(event, Progressed):
+        elif isinstance(event, RunProgressed):
             task, speed = self.tasks[event.worker], event.tokens_per_second
             self.workers.update(task, completed=event.step, total=event.steps, speed=speed)
-        elif isinstance(event, Ended):
+        elif isinstance(event, RunEnded):
             self.workers.update(self.tasks[event.worker], visible=False)
             if event.status == "failed":
                 text = f"failed {event.run_id} ({self.tally.label(event.run_id)}): {event.reason}"
@@ -146,14 +146,14 @@ class Bars:
         left, line = self.tally.time_left(), self.tally.line()
         self.overall.update(self.bar, completed=self.tally.done(), description=line, left=left)
 
-    def _start(self, event: Started) -> None:
+    def _start(self, event: RunStarted) -> None:
         label, steps = self.tally.label(event.run_id), self.tally.points[event.run_id].config.scale.steps
         if event.worker not in self.tasks:
             self.tasks[event.worker] = self.workers.add_task(label, total=steps, speed=0.0)
         self.workers.reset(self.tasks[event.worker], total=steps, description=label, visible=True, speed=0.0)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`40 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

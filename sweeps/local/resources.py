@@ -52,7 +52,7 @@ def _quota(*files: Path) -> float:
         return math.inf
 
 
-def dealt_gpus(devices: Iterable[str], visible: str | None, count: int) -> list[str]:
+def visible_gpu_names(devices: Iterable[str], visible: str | None, count: int) -> list[str]:
     """What each GPU is called in CUDA_VISIBLE_DEVICES; none where the runs do not use whichever is there.
 
     `devices` are the runs' runtime.device, `visible` the value of CUDA_VISIBLE_DEVICES, `count` how many

@@ -9,7 +9,7 @@ from hyperp.sweeps.local.progress import make_display
 from hyperp.sweeps.plan.plan import Point
 
 
-def work(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event], None]) -> None:
+def run_with_display(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event], None]) -> None:
     """Do the runs; shows every event, then hands it to `each`. Whatever is raised stops the workers."""
     with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus(todo))) as events:
         for event in events:
@@ -20,7 +20,7 @@ def work(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event],
 def _gpus(todo: Sequence[Point]) -> list[str]:
     from torch import cuda
 
-    from hyperp.sweeps.local.resources import dealt_gpus
+    from hyperp.sweeps.local.resources import visible_gpu_names
 
     devices = {point.config.runtime.device for point in todo}
-    return dealt_gpus(devices, os.environ.get("CUDA_VISIBLE_DEVICES"), cuda.device_count())
+    return visible_gpu_names(devices, os.environ.get("CUDA_VISIBLE_DEVICES"), cuda.device_count())

@@ -1,4 +1,4 @@
-"""Hydra's override words: expanding comma choices, and writing values so that they read back."""
+"""Hydra's overrides: expanding comma choices, and writing values so that they read back."""
 
 import difflib
 import itertools
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hyperp.terminal import one_line
 
-# Turns words into a composed configuration, or raises ValueError in one line.
+# Turns overrides into a composed configuration, or raises ValueError in one line.
 Compose = Callable[[Sequence[str]], DictConfig]
 
 PLAIN_STRING = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -21,21 +21,21 @@ MEANT = "; did you mean "
 NOT_A_STRING = {"true", "false", "null", "nan", "inf"}  # to Hydra's grammar, unless quoted
 
 
-def parse(words: Sequence[str]) -> list[Override]:
-    """The words as Hydra understands them. Raises ValueError for one that it does not."""
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra understands them. Raises ValueError for one that it does not."""
     try:
-        return OverridesParser.create().parse_overrides(list(words))
+        return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ValueError(one_line(error)) from None
 
 
-def choices(words: Sequence[str]) -> Iterator[list[str]]:
-    """Every combination of comma choices (`seed=0,1`, `seed=range(0,3)`); the words themselves without any.
+def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yield every combination of comma choices (`seed=0,1`, `seed=range(0,3)`).
 
     Raises ValueError for a sweep without a finite list of values (`interval`), and for `glob`.
     """
     variants = []
-    for override in parse(words):
+    for override in parse_overrides(overrides):
         if not override.is_sweep_override():
             variants.append([override.input_line])
             continue
@@ -49,31 +49,31 @@ def choices(words: Sequence[str]) -> Iterator[list[str]]:
         yield list(combination)
 
 
-def composed(words: Sequence[str], compose: Compose) -> DictConfig:
-    """What the words compose. A ValueError for a word of an unknown key names the known one that is close."""
+def compose_with_hint(overrides: Sequence[str], compose: Compose) -> DictConfig:
+    """Compose a configuration. A ValueError about an unknown key suggests the known key that is closest."""
     try:
-        return compose(words)
+        return compose(overrides)
     except ValueError as error:
-        wrong = [override for override in parse(words) if override.key_or_group in str(error)]
-        hint = next(filter(None, (_hint(one, words, compose) for one in wrong)), "")
+        wrong = [one for one in parse_overrides(overrides) if one.key_or_group in str(error)]
+        hint = next(filter(None, (_suggest_key(one, overrides, compose) for one in wrong)), "")
         raise ValueError(f"{error}{hint}") from None
 
 
-def _hint(wrong: Override, words: Sequence[str], compose: Compose) -> str:
-    """`did_you_mean` for one of the words, if it composes so with those of the others that are right."""
+def _suggest_key(wrong: Override, overrides: Sequence[str], compose: Compose) -> str:
+    """`did_you_mean` for one of the overrides, if it composes so with those of the others that are right."""
     rest: list[str] = []
-    for word in words:
-        if word != wrong.input_line and _composes([*rest, word], compose):
-            rest.append(word)
+    for override in overrides:
+        if override != wrong.input_line and _composes([*rest, override], compose):
+            rest.append(override)
     hint = did_you_mean(wrong.key_or_group, compose(rest))
     known = hint.removeprefix(MEANT).removesuffix("?")
     corrected = str(wrong.input_line).replace(wrong.key_or_group, known, 1)
     return hint if hint and _composes([*rest, corrected], compose) else ""
 
 
-def _composes(words: Sequence[str], compose: Compose) -> bool:
+def _composes(overrides: Sequence[str], compose: Compose) -> bool:
     try:
-        compose(words)
+        compose(overrides)
     except ValueError:
         return False
     return True
@@ -93,7 +93,7 @@ def _keys(section: Any) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in _keys(value))
 
 
-def word(key: str, value: Any) -> str:
+def format_override(key: str, value: Any) -> str:
     """`key=value` that Hydra reads back as the same value."""
     return f"{key}={_value(value)}"
 

@@ -1,7 +1,7 @@
 """The plan: what a `sweep` section asks for, as a list of validated runs with ids. Nothing here starts a run.
 
 Every block is composed by Hydra once; its points differ in plain keys, which are set on that composition as
-Hydra would set them. A point also carries the words that compose the same run from nothing.
+Hydra would set them. A point also carries the overrides that compose the same run from nothing.
 """
 
 import copy
@@ -17,7 +17,14 @@ from pydantic import ValidationError
 
 from hyperp.config import Config, compose, resolve
 from hyperp.flops import Shape, training_flops
-from hyperp.sweeps.plan.overrides import Compose, choices, composed, did_you_mean, parse, word
+from hyperp.sweeps.plan.overrides import (
+    Compose,
+    compose_with_hint,
+    did_you_mean,
+    expand_choices,
+    format_override,
+    parse_overrides,
+)
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.terminal import invalid_field, one_line
 
@@ -26,14 +33,14 @@ BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a plan: `words` compose its configuration; `blocks` asked for it, the first one owns it.
+    """One run of a plan: `overrides` compose its configuration; `blocks` asked for it, the first one owns it.
 
     `lr` is the peak rate of the hidden matrices after every factor, `flops` the estimated cost of the run.
     """
 
     run_id: str
     blocks: tuple[str, ...]
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config: Config
     lr: float
     flops: float
@@ -46,26 +53,26 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs that `words` ask for, each once, all below `root`; `launcher` says how to run them."""
+    """The runs that `overrides` ask for, each once, all below `root`; `launcher` says how to run them."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     root: Path
     launcher: dict[str, Any]
     points: tuple[Point, ...]
 
 
-def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
-    """Expand the `sweep` section that `words` compose. Raises ValueError in one line, naming the field.
+def make_plan(overrides: Sequence[str], compose: Compose = compose) -> Plan:
+    """Expand the `sweep` section that `overrides` compose. Raises ValueError in one line, naming the field.
 
-    Comma choices in the words are expanded too, and the plans of all combinations are joined.
+    Comma choices in the overrides are expanded too, and the plans of all combinations are joined.
     """
     found: dict[str, Point] = {}
     roots: set[str] = set()
     launcher: dict[str, Any] | None = None
-    for variant in choices(words):
-        cfg = composed(variant, compose)
-        launcher = launcher or _container(cfg, "launcher")
-        for point in _expand(cfg, variant, compose):
+    for variant in expand_choices(overrides):
+        cfg = compose_with_hint(variant, compose)
+        launcher = launcher or _section_values(cfg, "launcher")
+        for point in _expand_variant(cfg, variant, compose):
             roots.add(point.config.runtime.root)
             first = found.setdefault(point.run_id, point)
             found[point.run_id] = replace(first, blocks=tuple(dict.fromkeys(first.blocks + point.blocks)))
@@ -73,66 +80,70 @@ def make_plan(words: Sequence[str], compose: Compose = compose) -> Plan:
         raise ValueError(
             f"runtime.root must be the same for every run of a plan, got {', '.join(sorted(roots))}"
         )
-    return Plan(tuple(words), Path(roots.pop()), launcher or {}, tuple(found.values()))
+    return Plan(tuple(overrides), Path(roots.pop()), launcher or {}, tuple(found.values()))
 
 
-def _container(cfg: DictConfig, section: str) -> dict[str, Any]:
+def _section_values(cfg: DictConfig, section: str) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(cfg[section], resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(one_line(error)) from None
 
 
-def _expand(cfg: DictConfig, words: list[str], compose: Compose) -> Iterator[Point]:
+def _expand_variant(cfg: DictConfig, overrides: list[str], compose: Compose) -> Iterator[Point]:
     try:
-        sweep = Sweep.model_validate(_container(cfg, "sweep"))
+        sweep = Sweep.model_validate(_section_values(cfg, "sweep"))
     except ValidationError as error:
         raise ValueError(invalid_field(error, "sweep")) from None
-    chosen = [one.value() for one in parse(words) if one.key_or_group == "sweep" and one.value() != "none"]
+    chosen = [
+        one.value()
+        for one in parse_overrides(overrides)
+        if one.key_or_group == "sweep" and one.value() != "none"
+    ]
     if not sweep.blocks and chosen:
         raise ValueError(f"sweep.blocks must have at least one block, sweep={chosen[-1]} has none")
     if not sweep.blocks:
-        yield make_point((), words, resolve(cfg))
-    given = {override.key_or_group for override in parse(words)}
+        yield make_point((), overrides, resolve(cfg))
+    given = {override.key_or_group for override in parse_overrides(overrides)}
     for name, block in sweep.blocks.items():
-        swept = block.keys() | {override.key_or_group for override in parse(block.overrides)}
-        if block.lr and not _rate_refers(cfg, name):
+        swept = block.keys() | {override.key_or_group for override in parse_overrides(block.overrides)}
+        if block.lr and not _rate_is_reference(cfg, name):
             swept |= {"base_lr"}
         for key in sorted(swept & given):
             raise ValueError(
                 f"{key} is given as a word and set by sweep.blocks.{name} too; leave one of them out"
             )
-        yield from _expand_block(name, block, words, compose)
+        yield from _expand_block(name, block, overrides, compose)
 
 
-def _rate_refers(cfg: DictConfig, name: str) -> bool:
+def _rate_is_reference(cfg: DictConfig, name: str) -> bool:
     """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as in sweep=check."""
     lr = cfg.sweep.blocks[name].lr
     return "rate" in lr and OmegaConf.is_interpolation(lr, "rate")
 
 
-def _expand_block(name: str, block: Block, words: list[str], compose: Compose) -> Iterator[Point]:
-    words = [*words, *block.overrides]
+def _expand_block(name: str, block: Block, overrides: list[str], compose: Compose) -> Iterator[Point]:
+    overrides = [*overrides, *block.overrides]
     try:
-        base = composed(words, compose)
+        base = compose_with_hint(overrides, compose)
         OmegaConf.set_struct(base, False)
         base.pop("sweep")  # it may be long, and no run reads it
         OmegaConf.set_struct(base, True)
-        setter = _Setter(base)
+        setter = _KeySetter(base)
         for values in block.slices():
             rates: list[dict[str, Any]] = [{}]
             if block.lr:
-                lookup = {key: _number(base, values, key) for key in block.lr.per_octave}
+                lookup = {key: _positive_number(base, values, key) for key in block.lr.per_octave}
                 rates = [{"base_lr": rate} for rate in block.lr.values(lookup)]
             for rate in rates:
                 keys = values | rate
-                point_words = [*words, *(word(key, value) for key, value in keys.items())]
-                yield make_point((name,), point_words, setter.configure(keys))
+                point_overrides = [*overrides, *(format_override(key, value) for key, value in keys.items())]
+                yield make_point((name,), point_overrides, setter.configure(keys))
     except ValueError as error:
         raise ValueError(f"sweep.blocks.{name}: {error}") from None
 
 
-def _number(base: DictConfig, values: Mapping[str, Any], key: str) -> float:
+def _positive_number(base: DictConfig, values: Mapping[str, Any], key: str) -> float:
     value = values[key] if key in values else OmegaConf.select(base, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(
@@ -141,7 +152,7 @@ def _number(base: DictConfig, values: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-class _Setter:
+class _KeySetter:
     """Sets keys on copies of one composition: one for each set of keys, since they overwrite each other."""
 
     def __init__(self, base: DictConfig):
@@ -149,7 +160,7 @@ class _Setter:
         self.copies: dict[tuple[str, ...], DictConfig] = {}
 
     def configure(self, values: Mapping[str, Any]) -> Config:
-        """The validated configuration with `values` set as `key=value` words would. Raises ValueError."""
+        """The validated configuration with `values` set as `key=value` overrides would. Raises ValueError."""
         keys = tuple(values)
         merged = any(
             isinstance(value, dict) for value in values.values()
@@ -170,14 +181,14 @@ class _Setter:
         return resolve(cfg)
 
 
-def make_point(blocks: tuple[str, ...], words: Sequence[str], config: Config) -> Point:
+def make_point(blocks: tuple[str, ...], overrides: Sequence[str], config: Config) -> Point:
     """A point with its id, rate and cost. Raises ValueError for sizes that cannot be built."""
     lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
-    flops = training_flops(config.scale, shape_of(config))
-    return Point(config.run_id(), blocks, tuple(words), config, lr, float(flops))
+    flops = training_flops(config.scale, model_shape(config))
+    return Point(config.run_id(), blocks, tuple(overrides), config, lr, float(flops))
 
 
-def shape_of(config: Config) -> Shape:
+def model_shape(config: Config) -> Shape:
     """The shape of a run's model, for which data=tokens reads what is written beside the tokens."""
     if config.data.source != "tokens":
         return config.shape(BYTE_IDS)
@@ -186,7 +197,7 @@ def shape_of(config: Config) -> Shape:
     return config.shape(read_sidecar(Path(str(config.data.path))).vocab_size)
 
 
-def check_runs(points: Sequence[Point]) -> None:
+def check_buildable(points: Sequence[Point]) -> None:
     """Build what the points would train, with one block each and on the CPU, and let go of it again.
 
     Raises ValueError for what only building shows: a corpus missing or too small, an unknown optimizer

@@ -20,19 +20,19 @@ SCHEMA = 1
 NAME = "plan.json"
 
 
-class Named(BaseModel, extra="allow"):
+class NamedSection(BaseModel, extra="allow"):
     """A section whose choice is its name."""
 
     name: str
 
 
-class Shaped(BaseModel, extra="allow"):
+class ScheduleSection(BaseModel, extra="allow"):
     """The section `schedule`."""
 
     shape: str
 
 
-class Sourced(BaseModel, extra="allow"):
+class DataSection(BaseModel, extra="allow"):
     """The section `data`."""
 
     source: str
@@ -45,20 +45,20 @@ def _scale(value: Any) -> Scale:
         raise ValueError(str(error)) from None
 
 
-class ReadAgain(BaseModel, extra="allow", allow_inf_nan=False):
+class PlannedConfig(BaseModel, extra="allow", allow_inf_nan=False):
     """What is read of a planned configuration; the rest of it is kept as it stands."""
 
     scale: Annotated[Scale, BeforeValidator(_scale)]
     base_lr: float
     seed: int
-    optim: Named
-    parametrization: Named
-    schedule: Shaped
-    data: Sourced
+    optim: NamedSection
+    parametrization: NamedSection
+    schedule: ScheduleSection
+    data: DataSection
 
 
-def _readable(config: dict[str, Any]) -> dict[str, Any]:
-    ReadAgain.model_validate(config, strict=True)
+def _check_readable(config: dict[str, Any]) -> dict[str, Any]:
+    PlannedConfig.model_validate(config, strict=True)
     return config
 
 
@@ -72,13 +72,13 @@ class Planned:
     planned: str
     lr: float
     flops: float
-    config: Annotated[dict[str, Any], AfterValidator(_readable)]
+    config: Annotated[dict[str, Any], AfterValidator(_check_readable)]
 
 
 POINTS = TypeAdapter(list[Planned])
 
 
-def read(root: Path) -> list[Planned]:
+def read_plan(root: Path) -> list[Planned]:
     """The planned points, in order; none without a `plan.json`. Raises ValueError if it is damaged."""
     path = root / NAME
     try:
@@ -100,31 +100,31 @@ def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} is not a plan ({reason}); remove it and plan again, records are kept")
 
 
-def write(plan: Plan) -> None:
+def write_plan(plan: Plan) -> None:
     """Join the plan with what was planned below its root before; a point keeps the time of its first plan.
 
     Points of this plan come first, with its blocks; earlier points that it no longer has are kept after them.
     The file is written only if that changes it.
     """
-    earlier = {point.run_id: point for point in read(plan.root)}
+    earlier = {point.run_id: point for point in read_plan(plan.root)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     points = []
     for point in plan.points:
         before = earlier.get(point.run_id)
-        points.append(entry(point, before.planned if before else now))
+        points.append(planned_point(point, before.planned if before else now))
     ids = {point.run_id for point in points}
     points += [point for run_id, point in earlier.items() if run_id not in ids]
     if points != list(earlier.values()):
-        header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.words)}
+        header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.overrides)}
         files.write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
 
 
-def entry(point: Point, time: str) -> Planned:
+def planned_point(point: Point, time: str) -> Planned:
     """A point as it stands in the file."""
     return Planned(
         run_id=point.run_id,
         blocks=list(point.blocks),
-        words=list(point.words),
+        words=list(point.overrides),
         planned=time,
         lr=point.lr,
         flops=point.flops,
@@ -133,7 +133,7 @@ def entry(point: Point, time: str) -> Planned:
 
 
 @contextmanager
-def lock(root: Path) -> Iterator[IO[str]]:
+def lock_sweep(root: Path) -> Iterator[IO[str]]:
     """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
 
     Yields the lock, an open file. Raises ValueError if another process holds it: two that do the same runs

@@ -14,7 +14,7 @@ PEAK_TFLOPS = {"a100": 312.0, "h100": 989.0, "h200": 989.0, "b200": 2250.0, "l40
 
 
 @dataclass(frozen=True)
-class Assumed:
+class AssumedGpu:
     """A GPU, and the share of its peak that training reaches (model FLOPs utilisation, MFU)."""
 
     gpu: str
@@ -36,10 +36,10 @@ class Assumed:
         return f"GPU-hours: of {self.gpu} at {self.mfu:.0%} of its {peak}; --gpu and --mfu assume otherwise"
 
 
-USUAL = Assumed("h100", 0.4)
+DEFAULT_GPU = AssumedGpu("h100", 0.4)
 
 
-def measured(runs: Iterable[Run]) -> tuple[float, int] | None:
+def measured_speed(runs: Iterable[Run]) -> tuple[float, int] | None:
     """FLOPs per second of one run at a time over the runs that are done, and how many those are."""
     records = [run.record for run in runs if run.record is not None]
     known = [(one.flops, one.seconds) for one in records if one.flops and one.seconds]

@@ -17,13 +17,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Manifest(Generic[T]):
-    """A file `name` with a list of `entries`; `started` is what was done to them, `free` when it may go."""
+    """A JSON file `name` below a sweep's root, with a list under the key `entries`.
+
+    The error about a damaged file says what it lists (`action`, such as "submitted") and when a user may
+    remove it (`removable_if`).
+    """
 
     name: str
     entries: str
     types: TypeAdapter[list[T]]
-    started: str
-    free: str
+    action: str
+    removable_if: str
 
     def read(self, root: Path) -> list[T]:
         """The entries below `root`, oldest first. Raises ValueError if the file is damaged."""
@@ -39,7 +43,9 @@ class Manifest(Generic[T]):
             reason = invalid_field(error, self.entries)
         except ValueError as error:  # of JSON or of UTF-8
             reason = str(error)
-        raise ValueError(f"{path} does not say what was {self.started} ({reason}); remove it if {self.free}")
+        raise ValueError(
+            f"{path} does not say what was {self.action} ({reason}); remove it if {self.removable_if}"
+        )
 
     def write(self, root: Path, entries: Sequence[T]) -> None:
         """Replace them all; only under the lock of the sweep, or by whom it was handed to."""

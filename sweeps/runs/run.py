@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hyperp.rundir import heartbeat, record
 from hyperp.config import from_dict
+from hyperp.rundir import heartbeat, record
 from hyperp.rundir.record import Record
 from hyperp.terminal import invalid_field
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 TYPES = TypeAdapter(Record)
 
 
-def run_job(
+def execute_run(
     config: dict[str, Any],
     run_dir: str,
     report: "Report | None" = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Do the run, or what is left of it, and return its record as plain values; see `hyperp.training.train.train`."""
+    """Train a run, or what is left of it, and return its record as plain values."""
     from hyperp.training.train import train_or_record_failure  # imports torch
 
     return asdict(train_or_record_failure(from_dict(config), Path(run_dir), report, stop))
@@ -54,16 +54,16 @@ def load_record(run_dir: Path) -> Record | None:
     return ended
 
 
-def record_failure(
+def record_dead_run(
     config: dict[str, Any],
     run_dir: str,
     reason: str,
     environment: dict[str, str] | None = None,
     cause: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a run whose process died without writing one; writes it unless the run had just ended.
+    """Write a `failed` record for a run whose process died, unless the run had ended; return its record.
 
-    `environment` is where it ran; None means in this process's own. `cause` is one of `hyperp.rundir.record.CAUSES`.
+    `environment` is where the run ran; None means here. `cause` is one of `hyperp.rundir.record.CAUSES`.
     """
     from hyperp.training import train
 
@@ -76,17 +76,17 @@ def record_failure(
     return asdict(ended)
 
 
-def forget_heartbeat(run_dir: Path) -> None:
+def remove_heartbeat(run_dir: Path) -> None:
     """Remove the heartbeat of a process that is known to be gone, so that the run does not look running."""
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
 
 
-def output_name(rank: int) -> str:
+def output_file_name(rank: int) -> str:
     """The file of a run's folder that one of its processes prints to."""
     return f"output.{rank}.log" if rank else "output.log"
 
 
-def redirect_output(run_dir: Path, name: str = output_name(0)) -> None:
+def redirect_output(run_dir: Path, name: str = output_file_name(0)) -> None:
     """Send what this process prints to a file of `run_dir`, whoever prints it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     file = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -15,10 +15,10 @@ from hyperp.run_table import DONE, STATUSES
 from hyperp.rundir import heartbeat
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.plan.plan import Plan
-from hyperp.terminal import invalid_field
 from hyperp.sweeps.plan.planfile import Planned
+from hyperp.sweeps.runs.run import load_record
+from hyperp.terminal import invalid_field
 
 UNDER_WAY = ("queued", "running")
 FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
@@ -27,12 +27,12 @@ SKIPPED_SECONDS = 5.0  # a heartbeat older than this may be: its machine can tel
 
 @dataclass(frozen=True)
 class Run:
-    """One run: planned, or found below the root without a plan (`planned` is None then).
+    """One run and its status: planned, or found below the root without a plan (`planned` is None then).
 
-    `reason` says why it diverged or failed, or, of a planned run, that it was started and stopped. `damaged`
-    is what is wrong with its folder or record.json, if they cannot be read; it counts as failed. `cause` is
-    one of `hyperp.rundir.record.CAUSES` for a run that failed. `job` is its last in Slurm, or the pool at work in
-    the background, and `time_left` that job's; `beat_job` is the job that wrote its heartbeat.
+    `reason` says why the run diverged or failed, or that a planned run was started and stopped. `cause` is
+    one of `hyperp.rundir.record.CAUSES` for a failed run. `damaged` says what is wrong with a folder or
+    record.json that cannot be read; such a run counts as failed. `job` is the last Slurm job of the run, or
+    the background pool that works on it; `time_left` is that job's; `beat_job` wrote the last heartbeat.
     """
 
     run_id: str
@@ -72,11 +72,11 @@ class Heartbeat(BaseModel):
         """Whether the process that wrote it is taken to be alive."""
         age = time.time() - self.time
         if age > SKIPPED_SECONDS and self.process and self.host == socket.gethostname():
-            return age < FRESH_SECONDS and not _gone(self.process)
+            return age < FRESH_SECONDS and not _process_gone(self.process)
         return age < FRESH_SECONDS
 
 
-def _gone(pid: int) -> bool:
+def _process_gone(pid: int) -> bool:
     """Whether a process of this machine is no more, or dead and waiting for its parent to hear of it.
 
     The latter is for ever in a container whose first process reaps no orphans.
@@ -94,7 +94,7 @@ def _gone(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "Z"
 
 
-def survey(root: Path) -> list[Run]:
+def survey_runs(root: Path) -> list[Run]:
     """Every planned run in the order of the plan, then those that no plan names, by id.
 
     Raises ValueError for a folder that holds neither a plan nor a run, and for a damaged plan.
@@ -103,16 +103,16 @@ def survey(root: Path) -> list[Run]:
         raise ValueError(
             f"ROOT must be the folder of a sweep (its runtime.root), got {root}, which is no folder"
         )
-    planned = planfile.read(root)
+    planned = planfile.read_plan(root)
     known = {point.run_id for point in planned}
     others = sorted(path.parent.name for path in root.glob("*/record.json") if path.parent.name not in known)
     if not planned and not others:
         raise ValueError(f"ROOT must hold a plan.json or runs, got {root}, which holds neither")
-    runs = [state_of(root, point.run_id, point) for point in planned]
-    return runs + [state_of(root, run_id, None) for run_id in others]
+    runs = [run_state(root, point.run_id, point) for point in planned]
+    return runs + [run_state(root, run_id, None) for run_id in others]
 
 
-def state_of(root: Path, run_id: str, planned: Planned | None) -> Run:
+def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
     """The state of one run. A record, once written, decides; only a failed run may be running again."""
     run_dir = root / run_id
     beat, trouble = _heartbeat(run_dir)
@@ -147,12 +147,12 @@ def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
         return None, f"damaged heartbeat: {error}"
 
 
-def states(plan: Plan) -> list[Run]:
+def plan_states(plan: Plan) -> list[Run]:
     """The state of every run of a plan, in its order."""
-    return [state_of(plan.root, point.run_id, None) for point in plan.points]
+    return [run_state(plan.root, point.run_id, None) for point in plan.points]
 
 
-def set_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> None:
+def set_damaged_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> None:
     """Rename damaged records to record.damaged, so that their runs are done again; only under the lock."""
     for run in runs:
         path = root / run.run_id / "record.json"
@@ -163,13 +163,13 @@ def set_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> N
             warn(f"{run.damaged}; set aside as record.damaged, running again")
 
 
-def concluded(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
+def final_states(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
     """The runs of a plan when nothing works on them any more: each is finished, diverged or failed.
 
     `reasons` say why runs failed, by id: a run that could not begin has no record to say it.
     """
     runs = []
-    for run in states(plan):
+    for run in plan_states(plan):
         if run.status not in DONE:
             reason = reasons.get(run.run_id) or (run.status == "failed" and run.reason)
             run = replace(run, status="failed", reason=reason or "it ended without a record")
@@ -177,14 +177,19 @@ def concluded(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
     return runs
 
 
-def counts(runs: Iterable[Run]) -> dict[str, int]:
+def count_statuses(runs: Iterable[Run]) -> dict[str, int]:
     """Runs of each status, in the order of STATUSES; only those that there are."""
     found = Counter(run.status for run in runs)
     return {status: found[status] for status in STATUSES if found[status]}
 
 
+def join_counts(number: Mapping[str, int]) -> str:
+    """`3 finished, 1 diverged`."""
+    return ", ".join(f"{n} {status}" for status, n in number.items())
+
+
 def counts_line(runs: Iterable[Run]) -> str:
     """`58 runs: 56 finished, 2 diverged`."""
-    found = counts(runs)
-    total = sum(found.values())
-    return f"{total} run{'s' * (total != 1)}: {', '.join(f'{n} {status}' for status, n in found.items())}"
+    number = count_statuses(runs)
+    total = sum(number.values())
+    return f"{total} run{'s' * (total != 1)}: {join_counts(number)}"

@@ -13,7 +13,7 @@ RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING")
 ACTIVE = (*RUNNING, "SUSPENDED", "STOPPED", "STAGE_OUT")
 QUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "exit_code", "RestartCnt", "TimeLeft")
 ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "ReqMem", "MaxRSS", "NodeList")
-WHY = {  # in words, and as one of `hyperp.rundir.record.CAUSES`
+END_CAUSES = {  # in words, and as one of `hyperp.rundir.record.CAUSES`
     "TIMEOUT": ("time limit reached", "timed_out"),
     "DEADLINE": ("deadline reached", "timed_out"),
     "OUT_OF_MEMORY": ("out of memory", "out_of_memory"),
@@ -33,14 +33,14 @@ class SlurmError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job, or one task of an array. `why` and `cause` say how it ended, `waits` why it is pending."""
+class SlurmJob:
+    """One job, or one task of an array. `end_reason` and `cause` say how it ended."""
 
     job_id: str
     name: str
     state: str
-    waits: str | None = None
-    why: str | None = None
+    pending_reason: str | None = None
+    end_reason: str | None = None
     cause: str | None = None
     restarts: int = 0
     time_left: str | None = None
@@ -61,22 +61,22 @@ class Job:
         return self.pending or self.active
 
 
-def queue() -> dict[str, Job]:
+def queued_jobs() -> dict[str, SlurmJob]:
     """This user's jobs that the controller remembers, ended ones too for a few minutes, by id."""
     layout = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
-    text = _output("squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-O", layout)
+    text = _run_command("squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-O", layout)
     jobs = {}
     for line in text.splitlines():
         values = dict(zip(QUEUE_FIELDS, (value.strip() for value in line.split("|")), strict=False))
         state, status = values["State"], int(values["exit_code"] or 0)
         over = state not in (*PENDING, *ACTIVE)
-        why, cause = _why(state, status >> 8, status & 127) if over else (None, None)
-        jobs[values["JobArrayID"]] = Job(
+        end_reason, cause = _end_cause(state, status >> 8, status & 127) if over else (None, None)
+        jobs[values["JobArrayID"]] = SlurmJob(
             values["JobArrayID"],
             values["Name"],
             state,
-            waits=values["Reason"] if state in PENDING else None,
-            why=why,
+            pending_reason=values["Reason"] if state in PENDING else None,
+            end_reason=end_reason,
             cause=cause,
             restarts=int(values["RestartCnt"] or 0),
             time_left=values["TimeLeft"],
@@ -84,7 +84,7 @@ def queue() -> dict[str, Job]:
     return jobs
 
 
-def accounts(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, Job]:
+def accounted_jobs(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, SlurmJob]:
     """What the accounting says of jobs; nothing where a cluster keeps none.
 
     Those of `failed` have, as the controller says. Only the accounting knows what their steps used, and it
@@ -102,45 +102,45 @@ def accounts(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, 
         time.sleep(0.2)
 
 
-def _ask_accounting(job_ids: Sequence[str]) -> dict[str, Job]:
-    jobs: dict[str, Job] = {}
+def _ask_accounting(job_ids: Sequence[str]) -> dict[str, SlurmJob]:
+    jobs: dict[str, SlurmJob] = {}
     for some in _batches(job_ids):
-        text = _output("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
+        text = _run_command("sacct", "-n", "-P", "-j", ",".join(some), "-o", ",".join(ACCOUNT_FIELDS))
         names: list[str] = list(ACCOUNT_FIELDS)
         rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines()]
         steps: dict[str, list[dict[str, str]]] = {}
         for row in rows:
             steps.setdefault(row["JobID"].partition(".")[0], []).append(row)
-        jobs |= {job_id: _account(job_id, own) for job_id, own in steps.items()}
+        jobs |= {job_id: _job_from_steps(job_id, own) for job_id, own in steps.items()}
     return jobs
 
 
-def _account(job_id: str, rows: Sequence[dict[str, str]]) -> Job:
+def _job_from_steps(job_id: str, rows: Sequence[dict[str, str]]) -> SlurmJob:
     """One job from its own row, which comes first, and those of its steps."""
     job = rows[0]
     state = job["State"].split()[0]  # CANCELLED by 0
     if state in (*PENDING, *ACTIVE):
-        return Job(job_id, job["JobName"], state)
+        return SlurmJob(job_id, job["JobName"], state)
     steps = [row["ExitCode"] for row in rows if row["JobID"].rpartition(".")[2].isdecimal()]
     # How a step ended is its own; the job's is the batch shell's, of which sacct drops a bit.
     code, _, number = next((step for step in reversed(steps) if step != "0:0"), job["ExitCode"]).partition(
         ":"
     )
-    why, cause = _why(state, int(code), int(number or 0))
+    end_reason, cause = _end_cause(state, int(code), int(number or 0))
     peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
     step_states = {row["State"].split()[0] for row in rows}
     # Where Slurm polls the memory of a job, it kills the job's step and does not say what for.
     if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
-        why, cause = WHY["OUT_OF_MEMORY"]
-        why = f"{why}: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else why
+        end_reason, cause = END_CAUSES["OUT_OF_MEMORY"]
+        end_reason = f"{end_reason}: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else end_reason
     if state in ("NODE_FAIL", "BOOT_FAIL"):
-        why = f"{why} on {job['NodeList']}"
-    return Job(job_id, job["JobName"], state, why=why, cause=cause)
+        end_reason = f"{end_reason} on {job['NodeList']}"
+    return SlurmJob(job_id, job["JobName"], state, end_reason=end_reason, cause=cause)
 
 
-def _why(state: str, code: int, number: int) -> tuple[str, str]:
-    if state in WHY:
-        return WHY[state]
+def _end_cause(state: str, code: int, number: int) -> tuple[str, str]:
+    if state in END_CAUSES:
+        return END_CAUSES[state]
     if state == "COMPLETED":
         return "its job ended without a record", "exited"
     if number or code > 128:  # a shell adds 128 to the signal that ended its command
@@ -154,28 +154,28 @@ def _bytes(text: str) -> float:
     return float(match[1]) * UNITS.get(match[2], 1) if match else 0.0
 
 
-def array_limit() -> int:
+def max_array_size() -> int:
     """The most tasks that an array of this cluster can have."""
-    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"))
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run_command("scontrol", "show", "config"))
     return int(match[1]) if match else 1
 
 
-def cancel(job_ids: Iterable[str]) -> None:
+def cancel_jobs(job_ids: Iterable[str]) -> None:
     """Cancel jobs and tasks of arrays; those that have ended are left alone."""
     for some in _batches(list(job_ids)):
-        _output("scancel", "--quiet", *some)
+        _run_command("scancel", "--quiet", *some)
 
 
-def requeue(job_id: str) -> None:
+def requeue_job(job_id: str) -> None:
     """Put a running job back into the queue, which ends its processes in a moment."""
-    _output("scontrol", "requeue", job_id)
+    _run_command("scontrol", "requeue", job_id)
 
 
 def _batches(items: Sequence[str]) -> list[Sequence[str]]:
     return [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
 
 
-def _output(*command: str) -> str:
+def _run_command(*command: str) -> str:
     if shutil.which(command[0]) is None:
         raise SlurmError(f"{command[0]} is not on this machine")
     try:

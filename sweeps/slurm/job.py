@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hyperp.files import HeldError, write_json
 from hyperp.rundir import allocation
-from hyperp.sweeps.runs.run import output_name, record_failure, redirect_output, run_job
-from hyperp.sweeps.slurm import commands as slurm
+from hyperp.sweeps.runs.run import execute_run, output_file_name, record_dead_run, redirect_output
+from hyperp.sweeps.slurm import commands
 
 if TYPE_CHECKING:
     from hyperp.distributed.ranks import Ranks
@@ -30,11 +30,11 @@ STOPS = "stops.json"
 MOST_STOPS = 5  # in a row at the same step
 WAIT_SECONDS = 60.0  # for the main process of a run to put the job back into the queue, which ends this one
 HELD_SECONDS = 60.0  # to wait for another process that does the run, before the job goes back into the queue
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-Work = tuple[dict[str, Any], str]  # configuration and folder of a run
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RunArguments = tuple[dict[str, Any], str]  # configuration and folder of a run
 
 
-class Stop:
+class StopSignal:
     """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
@@ -56,33 +56,39 @@ class Task:
     def __init__(self, side_by_side: bool = False, several: bool = False):
         self.side_by_side, self.several = side_by_side, several
 
-    def __call__(self, runs: list[Work]) -> list[str]:
+    def __call__(self, runs: list[RunArguments]) -> list[str]:
         """Do the runs; returns how each ended. Exits with code 1 if one failed, so that Slurm says it too."""
-        stop = Stop()
-        find_place(self.several)
+        stop = StopSignal()
+        export_rank(self.several)
         alone = not self.side_by_side or len(runs) == 1
-        ended = [do(config, run_dir, stop) for config, run_dir in runs] if alone else together(runs, stop)
+        ended = (
+            [do_run(config, run_dir, stop) for config, run_dir in runs]
+            if alone
+            else run_side_by_side(runs, stop)
+        )
         if "waits" in ended:
             time.sleep(WAIT_SECONDS)
             sys.exit(STOPPED)
         if "stopped" in ended:
-            go_back([run_dir for (_, run_dir), how in zip(runs, ended, strict=True) if how == "stopped"])
+            requeue_and_exit(
+                [run_dir for (_, run_dir), how in zip(runs, ended, strict=True) if how == "stopped"]
+            )
         if "unwritten" in ended:
             sys.exit(UNWRITTEN)
         if "failed" in ended:
             sys.exit(1)
         return ended
 
-    def checkpoint(self, runs: list[Work]) -> Any:
+    def checkpoint(self, runs: list[RunArguments]) -> Any:
         """For a signal that comes before the first line of `__call__`: the same job again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, runs)
 
 
-def find_place(several: bool) -> None:
+def export_rank(several: bool) -> None:
     """Say to torch which process of the run this is, of the `several` that Slurm has started for it."""
-    for name in PLACE:  # of the shell that has submitted this, which Slurm hands on
+    for name in RANK_VARIABLES:  # of the shell that has submitted this, which Slurm hands on
         os.environ.pop(name, None)
     if several:
         from submitit.helpers import TorchDistributedEnvironment
@@ -91,14 +97,14 @@ def find_place(several: bool) -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
+def do_run(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
     """Do one run; returns its record's status, `stopped` if it is not over, `unwritten` without a record."""
     rank = os.environ.get("RANK")
     if stop() and rank is None:  # several processes stop together, after a step
         return "stopped"
     try:
-        redirect_output(Path(run_dir), output_name(int(rank or 0)))
-        return _do(config, run_dir, stop)
+        redirect_output(Path(run_dir), output_file_name(int(rank or 0)))
+        return _do_with_ranks(config, run_dir, stop)
     except OSError as error:  # a full disk, mostly: the training could not even record its failure
         with contextlib.suppress(OSError):  # what is printed goes to the same disk
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -109,29 +115,29 @@ def do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
             sys.stderr.flush()
 
 
-def _do(config: dict[str, Any], run_dir: str, stop: Stop) -> str:
+def _do_with_ranks(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
     from hyperp.distributed.ranks import joined
 
     with joined(config["runtime"]["timeout"]) as ranks:
-        return _try(config, run_dir, stop, ranks)
+        return _train_when_free(config, run_dir, stop, ranks)
 
 
-def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> str:
+def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ranks: "Ranks") -> str:
     from hyperp.training.train import Stopped
 
     deadline = time.monotonic() + HELD_SECONDS
     while True:
         try:
-            ended = run_job(config, run_dir, stop=stop)["status"]
+            ended = execute_run(config, run_dir, stop=stop)["status"]
             (Path(run_dir) / STOPS).unlink(missing_ok=True)
             return ended
         except Stopped as stopped:
             if not ranks.main:
                 return "waits"
-            if count_stop(Path(run_dir), stopped.step) <= MOST_STOPS:
+            if count_stops(Path(run_dir), stopped.step) <= MOST_STOPS:
                 return "stopped"
             reason = f"stopped {MOST_STOPS} times in a row at step {stopped.step}: launcher.time is too short"
-            return record_failure(config, run_dir, reason, cause="timed_out")["status"]
+            return record_dead_run(config, run_dir, reason, cause="timed_out")["status"]
         except HeldError as error:  # a job whose node was taken for dead may still be at work
             print(error, file=sys.stderr, flush=True)
             if ranks.largest(stop() or time.monotonic() > deadline):
@@ -139,7 +145,7 @@ def _try(config: dict[str, Any], run_dir: str, stop: Stop, ranks: "Ranks") -> st
             time.sleep(1)
 
 
-def count_stop(run_dir: Path, step: int) -> int:
+def count_stops(run_dir: Path, step: int) -> int:
     """How many times in a row the run has been stopped at `step`, this time included."""
     path = run_dir / STOPS
     try:
@@ -151,13 +157,13 @@ def count_stop(run_dir: Path, step: int) -> int:
     return times
 
 
-def together(runs: list[Work], stop: Stop) -> list[str]:
+def run_side_by_side(runs: list[RunArguments], stop: StopSignal) -> list[str]:
     """Do the runs at the same time, each in a process of its own."""
     context = get_context("spawn")
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     shares = [gpus[i % len(gpus)] for i in range(len(runs))]
     processes = [
-        context.Process(target=alone, args=(*run, gpu)) for run, gpu in zip(runs, shares, strict=True)
+        context.Process(target=run_alone, args=(*run, gpu)) for run, gpu in zip(runs, shares, strict=True)
     ]
     # Blocked in a new process until it can take it; by default it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, [WARNING])
@@ -172,33 +178,35 @@ def together(runs: list[Work], stop: Stop) -> list[str]:
                 if process.pid and process.is_alive():
                     os.kill(process.pid, WARNING)
         time.sleep(0.1)
-    return [how_it_ended(*run, process.exitcode or 0) for run, process in zip(runs, processes, strict=True)]
+    return [
+        outcome_of_exit(*run, process.exitcode or 0) for run, process in zip(runs, processes, strict=True)
+    ]
 
 
-def alone(config: dict[str, Any], run_dir: str, gpu: str) -> NoReturn:
+def run_alone(config: dict[str, Any], run_dir: str, gpu: str) -> NoReturn:
     """A process of one run, which sees one of the job's GPUs if it has any."""
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    ended = do(config, run_dir, Stop())
+    ended = do_run(config, run_dir, StopSignal())
     os._exit({"stopped": STOPPED, "unwritten": UNWRITTEN, "failed": 1}.get(ended, 0))
 
 
-def how_it_ended(config: dict[str, Any], run_dir: str, code: int) -> str:
+def outcome_of_exit(config: dict[str, Any], run_dir: str, code: int) -> str:
     """From a process's exit code; one that died leaves a record of a failed run."""
     if code in (0, 1, STOPPED, UNWRITTEN):
         return {0: "finished", 1: "failed", STOPPED: "stopped", UNWRITTEN: "unwritten"}[code]
     reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return record_failure(config, run_dir, reason, cause="killed" if code < 0 else "exited")["status"]
+    return record_dead_run(config, run_dir, reason, cause="killed" if code < 0 else "exited")["status"]
 
 
-def go_back(run_dirs: list[str]) -> NoReturn:
+def requeue_and_exit(run_dirs: list[str]) -> NoReturn:
     """Put this job back into the queue, and leave."""
     job = allocation.job_id()
     assert job is not None
     sys.stdout.flush()
     try:
-        slurm.requeue(job)
-    except slurm.SlurmError as error:  # such as a job with --no-requeue
+        commands.requeue_job(job)
+    except commands.SlurmError as error:  # such as a job with --no-requeue
         for run_dir in run_dirs:
             log = Path(run_dir) / "output.log"
             with log.open("a") as file:

@@ -32,15 +32,17 @@ class Submission:
         return f"{self.job}_{task}" if len(self.tasks) > 1 else self.job
 
 
-LIST = Manifest(NAME, "submissions", TypeAdapter(list[Submission]), "submitted", "no job is in the queue")
-read = LIST.read
+MANIFEST = Manifest(NAME, "submissions", TypeAdapter(list[Submission]), "submitted", "no job is in the queue")
+read_submissions = MANIFEST.read
 
 
-def append(root: Path, submission: Submission) -> None:
+def append_submission(root: Path, submission: Submission) -> None:
     """Add one; only under the lock of the sweep."""
-    LIST.write(root, [*read(root), submission])
+    MANIFEST.write(root, [*read_submissions(root), submission])
 
 
-def answered(root: Path, name: str, job: str) -> None:
+def record_job_id(root: Path, name: str, job: str) -> None:
     """Note the id that Slurm gave to a submission; only under the lock of the sweep."""
-    LIST.write(root, [replace(one, job=job) if one.name == name else one for one in read(root)])
+    MANIFEST.write(
+        root, [replace(one, job=job) if one.name == name else one for one in read_submissions(root)]
+    )

@@ -16,9 +16,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from hyperp.sweeps.plan.plan import Plan, Point
 from hyperp.sweeps.plan.sweep import Strict
-from hyperp.sweeps.slurm import commands as slurm
-from hyperp.sweeps.slurm import submissions
-from hyperp.sweeps.slurm.job import Task, Work
+from hyperp.sweeps.slurm import commands, submissions
+from hyperp.sweeps.slurm.job import RunArguments, Task
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.terminal import invalid_field
 
@@ -99,7 +98,7 @@ class SlurmLauncher(Strict):
         return max(1, self.cpus // (self.runs_per_task if self.side_by_side else 1))
 
 
-def read_launcher(plan: Plan) -> SlurmLauncher:
+def read_slurm_launcher(plan: Plan) -> SlurmLauncher:
     """The launcher of a plan. Raises ValueError, naming the field."""
     try:
         launcher = SlurmLauncher.model_validate(plan.launcher)
@@ -122,14 +121,14 @@ def read_launcher(plan: Plan) -> SlurmLauncher:
     return launcher
 
 
-def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list[Submission]:
+def submit_arrays(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list[Submission]:
     """Hand the runs over, longest first; only under the lock of the sweep.
 
     What is about to be submitted is noted first, by name, so that nothing is lost if this process dies.
     Raises SlurmError if the cluster does not take an array; those before it stand.
     """
     ordered = sorted(points, key=lambda point: -point.flops)
-    k, limit = launcher.runs_per_task, slurm.array_limit()
+    k, limit = launcher.runs_per_task, commands.max_array_size()
     tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
     size = min(launcher.array_size or limit, limit)
     arrays = [tasks[i : i + size] for i in range(0, len(tasks), size)]
@@ -139,7 +138,7 @@ def submit(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list
     return [_submit_array(root, array, launcher) for array in arrays]
 
 
-def check_ranks(points: Sequence[Point], launcher: SlurmLauncher) -> None:
+def check_rank_batches(points: Sequence[Point], launcher: SlurmLauncher) -> None:
     """Raise ValueError for a batch that the processes of a run cannot share: their jobs would find out."""
     for point in points:
         try:
@@ -159,13 +158,15 @@ def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmL
         None,
         [[point.run_id for point in task] for task in tasks],
     )
-    submissions.append(root, submission)
-    job = _hand_over(root / submission.folder, name, [_work(task, launcher) for task in tasks], launcher)
-    submissions.answered(root, name, job)
+    submissions.append_submission(root, submission)
+    job = _sbatch(
+        root / submission.folder, name, [_run_arguments(task, launcher) for task in tasks], launcher
+    )
+    submissions.record_job_id(root, name, job)
     return replace(submission, job=job)
 
 
-def _work(task: Sequence[Point], launcher: SlurmLauncher) -> list[Work]:
+def _run_arguments(task: Sequence[Point], launcher: SlurmLauncher) -> list[RunArguments]:
     runs = []
     for point in task:
         config = asdict(point.config)
@@ -174,7 +175,7 @@ def _work(task: Sequence[Point], launcher: SlurmLauncher) -> list[Work]:
     return runs
 
 
-def _hand_over(folder: Path, name: str, tasks: list[list[Work]], launcher: SlurmLauncher) -> str:
+def _sbatch(folder: Path, name: str, tasks: list[list[RunArguments]], launcher: SlurmLauncher) -> str:
     """Submit one array and return its id. Raises SlurmError with what sbatch says."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -183,18 +184,18 @@ def _hand_over(folder: Path, name: str, tasks: list[list[Work]], launcher: Slurm
         executor = submitit.AutoExecutor(
             folder.resolve(), cluster="slurm", slurm_max_num_timeout=NEVER, slurm_python=PYTHON
         )
-        executor.update_parameters(**_parameters(name, launcher))
+        executor.update_parameters(**_submitit_parameters(name, launcher))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pickles and the like
             several = launcher.nodes * launcher.ranks > 1
             jobs = executor.map_array(Task(launcher.side_by_side, several), tasks)
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise slurm.SlurmError(f"not submitted: {lines[-1].strip()}") from None
+        raise commands.SlurmError(f"not submitted: {lines[-1].strip()}") from None
     return jobs[0].job_id.partition("_")[0]
 
 
-def _parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
+def _submitit_parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
     """In submitit's words."""
     optional = {
         "slurm_partition": launcher.partition,

@@ -19,7 +19,7 @@ from pathlib import Path
 import submitit
 
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.runs.run import run_job
+from hyperp.sweeps.runs.run import execute_run
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
 TRIVIAL = [
@@ -55,7 +55,7 @@ def alone(root: Path, runs: int) -> float:
     start = time.monotonic()
     executor = submitit.AutoExecutor(root / "submitit", cluster="slurm")
     executor.update_parameters(timeout_min=10, cpus_per_task=1, slurm_array_parallelism=256)
-    executor.map_array(run_job, [asdict(p.config) for p in points], [str(p.run_dir) for p in points])
+    executor.map_array(execute_run, [asdict(p.config) for p in points], [str(p.run_dir) for p in points])
     wait_for_records(root, runs)
     return time.monotonic() - start
 

@@ -25,7 +25,7 @@ from torch import nn
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
-from hyperp.analysis.report.figures.law import transfer_panels
+from hyperp.analysis.report.figures.basins import transfer_panels
 from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.table.validate import Runs, read_runs
 from hyperp.config import Config, compose, resolve

@@ -220,8 +220,8 @@ def test_jobs_that_slurm_has_forgotten_are_lost_and_sent_again(cluster, sweep, t
     assert settled(cluster, other) == {"finished": 1}
     submit(sweep, root, SHORT, "+launcher.parameters.hold=true")
     assert sweep("cancel", root).returncode == 0
-    (one,), (old,) = submissions.read(root), submissions.read(other)
-    submissions.answered(root, one.name, str(old.job))
+    (one,), (old,) = submissions.read_submissions(root), submissions.read_submissions(other)
+    submissions.record_job_id(root, one.name, str(old.job))
     (told,) = report(root)["runs"]
     assert told["status"] == "lost"
     assert told["reason"].startswith(f"Slurm no longer knows its job {old.job}, ")

@@ -23,11 +23,11 @@ def test_a_grid_over_two_nodes_ends_in_the_same_records_as_on_this_machine(clust
     here, there = tmp_path / "here", tmp_path / "there"
     done = sweep("submit", *TINY, *SLURM, GRID, "launcher.gpus=1", f"runtime.root={there}")
     assert done.returncode == 0, done.stderr
-    job = submissions.read(there)[0].job
+    job = submissions.read_submissions(there)[0].job
     assert done.stdout == f"submitted 12 of 12 runs as 12 jobs, Slurm's {job}; {there}\n"
     again = sweep("submit", *TINY, *SLURM, GRID, f"runtime.root={there}")
     assert again.stdout == f"submitted 0 of 12 runs ({again.stdout.partition('(')[2]}"
-    assert len(submissions.read(there)) == 1
+    assert len(submissions.read_submissions(there)) == 1
 
     assert sweep("run", *TINY, GRID, f"runtime.root={here}").returncode == 0
     assert settled(cluster, there) == {"finished": 12}
@@ -63,7 +63,7 @@ def test_the_submitting_process_may_die_at_once(cluster, sweep, tmp_path):
         submitter.send_signal(signal.SIGKILL)
     assert submitter.returncode in (-signal.SIGKILL, 0)
     assert settled(cluster, tmp_path) == {"finished": 3}
-    assert len(submissions.read(tmp_path)) == 1
+    assert len(submissions.read_submissions(tmp_path)) == 1
     done = sweep("collect", tmp_path)
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "runs.parquet")
@@ -88,7 +88,7 @@ def test_jobs_that_die_each_in_a_way_of_its_own_leave_records_that_say_why(clust
     words += ["launcher.setup=['if [ \"$SLURM_ARRAY_TASK_ID\" = 2 ]; then exit 3; fi']"]
     assert sweep("submit", *words).returncode == 0
     assert settled(cluster, tmp_path) == {"finished": 1, "diverged": 1, "failed": 3}
-    job = submissions.read(tmp_path)[0].job
+    job = submissions.read_submissions(tmp_path)[0].job
     found = records(tmp_path)
     assert (found[fine.run_id].status, found[fine.run_id].cause) == ("finished", None)
     assert (found[diverges.run_id].status, found[diverges.run_id].cause) == ("diverged", None)
@@ -186,7 +186,7 @@ def test_several_runs_in_one_job(cluster, sweep, tmp_path):
         done = sweep("submit", *TINY, SHORT, *SLURM, grid, *packed)
         assert done.stdout.startswith("submitted 5 of 5 runs as 2 jobs, "), done.stderr
         assert settled(cluster, root) == {"finished": 5}
-        assert [len(task) for task in submissions.read(root)[0].tasks] == [3, 2]
+        assert [len(task) for task in submissions.read_submissions(root)[0].tasks] == [3, 2]
         losses.append({run_id: one.loss for run_id, one in records(root).items()})
     assert losses[0] == losses[1]
 
@@ -201,7 +201,7 @@ def test_arrays_stay_below_the_limit_of_the_cluster_and_two_thousand_runs_are_qu
     done = sweep("submit", *words, "+launcher.parameters.hold=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("submitted 2000 of 2000 runs as 2000 jobs, ")
-    assert [len(one.tasks) for one in submissions.read(tmp_path)] == [1000, 1000]
+    assert [len(one.tasks) for one in submissions.read_submissions(tmp_path)] == [1000, 1000]
     status, seconds = cpu_seconds("status", tmp_path)
     assert status.stdout.endswith("\n2000 runs: 2000 queued\n")
     assert seconds < 2

@@ -8,23 +8,28 @@ from hyperp.rundir import record
 from hyperp.rundir.failure import LOST
 from hyperp.rundir.record import CAUSES
 from hyperp.sweeps import account
-from hyperp.sweeps.account import Sent
+from hyperp.sweeps.account import SubmittedRun
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.runs.status import state_of
-from hyperp.sweeps.slurm import commands as slurm
-from hyperp.sweeps.slurm.commands import Job
+from hyperp.sweeps.runs.status import run_state
+from hyperp.sweeps.slurm import commands
+from hyperp.sweeps.slurm.commands import SlurmJob
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.training.train import base_record
 
-STATES = [("FAILED", 1, 0), ("FAILED", 0, 9), ("COMPLETED", 0, 0), *((state, 0, 0) for state in slurm.WHY)]
+STATES = [
+    ("FAILED", 1, 0),
+    ("FAILED", 0, 9),
+    ("COMPLETED", 0, 0),
+    *((state, 0, 0) for state in commands.END_CAUSES),
+]
 
 
 @pytest.fixture
 def one(tmp_path):
     """A root with one planned run, and that run."""
     plan = make_plan([f"runtime.root={tmp_path}"])
-    planfile.write(plan)
+    planfile.write_plan(plan)
     (point,) = plan.points
     return tmp_path, point
 
@@ -37,20 +42,20 @@ def merged(one, job, cause, job_id="7", restart=0, queued=None):
         base_record(point.config, status="failed", reason="own", cause=cause, environment=environment),
         point.run_dir,
     )
-    (planned,) = planfile.read(root)
+    (planned,) = planfile.read_plan(root)
     submission = Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", job_id, [[point.run_id]])
     found = []
     for _ in range(2):
-        run = state_of(root, point.run_id, planned)
+        run = run_state(root, point.run_id, planned)
         accounts = {job_id: job} if job else {}
-        found.append(account._merge(root, run, Sent(submission, 0, job_id, queued), accounts))
+        found.append(account._merge(root, run, SubmittedRun(submission, 0, job_id, queued), accounts))
     assert (found[0].status, found[0].cause) == (found[1].status, found[1].cause)
     return found[0]
 
 
 def job_of(state, code, number, job_id="7"):
-    why, cause = slurm._why(state, code, number)
-    return Job(job_id, "a", state, why=why, cause=cause)
+    why, cause = commands._end_cause(state, code, number)
+    return SlurmJob(job_id, "a", state, end_reason=why, cause=cause)
 
 
 @pytest.mark.parametrize(("state", "code", "number"), STATES)
@@ -63,7 +68,7 @@ def test_slurm_knows_better_than_who_has_lost_a_process(one, state, code, number
         assert (run.status, run.cause) == ("planned", None)
     else:
         assert (run.status, run.cause) == ("failed", job.cause)
-        assert str(run.reason).startswith(str(job.why))
+        assert str(run.reason).startswith(str(job.end_reason))
         written = record.load(one[1].run_dir)
         assert written is not None
         assert (written.cause, written.reason) == (run.cause, run.reason)

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from hyperp.rundir import record
-from hyperp.sweeps.auto import LEAST, Goal, ladder_of, read_until, search
-from hyperp.sweeps.collect.table import collect
+from hyperp.sweeps.auto import MIN_SLICES, AutoGoal, law_slices, parse_until, search_rate
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.table.runs import collect
 from hyperp.training.train import base_record
 
 WORDS = [
@@ -22,7 +22,7 @@ WORDS = [
 
 def trained(plan, scatter):
     """Records with a parabola about 0.04 (tokens/131072)^-0.5, in place of trainings."""
-    planfile.write(plan)
+    planfile.write_plan(plan)
     for point in plan.points:
         config = point.config
         tokens, noise = config.scale.tokens, random.Random(point.run_id)
@@ -46,11 +46,11 @@ def searched(root, goal, scatter=0.02, words=WORDS):
         collect(root, root / "runs.parquet", print)
         return root / "runs.parquet"
 
-    return plan, search(plan, goal, do, steps.append, table), steps, rounds
+    return plan, search_rate(plan, goal, do, steps.append, table), steps, rounds
 
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
-    plan, last, steps, rounds = searched(tmp_path, Goal("tokens", 0.15, 2097152))
+    plan, last, steps, rounds = searched(tmp_path, AutoGoal("tokens", 0.15, 2097152))
     assert last.half is not None
     assert last.half <= 0.15
     assert last.reason is None
@@ -68,13 +68,13 @@ def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
 
 
 def test_what_another_process_planned_and_did_not_finish_is_done(tmp_path):
-    goal = Goal("tokens", 0.5, 2097152)
-    planfile.write(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as one that was killed leaves it
+    goal = AutoGoal("tokens", 0.5, 2097152)
+    planfile.write_plan(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as one that was killed leaves it
     _, last, between, rounds = searched(tmp_path, goal)
     ids = [point.run_id for one in rounds for point in one.points]
     assert (last.reason, len(set(ids))) == (None, last.runs)
     # Fewer slices reach the goal, and are not believed.
-    assert last.runs == LEAST * 10
+    assert last.runs == MIN_SLICES * 10
     assert any(step.half is not None and step.half <= goal.half for step in between[:-1])
     _, again, steps, _ = searched(tmp_path, goal)
     assert (again.runs, len(steps)) == (last.runs, 1)  # all is there: one fit
@@ -87,7 +87,7 @@ def test_a_sweep_of_one_s_own_folder_is_gone_on_with(tmp_path):
         sweep.replace("LR", WORDS[-1].partition("=")[2].replace(":", ": "))
     )
     words = ["parametrization=raw", f"hydra.searchpath=[file://{tmp_path}/mine]", "sweep=own"]
-    goal = Goal("tokens", 0.05, 2097152, rounds=2)
+    goal = AutoGoal("tokens", 0.05, 2097152, rounds=2)
     plan, _, _, rounds = searched(tmp_path / "runs", goal, scatter=0.2, words=words)
     assert len(rounds) == 2
     assert not {p.run_id for p in plan.points} & {p.run_id for p in rounds[1].points}
@@ -96,7 +96,7 @@ def test_a_sweep_of_one_s_own_folder_is_gone_on_with(tmp_path):
 
 def test_after_the_plan_come_slices_of_the_law_s_own(tmp_path):
     words = [word.replace(",262144,524288,1048576]", "]") for word in WORDS]
-    goal = Goal("tokens", 0.05, 2097152, rounds=3)
+    goal = AutoGoal("tokens", 0.05, 2097152, rounds=3)
     plan, last, _, rounds = searched(tmp_path, goal, scatter=0.2, words=words)
     planned = {point.run_id for point in plan.points}
     assert [len({point.run_id for point in one.points} & planned) for one in rounds] == [30, 10, 0]
@@ -104,7 +104,7 @@ def test_after_the_plan_come_slices_of_the_law_s_own(tmp_path):
 
 
 def test_runs_that_failed_in_an_earlier_call_are_done_again(tmp_path):
-    goal = Goal("tokens", 0.5, 2097152)
+    goal = AutoGoal("tokens", 0.5, 2097152)
     searched(tmp_path, goal)
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
     some = [point for point in plan.points if point.config.scale.tokens == 131072][:2]
@@ -117,14 +117,16 @@ def test_runs_that_failed_in_an_earlier_call_are_done_again(tmp_path):
 
 
 def test_it_stops_where_the_budget_does(tmp_path):
-    _, last, _, rounds = searched(tmp_path / "rounds", Goal("tokens", 0.001, 2097152, rounds=2), scatter=0.2)
+    _, last, _, rounds = searched(
+        tmp_path / "rounds", AutoGoal("tokens", 0.001, 2097152, rounds=2), scatter=0.2
+    )
     assert (last.reason, len(rounds)) == ("2 rounds are over", 2)
     start = sum(point.flops for point in rounds[0].points)
-    goal = Goal("tokens", 0.001, 2097152, flops=start * 1.01)
+    goal = AutoGoal("tokens", 0.001, 2097152, flops=start * 1.01)
     _, last, _, rounds = searched(tmp_path / "flops", goal, scatter=0.2)
     assert (last.flops, len(rounds)) == (start, 1)
     assert last.reason == f"the next runs would bring it to {15 / 7 * start:.3g} FLOPs of {goal.flops:.3g}"
-    goal = Goal("tokens", 0.001, 2097152, flops=start * 0.99)
+    goal = AutoGoal("tokens", 0.001, 2097152, flops=start * 0.99)
     _, last, _, rounds = searched(tmp_path / "none", goal)
     assert (last.flops, len(rounds)) == (0, 0)
     assert last.reason == f"the next runs would bring it to {start:.3g} FLOPs of {goal.flops:.3g}"
@@ -132,7 +134,7 @@ def test_it_stops_where_the_budget_does(tmp_path):
 
 def test_slices_go_from_cheap_to_dear(tmp_path):
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
-    tokens = [{point.config.scale.tokens for point in one} for one in ladder_of(plan, "tokens")]
+    tokens = [{point.config.scale.tokens for point in one} for one in law_slices(plan, "tokens")]
     assert tokens == [{2**k} for k in range(14, 21)]
 
 
@@ -142,22 +144,22 @@ def test_a_law_is_of_the_runs_that_differ_in_one_size_alone(tmp_path):
     )
     deep = "+sweep.blocks.c={overrides:['scale.depth=3'],grid:{scale.tokens:[131072],base_lr:[0.001]}}"
     plan = make_plan([*WORDS, other, deep, f"runtime.root={tmp_path}"])
-    assert {point.blocks for one in ladder_of(plan, "tokens") for point in one} == {("a",)}
+    assert {point.blocks for one in law_slices(plan, "tokens") for point in one} == {("a",)}
     with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
-        ladder_of(plan, "lr")
+        law_slices(plan, "lr")
     with pytest.raises(ValueError, match="must have 3 or more sizes of depth with all else alike, got 2"):
-        ladder_of(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
+        law_slices(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
     twin = other.replace("65536]", "65536,131072,262144,524288,1048576]")
     with pytest.raises(ValueError, match="got 2 with 7 sizes each: of the blocks a, b leave some out"):
-        ladder_of(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
+        law_slices(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
     words = ["scale.tokens=16384,32768,65536", "optim=muonh,adamw", "base_lr=0.01,0.02"]
     with pytest.raises(ValueError, match="got 2 with 3 sizes each: give one value of what else varies"):
-        ladder_of(make_plan([*words, f"runtime.root={tmp_path}"]), "tokens")
+        law_slices(make_plan([*words, f"runtime.root={tmp_path}"]), "tokens")
 
 
 def test_what_is_asked_for():
     asked = ("interval=15%", "interval=0.15", "interval=7.5%")
-    assert [read_until(text) for text in asked] == pytest.approx([0.15, 0.15, 0.075], rel=1e-12, abs=0)
+    assert [parse_until(text) for text in asked] == pytest.approx([0.15, 0.15, 0.075], rel=1e-12, abs=0)
     for wrong in ("", "interval=0%", "loss=1", "interval=-3%", "15%"):
         with pytest.raises(ValueError, match=r"--until must be such as interval=15%, got "):
-            read_until(wrong)
+            parse_until(wrong)

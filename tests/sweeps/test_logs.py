@@ -9,7 +9,7 @@ import pytest
 
 from hyperp import files
 from hyperp.rundir.failure import LOST, TOLD, Failure
-from hyperp.sweeps.logs import others, said
+from hyperp.sweeps.logs import other_logs, read_logs
 from hyperp.sweeps.slurm import submissions
 from hyperp.sweeps.slurm.submissions import Submission
 
@@ -19,14 +19,16 @@ ID, RANKS = "0123456789ab", 12
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Of a run of twelve processes that printed, in a job that said something outside of it."""
+    """Of a run of twelve processes that printed, in a job that read_logs something outside of it."""
     run_dir, folder = tmp_path / ID, tmp_path / "slurm" / "a"
     run_dir.mkdir()
     folder.mkdir(parents=True)
     for rank in range(RANKS):
         (run_dir / (f"output.{rank}.log" if rank else "output.log")).write_text(f"printed by {rank}")
         (folder / f"7_{rank}_log.err").write_text(f"outside {rank}")
-    submissions.append(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", [[ID]]))
+    submissions.append_submission(
+        tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", [[ID]])
+    )
     return run_dir
 
 
@@ -44,42 +46,42 @@ def word(rank, **values):
 
 
 def test_the_main_process_is_shown_and_the_others_named_in_order(run_dir):
-    found = said(run_dir.parent, ID, None)
+    found = read_logs(run_dir.parent, ID, None)
     assert list(found.values()) == ["printed by 0", "outside 0"]
-    rest = others(run_dir.parent, ID, found)
+    rest = other_logs(run_dir.parent, ID, found)
     assert names(rest) == [f"output.{rank}.log" for rank in range(1, RANKS)]
 
 
 def test_the_process_that_failed_first_is_shown_too(run_dir):
     leave(run_dir, word(10), word(2, time=2.0), word(3, cause=LOST, time=0.0))
     (run_dir / "error.txt").write_text("trace of the record")
-    found = said(run_dir.parent, ID, None)
+    found = read_logs(run_dir.parent, ID, None)
     wanted = ["printed by 0", "printed by 10", "trace of the record", "outside 0", "outside 10"]
     assert list(found.values()) == wanted
     (run_dir / "error.txt").unlink()  # the main process was killed before it could write
-    assert list(said(run_dir.parent, ID, None).values())[2] == "trace 10"
+    assert list(read_logs(run_dir.parent, ID, None).values())[2] == "trace 10"
 
 
 def test_one_process_is_shown_alone_with_what_it_met(run_dir):
     leave(run_dir, word(10), word(2, time=2.0))
     (run_dir / "error.txt").write_text("trace of the record")
-    assert list(said(run_dir.parent, ID, 2).values()) == ["printed by 2", "trace 2", "outside 2"]
-    found = said(run_dir.parent, ID, 10)
+    assert list(read_logs(run_dir.parent, ID, 2).values()) == ["printed by 2", "trace 2", "outside 2"]
+    found = read_logs(run_dir.parent, ID, 10)
     assert list(found.values()) == ["printed by 10", "trace of the record", "outside 10"]
-    assert list(said(run_dir.parent, ID, 0).values()) == ["printed by 0", "outside 0"]
+    assert list(read_logs(run_dir.parent, ID, 0).values()) == ["printed by 0", "outside 0"]
 
 
 def test_the_process_that_was_lost_is_shown(run_dir):
     leave(run_dir, *(word(rank, cause=LOST) for rank in range(RANKS) if rank != 11))
-    found = said(run_dir.parent, ID, None)
+    found = read_logs(run_dir.parent, ID, None)
     assert "printed by 11" in found.values()
     assert "trace 0" in found.values()  # nothing else says what was under way
-    assert "trace 0" not in said(run_dir.parent, ID, 11).values()
+    assert "trace 0" not in read_logs(run_dir.parent, ID, 11).values()
     (run_dir / TOLD.format(rank=0)).unlink()
     (run_dir / TOLD.format(rank=1)).unlink()
-    assert "trace 2" in said(run_dir.parent, ID, None).values()
+    assert "trace 2" in read_logs(run_dir.parent, ID, None).values()
     (run_dir / "error.txt").write_text("trace of the record")
-    found = said(run_dir.parent, ID, None)
+    found = read_logs(run_dir.parent, ID, None)
     assert [text for text in found.values() if "trace" in text] == ["trace of the record"]
 
 

@@ -143,7 +143,7 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
     point = make_plan([*words, f"runtime.root={done_root}"]).points[0]
     record.save(base_record(point.config, status="finished", loss=1.0), point.run_dir)
     for root in (done_root, new_root):  # without runs to do, and with
-        with planfile.lock(root):
+        with planfile.lock_sweep(root):
             done = command("hyperp-train", "-m", *words, f"runtime.root={root}")
         expected = f"hyperp-train: error: {root / '.lock'} is held by process {os.getpid()} on "
         expected += f"{os.uname().nodename}; wait for it or stop it\n"

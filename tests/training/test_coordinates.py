@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import hyperp.conf
 from hyperp.analysis.cli.main import app
-from hyperp.analysis.diagnostics.coordinates import KINDS
+from hyperp.analysis.diagnostics.coordinates import ACTIVATIONS
 from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
-from hyperp.sweeps.collect.table import collect
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.table.runs import collect
 from hyperp.training.coordinates import activations, probe
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
@@ -118,7 +118,7 @@ def test_training_does_not_notice(tmp_path, words):
     assert len(logs[0]) >= 8
     assert logs[0] == logs[1]
     assert not (tmp_path / "plain" / "coordinates.jsonl").exists()
-    assert {row["quantity"] for row in rows_of(tmp_path / "watched")} == set(KINDS)
+    assert {row["quantity"] for row in rows_of(tmp_path / "watched")} == set(ACTIVATIONS)
 
 
 def test_a_measurement_leaves_no_trace():

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperp.analysis.diagnostics.coordinates import KINDS, Kind, Series, Sizes, diverged_words
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from hyperp.analysis.diagnostics.coordinates import (
+    ACTIVATIONS,
+    Activation,
+    SizeAtWidth,
+    WidthSeries,
+    diverged_text,
+)
 from hyperp.analysis.files import write_text
 from hyperp.analysis.report.figures.style import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, save_figure
-from hyperp.analysis.report.text.coordinates import last, last_step, slope_rows, steepest_words
-
-import matplotlib as mpl  # isort: skip  plots has chosen the backend
-import matplotlib.pyplot as plt  # isort: skip
-from matplotlib.axes import Axes  # isort: skip
-from matplotlib.figure import Figure  # isort: skip
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter  # isort: skip
+from hyperp.analysis.report.text.coordinates import last_slope, last_step, slope_records, steepest_text
 
 RED = "#C00000"
 ROOM = 0.3  # of the panel's height, above the data, for the verdict
@@ -29,13 +35,13 @@ NOTE = (
 )
 
 
-def write_coordinates(found: Sequence[Series], folder: Path) -> list[Path]:
+def write_coordinate_check(found: Sequence[WidthSeries], folder: Path) -> list[Path]:
     """Write coordinates.png, .svg and .csv, and slopes.csv, to a folder, made if it is not there."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"-o {folder} must be a folder, it is a file")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = save_figure(*panels(found), folder, "coordinates")
-    rows = slope_rows(found)
+    paths = save_figure(*coordinate_panels(found), folder, "coordinates")
+    rows = slope_records(found)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -44,7 +50,7 @@ def write_coordinates(found: Sequence[Series], folder: Path) -> list[Path]:
     return [*paths, folder / "slopes.csv"]
 
 
-def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
+def coordinate_panels(found: Sequence[WidthSeries]) -> tuple[Figure, Rows]:
     """Change since initialisation against width, a line for each step."""
     rows: Rows = []
     found = [one for one in found if one.kinds or one.diverged]
@@ -52,19 +58,19 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
             len(found),
-            len(KINDS),
+            len(ACTIVATIONS),
             figsize=(11.5, 0.8 + 2.1 * len(found)),
             sharex=True,
             sharey="col",
             squeeze=False,
         )
         for axes_of_series, one in zip(grid, found, strict=True):
-            for axes, (quantity, title) in zip(axes_of_series, KINDS.items(), strict=True):
+            for axes, (quantity, title) in zip(axes_of_series, ACTIVATIONS.items(), strict=True):
                 kind = next((k for k in one.kinds if k.quantity == quantity), None)
                 if kind is not None:
                     rows += _draw(axes, one, kind, steps)
                 elif one.diverged:
-                    _say(axes, diverged_words(one.diverged))
+                    _say(axes, diverged_text(one.diverged))
                 for width in one.diverged:
                     axes.axvline(width, color=RED, ls=":", lw=1.2)
                 if one is found[0]:
@@ -87,7 +93,7 @@ def panels(found: Sequence[Series]) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def _width_axis(axes: Axes, found: Sequence[Series]) -> None:
+def _width_axis(axes: Axes, found: Sequence[WidthSeries]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     widths = sorted({width for one in found for width in (*one.widths, *one.diverged)})
@@ -96,7 +102,7 @@ def _width_axis(axes: Axes, found: Sequence[Series]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw(axes: Axes, one: Series, kind: Kind, steps: Sequence[int]) -> Rows:
+def _draw(axes: Axes, one: WidthSeries, kind: Activation, steps: Sequence[int]) -> Rows:
     start = [s for s in kind.sizes if s.measure == "size" and s.step == 0]
     _line(axes, start, "step 0, itself", {"color": GREY, "ls": "--", "lw": 1.0})
     for index, step in enumerate(steps):
@@ -104,10 +110,10 @@ def _draw(axes: Axes, one: Series, kind: Kind, steps: Sequence[int]) -> Rows:
         look |= {"marker": MARKERS[index % len(MARKERS)], "ms": 4, "lw": 1.4}
         change = [s for s in kind.sizes if s.measure == "change" and s.step == step]
         _line(axes, change, f"step {step}", look)
-    slope = last(kind, "change")
+    slope = last_slope(kind, "change")
     if slope is not None:
         value = "" if slope.value is None else f"{slope.value:+.2f} "
-        _say(axes, f"{value}{slope.words}\n{steepest_words(kind, 'change')}")
+        _say(axes, f"{value}{slope.text}\n{steepest_text(kind, 'change')}")
     names = {"parametrization": one.context["parametrization"], "optimizer": one.context["optimizer"]}
     base = {**names, "base_lr": one.held.get("base_lr"), "quantity": kind.quantity, "layer": kind.layer}
     return [{**base, **s.model_dump()} for s in kind.sizes]
@@ -117,7 +123,7 @@ def _say(axes: Axes, text: str) -> None:
     axes.text(0.03, 0.95, text.rstrip(), transform=axes.transAxes, va="top", fontsize=8.5)
 
 
-def _line(axes: Axes, sizes: Sequence[Sizes], label: str, look: dict[str, Any]) -> None:
+def _line(axes: Axes, sizes: Sequence[SizeAtWidth], label: str, look: dict[str, Any]) -> None:
     widths = [s.width for s in sizes]
     axes.fill_between(
         widths, [s.low for s in sizes], [s.high for s in sizes], color=look["color"], alpha=0.15, lw=0

@@ -13,7 +13,7 @@ from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.optima.methods import estimate_optima
-from hyperp.analysis.report.figures.style import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, named
+from hyperp.analysis.report.figures.style import COLOURS, GREY, LINES, MARKERS, STYLE, Rows, size_label
 from hyperp.analysis.table.slices import Slice
 
 FEWEST = 3  # rates a slice
@@ -23,7 +23,7 @@ def leave_one_out_bars(law: Law) -> tuple[Figure, Rows]:
     """How far off each slice's rate is when the other slices predict it."""
     left = law.leave_one_out
     names = [n for n in law.ranges if len({o.covariates[n] for o in left}) > 1]
-    labels = [", ".join(named(n, o.covariates[n]) for n in names) for o in left]
+    labels = [", ".join(size_label(n, o.covariates[n]) for n in names) for o in left]
     errors = [100 * math.expm1(o.error) for o in left]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 1.2 + 0.32 * len(left)))
@@ -46,7 +46,7 @@ def leave_one_out_bars(law: Law) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def collapse(law: Law) -> tuple[Figure, Rows]:
+def basin_collapse(law: Law) -> tuple[Figure, Rows]:
     """Every run of the slices used: excess over its slice's floor against distance from its optimum."""
     assert law.basin is not None
     used = [s for s in law.slices if s.used]
@@ -56,7 +56,7 @@ def collapse(law: Law) -> tuple[Figure, Rows]:
         for index, one in enumerate(used):
             assert one.optimum is not None
             assert one.optimum.loss is not None
-            label = ", ".join(named(n, one.covariates[n]) for n in law.ranges)
+            label = ", ".join(size_label(n, one.covariates[n]) for n in law.ranges)
             u = [math.log2(p.lr / one.optimum.lr) for p in one.points]
             # Over what the curvature law gives here, so that every slice lies on the basin of the middle.
             scale = law.basin.at(one.covariates).coef[0] / law.basin.coef[0]
@@ -85,13 +85,13 @@ def collapse(law: Law) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def rates_sensitivity(law: Law) -> tuple[Figure, Rows]:
+def fewer_rates_panels(law: Law) -> tuple[Figure, Rows]:
     """The exponents from only the n rates of each slice that lie nearest its best one, n from three up."""
     used = [s for s in law.slices if s.used]
     most = max(len(s.points) for s in used)
     rows: Rows = []
     for count in range(FEWEST, most + 1):
-        rows += _thinned(law, [_nearest(s, count) for s in used], count)
+        rows += _refit_with_fewer_rates(law, [_nearest_rates(s, count) for s in used], count)
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
             1, len(law.covariates), figsize=(3.6 * len(law.covariates) + 1.2, 3.4), squeeze=False
@@ -113,7 +113,7 @@ def rates_sensitivity(law: Law) -> tuple[Figure, Rows]:
     return figure, rows
 
 
-def _nearest(one: SliceRecord, count: int) -> Slice:
+def _nearest_rates(one: SliceRecord, count: int) -> Slice:
     lr, loss = (np.array([getattr(p, k) for p in one.points]) for k in ("lr", "loss"))
     distance = np.abs(np.log(lr / lr[np.argmin(loss)]))
     keep = np.sort(np.argsort(distance, kind="stable")[:count])
@@ -121,7 +121,7 @@ def _nearest(one: SliceRecord, count: int) -> Slice:
     return Slice(one.context, one.covariates, lr[keep], seed, loss[keep], {}, (), None)
 
 
-def _thinned(law: Law, slices: list[Slice], count: int) -> Rows:
+def _refit_with_fewer_rates(law: Law, slices: list[Slice], count: int) -> Rows:
     """One row an exponent; none where too few slices keep an optimum."""
     options = MethodOptions(by=tuple(law.covariates), window=law.window, level=law.level)
     try:

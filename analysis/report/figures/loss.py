@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band
 from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss, published_parameters
@@ -10,41 +15,35 @@ from hyperp.analysis.loss.leverage import FittedSeries, Leverage
 from hyperp.analysis.report.figures.style import COLOURS, LINES, MARKERS, STYLE, Rows, save_figure, size_text
 from hyperp.analysis.vocabulary import LEVEL
 
-import matplotlib as mpl  # isort: skip  plots has chosen the backend
-import matplotlib.pyplot as plt  # isort: skip
-from matplotlib.axes import Axes  # isort: skip
-from matplotlib.figure import Figure  # isort: skip
-from matplotlib.ticker import FuncFormatter  # isort: skip
-
 REACH = 10.0  # times the measured range, how far a law is drawn
 UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "tokens": "training tokens"}
 BLUE, RED = COLOURS[0], COLOURS[1]
 Picture = tuple[Figure, Rows]
 
 
-def law_plots(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
+def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     power = fit.points.form == "power"
     pictures = {
-        "loss-law": law_against_compute(fit, draws) if power else frontier(fit, draws),
-        "loss-residuals": residuals(fit),
+        "loss-law": law_against_compute(fit, draws) if power else compute_frontier(fit, draws),
+        "loss-residuals": residual_panels(fit),
         "loss-profile": floor_profile(fit, profile, draws),
     }
     return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
 
 
-def leverage_plots(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
+def write_leverage_figure(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
     """Write leverage to a folder, made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    return save_figure(*leverage_picture(answer, series), folder, "leverage")
+    return save_figure(*leverage_panels(answer, series), folder, "leverage")
 
 
 def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontweight="bold")
 
 
-def _who(fit: LossFit) -> str:
+def _title_prefix(fit: LossFit) -> str:
     return f"{fit.points.context['optimizer']}: " if "optimizer" in fit.points.context else ""
 
 
@@ -53,12 +52,12 @@ def _compute_axis(axes: Axes) -> None:
     axes.set_xlabel(UNITS["flops"])
 
 
-def _reach(low: float, high: float) -> np.ndarray:
+def _drawn_places(low: float, high: float) -> np.ndarray:
     """Where a law is drawn: over its range, whose ends are among the places, and beyond."""
     return np.unique([*np.geomspace(low / 1.5, high * REACH, 161), low, high])
 
 
-def _broken(values: np.ndarray) -> np.ndarray:
+def _gaps_at_jumps(values: np.ndarray) -> np.ndarray:
     """The values with a gap where they jump from one basin to another."""
     jump = np.abs(np.diff(np.log(values))) > np.log(1.5)
     return np.where(np.r_[jump, False], np.nan, values)
@@ -67,7 +66,7 @@ def _broken(values: np.ndarray) -> np.ndarray:
 def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
     """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
     measured = fit.points.x_Kn[0]
-    x = _reach(measured.min(), measured.max())
+    x = _drawn_places(measured.min(), measured.max())
     y = predict_loss(fit, fit.z_P[None], x[None])[0]
     low, high = (None, None) if draws is None else loss_band(fit, draws, x[None])
     with mpl.rc_context(STYLE):
@@ -80,15 +79,15 @@ def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
         axes.plot(
             measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute"
         )
-        rows += _against_compute(axes, fit, measured, "loss against compute")
+        rows += _finish_compute_axes(axes, fit, measured, "loss against compute")
     return figure, rows
 
 
-def _against_compute(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
+def _finish_compute_axes(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
     """Name what is drawn; the rows of the points."""
     _compute_axis(axes)
     axes.set_ylabel(fit.points.metric)
-    _title(axes, f"{_who(fit)}{title}")
+    _title(axes, f"{_title_prefix(fit)}{title}")
     axes.legend(loc="upper right", fontsize=9)
     return [
         {"kind": "point", "flops": float(flops), "loss": float(loss)}
@@ -130,10 +129,10 @@ def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndar
     return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
 
 
-def frontier(fit: LossFit, draws: Draws | None) -> Picture:
+def compute_frontier(fit: LossFit, draws: Draws | None) -> Picture:
     """Every point at its compute 6 N D, and the lowest loss that the law allows there, with its band."""
     c = 6 * fit.points.x_Kn.prod(axis=0)
-    x = _reach(c.min(), c.max())
+    x = _drawn_places(c.min(), c.max())
     y = optimal_loss(fit, fit.z_P[None], x)[0]
     low = high = None
     if draws is not None:
@@ -144,12 +143,12 @@ def frontier(fit: LossFit, draws: Draws | None) -> Picture:
         rows = _draw_curve(
             axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True
         )
-        rows += _against_compute(axes, fit, c, "lowest loss at each compute")
+        rows += _finish_compute_axes(axes, fit, c, "lowest loss at each compute")
         axes.set_xlabel("training compute 6 N D (FLOPs)")
     return figure, rows
 
 
-def residuals(fit: LossFit) -> Picture:
+def residual_panels(fit: LossFit) -> Picture:
     """Residual of every point in % of the loss, against each covariate, with Huber's threshold."""
     names = ("flops",) if fit.points.form == "power" else ("parameters", "tokens")
     percent = 100 * np.expm1(fit.residual_n)
@@ -165,7 +164,7 @@ def residuals(fit: LossFit) -> Picture:
             if name != "flops":
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
         grid[0][0].set_ylabel("loss above the law (%)")
-        _title(grid[0][0], f"{_who(fit)}residuals of the loss law")
+        _title(grid[0][0], f"{_title_prefix(fit)}residuals of the loss law")
         note = f"grey: within Huber's threshold of {100 * fit.delta:g}%; "
         note += f"standard deviation {100 * fit.scatter:.2g}%"
         figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
@@ -189,10 +188,10 @@ def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> P
         top.plot([fit.z_P[0]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4)
         top.set_ylim(1 - 0.04 * (min(ratio.max(), 4) - 1), min(ratio.max() * 1.02, 4))
         top.set_ylabel("objective / least objective")
-        _title(top, f"{_who(fit)}profile of the floor E")
+        _title(top, f"{_title_prefix(fit)}profile of the floor E")
         for k, name in enumerate(names):
             style = {"ls": LINES[k], "color": COLOURS[k], "lw": 1.8}
-            bottom.plot(floors, _broken(profile.z_FP[:, 1 + K + k]), label=f"exponent {name}", **style)
+            bottom.plot(floors, _gaps_at_jumps(profile.z_FP[:, 1 + K + k]), label=f"exponent {name}", **style)
         other = bottom.twinx()
         other.plot(
             floors, profile.extrapolated_F, ls=LINES[3], color="black", lw=1.8, label="loss (right axis)"
@@ -221,7 +220,7 @@ def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> P
     return figure, rows
 
 
-def leverage_picture(answer: Leverage, series: list[FittedSeries]) -> Picture:
+def leverage_panels(answer: Leverage, series: list[FittedSeries]) -> Picture:
     """Left, every curve with its points; right, the leverage over the baseline with its band."""
     with mpl.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.4), gridspec_kw={"wspace": 0.06})

@@ -11,13 +11,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hyperp.analysis.diagnostics.monitors import STEPPED, SUMMARIES, Monitors
-from hyperp.analysis.report.figures.style import COLOURS, LINES, MARKERS, STYLE, UNITS, Rows, named, size_text
+from hyperp.analysis.diagnostics.monitors import STEP_QUANTITIES, SUMMARY_NAMES, MonitorFindings
+from hyperp.analysis.report.figures.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    STYLE,
+    UNITS,
+    Rows,
+    size_label,
+    size_text,
+)
 
 MOST = len(COLOURS)  # scales in one picture
 
 
-def drawn_scales(found: Monitors) -> list[int]:
+def scales_to_draw(found: MonitorFindings) -> list[int]:
     """The scales whose runs are drawn against steps; of many an even choice, ends included."""
     scales = [int(scale) for scale in found.scales.sort_values(list(found.sizes)).index]
     if len(scales) <= MOST:
@@ -25,19 +34,19 @@ def drawn_scales(found: Monitors) -> list[int]:
     return [scales[round(i * (len(scales) - 1) / (MOST - 1))] for i in range(MOST)]
 
 
-def against_steps(found: Monitors) -> tuple[Figure, Rows]:
+def monitors_against_steps(found: MonitorFindings) -> tuple[Figure, Rows]:
     """A panel a quantity, a line for the best run of each scale, a marker for each logged value."""
     there = set(found.steps["quantity"])
-    quantities = [name for name in STEPPED if name in there]
+    quantities = [name for name in STEP_QUANTITIES if name in there]
     vary = [name for name in found.sizes if found.scales[name].nunique() > 1]
     rows: Rows = []
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(quantities))
         for axes, quantity in zip(panels, quantities, strict=True):
             spoiled = []
-            for index, scale in enumerate(drawn_scales(found)):
+            for index, scale in enumerate(scales_to_draw(found)):
                 sizes = {name: int(str(found.scales.at[scale, name])) for name in found.sizes}
-                label = ", ".join(named(name, sizes[name]) for name in vary) or "the only scale"
+                label = ", ".join(size_label(name, sizes[name]) for name in vary) or "the only scale"
                 own = found.steps[(found.steps["scale"] == scale) & (found.steps["quantity"] == quantity)]
                 finite = own[np.isfinite(own["value"])]
                 look = {"color": COLOURS[index], "ls": LINES[index], "marker": MARKERS[index]}
@@ -46,25 +55,25 @@ def against_steps(found: Monitors) -> tuple[Figure, Rows]:
                 points = zip(own["step"].tolist(), own["value"].tolist(), strict=True)
                 rows += [{"quantity": quantity, **sizes, "step": a, "value": b} for a, b in points]
             axes.set_xlabel("step")
-            _finish(axes, STEPPED[quantity][0])
+            _finish(axes, STEP_QUANTITIES[quantity][0])
             for steps, colour in spoiled:
                 _at_the_top(axes, steps, colour)
         _legend(figure, panels[0])
     return figure, rows
 
 
-def against_size(found: Monitors, axis: str) -> tuple[Figure, Rows]:
+def monitors_against_size(found: MonitorFindings, axis: str) -> tuple[Figure, Rows]:
     """A panel a quantity: its largest value in a run at the best rate, against one size, others held.
 
     Points are means over seeds, bars reach from the smallest to the largest seed.
     """
-    lines = found.lines(axis)
+    lines = found.scales_along(axis)
     rows: Rows = []
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(found.quantities))
         for axes, quantity in zip(panels, found.quantities, strict=True):
             for index, (held, line) in enumerate(lines):
-                label = ", ".join(named(name, size) for name, size in held.items()) or "at the best rate"
+                label = ", ".join(size_label(name, size) for name, size in held.items()) or "at the best rate"
                 marker = MARKERS[(index + index // MOST) % len(MARKERS)]
                 look = {"color": COLOURS[index % MOST], "marker": marker, "ls": LINES[0], "label": label}
                 rows += _with_bars(axes, found, line, axis, quantity, look)
@@ -73,17 +82,17 @@ def against_size(found: Monitors, axis: str) -> tuple[Figure, Rows]:
             axes.set_xticks(sizes, [size_text(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlabel(UNITS.get(axis, axis))
-            _finish(axes, f"largest {SUMMARIES[quantity]}")
+            _finish(axes, f"largest {SUMMARY_NAMES[quantity]}")
         _legend(figure, panels[0])
     return figure, rows
 
 
 def _with_bars(
-    axes: Axes, found: Monitors, line: pd.DataFrame, axis: str, quantity: str, look: dict[str, Any]
+    axes: Axes, found: MonitorFindings, line: pd.DataFrame, axis: str, quantity: str, look: dict[str, Any]
 ) -> Rows:
     rows: Rows = []
     for scale, row in line.iterrows():
-        end = found.end(int(str(scale)), axis, quantity)
+        end = found.at_scale(int(str(scale)), axis, quantity)
         sizes = {name: int(row[name]) for name in found.sizes}
         value = {"quantity": quantity, "value": end.mean, "low": end.low, "high": end.high}
         few, many = end.looks or ("", "")

@@ -6,19 +6,15 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hyperp.files import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 GREY = "#555555"
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -60,7 +56,8 @@ def save_figure(figure: Figure, rows: Rows, folder: Path, name: str) -> list[Pat
             figure.savefig(file, format=path.suffix[1:], metadata=metadata)
     plt.close(figure)
     with replacing(paths[2]) as file:
-        pd.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
+        # As objects, so that whole numbers stay whole in a column where some rows have none.
+        pd.DataFrame(rows, dtype=object).to_csv(file, index=False, lineterminator="\n")
     return paths
 
 
@@ -72,8 +69,14 @@ def size_text(value: float) -> str:
     return f"{value:g}"
 
 
-def named(name: str, value: float) -> str:
+def size_label(name: str, value: float) -> str:
     """A size with its name, such as "131k tokens" or "width 64"."""
     return (
         f"{size_text(value)} tokens" if name == "tokens" else f"{name.replace('_', ' ')} {size_text(value)}"
     )
+
+
+def rate_axis(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis of learning rates with two digits."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axis.set_minor_formatter(NullFormatter())

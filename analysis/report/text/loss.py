@@ -10,7 +10,7 @@ def show_loss(law: LossLaw) -> None:
     """Print a loss law, its status and the sensitivity to its floor."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in law.dropped.items()) or "none"
     print(f"{law.formula}, {law.metric}; Huber({law.delta:g}) on ln L")
-    print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points(law)}")
+    print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points_text(law)}")
     rows = [
         [
             n,
@@ -34,10 +34,10 @@ def show_loss(law: LossLaw) -> None:
             f"warning: {law.edges} of {len(law.points)} points have their best rate at the edge of the rates "
             "tried, so their losses are too high"
         )
-    _show_profile(law)
+    _show_floor_profile(law)
 
 
-def unconverged(law: LossLaw) -> list[str]:
+def convergence_warnings(law: LossLaw) -> list[str]:
     """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
     lines = []
     if law.status != "converged":
@@ -48,7 +48,7 @@ def unconverged(law: LossLaw) -> list[str]:
     return lines
 
 
-def _points(law: LossLaw) -> str:
+def _points_text(law: LossLaw) -> str:
     if law.all_rows:
         return "every row"
     runs = sum(p.runs for p in law.points)
@@ -57,7 +57,7 @@ def _points(law: LossLaw) -> str:
     return f"of {runs} runs, in each the lowest mean-over-seeds loss among its rates"
 
 
-def _show_profile(law: LossLaw) -> None:
+def _show_floor_profile(law: LossLaw) -> None:
     floor = law.parameters["E"]
     best = min(law.profile, key=lambda row: abs(row.E - floor.value))
     ends = [
@@ -70,7 +70,7 @@ def _show_profile(law: LossLaw) -> None:
     rows = [
         [
             format_number(r.E),
-            _rise(r),
+            _objective_text(r),
             *(format_number(e, 3) for e in r.exponents.values()),
             format_number(r.extrapolated),
         ]
@@ -84,7 +84,7 @@ def _show_profile(law: LossLaw) -> None:
         )
 
 
-def _rise(row: ProfileRow) -> str:
+def _objective_text(row: ProfileRow) -> str:
     return format_number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
 
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 
-from hyperp.analysis.diagnostics.monitors import SUMMARIES, End, Monitors, Ratio
+from hyperp.analysis.diagnostics.monitors import SUMMARY_NAMES, MonitorFindings, QuantityAtScale, ScaleRatio
 from hyperp.analysis.wording import format_number, format_percent
 
 SCALE_COLUMNS = ["best rate", "seeds", "steps", "looks", "runs that do not count"]
 
 
-def scale_table(seen: Monitors) -> tuple[list[str], list[list[str]]]:
+def scale_table(seen: MonitorFindings) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: of each scale the rate, seeds and looks behind its values, and what is left out."""
-    names = seen.vary
+    names = seen.varying_sizes
     rows = []
     for scale, row in seen.scales.iterrows():
         at = int(str(scale))
         rate = format_number(row["lr"]) + (", at the edge of the grid" if row["edge"] else "")
-        looks = [between_text(seen.between(at, name)) for name in ("steps", "monitor_looks")]
+        looks = [range_text(seen.count_range(at, name)) for name in ("steps", "monitor_looks")]
         lost = ", ".join(f"{n} {reason}" for reason, n in seen.excluded[at].items()) or "none"
         sizes = [f"{int(row[name]):,}" for name in names]
         rows.append([*sizes, rate, str(int(row["seeds"])), *looks, lost])
@@ -24,7 +24,7 @@ def scale_table(seen: Monitors) -> tuple[list[str], list[list[str]]]:
     return [*(name.replace("_", " ") for name in names), *SCALE_COLUMNS], rows
 
 
-def ratio_table(seen: Monitors, axis: str) -> tuple[list[str], list[list[str]]]:
+def ratio_table(seen: MonitorFindings, axis: str) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: every quantity at the smallest and at the largest size, and how far it grows."""
     found, name = seen.ratios(axis), axis.replace("_", " ")
     held = any(one.held for one in found)
@@ -33,11 +33,11 @@ def ratio_table(seen: Monitors, axis: str) -> tuple[list[str], list[list[str]]]:
     return columns, [_ratio_row(one, held) for one in found]
 
 
-def _ratio_row(one: Ratio, held: bool) -> list[str]:
+def _ratio_row(one: ScaleRatio, held: bool) -> list[str]:
     both = [[f(end) for end in one.ends] for f in (_rate, _seeds, _looks)]
     interval = "unknown" if one.low is None or one.high is None else f"{one.low:.3g} to {one.high:.3g}"
     return [
-        SUMMARIES[one.quantity],
+        SUMMARY_NAMES[one.quantity],
         *([sizes_text(one.held)] if held else []),
         *(f"{end.size:,}: {end.mean:.4g} ({end.low:.4g} to {end.high:.4g})" for end in one.ends),
         "none" if one.value is None else f"{one.value:.3g}",
@@ -46,22 +46,22 @@ def _ratio_row(one: Ratio, held: bool) -> list[str]:
     ]
 
 
-def _rate(end: End) -> str:
+def _rate(end: QuantityAtScale) -> str:
     return format_number(end.lr)
 
 
-def _seeds(end: End) -> str:
+def _seeds(end: QuantityAtScale) -> str:
     return str(end.seeds)
 
 
-def _looks(end: End) -> str:
-    return between_text(end.looks)
+def _looks(end: QuantityAtScale) -> str:
+    return range_text(end.looks)
 
 
-def length_note(seen: Monitors, axis: str) -> str | None:
+def run_length_note(seen: MonitorFindings, axis: str) -> str | None:
     """What to say beside ratios along an axis on which runs differ in length; None if they do not."""
-    scales = [int(scale) for _, line in seen.lines(axis) for scale in line.index]
-    steps, looks = ([seen.between(s, name) for s in scales] for name in ("steps", "monitor_looks"))
+    scales = [int(scale) for _, line in seen.scales_along(axis) for scale in line.index]
+    steps, looks = ([seen.count_range(s, name) for s in scales] for name in ("steps", "monitor_looks"))
     if None in steps or len(set(steps)) == 1:
         return None
     ends = [end for pair in steps if pair for end in pair]
@@ -81,7 +81,7 @@ def length_note(seen: Monitors, axis: str) -> str | None:
     )
 
 
-def drawn_note(seen: Monitors, drawn: int) -> str:
+def drawn_runs_note(seen: MonitorFindings, drawn: int) -> str:
     """Which runs the picture by step shows."""
     some = "" if drawn == len(seen.scales) else f"; {drawn} of {len(seen.scales)} scales, evenly chosen"
     return (
@@ -90,7 +90,7 @@ def drawn_note(seen: Monitors, drawn: int) -> str:
     )
 
 
-def between_text(pair: tuple[int, int] | None) -> str:
+def range_text(pair: tuple[int, int] | None) -> str:
     """Such as "6", "6 to 8" or "unknown"."""
     if pair is None:
         return "unknown"

@@ -4,7 +4,7 @@ import math
 
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.law import STATE_WORDS, cell
+from hyperp.analysis.report.text.slices import STATE_WORDS, format_value
 from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
@@ -16,7 +16,7 @@ TRANSFER_COLUMNS = [
 ]
 
 
-def name_columns(answers: list[Transfer]) -> list[str]:
+def context_columns(answers: list[Transfer]) -> list[str]:
     """What tells the contexts apart."""
     shown = any(t.context.get("setting") for t in answers)
     return ["optimizer", "parametrization", *(["setting"] if shown else [])]
@@ -24,19 +24,24 @@ def name_columns(answers: list[Transfer]) -> list[str]:
 
 def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     """One row a context: optima along the axis, drift with interval, penalty."""
-    rows, names = [], name_columns(answers)
+    rows, names = [], context_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{cell(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}"
+            for p in t.points
         )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
         if d is not None:
             ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
-            without = f", without {t.axis} {', '.join(cell(v) for v in t.excluded)}" if t.excluded else ""
+            without = (
+                f", without {t.axis} {', '.join(format_value(v) for v in t.excluded)}" if t.excluded else ""
+            )
             drift = [f"{d.octaves_per_doubling:+.2f}{without}", ends]
         penalty = "-" if p is None else f"{p.nats:.4f} nats ({p.percent:.2f}%)"
-        held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
+        held = ", ".join(
+            f"{n} {format_value(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held
+        )
         rows.append(
             [
                 *(t.context[name] or "-" for name in names),
@@ -49,7 +54,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     return rows
 
 
-AHEAD_COLUMNS = [
+PENALTY_COLUMNS = [
     "at",
     "octaves from the smallest one's optimum",
     f"{format_percent()} interval",
@@ -58,9 +63,9 @@ AHEAD_COLUMNS = [
 ]
 
 
-def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
+def penalty_rows(answers: list[Transfer]) -> list[list[str]]:
     """One row a context and value: measured penalties, then the drift carried further."""
-    rows, shown = [], name_columns(answers)
+    rows, shown = [], context_columns(answers)
     for t in answers:
         names = [t.context[name] or "-" for name in shown]
         start = next((p.lr for p in t.points if p.lr), None)
@@ -68,21 +73,25 @@ def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
         for p in t.penalties:
             lr = own[p.at]
             moved = "-" if lr is None or start is None else f"{math.log2(lr / start):+.2f}"
-            rows.append([*names, cell(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
+            rows.append([*names, format_value(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
         for a in t.ahead:
             ends = "unknown" if a.low is None or a.high is None else f"{a.low:+.2f} to {a.high:+.2f}"
             cost = "-" if a.percent is None else f"{a.percent:.2f}%"
             span = "-"
             if a.percent_low is not None and a.percent_high is not None:
                 span = f"{a.percent_low:.2f}% to {a.percent_high:.2f}%"
-            rows.append([*names, f"{cell(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span])
+            rows.append(
+                [*names, f"{format_value(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span]
+            )
     return rows
 
 
 def show_transfer(over: str, answers: list[Transfer]) -> None:
     """Print drift and penalty for every context."""
-    names = name_columns(answers)
+    names = context_columns(answers)
     show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))
     print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
-    show_table(f"The smallest {over}'s optimum at larger ones", [*names, *AHEAD_COLUMNS], ahead_rows(answers))
+    show_table(
+        f"The smallest {over}'s optimum at larger ones", [*names, *PENALTY_COLUMNS], penalty_rows(answers)
+    )
     print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")

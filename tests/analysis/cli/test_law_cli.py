@@ -119,21 +119,21 @@ def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--tuned", "foo"], "--tuned must be lr, or lr and one more column, got foo"),
-        (["--tuned", "loss"], "--tuned must be lr, or lr and one more column, got loss"),
+        (["--tuned", "foo"], "--tuned must be lr ... got foo"),
+        (["--tuned", "loss"], "--tuned must be lr ... got loss"),
         (
             ["--tuned", "lr,foo"],
-            "--tuned must be lr, or lr and one more column that was tuned, such as width",
+            "--tuned must be lr ... width ... got lr,foo",
         ),
-        (["--tuned", "lr,loss"], "that was tuned, such as width or depth"),
-        (["--by", "foo"], "covariate must be one of width"),
+        (["--tuned", "lr,loss"], "--tuned must be lr ... width or depth ... got lr,loss"),
+        (["--by", "foo"], "covariate must ... width ... got 'foo'"),
         (
             ["--by", "batch_tokens", "--tuned", "lr,batch_tokens"],
-            "batch_tokens is given twice in --by, --fix",
+            "batch_tokens ... --by, --fix and --tuned",
         ),
-        (["--window", "-1"], "--window must be a positive number of octaves, got -1"),
-        (["--window", "nan"], "--window must be a positive number of octaves, got nan"),
-        (["--method", "guess"], "--method must be one of shared, two-stage"),
+        (["--window", "-1"], "--window must be ... got -1"),
+        (["--window", "nan"], "--window must be ... got nan"),
+        (["--method", "guess"], "--method must be ... shared, two-stage ... got 'guess'"),
     ],
 )
 def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
@@ -165,7 +165,7 @@ def test_a_law_edited_by_hand_is_refused_by_every_command(demo, tmp_path):
         ["validate", law, demo],
         ["report", law, "-o", tmp_path / "report"],
     ):
-        one_line(run(*words), 2, f"{law} was changed after it was fitted; fit it again")
+        one_line(run(*words), 2, f"{law} ... changed")
 
 
 def test_an_output_never_overwrites_a_table(demo):
@@ -215,7 +215,7 @@ def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["x.points.yaml"]
     (tmp_path / "file").write_text("")
     result = run("fit", demo, "--by", "tokens", "-o", tmp_path / "file" / "x.json")
-    one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json: {tmp_path}/file is not a folder")
+    one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json ... {tmp_path}/file is not a folder")
     result = run("fit", demo, "--by", "width", "-o", tmp_path / "file" / "x.json")  # nowhere to put points
     assert result.exit_code == 3
     assert f"note: cannot write {tmp_path}/file/x.points.yaml" in result.stderr
@@ -224,47 +224,51 @@ def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["check", "absent.parquet"], 2, "RUNS=absent.parquet does not exist"),
-        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must be one of width, depth"),
+        (["check", "absent.parquet"], 2, "RUNS=absent.parquet"),
+        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must ... width, depth ... got 'flops'"),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--where", "optimizer"],
             2,
-            "--where must be COLUMN=VALUE",
+            "--where must be COLUMN=VALUE ... got 'optimizer'",
         ),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--fix", "depth=x"],
             2,
-            "--fix must be such as depth=-0.5",
+            "--fix must be ... got 'depth=x'",
         ),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--window", "-1"],
             2,
-            "--window must be a positive number",
+            "--window must be ... got -1",
         ),
-        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "the exponents of width are not identified"),
-        (["recommend", "LAW"], 2, "the law needs --tokens"),
-        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be a whole number of at least 1"),
-        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be a whole number of at least 1"),
-        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "the law holds depth at 2"),
+        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "width ... not identified"),
+        (["recommend", "LAW"], 2, "needs --tokens"),
+        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be ... got 'many'"),
+        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be ... at least 1 ... got '-3'"),
+        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "holds depth at 2"),
         (
             ["recommend", "LAW", "--tokens", "1e5", "--json", "--hydra"],
             2,
-            "--json and --hydra exclude each other",
+            "--json and --hydra",
         ),
-        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
-        (["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"], 2, "tokens is given twice, as 50000"),
+        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json"),
+        (
+            ["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"],
+            2,
+            "tokens must ... once, got 50000 and 6e4",
+        ),
         (
             ["recommend", "LAW", "--at", "tokens=1", "--at", "tokens=2"],
             2,
-            "tokens is given twice, as 1 and 2",
+            "tokens must be given once, got 1 and 2",
         ),
-        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where gives width twice"),
-        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: nothing reads foo; the name must be one of"),
-        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr is read as lr already"),
-        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr is read as lr already"),
-        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must be one of width"),
+        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where ... width ... twice"),
+        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: NAME must be ... got foo"),
+        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr must not ... second name"),
+        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr must not ... second name"),
+        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must ... width ... got 'colour'"),
         (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
-        (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),
+        (["report", "LAW", "-o", "LAW"], 2, "must be a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, text):

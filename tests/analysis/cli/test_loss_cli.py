@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hyperp.analysis.loss.schema import load_loss
-from tests.analysis.law_command import run
+from tests.analysis.law_command import run, says
 from tests.paths import PUBLIC_SWEEPS
 
 BESIROGLU = PUBLIC_SWEEPS / "chinchilla_besiroglu_245.csv"
@@ -125,27 +125,27 @@ def test_leverage_prints_and_draws(runs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["loss", "absent.csv", "-o", "OUT"], 2, "error: RUNS=absent.csv does not exist"),
-        (["loss", "RUNS", "-o", "OUT"], 2, "error: RUNS lacks the column(s) loss, flops"),
-        (["loss", "RUNS", *MAP, "-o", "OUT"], 2, "optimizer must have one value for one law, got muon, sso"),
-        (["loss", "RUNS", *MAP, "--pin", "E", "-o", "OUT"], 2, "error: --pin must be such as E=1.6, got 'E'"),
+        (["loss", "absent.csv", "-o", "OUT"], 2, "error: RUNS=absent.csv"),
+        (["loss", "RUNS", "-o", "OUT"], 2, "error: RUNS ... loss, flops"),
+        (["loss", "RUNS", *MAP, "-o", "OUT"], 2, "optimizer must ... got muon, sso"),
+        (["loss", "RUNS", *MAP, "--pin", "E", "-o", "OUT"], 2, "error: --pin must ... got 'E'"),
         (["loss", "RUNS", *MAP, "--where", "algo=sso", "--pin", "E=5", "-o", "OUT"], 2, "--pin E must be"),
         (["loss", "RUNS", *MAP, "--where", "algo=sso", "--bootstrap", "1", "-o", "OUT"], 2, "bootstrap must"),
         (["loss", "RUNS", *MAP, "--where", "petaflops=1000", "--where", "algo=sso", "-o", "OUT"], 3,
-         "refused: flops does not vary"),
-        (["leverage", "RUNS", *MAP, "--baseline", "muon"], 2, "error: --baseline must be COLUMN=VALUE"),
+         "refused: flops"),
+        (["leverage", "RUNS", *MAP, "--baseline", "muon"], 2,
+         "error: --baseline must be COLUMN=VALUE ... got 'muon'"),
         (["leverage", "RUNS", *MAP, "--baseline", "optimizer=muon", "--over", "algo"], 2,
-         "error: --baseline must be algo=VALUE"),
-        (["leverage", "RUNS", *MAP, "--baseline", "optimizer=adam"], 2, "matches no row"),
+         "error: --baseline must be algo=VALUE ... got 'optimizer=muon'"),
+        (["leverage", "RUNS", *MAP, "--baseline", "optimizer=adam"], 2, "optimizer=adam"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(runs, tmp_path, words, code, text):
     places = {"RUNS": runs, "OUT": tmp_path / "out.json"}
     result = run(*(places.get(word, word) for word in words))
     assert result.exit_code == code, result.output
-    assert text in result.stderr
     first, *rest = result.stderr.strip().splitlines()
-    assert text in first
+    assert says(first, text), first
     assert all(line.startswith(("run next:", "wrote", "OVERRIDES:")) for line in rest)
     assert bool(rest) == (code == 3)
     assert result.stdout == ""
@@ -159,7 +159,7 @@ def test_a_refused_loss_law_says_what_to_run_and_leaves_an_older_file(runs, tmp_
     result = run(*words)
     assert result.exit_code == 3
     assert "run next: optimizer=sso flops=2e+18 lr=0.01, 0.02, 0.04" in result.stderr
-    assert f"note: {out} is from an earlier fit and was left unchanged" in result.stderr
+    assert says(result.stderr, f"note: {out} ... earlier fit")
     assert out.read_text() == "{}"
     points = yaml.safe_load((tmp_path / "out.points.yaml").read_text())["blocks"]["out_points"]["points"]
     assert {(p["flops"], p["base_lr"]) for p in points} == {
@@ -187,15 +187,15 @@ def test_a_fit_that_did_not_converge_is_the_first_thing_said(runs, tmp_path, mon
     words = ["--where", "optimizer=muon", "--bootstrap", "0", "-o", tmp_path / "out.json"]
     result = run("loss", runs, *MAP, *words)
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: the fit has not converged")
+    assert says(result.stderr.splitlines()[0], "warning: ... not converged")
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "cannot be read"),
-        ("{", "is not JSON"),
-        ('{"schema_version": 0}', "schema_version must be 1, got 0"),
+        (None, "loss.json cannot be read"),
+        ("{", "loss.json is not JSON"),
+        ('{"schema_version": 0}', "schema_version must .* 1, got 0"),
         ('{"schema_version": 1, "form": "cubic"}', "form: "),
     ],
 )

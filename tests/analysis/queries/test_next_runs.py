@@ -50,7 +50,7 @@ def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
     assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
     assert {c.covariates["width"] for c in found.choices} == {known["width"]}
     assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
-    with pytest.raises(ValueError, match=r"--among must give sizes of the law's .*tokens.*, got experts"):
+    with pytest.raises(ValueError, match=r"--among must .*tokens.*, got experts"):
         next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
 
 
@@ -104,7 +104,7 @@ def test_runs_of_two_optimizers_are_two_blocks_that_say_so(tmp_path):
     ]
     assert save_points(points, tmp_path / "points.yaml", "both")
     text = (tmp_path / "points.yaml").read_text()
-    assert "# optimizer=lion: no option of hyperp-train, run these points in your own way" in text
+    assert "# not in hyperp-train: optimizer=lion;" in text
     blocks = yaml.safe_load(text)["blocks"]
     assert blocks["points"]["overrides"] == ["optim=muonh", "schedule=linear"]
     assert blocks["points1"]["overrides"] == [
@@ -149,7 +149,7 @@ def _own_sweep(folder) -> str:
 def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
     path = tmp_path / name
     assert save_points(POINTS, path, "why")
-    assert "OVERRIDES: the overrides of the sweep, without" in path.read_text()
+    assert "# OVERRIDES: " in path.read_text()
     own = _own_sweep(tmp_path / "own")
     plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
     assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
@@ -178,9 +178,9 @@ def test_a_very_small_rate_is_still_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("target", "count", "message"),
     [
-        ({"depth": 4}, 1, "target must be of the law's tokens, got 'depth'"),
-        ({"tokens": -1}, 1, "tokens must be positive, got -1"),
-        ({}, 0, "--slices must be at least 1, got 0"),
+        ({"depth": 4}, 1, "target must .* tokens, got 'depth'"),
+        ({"tokens": -1}, 1, "tokens must .* got -1"),
+        ({}, 0, "--slices must .* 1, got 0"),
     ],
 )
 def test_targets_that_are_none(law, target, count, message):

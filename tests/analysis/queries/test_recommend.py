@@ -11,7 +11,8 @@ import pytest
 from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.schema import BasinRecord, Law
-from hyperp.analysis.queries.recommend import hydra_overrides, recommend_rate
+from hyperp.analysis.queries.overrides import hydra_overrides
+from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.queries.validate import validate_law
 from hyperp.analysis.table.validate import Runs
 
@@ -61,12 +62,12 @@ def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
 
 
 def test_refusals_come_with_the_runs_that_would_answer(law):
-    with pytest.raises(Refusal, match="cannot speak for 'muon'") as caught:
+    with pytest.raises(Refusal, match=r"optimizer 'muonh'.* 'muon'") as caught:
         recommend_rate(law, {"tokens": 65536}, {"optimizer": "muon"})
-    assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(15, 20)]
-    assert {p["optimizer"] for p in caught.value.points} == {"muon"}
-    assert all(len(p["lr"]) == 9 for p in caught.value.points)
-    with pytest.raises(Refusal, match="the law holds depth at 2") as caught:
+    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(15, 20)]
+    assert {p["optimizer"] for p in caught.value.next_points} == {"muon"}
+    assert all(len(p["lr"]) == 9 for p in caught.value.next_points)
+    with pytest.raises(Refusal, match=r"depth at 2 .* 4 ") as caught:
         recommend_rate(law, {"tokens": 65536, "depth": 4})
     (point,) = caught.value.points
     assert (point["depth"], point["tokens"], point["width"]) == (4, 65536, 32)
@@ -90,7 +91,7 @@ def test_it_warns_outside_the_fitted_range_and_widens(law):
 
 def test_what_the_law_holds_may_be_repeated_but_not_changed(law):
     assert recommend_rate(law, {"tokens": 65536, "width": 32}) == recommend_rate(law, {"tokens": 65536})
-    with pytest.raises(Refusal, match="the law holds depth at 2 in every slice and cannot say what 4 does"):
+    with pytest.raises(Refusal, match=r"depth at 2 .* 4 "):
         recommend_rate(law, {"tokens": 65536, "depth": 4})
 
 
@@ -106,9 +107,9 @@ def test_a_fixed_exponent_carries_to_another_size(make_ladder):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({}, "the law needs --tokens: it varies with it"),
-        ({"tokens": 0}, "tokens must be at least 1, got 0"),
-        ({"flops": 5}, "covariate must be one of width, .* got 'flops'"),
+        ({}, "needs --tokens"),
+        ({"tokens": 0}, "tokens must .* 1, got 0"),
+        ({"flops": 5}, "covariate must .* width, .* got 'flops'"),
     ],
 )
 def test_a_target_that_is_none(law, target, message):
@@ -123,7 +124,7 @@ def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladd
     words += " ".join(f"scale.{size}" for size in sizes.split())
     assert hydra_overrides(law, found) == words
     foreign = law.model_copy(update={"context": {**law.context, "optimizer": "lion", "schedule": "wsd"}})
-    with pytest.raises(ValueError, match="optimizer=lion, schedule=wsd, which is no option of hyperp-train"):
+    with pytest.raises(ValueError, match=r"--hydra: .* optimizer=lion, schedule=wsd"):
         hydra_overrides(foreign, found)
     # Every run at 0.7 times its base rate: the base rate is that much larger.
     frame = make_ladder(seed_shift=0.05)
@@ -132,14 +133,14 @@ def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladd
     assert found.base_lr == pytest.approx(found.lr / 0.7, rel=1e-6)
     # A factor that moves with tokens cannot be carried to the target.
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] * frame["tokens"] ** 0.32)), ["tokens"])
-    with pytest.raises(Refusal, match="lr/base_lr differs between the law's slices"):
+    with pytest.raises(Refusal, match="lr/base_lr differs between"):
         hydra_overrides(law, recommend_rate(law, {"tokens": 520000}))
 
 
 def test_a_recommendation_imports_neither_torch_nor_pandas():
     code = (
         "import sys; import hyperp.analysis.cli.main, hyperp.analysis.queries.recommend;"
-        "import hyperp.analysis.law.schema, hyperp.analysis.report.text.law;"
+        "import hyperp.analysis.law.schema, hyperp.analysis.report.text.recommendation;"
         "heavy = {'torch', 'pandas', 'matplotlib', 'statsmodels', 'scipy.stats', 'scipy.optimize'};"
         "print(*(heavy & set(sys.modules)))"
     )
@@ -219,13 +220,13 @@ def test_divergence_loses(law, make_curve):
 
 def test_runs_that_cannot_check_the_law(law, make_curve, make_ladder):
     frame = _target_runs(law, make_curve, 0.0, seeds=1)
-    with pytest.raises(ValueError, match="lr must include the recommended"):
+    with pytest.raises(ValueError, match=r"lr must include the recommended .* has"):
         validate_law(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
-    with pytest.raises(ValueError, match="RUNS must hold one target scale, but tokens vary"):
+    with pytest.raises(ValueError, match=r"RUNS must .* tokens vary"):
         validate_law(law, _runs(make_ladder()))
-    with pytest.raises(ValueError, match="optimizer must be the law's 'muonh', got 'adamw'"):
+    with pytest.raises(ValueError, match=r"optimizer must .* 'muonh', got 'adamw'"):
         validate_law(law, _runs(frame.assign(optimizer="adamw")))
-    with pytest.raises(Refusal, match="only the recommended rate was run") as caught:
+    with pytest.raises(Refusal, match="half and twice that rate") as caught:
         validate_law(law, _runs(frame.iloc[1:2]))
     assert len(caught.value.points[0]["lr"]) == 2
 

@@ -15,11 +15,11 @@ import pytest
 from hyperp import files
 from hyperp.rundir import record
 from hyperp.sweeps.account import account
-from hyperp.sweeps.local import background_pools as local
+from hyperp.sweeps.local import background_pools
 from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.runs.status import counts
+from hyperp.sweeps.runs.status import count_statuses
 from hyperp.training.train import base_record
 from tests import forked
 from tests.tiny import TINY
@@ -58,7 +58,7 @@ def refuse(text):
 
 def pool_of(root):
     """The pool at work, and its process."""
-    pool = local.at_work(root)
+    pool = background_pools.active_pool(root)
     assert pool is not None
     assert pool.process is not None
     return pool, pool.process
@@ -77,9 +77,9 @@ def children(pid):
 def root(tmp_path):
     """A folder whose pool does not outlive the test."""
     yield tmp_path
-    pool = local.at_work(tmp_path)
+    pool = background_pools.active_pool(tmp_path)
     if pool and pool.host == socket.gethostname() and pool.process != os.getpid():
-        local.stop(tmp_path, pool)
+        background_pools.stop_pool(tmp_path, pool)
 
 
 def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_again(root):
@@ -88,10 +88,10 @@ def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_a
     blocked = next(point for point in make_plan(mine).points if point.config.scale.tokens == 2048)
     blocked.run_dir.write_text("a file where the run's folder should be")
     first = sweep("submit", *mine)
-    pool = local.read(root)[-1]
+    pool = background_pools.read_pools(root)[-1]
     expected = f"submitted 4 of 4 runs to process {pool.process} on this machine; {root}\n"
     assert (first.returncode, first.stdout) == (0, expected)
-    wait_for(lambda: local.at_work(root) is None)
+    wait_for(lambda: background_pools.active_pool(root) is None)
     told = {run["run_id"]: run for run in report(root)["runs"]}
     assert list(told) == [blocked.run_id]
     assert (told[blocked.run_id]["status"], told[blocked.run_id]["cause"]) == ("failed", "raised")
@@ -102,7 +102,7 @@ def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_a
     table = pd.read_parquet(root / "runs.parquet")
     assert done.returncode == 0, done.stderr
     assert sorted(table["status"]) == ["failed", "finished", "finished", "finished"]
-    (pool,) = local.read(root)
+    (pool,) = background_pools.read_pools(root)
     assert (pool.ended, list(pool.failed)) == ("done", [blocked.run_id])
     assert "4 of 4 runs: 3 finished, 0 diverged, 1 failed" in pool.log(root).read_text()
 
@@ -110,11 +110,11 @@ def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_a
     last = sweep("submit", *mine)
     assert last.stdout.startswith("submitted 1 of 4 runs to process ")
     assert last.stdout.endswith(f" (3 finished before); {root}\n")
-    wait_for(lambda: local.at_work(root) is None)
+    wait_for(lambda: background_pools.active_pool(root) is None)
     assert report(root)["counts"] == {"finished": 4}
     nothing = sweep("submit", *mine)
     assert nothing.stdout == f"submitted 0 of 4 runs (4 finished before); {root}\n"
-    assert len(local.read(root)) == 2
+    assert len(background_pools.read_pools(root)) == 2
 
 
 def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until_cancelled(root):
@@ -140,15 +140,17 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
         assert why in refused.stderr
     os.kill(process, signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in workers), 15)
-    assert local.at_work(root) is None
+    assert background_pools.active_pool(root) is None
     warned = []
-    wait_for(lambda: not counts(account(root, warned.append)).get("running"), 15)  # and not a minute later
+    wait_for(
+        lambda: not count_statuses(account(root, warned.append)).get("running"), 15
+    )  # and not a minute later
     assert "is gone before its time; submit again to go on" in warned[0]
 
     again = sweep("submit", *mine)
     assert again.stdout.startswith("submitted 3 of 3 runs to process "), again.stderr
-    assert [one.ended for one in local.read(root)] == ["followed", None]
-    wait_for(lambda: counts(account(root, refuse)).get("running") == 2)
+    assert [one.ended for one in background_pools.read_pools(root)] == ["followed", None]
+    wait_for(lambda: count_statuses(account(root, refuse)).get("running") == 2)
     told = report(root)
     assert told["counts"] == {"queued": 1, "running": 2}
     assert all(run["step"] >= 8 for run in told["runs"] if run["status"] == "running"), told  # not from 0
@@ -162,9 +164,9 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
     assert done.stdout == f"cancelled 3 runs of process {process}; {root}\n"
     wait_for(lambda: not any(alive(pid) for pid in [process, *workers]), 15)
     after = account(root, refuse)
-    assert counts(after) == {"planned": 3}
+    assert count_statuses(after) == {"planned": 3}
     assert sorted(run.reason or "" for run in after) == ["", *["stopped, has a checkpoint"] * 2]
-    assert local.read(root)[-1].ended == "cancelled"
+    assert background_pools.read_pools(root)[-1].ended == "cancelled"
     assert (
         sweep("cancel", root).stdout == f"cancelled 0 runs: none is in the background or in Slurm; {root}\n"
     )
@@ -173,14 +175,16 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
 def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     """Its file system may not carry locks, so the time of the lock's file says whether it is at work."""
     mine = make_plan(words(root, [2048], [0, 1]))
-    planfile.write(mine)
-    (root / local.FOLDER).mkdir()
-    path = root / local.FOLDER / ".lock"
+    planfile.write_plan(mine)
+    (root / background_pools.FOLDER).mkdir()
+    path = root / background_pools.FOLDER / ".lock"
     path.touch()
     ids = [point.run_id for point in mine.points]
     launcher = LocalLauncher(name="local", workers=1, threads=1)
-    away = local.Pool("a", "2026-01-01T00:00:00+00:00", "elsewhere", os.getpid(), launcher, ids)
-    local.LIST.write(root, [away])
+    away = background_pools.BackgroundPool(
+        "a", "2026-01-01T00:00:00+00:00", "elsewhere", os.getpid(), launcher, ids
+    )
+    background_pools.MANIFEST.write(root, [away])
     assert {run.status for run in account(root, print)} == {"queued"}
     done = sweep("cancel", root)
     assert (done.returncode, done.stdout) == (1, "")
@@ -192,26 +196,28 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     assert "on elsewhere, which did the runs in the background, is gone before its time" in warned[0]
     # Of this machine only the lock counts, whatever the time of its file and whoever has the process id now.
     os.utime(path)
-    local.LIST.write(root, [replace(away, host=socket.gethostname())])
-    assert local.at_work(root) is None
+    background_pools.MANIFEST.write(root, [replace(away, host=socket.gethostname())])
+    assert background_pools.active_pool(root) is None
     with files.lock(path, "it"):
-        assert local.at_work(root) is not None
+        assert background_pools.active_pool(root) is not None
 
 
 def test_what_an_earlier_try_left_is_queued_and_a_new_failure_is_not(root):
     mine = make_plan(words(root, [2048], [0, 1, 2]))
-    planfile.write(mine)
+    planfile.write_plan(mine)
     again, failed, done = mine.points
     for point in (again, failed):
         record.save(base_record(point.config, status="failed", reason="x", cause="killed"), point.run_dir)
     record.save(base_record(done.config, status="diverged", reason="y"), done.run_dir)
-    (root / local.FOLDER).mkdir()
+    (root / background_pools.FOLDER).mkdir()
     ids = [point.run_id for point in mine.points]
     launcher = LocalLauncher(name="local", workers=1, threads=1)
-    now = {failed.run_id: local.Failure("x", "killed")}
-    pool = local.Pool("a", "2026-01-01T00:00:00+00:00", socket.gethostname(), None, launcher, ids, now)
-    local.LIST.write(root, [pool])
-    with files.lock(root / local.FOLDER / ".lock", "it"):
+    now = {failed.run_id: background_pools.PoolFailure("x", "killed")}
+    pool = background_pools.BackgroundPool(
+        "a", "2026-01-01T00:00:00+00:00", socket.gethostname(), None, launcher, ids, now
+    )
+    background_pools.MANIFEST.write(root, [pool])
+    with files.lock(root / background_pools.FOLDER / ".lock", "it"):
         found = {run.run_id: (run.status, run.cause) for run in account(root, print)}
     assert found == {
         again.run_id: ("queued", None),
@@ -223,10 +229,10 @@ def test_what_an_earlier_try_left_is_queued_and_a_new_failure_is_not(root):
 def start(root):
     """Start a pool of one tiny run from this process."""
     mine = make_plan(words(root, [512], [0]))
-    with planfile.lock(root) as held:
-        planfile.write(mine)
+    with planfile.lock_sweep(root) as held:
+        planfile.write_plan(mine)
         launcher = LocalLauncher(name="local", workers=1, threads=1)
-        return local.start(root, [mine.points[0].run_id], launcher, held)
+        return background_pools.start_pool(root, [mine.points[0].run_id], launcher, held)
 
 
 def test_a_submitter_that_was_stopped_until_all_was_done_leaves_what_was_noted(root, monkeypatch):
@@ -237,36 +243,36 @@ def test_a_submitter_that_was_stopped_until_all_was_done_leaves_what_was_noted(r
         process.wait(120)
         return process
 
-    monkeypatch.setattr(local.subprocess, "Popen", slow)
+    monkeypatch.setattr(background_pools.subprocess, "Popen", slow)
     pool = start(root)
-    assert (pool.ended, local.read(root)) == ("done", [pool])
+    assert (pool.ended, background_pools.read_pools(root)) == ("done", [pool])
     assert pool.process is not None
 
 
 def test_a_pool_that_does_not_start_is_told(root, monkeypatch):
-    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    monkeypatch.setattr(background_pools.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"has ended at once; .*\.log says why"):
         start(root)
-    assert local.at_work(root) is None
+    assert background_pools.active_pool(root) is None
 
 
 def test_a_pool_that_never_begins_is_ended_and_told(root, monkeypatch, tmp_path):
     hangs = tmp_path / "hangs"
     hangs.write_text("#!/bin/sh\nexec sleep 600\n")
     hangs.chmod(0o755)
-    monkeypatch.setattr(local.sys, "executable", str(hangs))
-    monkeypatch.setattr(local, "START_SECONDS", 0.3)
+    monkeypatch.setattr(background_pools.sys, "executable", str(hangs))
+    monkeypatch.setattr(background_pools, "START_SECONDS", 0.3)
     with pytest.raises(
         RuntimeError, match=r"has not begun in 0\.3 s, and was killed; .*\.log has what it said"
     ):
         start(root)
-    assert local.at_work(root) is None
+    assert background_pools.active_pool(root) is None
 
 
 def test_a_damaged_manifest_is_refused_by_name(root):
-    planfile.write(make_plan(words(root, [2048], [0])))
+    planfile.write_plan(make_plan(words(root, [2048], [0])))
     for text in ("{", "[]", '{"schema": 2}', '{"schema": 1, "pools": [{"name": "a"}]}'):
-        (root / local.NAME).write_text(text)
+        (root / background_pools.NAME).write_text(text)
         with pytest.raises(ValueError, match=r"local\.json does not say what was started \(.*; remove it if"):
             account(root, print)
-    (root / local.NAME).unlink()
+    (root / background_pools.NAME).unlink()

@@ -15,20 +15,20 @@ import pytest
 
 from hyperp.rundir import record
 from hyperp.sweeps.local.pool import (
-    Ended,
     LocalLauncher,
-    Progressed,
-    Share,
-    Started,
-    read_launcher,
+    RunEnded,
+    RunProgressed,
+    RunStarted,
+    WorkerShare,
+    read_local_launcher,
     run_pool,
-    shares,
+    worker_shares,
 )
 from hyperp.sweeps.local.resources import usable_cores
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.runs.run import record_failure, run_job
-from hyperp.sweeps.runs.status import state_of, survey
+from hyperp.sweeps.runs.run import execute_run, record_dead_run
+from hyperp.sweeps.runs.status import run_state, survey_runs
 from tests.tiny import TINY
 
 SMALL = [
@@ -54,13 +54,13 @@ def test_every_run_ends_with_a_record_longest_first(tmp_path):
     plan = plan_of(tmp_path, "{scale.tokens:[1024,4096],seed:[0,1]}")
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         seen = list(events)
-    ended = {event.run_id: event.status for event in seen if isinstance(event, Ended)}
+    ended = {event.run_id: event.status for event in seen if isinstance(event, RunEnded)}
     assert ended == {point.run_id: "finished" for point in plan.points}
     sizes = {point.run_id: point.config.scale.tokens for point in plan.points}
-    started = [sizes[event.run_id] for event in seen if isinstance(event, Started)]
+    started = [sizes[event.run_id] for event in seen if isinstance(event, RunStarted)]
     assert started == sorted(started, reverse=True)
     # Which of them does how much depends on how fast each gets going.
-    assert {event.worker for event in seen if isinstance(event, Started)} <= {0, 1}
+    assert {event.worker for event in seen if isinstance(event, RunStarted)} <= {0, 1}
     for point in plan.points:
         done = record.load(point.run_dir)
         assert done is not None
@@ -75,32 +75,34 @@ def test_a_killed_worker_costs_its_own_run_and_a_second_try_repairs_it(tmp_path)
     reasons, killed = {}, False
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         for event in events:
-            if isinstance(event, Progressed) and event.run_id == victim.run_id and not killed:
+            if isinstance(event, RunProgressed) and event.run_id == victim.run_id and not killed:
                 os.kill(worker_pid(event.worker), signal.SIGKILL)
                 killed = True
-            if isinstance(event, Ended):
+            if isinstance(event, RunEnded):
                 reasons[event.run_id] = (event.status, event.reason)
     assert reasons.pop(victim.run_id) == ("failed", "worker killed by signal 9")
     assert set(reasons.values()) == {("finished", None)}
     assert len(reasons) == 3
-    state = state_of(tmp_path, victim.run_id, None)
+    state = run_state(tmp_path, victim.run_id, None)
     assert (state.status, state.reason, state.cause) == ("failed", "worker killed by signal 9", "killed")
 
     short = make_plan([*SMALL, f"runtime.root={tmp_path}", "scale.tokens=2048"]).points[0]
-    record_failure(asdict(short.config), str(short.run_dir), "worker killed by signal 9")
+    record_dead_run(asdict(short.config), str(short.run_dir), "worker killed by signal 9")
     with closing(run_pool([short], TWO_WORKERS)) as events:
-        assert [e.status for e in events if isinstance(e, Ended)] == ["finished"]
-    assert state_of(tmp_path, short.run_id, None).status == "finished"
+        assert [e.status for e in events if isinstance(e, RunEnded)] == ["finished"]
+    assert run_state(tmp_path, short.run_id, None).status == "finished"
 
 
 def test_stopping_leaves_no_record_and_no_process(tmp_path):
     plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG}],seed:[0,1,2]}}")
-    planfile.write(plan)
+    planfile.write_plan(plan)
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         for event in events:
-            if isinstance(event, Progressed) and "running" in {run.status for run in survey(tmp_path)}:
+            if isinstance(event, RunProgressed) and "running" in {
+                run.status for run in survey_runs(tmp_path)
+            }:
                 break
-    assert {run.status for run in survey(tmp_path)} == {"planned"}
+    assert {run.status for run in survey_runs(tmp_path)} == {"planned"}
     assert not multiprocessing.active_children()
 
 
@@ -109,7 +111,7 @@ def test_what_raises_in_a_worker_is_that_runs_reason_alone(tmp_path):
     blocked, other = plan.points
     tmp_path.joinpath(blocked.run_id).write_text("a file where the run's folder should be")
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
-        ended = {event.run_id: event for event in events if isinstance(event, Ended)}
+        ended = {event.run_id: event for event in events if isinstance(event, RunEnded)}
     assert ended[blocked.run_id].status == "failed"
     assert "FileExistsError" in (ended[blocked.run_id].reason or "")
     assert ended[other.run_id].status == "finished"
@@ -128,12 +130,12 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_failed_run(tmp_path, monke
 ORPHANS = """
 import sys
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.local.pool import LocalLauncher, Progressed, run_pool
+from hyperp.sweeps.local.pool import LocalLauncher, RunProgressed, run_pool
 if __name__ == "__main__":
     import multiprocessing
     points = make_plan(sys.argv[1:]).points
     for event in run_pool(points, LocalLauncher(name="local", workers=2, threads=1)):
-        if isinstance(event, Progressed):
+        if isinstance(event, RunProgressed):
             print(*(p.pid for p in multiprocessing.active_children()), flush=True)
 """
 
@@ -151,7 +153,7 @@ def test_workers_follow_a_killed_parent(tmp_path):
     while alive := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"{alive} outlived their parent"
         time.sleep(0.05)
-    assert {state_of(tmp_path, p.run_id, None).record for p in make_plan(words).points} == {None}
+    assert {run_state(tmp_path, p.run_id, None).record for p in make_plan(words).points} == {None}
 
 
 def is_alive(pid):
@@ -166,26 +168,26 @@ def is_alive(pid):
 def test_workers_are_as_many_as_asked_or_as_gpus_or_as_cores_and_never_more_than_runs():
     _, usable = usable_cores()
     auto = LocalLauncher(name="local", workers=0, threads=1)
-    assert len(shares(auto, 1000, [])) == usable
-    assert [share.gpu for share in shares(auto, 1000, ["2", "0", "1"])] == ["2", "0", "1"]
-    assert [share.gpu for share in shares(auto, 2, ["2", "0", "1"])] == ["2", "0"]
-    assert [share.gpu for share in shares(TWO_WORKERS, 9, ["7"])] == ["7", "7"]
-    assert [share.gpu for share in shares(TWO_WORKERS, 9, [])] == [None, None]
-    assert len(shares(auto, 1, [])) == 1
-    many = shares(LocalLauncher(name="local", workers=500, threads=2), 1000, [])
-    assert many == [Share(None, 2)] * 500
+    assert len(worker_shares(auto, 1000, [])) == usable
+    assert [share.gpu for share in worker_shares(auto, 1000, ["2", "0", "1"])] == ["2", "0", "1"]
+    assert [share.gpu for share in worker_shares(auto, 2, ["2", "0", "1"])] == ["2", "0"]
+    assert [share.gpu for share in worker_shares(TWO_WORKERS, 9, ["7"])] == ["7", "7"]
+    assert [share.gpu for share in worker_shares(TWO_WORKERS, 9, [])] == [None, None]
+    assert len(worker_shares(auto, 1, [])) == 1
+    many = worker_shares(LocalLauncher(name="local", workers=500, threads=2), 1000, [])
+    assert many == [WorkerShare(None, 2)] * 500
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_running_workers_keep_to_their_own_cores(tmp_path):
     plan = plan_of(tmp_path, f"{{scale.tokens:[{LONG}],seed:[0,1]}}")
-    expected = {i: share.cores for i, share in enumerate(shares(TWO_WORKERS, 2, []))}
+    expected = {i: share.cores for i, share in enumerate(worker_shares(TWO_WORKERS, 2, []))}
     if None in expected.values():
         pytest.skip("needs two cores without a quota")
     found = {}
     with closing(run_pool(plan.points, TWO_WORKERS)) as events:
         for event in events:
-            if isinstance(event, Progressed):
+            if isinstance(event, RunProgressed):
                 found[event.worker] = sorted(os.sched_getaffinity(worker_pid(event.worker)))
             if len(found) == 2:
                 break
@@ -230,12 +232,12 @@ def test_threads_and_gpus_are_set_before_a_worker_imports_torch(tmp_path, monkey
         ("launcher.workers=-1", r"launcher\.workers: .*greater than or equal to 0, got -1"),
         ("launcher.threads=0", r"launcher\.threads: .*greater than or equal to 1, got 0"),
         ("launcher.name=moon", r"launcher\.name: .*'local', got 'moon'"),
-        ("+launcher.gpus=1", r"launcher\.gpus is not a field"),
+        ("+launcher.gpus=1", r"launcher\.gpus .*got 1"),
     ],
 )
 def test_a_wrong_launcher_is_refused(word, message):
     with pytest.raises(ValueError, match=message):
-        read_launcher(make_plan([word]))
+        read_local_launcher(make_plan([word]))
 
 
 def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
@@ -243,7 +245,7 @@ def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
     point.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)  # the training cannot write its log
     written, save = [], record.save
     monkeypatch.setattr(record, "save", lambda *of: (written.append(of), save(*of)))
-    result = run_job(asdict(point.config), str(point.run_dir))
+    result = execute_run(asdict(point.config), str(point.run_dir))
     assert (result["status"], result["cause"]) == ("failed", "raised")
     assert len(written) == 1
 
@@ -251,13 +253,13 @@ def test_the_record_of_a_failed_run_is_written_once(tmp_path, monkeypatch):
 def test_a_job_does_nothing_for_a_finished_run_and_again_what_left_a_damaged_record(tmp_path):
     point = make_plan([*SMALL, f"runtime.root={tmp_path}", "scale.tokens=1024"]).points[0]
     config, run_dir = asdict(point.config), str(point.run_dir)
-    first = run_job(config, run_dir)
+    first = execute_run(config, run_dir)
     path = point.run_dir / "record.json"
     written = path.stat().st_mtime_ns
-    assert run_job(config, run_dir) == first
+    assert execute_run(config, run_dir) == first
     assert path.stat().st_mtime_ns == written
     path.write_text(path.read_text()[:100])
-    again = run_job(config, run_dir)
+    again = execute_run(config, run_dir)
     assert (again["status"], again["loss"]) == ("finished", first["loss"])
     assert (point.run_dir / "record.damaged").exists()
-    assert record_failure(config, run_dir, "too late") == again
+    assert record_dead_run(config, run_dir, "too late") == again

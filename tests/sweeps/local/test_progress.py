@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from hyperp.sweeps.local.pool import Ended, Progressed, Started, Waited
-from hyperp.sweeps.local.progress import Lines, Tally, duration
+from hyperp.sweeps.local.pool import Idle, RunEnded, RunProgressed, RunStarted
+from hyperp.sweeps.local.progress import LineDisplay, Tally, format_duration
 from hyperp.sweeps.plan.plan import make_plan
 
 
@@ -27,14 +27,14 @@ def test_work_is_weighted_by_its_cost_and_ended_runs_count_whole(points):
     tally = Tally(points)
     assert tally.done() == 0
     for event, expected in (
-        (Waited(), 0),
-        (Started(0, c.run_id), 0),
-        (Progressed(0, c.run_id, 32, 128, 1e5), 0.25 * 2 / 4),
-        (Progressed(0, c.run_id, 64, 128, 1e5), 0.5 * 2 / 4),
-        (Started(1, a.run_id), 0.5 * 2 / 4),
-        (Ended(1, a.run_id, "diverged", "why"), 0.5 * 2 / 4 + 1 / 4),
-        (Ended(1, b.run_id, "failed", "why"), 0.5 * 2 / 4 + 2 / 4),
-        (Ended(0, c.run_id, "finished", None), 1),
+        (Idle(), 0),
+        (RunStarted(0, c.run_id), 0),
+        (RunProgressed(0, c.run_id, 32, 128, 1e5), 0.25 * 2 / 4),
+        (RunProgressed(0, c.run_id, 64, 128, 1e5), 0.5 * 2 / 4),
+        (RunStarted(1, a.run_id), 0.5 * 2 / 4),
+        (RunEnded(1, a.run_id, "diverged", "why"), 0.5 * 2 / 4 + 1 / 4),
+        (RunEnded(1, b.run_id, "failed", "why"), 0.5 * 2 / 4 + 2 / 4),
+        (RunEnded(0, c.run_id, "finished", None), 1),
     ):
         tally.update(event)
         assert tally.done() == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -45,9 +45,9 @@ def test_counts_are_of_what_ended(points):
     a, b, _ = points
     tally = Tally(points)
     assert tally.line() == "0 of 3 runs: 0 finished, 0 diverged, 0 failed"
-    tally.update(Progressed(0, a.run_id, 1, 64, 1e5))
-    tally.update(Ended(0, a.run_id, "finished", None))
-    tally.update(Ended(0, b.run_id, "finished", None))
+    tally.update(RunProgressed(0, a.run_id, 1, 64, 1e5))
+    tally.update(RunEnded(0, a.run_id, "finished", None))
+    tally.update(RunEnded(0, b.run_id, "finished", None))
     assert tally.line() == "2 of 3 runs: 2 finished, 0 diverged, 0 failed"
 
 
@@ -63,7 +63,7 @@ def test_counts_are_of_what_ended(points):
 )
 def test_time_left_is_what_the_mean_speed_so_far_makes_it(points, step, elapsed, expected):
     tally = Tally(points)
-    tally.update(Progressed(0, points[2].run_id, step, 128, 1e5))
+    tally.update(RunProgressed(0, points[2].run_id, step, 128, 1e5))
     tally.start = time.monotonic() - elapsed
     assert tally.time_left() == expected
 
@@ -73,18 +73,18 @@ def test_time_left_is_what_the_mean_speed_so_far_makes_it(points, step, elapsed,
     [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (86400, "24.0 h")],
 )
 def test_durations_are_read_at_a_glance(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_lines_name_failures_at_once_and_sum_up_at_the_end(points, capsys):
     a, b, _ = points
-    with Lines(points) as display:
-        display.show(Ended(0, a.run_id, "failed", "worker killed by signal 9"))
+    with LineDisplay(points) as display:
+        display.show(RunEnded(0, a.run_id, "failed", "worker killed by signal 9"))
         assert capsys.readouterr().err == f"failed {a.run_id} (a  lr {a.lr:.4g}): worker killed by signal 9\n"
-        display.show(Ended(0, b.run_id, "finished", None))
+        display.show(RunEnded(0, b.run_id, "finished", None))
         assert capsys.readouterr().err == ""
         display.last -= 11
-        display.show(Waited())
+        display.show(Idle())
         assert capsys.readouterr().err == (
             "2 of 3 runs: 1 finished, 0 diverged, 1 failed; 50% of the work, about 0 s left\n"
         )

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from hyperp.sweeps.local.resources import core_shares, cpu_quota, dealt_gpus, usable_cores
+from hyperp.sweeps.local.resources import core_shares, cpu_quota, usable_cores, visible_gpu_names
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_shares_are_disjoint_or_nothing_is_pinned():
     ],
 )
 def test_gpus_are_dealt_by_the_names_that_this_process_has_for_them(devices, visible, count, expected):
-    assert dealt_gpus(devices, visible, count) == expected
+    assert visible_gpu_names(devices, visible, count) == expected

@@ -11,9 +11,9 @@ import pytest
 from hyperp.config import compose, resolve
 from hyperp.data.tokenize import prepare
 from hyperp.flops import parameters
-from hyperp.sweeps.collect.table import setting
-from hyperp.sweeps.plan.plan import Plan, Point, check_runs, make_plan
-from hyperp.sweeps.tables import plan_summary
+from hyperp.sweeps.plan.plan import Plan, Point, check_buildable, make_plan
+from hyperp.sweeps.printing import plan_summary
+from hyperp.sweeps.table.runs import setting_hash
 from tests.paths import ROOT
 
 CONF = ROOT / "conf"
@@ -58,7 +58,7 @@ def planned(study: str, size: str, corpus: Path) -> Plan:
 
 
 def slice_of(point: Point) -> tuple:
-    return setting(asdict(point.config)), point.config.scale
+    return setting_hash(asdict(point.config)), point.config.scale
 
 
 @pytest.mark.parametrize(("study", "size"), ALL)
@@ -69,7 +69,7 @@ def test_plan(study, size, corpus):
     assert all(len(point.blocks) == 1 for point in plan.points)  # no run is asked for twice
     if size == "paper":
         last = plan.points[-1]
-        assert resolve(compose(last.words)).run_id() == last.run_id
+        assert resolve(compose(last.overrides)).run_id() == last.run_id
     assert plan.root == Path("runs", word(study, size).replace("/", "_"))
     configs = [point.config for point in plan.points]
     assert {config.precision for config in configs} == {"auto"}
@@ -108,13 +108,13 @@ def test_what_is_studied_varies_and_blocks_can_be_told_apart(study, size, corpus
         values = {name: {scale[name] for scale in scales} for name in scales[0]}
         assert {name for name, found in values.items() if len(found) > 1} == axes[study]
         assert all(len(values[name]) >= 3 for name in axes[study])
-        (context,) = {setting(asdict(p.config)) for p in points}
+        (context,) = {setting_hash(asdict(p.config)) for p in points}
         contexts.append(context)
     assert len(set(contexts)) == len(contexts)
 
 
 def test_models_of_tiny_runs_can_be_built(corpus):
-    check_runs([planned(study, "tiny", corpus).points[-1] for study in STUDIES])
+    check_buildable([planned(study, "tiny", corpus).points[-1] for study in STUDIES])
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])

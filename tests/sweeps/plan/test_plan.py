@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from hyperp.config import compose, resolve
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.overrides import choices, word
-from hyperp.sweeps.plan.plan import check_runs, make_plan, shape_of
+from hyperp.sweeps.plan.overrides import expand_choices, format_override
+from hyperp.sweeps.plan.plan import check_buildable, make_plan, model_shape
 from hyperp.sweeps.plan.sweep import LearningRates
-from hyperp.sweeps.runs.cost import Assumed
+from hyperp.sweeps.runs.cost import AssumedGpu
 from hyperp.training import memory
 from hyperp.training.trainer import Trainer
 
@@ -69,7 +69,7 @@ VALUES = st.recursive(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(VALUES)
 def test_hydra_reads_a_word_back_as_the_value_it_was_made_of(value):
-    parsed = OverridesParser.create().parse_overrides([word("key", value)])[0]
+    parsed = OverridesParser.create().parse_overrides([format_override("key", value)])[0]
     assert not parsed.is_sweep_override()
     read = parsed.value()
     assert read == value
@@ -87,7 +87,7 @@ def test_every_point_has_the_id_that_hydra_gives_its_words():
     )
     assert len(plan.points) == 2 * 2 * 5 + 1 + 3
     for point in plan.points:
-        config = resolve(compose(list(point.words)))
+        config = resolve(compose(list(point.overrides)))
         assert config == point.config
         assert config.run_id() == point.run_id
 
@@ -121,7 +121,7 @@ def test_comma_choices_multiply_the_plan():
     assert ids(joined) == ids(make_plan([LADDER, "scale.depth=1"])) + ids(
         make_plan([LADDER, "scale.depth=2"])
     )
-    assert list(choices(["a=1", "b=x,y", "c=[1,2]"])) == [
+    assert list(expand_choices(["a=1", "b=x,y", "c=[1,2]"])) == [
         ["a=1", "b=x", "c=[1,2]"],
         ["a=1", "b=y", "c=[1,2]"],
     ]
@@ -152,7 +152,7 @@ def test_two_thousand_points_are_planned_in_seconds():
         (["+sweep.blocks.a.points=[]"], r"sweep\.blocks\.a\.points: .*at least 1"),
         (["+sweep.blocks.a.points=[{}]"], r"points\.0 must set at least one key"),
         (["+sweep.blocks.a={grid:{seed:[1]},points:[{seed:2}]}"], r"points\.0\.seed is in grid too"),
-        (["+sweep.blocks.a.gird={seed:[1]}"], r"sweep\.blocks\.a\.gird is not a field"),
+        (["+sweep.blocks.a.gird={seed:[1]}"], r"sweep\.blocks\.a\.gird .*got"),
         (["+sweep.blocks.a.overrides=['optim=sgd']"], r"sweep\.blocks\.a: .*optim/sgd"),
         (["+sweep.blocks.a.lr={center:-5,octaves:0.5}"], r"octaves must be at least step=1, .* got 0\.5"),
         (["+sweep.blocks.a.lr={center:-5,octaves:1,step:0}"], r"lr\.step: .*greater than 0, got 0"),
@@ -210,34 +210,34 @@ def test_a_sweep_that_was_chosen_must_have_blocks(tmp_path, text):
 
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
     (point,) = make_plan(["scale.width=65536", "scale.depth=100000", "model.head_size=64"]).points
-    shape = shape_of(point.config)
+    shape = model_shape(point.config)
     with pytest.raises(ValueError, match=r"scale must be of a model that fits in memory.*depth=100000.* GiB"):
         memory.check(point.config.scale, shape)
     with pytest.raises(ValueError, match="scale must be of a model that fits in memory"):
         Trainer(point.config)
     (small,) = make_plan([]).points
-    memory.check(small.config.scale, shape_of(small.config))
+    memory.check(small.config.scale, model_shape(small.config))
 
 
 def test_gpu_hours_are_flops_over_what_a_gpu_is_assumed_to_do():
-    assert Assumed("a100", 0.5).hours(312e12 * 3600) == pytest.approx(2, rel=1e-12, abs=0)
-    assert Assumed("h100", 1).hours(989e12 * 7200) == pytest.approx(2, rel=1e-12, abs=0)
+    assert AssumedGpu("a100", 0.5).hours(312e12 * 3600) == pytest.approx(2, rel=1e-12, abs=0)
+    assert AssumedGpu("h100", 1).hours(989e12 * 7200) == pytest.approx(2, rel=1e-12, abs=0)
     with pytest.raises(ValueError, match=r"--gpu must be one of a100, .*, got 'k80'"):
-        Assumed("k80", 0.4)
+        AssumedGpu("k80", 0.4)
     for mfu in (0.0, -1.0, 1.5, math.nan):
         with pytest.raises(ValueError, match="--mfu must be more than 0 and at most 1, got"):
-            Assumed("h100", mfu)
+            AssumedGpu("h100", mfu)
 
 
 def test_what_cannot_be_built_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "small.txt").write_text("to be or not to be " * 20)
     words = ["data=text", f"data.files=['{tmp_path}/small.txt']"]
     with pytest.raises(ValueError, match=r"data\.source=text must have at least 513 tokens"):
-        check_runs(make_plan(words).points)
+        check_buildable(make_plan(words).points)
     with pytest.raises(ValueError, match=r"no match for 'nowhere/\*'"):
-        check_runs(make_plan(["data=text", "data.files=[nowhere/*]"]).points)
+        check_buildable(make_plan(["data=text", "data.files=[nowhere/*]"]).points)
     with pytest.raises(ValueError, match="foo is no option of muonh"):
-        check_runs(
+        check_buildable(
             make_plan(["+sweep.blocks.a={overrides:['+optim.options.muonh.foo=1'],grid:{seed:[0]}}"]).points
         )
 
@@ -245,12 +245,12 @@ def test_what_cannot_be_built_is_refused_before_anything_runs(tmp_path):
 def test_an_earlier_plan_is_kept_and_the_same_plan_changes_nothing(tmp_path):
     root = f"runtime.root={tmp_path}"
     first = make_plan([root, "+sweep.blocks.a.grid={seed:[0,1]}"])
-    planfile.write(first)
+    planfile.write_plan(first)
     before = (tmp_path / "plan.json").read_text()
-    planfile.write(first)
+    planfile.write_plan(first)
     assert (tmp_path / "plan.json").read_text() == before
-    planfile.write(make_plan([root, "+sweep.blocks.b.grid={seed:[1,2]}"]))
-    points = planfile.read(tmp_path)
+    planfile.write_plan(make_plan([root, "+sweep.blocks.b.grid={seed:[1,2]}"]))
+    points = planfile.read_plan(tmp_path)
     assert [(point.config["seed"], point.blocks) for point in points] == [(1, ["b"]), (2, ["b"]), (0, ["a"])]
     assert [resolve(compose(point.words)).run_id() for point in points] == [point.run_id for point in points]
 
@@ -268,7 +268,7 @@ def test_an_earlier_plan_is_kept_and_the_same_plan_changes_nothing(tmp_path):
 def test_a_damaged_plan_is_named(tmp_path, text, message):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=rf"plan\.json.*{message}"):
-        planfile.read(tmp_path)
+        planfile.read_plan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -283,12 +283,12 @@ def test_a_damaged_plan_is_named(tmp_path, text, message):
     ],
 )
 def test_a_damaged_configuration_in_a_plan_is_named(tmp_path, key, value):
-    planfile.write(make_plan([f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]))
+    planfile.write_plan(make_plan([f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}"]))
     plan = json.loads((tmp_path / "plan.json").read_text())
     plan["points"][1]["config"][key] = value
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match=rf"is not a plan \(points\.1\.config\.{key}.*records are kept"):
-        planfile.read(tmp_path)
+        planfile.read_plan(tmp_path)
 
 
 def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
@@ -298,18 +298,18 @@ def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
 
 def test_one_sweep_at_a_time_holds_a_root(tmp_path):
     with (
-        planfile.lock(tmp_path),
+        planfile.lock_sweep(tmp_path),
         pytest.raises(ValueError, match=r"\.lock is held by process \d+ on .*; wait for it or stop it"),
-        planfile.lock(tmp_path),
+        planfile.lock_sweep(tmp_path),
     ):
         pass
-    with planfile.lock(tmp_path):
+    with planfile.lock_sweep(tmp_path):
         pass
 
 
 def test_planning_and_looking_need_no_torch():
     code = (
-        "import sys, hyperp.sweeps.cli.main, hyperp.sweeps.collect.table, hyperp.sweeps.multirun\n"
+        "import sys, hyperp.sweeps.cli.main, hyperp.sweeps.table.runs, hyperp.sweeps.multirun\n"
         "from hyperp.sweeps.plan.plan import make_plan\n"
         "make_plan(['sweep=example'])\n"
         "sys.exit('torch' in sys.modules)"

@@ -11,17 +11,21 @@ import pytest
 from hyperp.rundir.record import CAUSES
 from hyperp.sweeps.cli.start import _under_way
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.slurm import commands as slurm
-from hyperp.sweeps.slurm import submissions
-from hyperp.sweeps.slurm.job import count_stop
+from hyperp.sweeps.slurm import commands, submissions
+from hyperp.sweeps.slurm.job import count_stops
 from hyperp.sweeps.slurm.submissions import Submission
-from hyperp.sweeps.slurm.submit import SlurmLauncher, _parameters, check_ranks, read_launcher
+from hyperp.sweeps.slurm.submit import (
+    SlurmLauncher,
+    _submitit_parameters,
+    check_rank_batches,
+    read_slurm_launcher,
+)
 
 COMMAND = Path(sys.executable).with_name("hyperp-sweep")
 
 
 def launcher(*words: str) -> SlurmLauncher:
-    return read_launcher(make_plan(["launcher=slurm", *words]))
+    return read_slurm_launcher(make_plan(["launcher=slurm", *words]))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +55,13 @@ def test_wrong_words_are_refused_by_name(word, message):
 def test_what_a_launcher_says_reaches_sbatch():
     words = ["launcher.partition=gpu", "launcher.gpus=2", "launcher.memory=8G", "launcher.time=4h"]
     made = launcher(*words, "launcher.setup=[module load cuda]", "+launcher.parameters.constraint=a100")
-    asked = _parameters("hyperp-1", made)
+    asked = _submitit_parameters("hyperp-1", made)
     assert (asked["name"], asked["slurm_partition"], asked["slurm_gpus_per_node"]) == ("hyperp-1", "gpu", 2)
     assert (asked["timeout_min"], asked["slurm_signal_delay_s"]) == (240, 120)
     assert asked["slurm_setup"] == ["module load cuda"]
     extra = asked["slurm_additional_parameters"]
     assert (extra["mem"], extra["constraint"], extra["requeue"]) == ("8G", "a100", True)
-    never = _parameters("hyperp-1", launcher("+launcher.parameters.no_requeue=true"))
+    never = _submitit_parameters("hyperp-1", launcher("+launcher.parameters.no_requeue=true"))
     assert "requeue" not in never["slurm_additional_parameters"]
 
 
@@ -80,10 +84,10 @@ ENDS = [
 
 @pytest.mark.parametrize(("lines", "why", "cause"), ENDS)
 def test_why_a_job_ended(lines, why, cause):
-    names: list[str] = list(slurm.ACCOUNT_FIELDS)
+    names: list[str] = list(commands.ACCOUNT_FIELDS)
     rows = [dict(zip(names, line.split("|"), strict=True)) for line in lines]
-    job = slurm._account("1", rows)
-    assert (job.why, job.cause) == (why, cause)
+    job = commands._job_from_steps("1", rows)
+    assert (job.end_reason, job.cause) == (why, cause)
     assert job.cause in CAUSES
 
 
@@ -108,26 +112,26 @@ def late_accounting(request, tmp_path, monkeypatch):
 
 
 def test_the_accounting_is_asked_until_it_has_heard_that_a_job_failed(late_accounting):
-    assert slurm.accounts(["1"], failed=["1"])["1"].why == "out of memory: 490 MB of 200"
+    assert commands.accounted_jobs(["1"], failed=["1"])["1"].end_reason == "out of memory: 490 MB of 200"
     assert late_accounting() == 3
 
 
 def test_the_accounting_is_asked_once_of_other_jobs_and_not_for_ever(late_accounting, monkeypatch):
-    slurm.accounts(["1"])
+    commands.accounted_jobs(["1"])
     assert late_accounting() == 1
-    monkeypatch.setattr(slurm, "LATE_SECONDS", -1.0)
-    slurm.accounts(["1"], failed=["1"])
+    monkeypatch.setattr(commands, "LATE_SECONDS", -1.0)
+    commands.accounted_jobs(["1"], failed=["1"])
     assert late_accounting() == 2
 
 
 def test_submissions_are_noted_before_they_are_answered(tmp_path):
     one = Submission("hyperp-a", "2026-01-01T00:00:00+00:00", "slurm/hyperp-a", None, [["r1"], ["r2"]])
-    assert submissions.read(tmp_path) == []
-    submissions.append(tmp_path, one)
-    assert submissions.read(tmp_path) == [one]
+    assert submissions.read_submissions(tmp_path) == []
+    submissions.append_submission(tmp_path, one)
+    assert submissions.read_submissions(tmp_path) == [one]
     assert one.job_id(1) is None
-    submissions.answered(tmp_path, "hyperp-a", "12")
-    (noted,) = submissions.read(tmp_path)
+    submissions.record_job_id(tmp_path, "hyperp-a", "12")
+    (noted,) = submissions.read_submissions(tmp_path)
     assert [noted.job_id(task) for task in (0, 1)] == ["12_0", "12_1"]
     single = Submission("hyperp-b", one.submitted, "slurm/hyperp-b", "13", [["r3", "r4"]])
     assert single.job_id(0) == "13"
@@ -137,13 +141,13 @@ def test_submissions_are_noted_before_they_are_answered(tmp_path):
 def test_a_damaged_list_of_submissions_is_named(tmp_path, text):
     (tmp_path / "jobs.json").write_text(text)
     with pytest.raises(ValueError, match=r"jobs\.json does not say what was submitted"):
-        submissions.read(tmp_path)
+        submissions.read_submissions(tmp_path)
 
 
 def test_stops_are_counted_only_where_nothing_was_done_in_between(tmp_path):
-    assert [count_stop(tmp_path, step) for step in (0, 0, 0, 7, 7, 0)] == [1, 2, 3, 1, 2, 1]
+    assert [count_stops(tmp_path, step) for step in (0, 0, 0, 7, 7, 0)] == [1, 2, 3, 1, 2, 1]
     (tmp_path / "stops.json").write_text("{")
-    assert count_stop(tmp_path, 0) == 1
+    assert count_stops(tmp_path, 0) == 1
 
 
 SEVERAL = ["launcher=slurm", "launcher.nodes=2", "launcher.processes=3", "model.context=64"]
@@ -171,7 +175,7 @@ UNSHARED = [
 def test_of_processes_the_field_that_was_set_is_named(words, named, tmp_path):
     plan = make_plan([f"runtime.root={tmp_path}", "launcher=slurm", "launcher.gpus=0", *words])
     with pytest.raises(ValueError, match=rf"times the 3 processes of the run, got .* \({named}\)"):
-        check_ranks(plan.points, read_launcher(plan))
+        check_rank_batches(plan.points, read_slurm_launcher(plan))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_p
 def test_a_slurm_that_does_not_answer_leaves_auto_waiting(tmp_path, monkeypatch, capsys):
     plan = make_plan(["seed=0,1", f"runtime.root={tmp_path}"])
     ids = [[point.run_id] for point in plan.points]
-    submissions.append(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", ids))
+    submissions.append_submission(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", ids))
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
     assert _under_way(plan)
     assert "asking again" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from hyperp.files import replacing
 from hyperp.run_table import MONITOR_SUMMARIES, metrics_beside
 from hyperp.rundir.record import Record
 
-COLUMNS = [pa.field(name, pa.float64()) for name in (*MONITOR_SUMMARIES, "max_vio")]
-COLUMNS += [pa.field("monitor_looks", pa.int64())]
-LONG = pa.schema(
+SUMMARY_FIELDS = [pa.field(name, pa.float64()) for name in (*MONITOR_SUMMARIES, "max_vio")]
+SUMMARY_FIELDS += [pa.field("monitor_looks", pa.int64())]
+METRICS_SCHEMA = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("step", pa.int64(), nullable=False),
@@ -50,9 +50,11 @@ def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | Non
     if first is None:
         path.unlink(missing_ok=True)
         return None
-    with replacing(path, "wb") as file, pq.ParquetWriter(file, LONG) as writer:
+    with replacing(path, "wb") as file, pq.ParquetWriter(file, METRICS_SCHEMA) as writer:
         for run_id, rows in chain((first,), runs):  # a row group each: who reads few runs reads little
-            writer.write_table(pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=LONG))
+            writer.write_table(
+                pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=METRICS_SCHEMA)
+            )
     return path
 
 

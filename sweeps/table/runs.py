@@ -21,15 +21,15 @@ from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.rundir.record import METRIC
 from hyperp.scale import Scale
 from hyperp.sweeps.account import account
-from hyperp.sweeps.collect import monitors as monitor_table
-from hyperp.sweeps.collect.coordinates import collect_coordinates
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_point
 from hyperp.sweeps.runs.status import Run
+from hyperp.sweeps.table import monitors
+from hyperp.sweeps.table.coordinates import write_coordinates
 from hyperp.terminal import one_line
 
 NULLABLE_STRINGS = ("reason", "cause", "block")
-COLUMNS = pa.schema(
+TABLE_SCHEMA = pa.schema(
     [
         pa.field(name, pa.string(), nullable=name in NULLABLE_STRINGS)
         for name in ("run_id", "status", "reason", "cause", "block")
@@ -40,7 +40,7 @@ COLUMNS = pa.schema(
     + [pa.field(name, pa.float64()) for name in ("loss", "bits_per_byte", "train_loss")]
     + [pa.field(name, pa.int64()) for name in ("steps", "parameters")]
     + [pa.field(name, pa.float64()) for name in ("flops", "seconds", "tokens_per_second")]
-    + monitor_table.COLUMNS
+    + monitors.SUMMARY_FIELDS
     + [pa.field("version", pa.string(), False)]
 )
 SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over
@@ -72,36 +72,36 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
         if run.damaged:
             warn(run.damaged)
         try:
-            rows.append(row(root, run))
+            rows.append(table_row(root, run))
         except (ValueError, TypeError, OSError) as error:
             reason = one_line(error)
             warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({reason})")
     rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    table = pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
     with replacing(output, "wb") as file:
         pq.write_table(table, file)
     with replacing(output.with_suffix(".csv")) as file:
-        writer = csv.DictWriter(file, COLUMNS.names, lineterminator="\n")
+        writer = csv.DictWriter(file, TABLE_SCHEMA.names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    collect_coordinates(root, [row["run_id"] for row in rows], output, warn)
-    monitor_table.write_metrics(root, [values["run_id"] for values in rows], output)
+    write_coordinates(root, [row["run_id"] for row in rows], output, warn)
+    monitors.write_metrics(root, [values["run_id"] for values in rows], output)
     return runs
 
 
-def row(root: Path, run: Run) -> dict[str, Any]:
+def table_row(root: Path, run: Run) -> dict[str, Any]:
     """The columns of one run. Raises ValueError, TypeError or OSError if nothing says what it is."""
     common = {name: getattr(run, name) for name in ("run_id", "status", "reason", "cause", "block")}
     if run.record is None:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
     ended = run.record
-    found = common | asdict(Scale(**ended.scale)) | {"setting": setting(ended.config)}
-    found |= monitor_table.summary_columns(ended)
-    return found | {name: getattr(ended, name) for name in COLUMNS.names if name not in found}
+    found = common | asdict(Scale(**ended.scale)) | {"setting": setting_hash(ended.config)}
+    found |= monitors.summary_columns(ended)
+    return found | {name: getattr(ended, name) for name in TABLE_SCHEMA.names if name not in found}
 
 
-def setting(config: dict[str, Any]) -> str:
+def setting_hash(config: dict[str, Any]) -> str:
     """8 hexadecimal digits that runs share which differ in nothing but scale, base_lr and seed.
 
     Keys that an older version did not write count with their defaults, as far as it can be read at all.
@@ -122,7 +122,7 @@ def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
         "schedule": config["schedule"]["shape"],
         "data": config["data"]["source"],
         "metric": METRIC,
-        "setting": setting(config),
+        "setting": setting_hash(config),
         **asdict(Scale(**config["scale"])),
         "seed": config["seed"],
         "lr": planned.lr,
@@ -141,4 +141,4 @@ def _planned_by_folder(run_dir: Path) -> planfile.Planned:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping, got {values!r}")
     config = from_dict({str(key): value for key, value in values.items()})
-    return planfile.entry(make_point((), (), config), "")
+    return planfile.planned_point(make_point((), (), config), "")

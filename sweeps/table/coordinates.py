@@ -13,7 +13,7 @@ from hyperp.run_table import coordinates_beside
 from hyperp.terminal import one_line
 
 FILE = "coordinates.jsonl"  # of hyperp.training.coordinates, which needs torch
-COLUMNS = pa.schema(
+COORDINATES_SCHEMA = pa.schema(
     [
         pa.field("run_id", pa.string(), False),
         pa.field("step", pa.int64(), False),
@@ -25,7 +25,7 @@ COLUMNS = pa.schema(
 )
 
 
-def collect_coordinates(
+def write_coordinates(
     root: Path, run_ids: Sequence[str], table: Path, warn: Callable[[str], None]
 ) -> Path | None:
     """Write the rows of every run that has some; None, and no file left of an earlier time, if none has.
@@ -46,7 +46,7 @@ def collect_coordinates(
         output.unlink(missing_ok=True)
         return None
     with replacing(output, "wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=COORDINATES_SCHEMA), file)
     return output
 
 

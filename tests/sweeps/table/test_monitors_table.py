@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from hyperp.sweeps.collect.table import collect
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.table.runs import collect
 from hyperp.training.train import train
 
 TINY = (

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 
 from hyperp.rundir import record
 from hyperp.rundir.record import METRIC
-from hyperp.sweeps.collect.table import collect, setting
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.runs.status import state_of, survey
-from hyperp.sweeps.tables import show_status
+from hyperp.sweeps.printing import print_status
+from hyperp.sweeps.runs.status import run_state, survey_runs
+from hyperp.sweeps.table.runs import collect, setting_hash
 from hyperp.training.train import base_record
 
 COLUMNS = [
@@ -70,7 +70,7 @@ def sweep(tmp_path):
     """Four planned runs: finished, diverged, failed, not begun."""
     root = tmp_path / "root"
     plan = make_plan([f"runtime.root={root}", "+sweep.blocks.b.grid={seed:[0,1],scale.tokens:[65536,32768]}"])
-    planfile.write(plan)
+    planfile.write_plan(plan)
     done, diverged, failed, _ = plan.points
     numbers = {
         "loss": 3.25,
@@ -231,7 +231,7 @@ def test_the_cause_of_a_failure_is_a_column_and_shown_beside_the_status(sweep, c
     causes = read(root / "runs.parquet")["cause"]
     assert causes[failed] == "out_of_memory"
     assert causes.drop(failed).isna().all()
-    show_status(survey(root), survey(root))
+    print_status(survey_runs(root), survey_runs(root))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if failed in line]
     assert " failed: out of memory " in line
 
@@ -248,13 +248,13 @@ def test_heartbeats_tell_running_from_stopped(sweep):
     beat = {"step": 64, "steps": 128, "tokens_per_second": 1e5, "host": "here"}
     for point in (finished, failed, waiting):  # failed before, and tried again now
         record.write_json(point.run_dir / "heartbeat.json", {**beat, "time": time.time()})
-    states = {run.run_id: run for run in survey(root)}
+    states = {run.run_id: run for run in survey_runs(root)}
     assert states[finished.run_id].status == "finished"
     assert states[failed.run_id].status == "running"
     assert (states[waiting.run_id].status, states[waiting.run_id].step) == ("running", 64)
     for point in (failed, waiting):
         record.write_json(point.run_dir / "heartbeat.json", {**beat, "time": time.time() - 61})
-    states = {run.run_id: run for run in survey(root)}
+    states = {run.run_id: run for run in survey_runs(root)}
     assert (states[failed.run_id].status, states[failed.run_id].reason) == (
         "failed",
         "worker killed by signal 9",
@@ -262,7 +262,7 @@ def test_heartbeats_tell_running_from_stopped(sweep):
     stopped = states[waiting.run_id]
     assert (stopped.status, stopped.reason) == ("planned", "stopped at step 64 of 128")
     (waiting.run_dir / "heartbeat.json").write_text("{")
-    assert state_of(root, waiting.run_id, None).status == "planned"
+    assert run_state(root, waiting.run_id, None).status == "planned"
 
 
 def test_settings_tell_apart_what_slices_must_not_mix(tmp_path):
@@ -276,18 +276,18 @@ def test_settings_tell_apart_what_slices_must_not_mix(tmp_path):
         ["schedule.final=0"],
     ]
     configs = [asdict(make_plan([root, *words]).points[0].config) for words in [*same, *other]]
-    found = [setting(config) for config in configs]
+    found = [setting_hash(config) for config in configs]
     assert len(set(found[: len(same)])) == 1
     assert len(set(found)) == 1 + len(other)
     older = {key: value for key, value in configs[0].items() if key not in ("precision", "runtime")}
-    assert setting(older) == found[0]
-    assert setting(older | {"retired": 1}) not in found
+    assert setting_hash(older) == found[0]
+    assert setting_hash(older | {"retired": 1}) not in found
 
 
 def test_planned_and_recorded_runs_have_their_setting_in_both_files(sweep):
     root, plan = sweep
     collect(root, root / "runs.parquet", refuse)
-    expected = {setting(asdict(plan.points[0].config))}
+    expected = {setting_hash(asdict(plan.points[0].config))}
     assert set(read(root / "runs.parquet").setting) == expected
     assert set(pd.read_csv(root / "runs.csv", dtype={"setting": str}).setting) == expected
 
@@ -319,7 +319,7 @@ def test_a_wrong_field_of_a_record_is_named_and_costs_no_other_row(sweep, key, v
     assert line.status == "failed"
     assert message in line.reason
     assert message in named[0]
-    show_status(survey(root), survey(root))
+    print_status(survey_runs(root), survey_runs(root))
 
 
 def test_folders_that_cannot_be_read_are_failed_rows(sweep):
@@ -375,6 +375,6 @@ def test_a_damaged_heartbeat_is_told_and_hides_no_other_run(sweep, key, value):
     beat = {"step": 64, "steps": 128, "tokens_per_second": 1e5, "time": time.time(), "host": "here"}
     waiting.run_dir.mkdir()
     (waiting.run_dir / "heartbeat.json").write_text(json.dumps(beat | {key: value}))
-    runs = survey(root)
+    runs = survey_runs(root)
     assert [run.status for run in runs] == ["finished", "diverged", "failed", "planned"]
     assert f"damaged heartbeat: heartbeat.json.{key}: " in (runs[3].reason or "")

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperp.sweeps.plan.plan import Plan
-from hyperp.sweeps.runs.cost import USUAL, Assumed
-from hyperp.sweeps.runs.status import DONE, STATUSES, Run, counts, counts_line
+from hyperp.sweeps.runs.cost import DEFAULT_GPU, AssumedGpu
+from hyperp.sweeps.runs.status import DONE, STATUSES, Run, count_statuses, counts_line
 
 WIDE = 160  # columns where the output is no terminal, so that no line is folded
 
 
-def show(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print to standard output."""
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
@@ -30,7 +30,7 @@ def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
     return table
 
 
-def plan_summary(plan: Plan, done: set[str], assumed: Assumed = USUAL) -> list[dict[str, Any]]:
+def plan_summary(plan: Plan, done: set[str], assumed: AssumedGpu = DEFAULT_GPU) -> list[dict[str, Any]]:
     """Counts and costs of each block, in order; a run of two blocks counts in the first."""
     blocks: dict[str, dict[str, Any]] = {}
     for point in plan.points:
@@ -49,7 +49,7 @@ def plan_summary(plan: Plan, done: set[str], assumed: Assumed = USUAL) -> list[d
     return list(blocks.values())
 
 
-def show_plan(summary: list[dict[str, Any]]) -> None:
+def print_plan(summary: list[dict[str, Any]]) -> None:
     """Runs, tokens, FLOPs and GPU-hours by block, and their sums."""
     table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs", "GPU-hours")
     for row in summary:
@@ -60,14 +60,14 @@ def show_plan(summary: list[dict[str, Any]]) -> None:
         total = {key: sum(row[key] for row in summary) for key in keys}
         table.add_section()
         table.add_row("all", str(total["runs"]), str(total["done"]), "", *_costs(total))
-    show(table)
+    print_table(table)
 
 
 def _costs(row: dict[str, Any]) -> tuple[str, str, str]:
     return f"{row['tokens']:,}", f"{row['flops']:.3g}", f"{row['gpu_hours']:.2g}"
 
 
-def by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each block, in order."""
     blocks: dict[str, list[Run]] = {}
     for run in runs:
@@ -75,7 +75,7 @@ def by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return blocks
 
 
-def notable(runs: Sequence[Run]) -> list[Run]:
+def notable_runs(runs: Sequence[Run]) -> list[Run]:
     """Runs that a person wants to hear of: running, diverged, failed, or stopped half-way."""
     return [run for run in runs if run.status not in ("planned", "queued", "finished") or _says_more(run)]
 
@@ -84,7 +84,7 @@ def _says_more(run: Run) -> bool:
     return run.reason is not None and run.status != "queued"
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     """One run as plain values."""
     config = run.planned.config if run.planned else asdict(run.record) if run.record else {}
     return {
@@ -106,23 +106,23 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def show_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
+def print_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
     """Counts by block and status, the listed runs, and the sum in a line."""
-    there = counts(runs)
+    there = count_statuses(runs)
     shown = [status for status in STATUSES if status in there or status not in ("queued", "lost")]
     table = new_table("block", *shown)
-    for name, members in by_block(runs).items():
-        found = counts(members)
+    for name, members in group_by_block(runs).items():
+        found = count_statuses(members)
         table.add_row(name, *(str(found.get(status, "")) for status in shown))
-    show(table)
+    print_table(table)
     if listed:
         table = new_table(
             "run", "block", "status", "base_lr", "seed", "step", "tokens/s", "loss", "reason", text=3
         )
         table.columns[-1].justify = "left"
         for run in listed:
-            table.add_row(*_cells(describe(run)))
-        show(table)
+            table.add_row(*_cells(describe_run(run)))
+        print_table(table)
     print(counts_line(runs))
 
 
@@ -131,7 +131,7 @@ def _restarts(run: Run) -> int | None:
     return int(count) if count and count.isdecimal() else None
 
 
-def show_not_done(runs: Sequence[Run], root: Path) -> bool:
+def print_undone(runs: Sequence[Run], root: Path) -> bool:
     """A line on standard error for each run that neither finished nor diverged; whether there is any."""
     left = [run for run in runs if run.status not in DONE]
     for run in left:
