@@ -1,7 +1,7 @@
 """The Python API: what `hyperp.analysis` exports. The commands of hyperp-law call the same functions.
 
 Everything takes a table of runs as a DataFrame, as the path of a Parquet or CSV file (or of a folder that
-holds runs.parquet), or as what `read_runs` returns. Columns are named by one string, "tokens" or "N,D", or by a
+holds runs.parquet), or as what `read_runs` returns. Columns are named by one string, "N,D", or by a
 list. pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes
 neither.
 """
@@ -151,23 +151,17 @@ class Law(schema.Law):
 
         Args:
             covariate: one of the law's, such as "tokens".
-            ax: the axes to draw on; the current ones unless given.
+            ax: the axes to draw on; new ones of pyplot unless given.
             target: sizes to mark with the recommended rate.
 
-        Returns:
-            The axes.
+        Raises:
+            ValueError: the law has no such covariate.
         """
-        import matplotlib.pyplot as plt
-
         from hyperp.analysis.queries.recommend import recommend_rate
-        from hyperp.analysis.report.figures.law import draw_optimum_against
+        from hyperp.analysis.report.figures.law import plot_optimum
 
-        if covariate not in self.ranges:
-            raise ValueError(f"covariate must be one of {', '.join(self.ranges)}, got {covariate!r}")
-        axes = plt.gca() if ax is None else ax
         scale = recommend_rate(self, _sizes(target), extrapolate=True).target if target else None
-        draw_optimum_against(axes, self, covariate, scale)
-        return axes
+        return plot_optimum(self, covariate, scale, ax)
 
     def save(self, path: str | Path) -> None:
         """Write law.json, whole or not at all."""

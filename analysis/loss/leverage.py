@@ -27,7 +27,7 @@ class LeverageRow(Strict):
     loss: float
     baseline_flops: float
     other_flops: float
-    compute_leverage: float
+    leverage: float
     low: float | None
     high: float | None
 
@@ -36,7 +36,7 @@ class CurveRecord(Strict):
     """The law of one series: E, A, b, where it was measured and how well it fits."""
 
     name: str
-    published_parameters: dict[str, float]
+    parameters: dict[str, float]
     flops: tuple[float, float]
     losses: tuple[float, float]
     scatter: float
@@ -93,7 +93,7 @@ class FittedSeries:
         values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
         return CurveRecord(
             name=self.name,
-            published_parameters=dict(zip(fit.names, values, strict=True)),
+            parameters=dict(zip(fit.names, values, strict=True)),
             flops=self.flops,
             losses=self.losses,
             scatter=fit.scatter,
@@ -135,7 +135,7 @@ def compare_series(baseline: FittedSeries, other: FittedSeries, level: float = L
             loss=float(losses[i]),
             baseline_flops=float(flops[i]),
             other_flops=float(np.exp(theirs[i])),
-            compute_leverage=float(flops[i] / np.exp(theirs[i])),
+            leverage=float(flops[i] / np.exp(theirs[i])),
             low=_finite(bounds[0][i]),
             high=_finite(bounds[1][i]),
         )

@@ -77,7 +77,7 @@ class LossLaw(Strict):
     schema_version: Literal[1] = LOSS_SCHEMA_VERSION
     form: Form
     formula: str
-    published_parameters: dict[str, Parameter]
+    parameters: dict[str, Parameter]
     objective: float = Field(ge=0)
     delta: float = Field(gt=0)
     status: Literal["converged", "not converged"]

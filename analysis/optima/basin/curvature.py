@@ -89,10 +89,8 @@ def fit_curvature_law(
     columns = candidates[identifiable_columns(Z[said][:, candidates])] if said.any() else []
     if len(columns) == 0 or said.sum() - len(columns) - 1 < MIN_DF:
         return None
-    subtract_weighted_means = Z[said][:, columns] - Z[:, columns].mean(axis=0)
-    fit = meta_regression(
-        value[said], se[said], np.column_stack([np.ones(said.sum()), subtract_weighted_means])
-    )
+    centred = Z[said][:, columns] - Z[:, columns].mean(axis=0)
+    fit = meta_regression(value[said], se[said], np.column_stack([np.ones(said.sum()), centred]))
     exponent, error, p = np.full((3, Z.shape[1]), np.nan)
     exponent[columns], error[columns] = fit.beta[1:], fit.se[1:]
     p[columns] = [fit.p_value(1 + j) for j in range(len(columns))]

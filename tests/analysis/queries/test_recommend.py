@@ -64,9 +64,9 @@ def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
 def test_refusals_come_with_the_runs_that_would_answer(law):
     with pytest.raises(Refusal, match=r"optimizer 'muonh'.* 'muon'") as caught:
         recommend_rate(law, {"tokens": 65536}, {"optimizer": "muon"})
-    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(15, 20)]
-    assert {p["optimizer"] for p in caught.value.next_points} == {"muon"}
-    assert all(len(p["lr"]) == 9 for p in caught.value.next_points)
+    assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(15, 20)]
+    assert {p["optimizer"] for p in caught.value.points} == {"muon"}
+    assert all(len(p["lr"]) == 9 for p in caught.value.points)
     with pytest.raises(Refusal, match=r"depth at 2 .* 4 ") as caught:
         recommend_rate(law, {"tokens": 65536, "depth": 4})
     (point,) = caught.value.points
