@@ -1,12 +1,12 @@
 """The command hyperp-law. Its exit codes: 0 answered, 1 `validate` failed, 2 bad input, 3 refused."""
 
 import shlex
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperp import __version__
 from hyperp.analysis.cli.diagnostics import coordinates, transfer
 from hyperp.analysis.cli.fit import fit
 from hyperp.analysis.cli.loss import leverage, loss
@@ -53,7 +53,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hyperp-law {installed_version('hyperp-scaling')}")
+        typer.echo(f"hyperp-law {__version__}")
         raise typer.Exit
 
 

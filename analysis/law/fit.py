@@ -1,7 +1,6 @@
 """Fit lr = exp(a) * product of covariate^b to the optima of the slices that identify it."""
 
 import datetime
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -103,7 +102,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         mapping=dict(runs.mapping),
         records=runs.path,
         records_sha256=runs.sha256,
-        version=importlib.metadata.version("hyperp-scaling"),
+        version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )

@@ -11,7 +11,7 @@ from hyperp.analysis.law.regression import design_matrix, why_collinear, why_con
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, varying_columns
 from hyperp.analysis.vocabulary import CENSORED
-from hyperp.run_table import UNDONE
+from hyperp.run_table import NOT_DONE
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def unidentified(
 
 def _runs_not_done(slices: Sequence[Slice]) -> str:
     """How many planned runs of an interrupted sweep are not done; empty if all are."""
-    waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in UNDONE}
+    waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in NOT_DONE}
     count = sum(waiting.values())
     if not count:
         return ""

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hyperp.analysis.files import Strict, read_json, validate_content, write_text
-from hyperp.analysis.optima.basin.shape import Shape
+from hyperp.analysis.optima.basin.shape import BasinShape
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.vocabulary import DEFAULT_REACH, Space, State
 
@@ -149,7 +149,7 @@ class BasinRecord(Strict):
         width = len(self.powers[0])
         given = np.atleast_1d(np.asarray(displacement, dtype=float))
         moved = np.concatenate([given, np.zeros(width - len(given))])
-        return float(Shape(np.array(self.powers), np.array(self.coef)).penalty(moved))
+        return float(BasinShape(np.array(self.powers), np.array(self.coef)).penalty(moved))
 
 
 class FixedTest(Strict):

@@ -1,13 +1,13 @@
 """The file loss.json: a loss law with its intervals, its status, its points and the profile of its floor."""
 
 import datetime
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hyperp import __version__
 from hyperp.analysis.files import Strict, load_json, write_text
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, parameter_intervals
 from hyperp.analysis.loss.fit import (
@@ -141,7 +141,7 @@ def loss_law_record(
         dropped=points.dropped,
         context=points.context,
         metric=points.metric,
-        version=importlib.metadata.version("hyperp-scaling"),
+        version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **source,
     )

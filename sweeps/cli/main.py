@@ -1,10 +1,10 @@
 """`hyperp-sweep`: plan many runs, do them, see what became of them, collect them into a table."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from hyperp import __version__
 from hyperp.sweeps.cli import follow as cli_after
 from hyperp.sweeps.cli import start as cli_start
 from hyperp.terminal import run_app
@@ -50,7 +50,7 @@ for command in COMMANDS:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"hyperp-sweep {version('hyperp-scaling')}")
+        print(f"hyperp-sweep {__version__}")
         raise typer.Exit
 
 

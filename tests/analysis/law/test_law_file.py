@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from hyperp.analysis import fit_law
+from hyperp.analysis import Law, fit_law, load_law
 from hyperp.analysis.files import write_text
-from hyperp.analysis.law.schema import Law, law_text, load_law, save_law
+from hyperp.analysis.law.schema import law_text
 from hyperp.analysis.table.validate import Runs
 
 
@@ -19,7 +19,7 @@ def law(make_ladder) -> Law:
 
 
 def test_a_law_comes_back_as_it_was(law, tmp_path):
-    save_law(law, tmp_path / "law.json")
+    law.save(tmp_path / "law.json")
     assert load_law(tmp_path / "law.json") == law
     assert [p.name for p in tmp_path.iterdir()] == ["law.json"]
 
@@ -133,7 +133,7 @@ def test_a_law_laid_out_in_another_way_is_the_same(law, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_made(law, tmp_path):
-    save_law(law, tmp_path / "absent" / "more" / "law.json")
+    law.save(tmp_path / "absent" / "more" / "law.json")
     assert load_law(tmp_path / "absent" / "more" / "law.json") == law
 
 
