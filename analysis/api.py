@@ -8,6 +8,7 @@ neither.
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from hyperp.analysis.loss.leverage import Leverage
+    from hyperp.analysis.loss.bootstrap import Draws
+    from hyperp.analysis.loss.fit import FloorProfile, LossFit
+    from hyperp.analysis.loss.leverage import FittedSeries, Leverage
     from hyperp.analysis.loss.points import Form
     from hyperp.analysis.loss.schema import LossLaw
     from hyperp.analysis.queries.check import TableCheck
@@ -175,6 +178,66 @@ class Law(schema.Law):
         lines += [f"{used} slices, {context_text(self.context)}", *(f"warning: {w}" for w in self.warnings)]
         paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
         return paragraphs + self.summary().to_html(na_rep="")
+
+
+@dataclass(frozen=True)
+class FittedLoss:
+    """A fitted loss law; `law` is its record, which loss.json holds. The rest is what its plots need."""
+
+    law: "LossLaw"
+    fit: "LossFit"
+    draws: "Draws | None"
+    profile: "FloorProfile"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each parameter, the index: value, low, high and whether it was held."""
+        import pandas as pd
+
+        rows = {name: one.model_dump() for name, one in self.law.parameters.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
+
+    def save(self, path: str | Path) -> None:
+        """Write loss.json, whole or not at all."""
+        from hyperp.analysis.loss.schema import save_loss
+
+        save_loss(self.law, path)
+
+    def write_plots(self, folder: str | Path) -> list[Path]:
+        """Write the plots of law, residuals and floor as PNG, SVG and CSV; returns the paths."""
+        from hyperp.analysis.report.figures.loss import write_loss_figures
+
+        return write_loss_figures(self.fit, self.draws, self.profile, Path(folder))
+
+    def _repr_html_(self) -> str:
+        title = f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
+        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(na_rep='')}"
+
+
+@dataclass(frozen=True)
+class MeasuredLeverage:
+    """How much compute others need relative to the baseline; `answer` is the record, `series` the fits."""
+
+    answer: "Leverage"
+    series: "list[FittedSeries]"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each series and common loss: the compute of both and their ratio with its interval."""
+        import pandas as pd
+
+        found = self.answer.comparisons
+        return pd.DataFrame([{"series": c.other.name, **row.model_dump()} for c in found for row in c.rows])
+
+    def write_plots(self, folder: str | Path) -> list[Path]:
+        """Write the curves and their leverage as PNG, SVG and CSV; returns the paths."""
+        from hyperp.analysis.report.figures.loss import write_leverage_figure
+
+        return write_leverage_figure(self.answer, self.series, Path(folder))
+
+    def _repr_html_(self) -> str:
+        lines = [f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"]
+        lines += [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
+        return paragraphs + self.to_frame().to_html(index=False, na_rep="")
 
 
 class Transfers(Sequence["Transfer"]):
@@ -429,8 +492,7 @@ def fit_loss(
     bootstrap: int = 1000,
     seed: int = 0,
     command: str = "",
-    plots: str | Path | None = None,
-) -> "LossLaw":
+) -> FittedLoss:
     """Fit a loss law, L(C) = E + A C^-b or L(N, D) = E + A N^-alpha + B D^-beta, and profile its floor.
 
     Args:
@@ -442,7 +504,10 @@ def fit_loss(
         bootstrap: resamples for the intervals; 0 leaves the intervals out.
         seed: of the resamples.
         command: the command line to record in the law.
-        plots: a folder to write the plots to.
+
+    Raises:
+        ValueError: bad input.
+        Refusal: the points do not identify the law; its `next_points` would change that.
     """
     from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
     from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
@@ -453,11 +518,8 @@ def fit_loss(
     fit = fit_loss_law(loss_points(frame, form, all_rows), dict(pin or {}))
     draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
     profile = profile_floor(fit, None if draws is None else floor_interval(draws))
-    if plots is not None:
-        from hyperp.analysis.report.figures.loss import write_loss_figures
-
-        write_loss_figures(fit, draws, profile, Path(plots))
-    return loss_law_record(fit, profile, draws, {**source, "command": command})
+    law = loss_law_record(fit, profile, draws, {**source, "command": command})
+    return FittedLoss(law, fit, draws, profile)
 
 
 def leverage(
@@ -469,14 +531,13 @@ def leverage(
     pin: Mapping[str, float] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-    plots: str | Path | None = None,
-) -> "Leverage":
+) -> MeasuredLeverage:
     """Compare the compute that the baseline and others need for equal loss (CEL, arXiv 2603.28743).
 
     Args:
         runs: a DataFrame, a path, or what `read_runs` returns.
         baseline: the column that tells the curves apart and its value, such as {"optimizer": "muon"}.
-        where, mapping, pin, bootstrap, seed, plots: see `fit_loss`.
+        where, mapping, pin, bootstrap, seed: see `fit_loss`.
 
     Raises:
         ValueError: bad input.
@@ -489,11 +550,8 @@ def leverage(
     ((column, value),) = baseline.items()
     frame, source = _loss_table(runs, mapping, where)
     found, series = compute_leverage(frame, str(value), column, dict(pin or {}), bootstrap, seed)
-    if plots is not None:
-        from hyperp.analysis.report.figures.loss import write_leverage_figure
-
-        write_leverage_figure(found, series, Path(plots))
-    return found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
+    found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
+    return MeasuredLeverage(found, series)
 
 
 def write_report(

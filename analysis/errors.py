@@ -23,7 +23,12 @@ class Refusal(Exception):  # noqa: N818, a refusal is an answer and no error
 
     @property
     def next_points(self) -> "pd.DataFrame":
-        """The runs that would change that, a row for each slice and rate; no rows where none is known."""
-        import pandas as pd
+        """The runs that would change that, as `points_frame` lays them out."""
+        return points_frame(self.points)
 
-        return pd.DataFrame(self.points).explode("lr", ignore_index=True) if self.points else pd.DataFrame()
+
+def points_frame(points: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+    """Suggested runs as a table with a row for each slice and rate; empty if there are none."""
+    import pandas as pd
+
+    return pd.DataFrame(points).explode("lr", ignore_index=True) if points else pd.DataFrame()

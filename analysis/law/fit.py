@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from hyperp import __version__
 from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified
 from hyperp.analysis.law.regression import (
     Sample,

@@ -3,6 +3,9 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
@@ -23,7 +26,7 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class TableCheck(Strict):
+class TableCheck(Answer):
     """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
@@ -33,6 +36,16 @@ class TableCheck(Strict):
     slices: list[SliceRecord]
     identifiable: list[Identifiable]
     warnings: list[str]
+
+    def headline(self) -> str:
+        """How many rows there are, and which exponents they identify."""
+        counts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
+        can = ", ".join(one.covariate for one in self.identifiable if one.identified) or "none"
+        return f"{self.records}: {self.rows} rows ({counts}); exponents that they identify: {can}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each slice: its sizes, state, counts and optimum."""
+        return pd.DataFrame([one.row() for one in self.slices])
 
 
 SAME_SIZE = 1.01  # a smaller ratio of two sizes is likely one size, rounded in two ways

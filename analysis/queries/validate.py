@@ -12,7 +12,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
@@ -39,7 +41,7 @@ class RateRow(Strict):
     note: str
 
 
-class Validation(Strict):
+class Validation(Answer):
     """The verdict, its rule and a row for every rate; `spread_from` is the source of the seeds' spread."""
 
     passed: bool
@@ -48,6 +50,14 @@ class Validation(Strict):
     spread_from: str
     recommendation: Recommendation
     rows: list[RateRow]
+
+    def headline(self) -> str:
+        """The verdict."""
+        return self.verdict
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each rate that was run."""
+        return pd.DataFrame([row.model_dump() for row in self.rows])
 
 
 def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
