@@ -51,16 +51,17 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hyperp-law {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def top(
+def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Turn a table of runs into a law of the learning rate, a recommendation and the runs to do next.

@@ -83,6 +83,7 @@ MethodOption = Annotated[
     typer.Option(
         help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given",
         show_default=False,
+        autocompletion=lambda incomplete: [name for name in METHODS if name.startswith(incomplete)],
         rich_help_panel=FIT,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The target of a recommendation: whether a law can speak for it, or the runs that would let it."""
+"""The target of a recommendation: whether a law applies there, and if not the runs that would help."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def require_context(law: Law, asked: Mapping[str, str]) -> None:
         if value != own:
             has = f"was fitted for {name} {own!r}" if own else f"does not say its {name}"
             raise Refusal(
-                f"the law {has} and cannot speak for {value!r}; fit one to runs of {value!r}",
+                f"the law {has} and says nothing about {value!r}; fit a law to runs of {value!r}",
                 [
                     sweep_point(
                         {**law.context, **asked},

@@ -1,11 +1,11 @@
-"""A recommended rate, the runs that would make it surer, and whether it held, as people read them."""
+"""Print a recommended rate, the runs that would narrow its interval, and whether it held."""
 
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.law import PUBLISHED, context_text
+from hyperp.analysis.report.text.law import PUBLISHED_COLUMN, context_text
 from hyperp.analysis.report.text.slices import format_value
 from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:  # these import pandas, which a recommendation does without
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.validate import Validation
 
-FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED]
+FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED_COLUMN]
 
 
 def factor_rows(answer: Recommendation) -> list[list[str]]:
-    """One row a factor of a recommended rate; the rate is the product of the contributions."""
+    """One row per factor of a recommended rate; the rate is the product of the contributions."""
     rows = []
     for f in answer.factors:
         exponent = "-" if f.exponent is None else f"{f.exponent:.3f}" + (" (fixed)" if f.fixed else "")
@@ -31,7 +31,7 @@ def factor_rows(answer: Recommendation) -> list[list[str]]:
 
 
 def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
-    """The rate, its interval, and the base rate where that is known."""
+    """The rate, its interval, its cost at the ends of the interval, and the base rate where that is known."""
     target = ", ".join(f"{n}={format_value(answer.target[n])}" for n in law.ranges)
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
     lines = [
@@ -61,7 +61,7 @@ def show_recommendation(law: Law, answer: Recommendation) -> None:
 
 
 def show_next_runs(law: Law, answer: "NextRuns") -> None:
-    """Print the slices to run and what they would do to the interval at the target."""
+    """Print the slices to run next and the interval at the target that each would leave."""
     target = ", ".join(f"{n}={format_value(v)}" for n, v in answer.target.items())
     print(f"At {target} the {format_percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
     for point in answer.bracket:
@@ -81,8 +81,8 @@ def show_next_runs(law: Law, answer: "NextRuns") -> None:
         *law.covariates,
         "rates",
         "seeds",
-        "cost, in the dearest slice's",
-        "interval then, a factor of",
+        "cost (dearest slice = 1)",
+        "interval afterwards, a factor of",
     ]
     show_table("Slices to run next", columns, rows)
 
@@ -93,14 +93,14 @@ VALIDATION_COLUMNS = [
     "seeds",
     "mean loss",
     "SD over seeds",
-    "recommended less this",
+    "recommended minus this",
     "allowed",
     "",
 ]
 
 
 def validation_rows(answer: "Validation") -> list[list[str]]:
-    """One row a rate: its mean loss and the comparison with the recommended one."""
+    """One row per rate: its mean loss and the comparison with the recommended one."""
     rows = []
     for r in answer.rows:
         mark = "recommended" if r.recommended else f"{r.ratio:.3g} x"

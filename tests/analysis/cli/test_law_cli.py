@@ -1,4 +1,4 @@
-"""The command hyperp-law: answers, one-line errors, exit codes, nothing written without an answer."""
+"""The command hyperp-law: help, options, one-line errors, exit codes, and no output without an answer."""
 
 import json
 import os
@@ -57,21 +57,29 @@ def test_former_names_of_options_are_accepted_and_not_listed(demo, tmp_path, old
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_commands(shell):
-    """As the shell asks: the words so far in the environment, the answer on standard output."""
+@pytest.mark.parametrize(
+    ("typed", "found", "absent"),
+    [
+        ("rec", "recommend", "validate"),
+        ("fit --method po", "pool", "argmin"),
+        ("fit --tu", "--tuned", "--by"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_methods(shell, typed, found, absent):
+    """As the shell asks: what is typed comes in the environment, the answer goes to standard output."""
     code = "import sys; sys.argv[:] = ['hyperp-law']; from hyperp.analysis.cli.main import main; main()"
     asked = {
         "_HYPERP_LAW_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "hyperp-law rec",
-        "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "hyperp-law rec",
+        "COMP_WORDS": f"hyperp-law {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+        "_TYPER_COMPLETE_ARGS": f"hyperp-law {typed}",
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "recommend" in done.stdout
-    assert "validate" not in done.stdout
+    assert found in done.stdout
+    assert absent not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,7 @@ def test_the_shell_completes_commands(shell):
         (["chek"], 2, "", "error: No such command"),
     ],
 )
-def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err):
+def test_no_arguments_print_the_help_and_a_typo_is_an_error(words, code, out, err):
     command = [sys.executable, "-m", "hyperp.analysis.cli.main", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
@@ -92,7 +100,7 @@ def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err)
     assert bool(out) == bool(done.stdout)
 
 
-def test_check_says_what_is_there(demo):
+def test_check_describes_the_table(demo):
     result = run("check", demo)
     assert result.exit_code == 0
     assert "4 diverged, 118 finished" in result.stdout
@@ -142,7 +150,7 @@ def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
     one_line(run("fit", demo, *by, *words, "-o", tmp_path / "law.json"), 2, text)
 
 
-def test_check_takes_what_fit_takes_beside_the_rate(make_ladder, tmp_path):
+def test_check_takes_a_column_tuned_with_the_rate_as_fit_does(make_ladder, tmp_path):
     frame = pd.concat(
         make_ladder(covariates={"batch_tokens": b}, log2_at_64k=c, tokens=(65536,))
         for b, c in ((256, -5.2), (512, -4.7), (1024, -4.2))
@@ -277,7 +285,7 @@ def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, t
     assert {p.name for p in tmp_path.iterdir()} <= ({"out.points.yaml"} if code == 3 else set())
 
 
-def test_a_wrong_option_is_one_line_too(demo):
+def test_an_unknown_option_is_one_line_too(demo):
     command = [
         sys.executable,
         "-m",

@@ -179,7 +179,7 @@ def test_leverage_between_curves_apart_writes_the_runs_that_would_meet(runs, tmp
     assert {p["flops"] for p in points} == {4e21}
 
 
-def test_a_fit_that_did_not_converge_is_the_first_thing_said(runs, tmp_path, monkeypatch):
+def test_a_fit_that_did_not_converge_starts_with_a_warning(runs, tmp_path, monkeypatch):
     from hyperp.analysis.loss import fit as loss_law
 
     polish = loss_law.polish
@@ -199,7 +199,7 @@ def test_a_fit_that_did_not_converge_is_the_first_thing_said(runs, tmp_path, mon
         ('{"schema_version": 1, "form": "cubic"}', "form: "),
     ],
 )
-def test_a_wrong_file_is_one_line(tmp_path, content, text):
+def test_an_invalid_file_is_an_error_of_one_line(tmp_path, content, text):
     path = tmp_path / "loss.json"
     if content is not None:
         path.write_text(content)

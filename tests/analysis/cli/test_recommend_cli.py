@@ -1,4 +1,4 @@
-"""hyperp-law recommend and next: a rate in every form, for what the law can speak for, and what to run."""
+"""hyperp-law recommend and next: the rate in three forms, what the law refuses, and the runs to do next."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_recommend_in_three_forms(demo):
     assert "note: base_lr = lr / 1" in words.stderr
 
 
-def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
+def test_a_law_refuses_other_optimizers_and_far_targets(demo, tmp_path):
     law = demo / "law.json"
     result = run("recommend", law, "--tokens", "3e5", "--optimizer", "muon")
     one_line(result, 3, "optimizer 'muonh' ... 'muon'")
@@ -55,7 +55,7 @@ def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
     assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
 
 
-def test_a_rate_that_is_hardly_known_is_refused_with_the_runs_that_would_tell(make_ladder, tmp_path):
+def test_a_very_wide_interval_is_refused_with_the_runs_that_would_narrow_it(make_ladder, tmp_path):
     frame = make_ladder(tokens=(32768, 65536, 131072), scatter=2.0, octaves=(-12, 2))
     frame.to_parquet(tmp_path / "runs.parquet")
     law, points = tmp_path / "law.json", tmp_path / "points.yaml"
@@ -76,7 +76,7 @@ def test_a_rate_that_is_hardly_known_is_refused_with_the_runs_that_would_tell(ma
     assert "hardly identify it" in shown.stderr
 
 
-def test_next_says_so_where_nothing_it_may_choose_is_a_further_slice(demo, tmp_path):
+def test_next_fails_if_no_offered_slice_is_new(demo, tmp_path):
     for among in ("width=64", "tokens=65536"):
         result = run("next", demo / "law.json", "--among", among, "-o", tmp_path / "points.yaml")
         assert result.exit_code == 2
@@ -86,7 +86,7 @@ def test_next_says_so_where_nothing_it_may_choose_is_a_further_slice(demo, tmp_p
     assert says(result.stderr, "--among must be NAME=SIZE ... got '2e5'")
 
 
-def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path):
+def test_a_refusal_for_another_schedule_asks_for_runs_with_it(demo, tmp_path):
     points = tmp_path / "points.yaml"
     words = ["recommend", demo / "law.json", "--tokens", "5e4", "--schedule", "cosine", "--points", points]
     result = run(*words)
@@ -98,7 +98,7 @@ def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path
     assert "schedule=cosine" in yaml.safe_load(points.read_text())["blocks"]["points"]["overrides"]
 
 
-def test_hydra_words_are_not_printed_for_what_hyperp_train_cannot_do(make_ladder, tmp_path):
+def test_hydra_overrides_need_an_optimizer_of_hyperp_train_and_base_lr(make_ladder, tmp_path):
     law = tmp_path / "law.json"
     recommend = ["recommend", law, "--tokens", "1e5", "--hydra"]
     for change, text in (

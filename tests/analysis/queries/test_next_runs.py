@@ -1,4 +1,4 @@
-"""The runs proposed next do shrink the interval as promised, and the file that names them can be run."""
+"""The next runs shrink the interval as much as promised, and a sweep can run the file that names them."""
 
 import math
 import shlex
@@ -40,7 +40,7 @@ def test_each_slice_shrinks_the_interval_and_none_is_run_twice(law):
     assert len({*sizes, *(s.covariates["tokens"] for s in law.slices)}) == 7
 
 
-def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
+def test_only_new_sizes_are_chosen_among_those_of_a_plan(law):
     known = law.slices[0].covariates
     done = [s.covariates["tokens"] for s in law.slices]
     among = [{"tokens": t} for t in (*done, 3 * 2**17, 2**21)] + [
@@ -117,7 +117,7 @@ POINTS = [{"optimizer": "muonh", "tokens": 131072, "width": 32, "lr": [0.01, 0.0
 
 
 def _plan_of(path, words: list[str]):
-    """The plan of the printed command, its OVERRIDES replaced by a sweep's own."""
+    """The plan of the printed command, with OVERRIDES replaced by those of a sweep."""
     command = shlex.split(run_command(path))
     assert command[:2] == ["hyperp-sweep", "run"]
     at = command.index("OVERRIDES")
@@ -125,7 +125,7 @@ def _plan_of(path, words: list[str]):
 
 
 def _own_sweep(folder) -> str:
-    """A folder with a sweep and an experiment of the user's own, as a word."""
+    """The override that adds a folder with a sweep and an experiment of the user's own."""
     for group, text in (
         ("sweep", "blocks: {own: {grid: {scale.tokens: [32768]}}}\n"),
         ("experiment", "# @package _global_\ndefaults: [{override /sweep: own}]\nmodel: {context: 64}\n"),
@@ -146,7 +146,7 @@ def _own_sweep(folder) -> str:
         "_a/b/c.d.yaml",
     ],
 )
-def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
+def test_the_printed_command_runs_the_points_with_the_overrides_of_the_sweep(tmp_path, name):
     path = tmp_path / name
     assert save_points(POINTS, path, "why")
     assert "# OVERRIDES: " in path.read_text()
@@ -183,6 +183,6 @@ def test_a_very_small_rate_is_still_a_number(tmp_path):
         ({}, 0, "--slices must .* 1, got 0"),
     ],
 )
-def test_targets_that_are_none(law, target, count, message):
+def test_bad_targets_are_named_in_the_error(law, target, count, message):
     with pytest.raises(ValueError, match=message):
         next_runs(law, target, count)

@@ -1,4 +1,4 @@
-"""A recommended rate is the product of its factors, and says how far it reaches beyond the law."""
+"""A recommended rate is the product of its factors, and says how far the target lies beyond the law."""
 
 import math
 import subprocess
@@ -112,12 +112,12 @@ def test_a_fixed_exponent_carries_to_another_size(make_ladder):
         ({"flops": 5}, "covariate must .* width, .* got 'flops'"),
     ],
 )
-def test_a_target_that_is_none(law, target, message):
+def test_a_bad_target_is_named_in_the_error(law, target, message):
     with pytest.raises(ValueError, match=message):
         recommend_rate(law, target)
 
 
-def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladder):
+def test_hydra_overrides_hold_the_base_rate_and_every_size_of_the_law(law, make_ladder):
     found = recommend_rate(law, {"tokens": 520000})
     words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} "
     sizes = "width=32 depth=2 tokens=520000 batch_tokens=512 granularity=1 sparsity=1"
@@ -218,7 +218,7 @@ def test_divergence_loses(law, make_curve):
     assert "has a run that diverged" in found.verdict
 
 
-def test_runs_that_cannot_check_the_law(law, make_curve, make_ladder):
+def test_runs_that_cannot_validate_the_law(law, make_curve, make_ladder):
     frame = _target_runs(law, make_curve, 0.0, seeds=1)
     with pytest.raises(ValueError, match=r"lr must include the recommended .* has"):
         validate_law(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
