@@ -427,7 +427,7 @@ def transfer(
         ValueError: bad input.
         Refusal: the axis does not vary, or no drift is identified; its `next_points` would change that.
     """
-    from hyperp.analysis.queries.transfer import brackets, measure_transfer, points_further_along
+    from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
 
     columns = [name for name in (over, *_names(slice_by)) if name not in COVARIATES]
     found = check(runs, by=columns, where=where, mapping=mapping, method=method, window=window)
@@ -437,7 +437,7 @@ def transfer(
         raise Refusal(reason, points_further_along(found.slices, over))
     if all(one.drift is None for one in groups):
         reason = f"no drift over {over} is identified: {groups[0].problem}"
-        raise Refusal(reason, brackets(found.slices, groups))
+        raise Refusal(reason, bracketing_points(found.slices, groups))
     return Transfers(over, groups)
 
 

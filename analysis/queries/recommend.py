@@ -142,9 +142,9 @@ def recommend_rate(
 
 def refuse_wide_interval(law: Law, found: Recommendation) -> None:
     """Refuse, with the runs that would narrow it, an interval wider than a factor of WIDE_INTERVAL."""
-    from hyperp.analysis.queries.next_runs import next_runs  # imports pandas
-
     if lines := _wide_intervals((found.low, found.high), found.also):
+        from hyperp.analysis.queries.next_runs import next_runs  # imports pandas
+
         target = {name: found.target[name] for name in law.ranges}
         reason = f"{'; '.join(lines)}; --extrapolate prints it anyway"
         raise Refusal(reason, next_runs(law, target).points)

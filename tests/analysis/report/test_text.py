@@ -1,11 +1,11 @@
 """What the commands print of their answers."""
 
-from hyperp.analysis.loss.leverage import Curve, Leverage
+from hyperp.analysis.loss.leverage import CurveRecord, Leverage
 from hyperp.analysis.report.text.loss import show_leverage
 
 
 def test_a_curve_at_a_bound_that_has_not_converged_says_both(capsys):
-    curve = Curve.model_construct(
+    curve = CurveRecord.model_construct(
         name="muon",
         parameters={"E": 1.0, "A": 2.0, "b": 0.1},
         scatter=0.01,
