@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.optim import SSO, GroupedOptimizer, MuonH
-from hyperp.optim.split import By, gate_up_split, qkv_split, split_rows
+from hyperp.optim.split import SplitBy, gate_up_split, qkv_split, split_rows
 
 torch.set_num_threads(1)
 WIDTH, HEADS, KV, SIZE = 8, 4, 2, 4
@@ -95,7 +95,7 @@ def test_components_are_all_queries_all_keys_all_values(interleaved):
         heads.sort(key=lambda head: "qkv".index(head[0]))
     for name, g in heads:
         names += [f"{name}{g}"] * SIZE
-    expectations: dict[By, list[set[str]]] = {
+    expectations: dict[SplitBy, list[set[str]]] = {
         "component": [{"q0", "q1"}, {"k0", "k1"}, {"v0", "v1"}],
         "group": [{"q0", "k0", "v0"}, {"q1", "k1", "v1"}],
     }
