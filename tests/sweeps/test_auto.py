@@ -10,7 +10,6 @@ from hyperp.rundir import record
 from hyperp.sweeps.auto import MIN_SLICES, AutoGoal, law_slices, parse_until, search_rate
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.table.runs import collect
 from hyperp.training.train import base_record
 
 WORDS = [
@@ -42,11 +41,7 @@ def searched(root, goal, scatter=0.02, words=WORDS):
         rounds.append(some)
         trained(some, scatter)
 
-    def table():
-        collect(root, root / "runs.parquet", print)
-        return root / "runs.parquet"
-
-    return plan, search_rate(plan, goal, do, steps.append, table), steps, rounds
+    return plan, search_rate(plan, goal, do, steps.append), steps, rounds
 
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
@@ -147,13 +142,13 @@ def test_a_law_is_of_the_runs_that_differ_in_one_size_alone(tmp_path):
     assert {point.blocks for one in law_slices(plan, "tokens") for point in one} == {("a",)}
     with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
         law_slices(plan, "lr")
-    with pytest.raises(ValueError, match="must have 3 or more sizes of depth with all else alike, got 2"):
+    with pytest.raises(ValueError, match=r"must have 3 .* sizes of depth .*, got 2"):
         law_slices(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
     twin = other.replace("65536]", "65536,131072,262144,524288,1048576]")
-    with pytest.raises(ValueError, match="got 2 with 7 sizes each: of the blocks a, b leave some out"):
+    with pytest.raises(ValueError, match=r"got 2 with 7 sizes each: .*blocks a, b.*~sweep\.blocks\.a"):
         law_slices(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
     words = ["scale.tokens=16384,32768,65536", "optim=muonh,adamw", "base_lr=0.01,0.02"]
-    with pytest.raises(ValueError, match="got 2 with 3 sizes each: give one value of what else varies"):
+    with pytest.raises(ValueError, match="got 2 with 3 sizes each"):
         law_slices(make_plan([*words, f"runtime.root={tmp_path}"]), "tokens")
 
 
@@ -161,5 +156,5 @@ def test_what_is_asked_for():
     asked = ("interval=15%", "interval=0.15", "interval=7.5%")
     assert [parse_until(text) for text in asked] == pytest.approx([0.15, 0.15, 0.075], rel=1e-12, abs=0)
     for wrong in ("", "interval=0%", "loss=1", "interval=-3%", "15%"):
-        with pytest.raises(ValueError, match=r"--until must be such as interval=15%, got "):
+        with pytest.raises(ValueError, match=r"--until must .*, got "):
             parse_until(wrong)

@@ -269,7 +269,18 @@ def test_help_teaches_by_examples():
     assert listed == ["plan", "run", "submit", "status", "cancel", "logs", "collect", "auto"]
     for command in listed:
         assert f"hyperp-sweep {command}" in text
-        assert f"Example: hyperp-sweep {command}" in sweep(command, "--help").stdout
+        assert f"Example: hyperp-sweep {command}" in sweep(command, "-h").stdout
+    assert "..." not in text.partition("Commands:")[2]  # no summary is cut
+    assert "--show-completion" not in text
+    assert sweep("-h").stdout == text
+
+
+def test_the_shell_completes_commands_and_options():
+    for line, wanted in (("hyperp-sweep co", {"collect"}), ("hyperp-sweep collect --o", {"--output"})):
+        given = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        environment = {**os.environ, "_HYPERP_SWEEP_COMPLETE": "complete_bash", **given}
+        done = subprocess.run([COMMAND], env=environment, capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == wanted
 
 
 def wait_for(condition, seconds=60):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperp.rundir.record import CAUSES
-from hyperp.sweeps.cli.start import _under_way
+from hyperp.sweeps.launch import under_way
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.sweeps.slurm import commands, submissions
 from hyperp.sweeps.slurm.job import count_stops
@@ -188,7 +188,7 @@ def test_of_processes_the_field_that_was_set_is_named(words, named, tmp_path):
             for words, message in UNSHARED
         ),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
-        (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
+        (["auto", "+experiment=demo"], r"--until must .*, got ''"),
         (["logs", "nowhere", "0123456789ab"], r"ROOT must be .*, got nowhere, which is no folder"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_slurm_that_does_not_answer_leaves_auto_waiting(tmp_path, monkeypatch,
     ids = [[point.run_id] for point in plan.points]
     submissions.append_submission(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", ids))
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
-    assert _under_way(plan)
+    assert under_way(plan)
     assert "asking again" in capsys.readouterr().err
     (tmp_path / submissions.NAME).unlink()  # nothing was sent: nothing to wait for
-    assert not _under_way(plan)
+    assert not under_way(plan)
