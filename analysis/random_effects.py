@@ -84,9 +84,9 @@ def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> Meta
     total = v + tau2
     if not total.any():  # the points lie exactly on a line
         total = np.ones(K)
-        beta, residuals, bread = _weighted(y, X, total)
+        beta, residuals, bread = _weighted_least_squares(y, X, total)
         return MetaRegression(beta, 0 * bread, 0.0, K - P, 0.0, 0.0, residuals)
-    beta, residuals, bread = _weighted(y, X, total)
+    beta, residuals, bread = _weighted_least_squares(y, X, total)
     residual_sd = math.sqrt(float(residuals @ residuals) / (K - P))
     return MetaRegression(beta, bread, tau2, K - P, float(v.mean()), residual_sd, residuals)
 
@@ -94,7 +94,7 @@ def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> Meta
 def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
     """The tau^2 at which sum r^2/(v + tau^2) equals K - P, or 0 where it is below that already."""
     df = len(y) - X.shape[1]
-    _, ols_residuals, _ = _weighted(y, X, np.ones(len(y)))
+    _, ols_residuals, _ = _weighted_least_squares(y, X, np.ones(len(y)))
     # The weighted sum is at most RSS_ols/tau^2, so this bounds the root from above.
     upper = float(ols_residuals @ ols_residuals) / df
     if upper <= 1e-28 * max(1.0, float(y @ y)):
@@ -106,7 +106,7 @@ def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
 
     def excess(tau2: float) -> float:
         total = np.maximum(v + tau2, 1e-12 * upper)
-        return float(np.sum(_weighted(y, X, total)[1] ** 2 / total)) - df
+        return float(np.sum(_weighted_least_squares(y, X, total)[1] ** 2 / total)) - df
 
     if excess(0.0) <= 0:
         return 0.0
@@ -115,7 +115,7 @@ def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
     return float(brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-12))  # pyright: ignore
 
 
-def _weighted(
+def _weighted_least_squares(
     y: np.ndarray, X: np.ndarray, variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coefficients, residuals and (X' W X)^-1 for W = 1/variance."""

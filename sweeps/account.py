@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperp.files import HeldError, lock
-from hyperp.rundir.failure import LOST as LOST_RANK
+from hyperp.rundir.failure import RANK_LOST
 from hyperp.rundir.record import Record
 from hyperp.sweeps import console
 from hyperp.sweeps.local import background_pools
@@ -203,7 +203,7 @@ def files_say(run: Run, sent: SubmittedRun) -> str:
     if run.damaged:
         return "failed"
     if run.status == "failed":
-        guess = run.record is not None and run.record.cause == LOST_RANK
+        guess = run.record is not None and run.record.cause == RANK_LOST
         return ("lost a rank" if guess else "failed") if sent.wrote(run.record) else "failed before"
     return "planned"
 

@@ -32,7 +32,7 @@ from hyperp.sweeps.slurm import submissions
 from hyperp.sweeps.slurm.commands import cancel_jobs, queued_jobs
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.sweeps.slurm.submit import SlurmLauncher, check_rank_batches, read_slurm_launcher, submit_arrays
-from hyperp.training import memory
+from hyperp.training.memory import check_memory
 
 WATCH_SECONDS = 5.0  # between two looks at a sweep that is under way
 
@@ -258,7 +258,7 @@ def undone_points(plan: Plan, runs: Sequence[Run]) -> list[Point]:
         from hyperp.training.trainer import resolve_device  # imports torch
 
         for point in todo:
-            memory.check(point.config.scale, model_shape(point.config))
+            check_memory(point.config.scale, model_shape(point.config))
         check_buildable(todo)
         for name in {point.config.runtime.device for point in todo} - {"auto"}:
             resolve_device(name)

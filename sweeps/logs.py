@@ -12,8 +12,8 @@ from hyperp.sweeps.runs.run import load_record, output_file_name
 
 def read_logs(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     """A run's logs and tracebacks by path: of rank 0 and the rank that failed first, or of `rank`."""
-    run_dir, failures = root / run_id, {one.rank: one for one in failure.told(root / run_id)}
-    failing = failure.failing_rank(run_dir)
+    run_dir, failures = root / run_id, {one.rank: one for one in failure.read_failures(root / run_id)}
+    failing = failure.first_failing_rank(run_dir)
     ranks = [rank] if rank is not None else sorted({0, failing or 0})
     found = _texts([run_dir / output_file_name(one) for one in ranks])
     traced = _texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
@@ -21,7 +21,7 @@ def read_logs(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     if rank is None and traced_rank not in failures:  # it was killed; another rank's traceback says where
         traced_rank = min(failures, default=None)
     if not traced and traced_rank in failures:
-        traced = {run_dir / failure.TOLD.format(rank=traced_rank): failures[traced_rank].traceback}
+        traced = {run_dir / failure.ERROR_FILE.format(rank=traced_rank): failures[traced_rank].traceback}
     found |= traced | _texts(_of_job(root, run_id, ranks))
     if rank is None and not found:  # the run may have failed before it could print
         return _texts(background_pools.pool_logs(root, run_id))

@@ -1,9 +1,9 @@
 """Coordinate check: how activations, and their change since initialisation, grow with the width.
 
-A parametrization passes in muP's sense (arXiv 2203.03466) if neither does, at any of the first steps. The
+A parametrization passes in muP's sense (arXiv 2203.03466) if neither grows at any of the first steps. The
 size of an activation is its root mean square over a probe, as a run wrote it; its slope is
-d log(size) / d log(width). A width at which any seed diverged has no slope to pass by: its verdict is that it
-diverged, whatever the other seeds did.
+d log(size) / d log(width). If any seed diverged at a width, the verdict on every slope of that series is that
+it diverged, whatever the other seeds did.
 """
 
 import math
@@ -19,23 +19,23 @@ from hyperp.analysis.files import Strict
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import FLAT, LEVEL
+from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
 
 Measure = Literal["size", "change"]
 Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-KINDS = {
+ACTIVATIONS = {
     "attention": "attention output",
     "mlp": "MLP output",
     "residual": "residual stream",
     "logits": "logits",
 }
-COLUMNS = ("run_id", *COORDINATES)
+REQUIRED_COLUMNS = ("run_id", *COORDINATES)
 
 
-class Sizes(Strict):
-    """Means over seeds (geometric) at one width and step, with the smallest and the largest seed."""
+class SizeAtWidth(Strict):
+    """Size at one width and step: geometric mean over seeds, with the smallest and the largest seed."""
 
     measure: Measure
     step: int
@@ -47,10 +47,10 @@ class Sizes(Strict):
 
 
 class Slope(Strict):
-    """d log(size) / d log(width) at one step: mean over the slopes of seeds, with its t interval over them.
+    """d log(size) / d log(width) at one step: the mean over the slopes of seeds, with its t interval.
 
-    None where there are too few seeds; `seeds` are those that have every width that is left. `diverged` are
-    the widths at which a run diverged, or measured at this step what was not finite.
+    `value`, `low` and `high` are None where there are too few seeds; `seeds` counts those that have every
+    width. `diverged` are the widths at which a run diverged or had a value that was not finite at this step.
     """
 
     measure: Measure
@@ -63,30 +63,31 @@ class Slope(Strict):
     diverged: list[int]
 
     @property
-    def words(self) -> str:
-        """The verdict, with the widths that diverged."""
-        return diverged_words(self.diverged) if self.diverged else self.verdict
+    def text(self) -> str:
+        """The verdict, or the widths that diverged."""
+        return diverged_text(self.diverged) if self.diverged else self.verdict
 
 
-class Kind(Strict):
-    """One kind of activation of one series; `layer` is the block it was taken from, the last one."""
+class Activation(Strict):
+    """One kind of activation of one series; `layer` is the block that it was taken from, the last one."""
 
     quantity: str
     layer: int | None
-    sizes: list[Sizes]
+    sizes: list[SizeAtWidth]
     slopes: list[Slope]
 
 
-class Series(Strict):
-    """Runs that differ in width and seed alone; `left_out` counts those that cannot be used, by reason.
+class WidthSeries(Strict):
+    """Runs that differ in width and seed only.
 
-    `widths` are those of runs that finished, `diverged` those of runs that diverged.
+    `widths` are those of runs that finished, `diverged` those of runs that diverged; `left_out` counts the
+    runs that cannot be used, by reason.
     """
 
     context: dict[str, str]
     held: dict[str, int | float]
     widths: list[int]
-    kinds: list[Kind]
+    kinds: list[Activation]
     left_out: dict[str, int]
     diverged: list[int]
 
@@ -96,8 +97,8 @@ class Series(Strict):
         return ", ".join(filter(None, (self.context["parametrization"], self.context["optimizer"]))) or "runs"
 
 
-def verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
-    """Flat if the whole interval is within the tolerance of 0, grows or shrinks if it is wholly beyond it."""
+def slope_verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
+    """Flat if the whole interval lies within `tolerance` of 0, grows or shrinks if it lies wholly beyond."""
     if low is None or high is None:
         return "unclear"
     if low > tolerance:
@@ -107,16 +108,16 @@ def verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
     return "flat" if -tolerance <= low and high <= tolerance else "unclear"
 
 
-def diverged_words(widths: Sequence[int]) -> str:
+def diverged_text(widths: Sequence[int]) -> str:
     """Such as "diverged at width 256, 512"."""
     return f"diverged at width {', '.join(map(str, widths))}"
 
 
 def read_coordinates(runs: Runs) -> pd.DataFrame:
-    """The long table beside the table of runs.
+    """Read the table of activations beside the table of runs, a row per run, step, quantity and layer.
 
     Raises:
-        ValueError: it is not there, or lacks a column.
+        ValueError: the file does not exist, or one of the two tables lacks a column.
     """
     path = Path(runs.path)
     path = coordinates_beside(path / "runs.parquet" if path.is_dir() else path)
@@ -126,7 +127,7 @@ def read_coordinates(runs: Runs) -> pd.DataFrame:
             "and `hyperp-sweep collect` writes them there"
         )
     frame = read_table(path).frame
-    for name in COLUMNS:
+    for name in REQUIRED_COLUMNS:
         if name not in frame.columns:
             raise ValueError(f"{path} lacks the column {name}; it has {', '.join(map(str, frame.columns))}")
     if "run_id" not in runs.frame.columns:
@@ -138,10 +139,17 @@ def coordinate_check(
     runs: Runs,
     long: pd.DataFrame,
     where: Mapping[str, str] | None = None,
-    tolerance: float = FLAT,
+    tolerance: float = FLAT_SLOPE,
     level: float = LEVEL,
-) -> list[Series]:
-    """Sizes and slopes of every series of runs; one whose runs have all failed has no widths and no kinds.
+) -> list[WidthSeries]:
+    """Sizes and slopes of every series of runs; a series whose runs all failed has no widths and no kinds.
+
+    Args:
+        runs: the table of runs.
+        long: activations of the runs, from `read_coordinates`.
+        where: only runs with these values in these columns.
+        tolerance: a slope whose whole interval lies this close to 0 is flat.
+        level: coverage of the intervals.
 
     Raises:
         ValueError: the tolerance is not positive and finite, or the table has no width.
@@ -155,7 +163,7 @@ def coordinate_check(
     held = [n for n in (*COVARIATES, "base_lr") if n in frame.columns and n != "width"]
     keys = [*CONTEXT, *held]
     groups = [group for _, group in frame.groupby(keys, sort=True, dropna=False)]
-    found = [_series(group, long, held, tolerance, level) for group in groups]
+    found = [_check_series(group, long, held, tolerance, level) for group in groups]
     found = [one for one in found if one is not None]
     most = max(found, key=lambda one: len(one.widths), default=None)
     if most is None or not most.widths:
@@ -166,9 +174,9 @@ def coordinate_check(
     return found
 
 
-def _series(
+def _check_series(
     group: pd.DataFrame, long: pd.DataFrame, held: Sequence[str], tolerance: float, level: float
-) -> Series | None:
+) -> WidthSeries | None:
     """None if no run of the group has activations."""
     measured = group["run_id"].isin(long["run_id"])
     if not measured.any():
@@ -180,13 +188,13 @@ def _series(
     rows = rows[(rows["layer"] == last) | last.isna()]
     first = group.iloc[0]
     diverged = sorted({int(width) for width in group.loc[group["status"] == "diverged", "width"]})
-    return Series(
+    return WidthSeries(
         context={name: str(first[name]) for name in CONTEXT},
         held={name: first[name].item() for name in held},
         widths=sorted(rows["width"].unique().tolist()),
         kinds=[
-            _kind(quantity, rows[rows["quantity"] == quantity], diverged, tolerance, level)
-            for quantity in KINDS
+            _check_activation(quantity, rows[rows["quantity"] == quantity], diverged, tolerance, level)
+            for quantity in ACTIVATIONS
             if (rows["quantity"] == quantity).any()
         ],
         left_out={str(name): int(count) for name, count in sorted(left_out.items())},
@@ -194,9 +202,11 @@ def _series(
     )
 
 
-def _kind(quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance: float, level: float) -> Kind:
+def _check_activation(
+    quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance: float, level: float
+) -> Activation:
     layer = rows["layer"].max()
-    sizes: list[Sizes] = []
+    sizes: list[SizeAtWidth] = []
     slopes: list[Slope] = []
     for measure, column in zip(MEASURES, ("rms", "change_rms"), strict=True):
         for step, at in rows.groupby("step"):
@@ -206,24 +216,26 @@ def _kind(quantity: str, rows: pd.DataFrame, diverged: Sequence[int], tolerance:
             grid = at.pivot_table(index="seed", columns="width", values=column, aggfunc="mean", dropna=False)
             log = np.log(grid.where((grid > 0) & np.isfinite(grid)).to_numpy(dtype="float64"))
             widths = [int(width) for width in grid.columns]
-            sizes += _sizes(measure, step, widths, log)
+            sizes += _sizes_over_seeds(measure, step, widths, log)
             lost = {int(width) for width in at.loc[~np.isfinite(at[column]), "width"]}
-            slope = _slope(measure, step, widths, log, tolerance, level)
+            slope = _fit_slope(measure, step, widths, log, tolerance, level)
             if gone := sorted(lost.union(diverged)):
                 slope = slope.model_copy(update={"verdict": "diverged", "diverged": gone})
             slopes.append(slope)
-    return Kind(quantity=quantity, layer=None if pd.isna(layer) else int(layer), sizes=sizes, slopes=slopes)
+    return Activation(
+        quantity=quantity, layer=None if pd.isna(layer) else int(layer), sizes=sizes, slopes=slopes
+    )
 
 
-def _sizes(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> list[Sizes]:
-    """Of logarithms (seeds, widths), NaN where a run is missing or not finite."""
+def _sizes_over_seeds(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> list[SizeAtWidth]:
+    """Sizes over seeds; `log` (seeds, widths) has logarithms, NaN where a run is missing or not finite."""
     found = []
     for width, column in zip(widths, log.T, strict=True):
         there = column[~np.isnan(column)]
         if len(there):
             ends = [float(np.exp(f(there))) for f in (np.mean, np.min, np.max)]
             found.append(
-                Sizes(
+                SizeAtWidth(
                     measure=measure,
                     step=step,
                     width=width,
@@ -236,15 +248,15 @@ def _sizes(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> l
     return found
 
 
-def _slope(
+def _fit_slope(
     measure: Measure, step: int, widths: list[int], log: np.ndarray, tolerance: float, level: float
 ) -> Slope:
-    """One slope by least squares for each seed that has every width; their spread is the error."""
-    whole = log[~np.isnan(log).any(axis=1)]
-    seeds, value, low, high = len(whole), None, None, None
+    """Fit a slope by least squares for each seed that has every width; their spread gives the interval."""
+    complete = log[~np.isnan(log).any(axis=1)]
+    seeds, value, low, high = len(complete), None, None, None
     if seeds and len(widths) > 1:
         x = np.log(widths) - np.mean(np.log(widths))
-        slopes = whole @ x / (x @ x)
+        slopes = complete @ x / (x @ x)
         value = float(slopes.mean())
         if seeds > 1:
             se = float(slopes.std(ddof=1)) / math.sqrt(seeds)
@@ -257,6 +269,6 @@ def _slope(
         value=value,
         low=low,
         high=high,
-        verdict=verdict(low, high, tolerance),
+        verdict=slope_verdict(low, high, tolerance),
         diverged=[],
     )

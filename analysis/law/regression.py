@@ -11,7 +11,7 @@ from hyperp.analysis.law.schema import BasinRecord, CurvatureTest, Estimate, Fix
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
 from hyperp.analysis.table.slices import Number, Slice, short_label, varying
-from hyperp.analysis.vocabulary import VARIES, Space
+from hyperp.analysis.vocabulary import VARYING_RATIO, Space
 
 LN2 = math.log(2.0)
 COLLINEAR = (
@@ -142,7 +142,7 @@ def still(values: Sequence[Number]) -> str | None:
     low, high = min(values), max(values)
     if low == high:
         return f"has one value, {low:.10g}"
-    if high < VARIES * low:
+    if high < VARYING_RATIO * low:
         return f"does not vary: {low:.6g} to {high:.6g} is a factor of {high / low:.3g}"
     return None
 
@@ -178,7 +178,6 @@ def leave_one_out(
     `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
     missing all of them together.
     """
-    from hyperp.analysis.law.predict import penalty
 
     misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
     found = []
@@ -190,7 +189,7 @@ def leave_one_out(
         cost = (
             None
             if basin is None or len(known) < len(rest)
-            else penalty(basin.at(one.covariates), (error, *known))
+            else basin.at(one.covariates).penalty((error, *known))
         )
         found.append(
             LeftOut(

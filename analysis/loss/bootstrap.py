@@ -5,11 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from hyperp.analysis.loss.fit import LossFit, held_parameters, parameters, predict, solver_points
-from hyperp.analysis.loss.solver import EXPONENTS, bounds, polish
+from hyperp.analysis.loss.fit import LossFit, pins_by_index, predict_loss, published_parameters, solver_points
+from hyperp.analysis.loss.solver import EXPONENTS, parameter_bounds, polish
 from hyperp.analysis.vocabulary import LEVEL
 
-Kind = Literal["pairs", "noise"]
+ResamplingKind = Literal["pairs", "noise"]
 PAIRS_FROM = 10  # points for each parameter: with fewer, resampled points leave parameters undetermined
 MOST = 2e8  # resamples times points; beyond it the wait takes minutes
 
@@ -19,12 +19,14 @@ class Draws:
     """z_RP of every resample (see LossFit.z_P), how they were drawn and how many did not converge."""
 
     z_RP: np.ndarray
-    kind: Kind
+    kind: ResamplingKind
     seed: int
     not_converged: int
 
 
-def bootstrap(fit: LossFit, count: int = 1000, seed: int = 0, kind: Kind | None = None) -> Draws:
+def bootstrap_loss(
+    fit: LossFit, count: int = 1000, seed: int = 0, kind: ResamplingKind | None = None
+) -> Draws:
     """Refit `count` resamples.
 
     "pairs" draws points with replacement. "noise" draws new losses about the law, normal in ln L, with a
@@ -52,9 +54,9 @@ def bootstrap(fit: LossFit, count: int = 1000, seed: int = 0, kind: Kind | None 
     else:
         df = n - fit.free
         spread = fit.scatter * np.sqrt(df / rng.chisquare(df, size=(count, 1)))
-        law = np.log(predict(fit, fit.z_P[None], fit.points.x_Kn))
+        law = np.log(predict_loss(fit, fit.z_P[None], fit.points.x_Kn))
         data = replace(data, y_Rn=law + spread * rng.normal(size=(count, n)))
-    low, high = bounds(data, held_parameters(fit.points, fit.pins))
+    low, high = parameter_bounds(data, pins_by_index(fit.points, fit.pins))
     K = len(fit.centre_K)
     best = polish(np.tile(fit.z_P, (count, 1)), data, low, high)
     z, value, done = best.z_RP, best.objective_R, best.converged_R
@@ -70,10 +72,10 @@ def bootstrap(fit: LossFit, count: int = 1000, seed: int = 0, kind: Kind | None 
     return Draws(z, kind, seed, int((~done).sum()))
 
 
-def intervals(fit: LossFit, draws: Draws, level: float = LEVEL) -> dict[str, tuple[float, float]]:
+def parameter_intervals(fit: LossFit, draws: Draws, level: float = LEVEL) -> dict[str, tuple[float, float]]:
     """The percentile interval of every parameter as published."""
     tail = (1 - level) / 2
-    low, high = np.quantile(parameters(draws.z_RP, fit.centre_K), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(published_parameters(draws.z_RP, fit.centre_K), [tail, 1 - tail], axis=0)
     return {n: (float(a), float(b)) for n, a, b in zip(fit.names, low, high, strict=True)}
 
 
@@ -83,8 +85,10 @@ def floor_interval(draws: Draws, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def band(fit: LossFit, draws: Draws, x_Km: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def loss_band(
+    fit: LossFit, draws: Draws, x_Km: np.ndarray, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
     """The percentile band of the law itself, not of one more run, at m places."""
     tail = (1 - level) / 2
-    low, high = np.quantile(predict(fit, draws.z_RP, x_Km), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(predict_loss(fit, draws.z_RP, x_Km), [tail, 1 - tail], axis=0)
     return low, high

@@ -10,7 +10,7 @@ from hyperp.analysis.table.read import to_number
 from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
-COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
+FORM_COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
 MOST = 50_000  # points of one law; its profile and resamples then take minutes
 DIGITS = 10  # two computes that agree to so many significant digits are one
 
@@ -58,19 +58,19 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
         ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
             mixes optimizers, metrics or other contexts.
     """
-    names = COLUMNS[form]
+    names = FORM_COLUMNS[form]
     missing = [name for name in ("loss", *names) if name not in frame.columns]
     if missing:
         raise ValueError(
             f"RUNS lacks the column(s) {', '.join(missing)} that form={form} needs; name them with "
             f"--map {missing[0]}=COLUMN; there are {', '.join(str(c) for c in frame.columns)}"
         )
-    _no_twins(frame)
-    kept, dropped = _usable(frame, names)
+    _refuse_duplicates(frame)
+    kept, dropped = _usable_rows(frame, names)
     if kept.empty:
         raise ValueError(f"RUNS holds no finished run with finite loss and {', '.join(names)}: {dropped}")
-    context = _context(kept)
-    cells, edges = (kept.assign(runs=1), 0) if all_rows else _cells(kept, names)
+    context = _single_context(kept)
+    cells, edges = (kept.assign(runs=1), 0) if all_rows else _best_of_cells(kept, names)
     if len(cells) > MOST:
         raise ValueError(f"RUNS gives {len(cells)} points, at most {MOST} make a law; use --where")
     x_Kn = cells[list(names)].to_numpy().T
@@ -93,7 +93,7 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
     )
 
 
-def further(points: LossPoints, **at: float) -> dict[str, Any]:
+def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
     """A suggestion: a run at such a compute, or at such parameters and tokens, from the largest cell.
 
     More compute is the same model on more tokens where the table says how many; other parameters are another
@@ -108,7 +108,7 @@ def further(points: LossPoints, **at: float) -> dict[str, Any]:
     return {**points.context, **sizes, **rounded, "lr": list(points.rates)}
 
 
-def _no_twins(frame: pd.DataFrame) -> None:
+def _refuse_duplicates(frame: pd.DataFrame) -> None:
     if not {"seed", "run_id"} & set(frame.columns):  # two seeds may round to the same loss
         return
     twins = frame.duplicated(keep=False).to_numpy()
@@ -121,7 +121,7 @@ def _no_twins(frame: pd.DataFrame) -> None:
         )
 
 
-def _usable(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
     dropped: dict[str, int] = {}
     kept = frame
     if "status" in frame.columns:
@@ -145,7 +145,7 @@ def _usable(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, 
     return kept, dropped
 
 
-def _context(kept: pd.DataFrame) -> dict[str, str]:
+def _single_context(kept: pd.DataFrame) -> dict[str, str]:
     context = {}
     for name in (n for n in CONTEXT if n in kept.columns):
         values = sorted(str(v) for v in kept[name].dropna().unique())
@@ -158,7 +158,7 @@ def _context(kept: pd.DataFrame) -> dict[str, str]:
     return context
 
 
-def _cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
+def _best_of_cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
     """One row a cell, with the loss of its best rate; and how many best rates lie at the edge of theirs."""
     settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in names]
     keys = {n: kept[n].map(lambda v: float(f"{v:.{DIGITS}g}")) for n in names}

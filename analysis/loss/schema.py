@@ -1,21 +1,27 @@
 """The file loss.json: a loss law with its intervals, its status, its points and the profile of its floor."""
 
 import datetime
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hyperp import __version__
 from hyperp.analysis.files import Strict, load_json, write_text
-from hyperp.analysis.loss.bootstrap import Draws, Kind, intervals
-from hyperp.analysis.loss.fit import LossFit, Profile, farther, parameters, predict
-from hyperp.analysis.loss.points import COLUMNS, Form
+from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, parameter_intervals
+from hyperp.analysis.loss.fit import (
+    FloorProfile,
+    LossFit,
+    extrapolation_point,
+    predict_loss,
+    published_parameters,
+)
+from hyperp.analysis.loss.points import FORM_COLUMNS, Form
 from hyperp.analysis.vocabulary import LEVEL
 
-SCHEMA_VERSION = 1
-TEXT: dict[Form, str] = {
+LOSS_SCHEMA_VERSION = 1
+FORMULAS: dict[Form, str] = {
     "power": "L(C) = E + A C^-b",
     "chinchilla": "L(N, D) = E + A N^-alpha + B D^-beta",
 }
@@ -53,7 +59,7 @@ class Resampling(Strict):
     """How the intervals were made."""
 
     count: int = Field(ge=2)
-    kind: Kind
+    kind: ResamplingKind
     seed: int
     level: float = Field(gt=0, lt=1)
     not_converged: int = Field(ge=0)
@@ -68,7 +74,7 @@ class LossLaw(Strict):
     `extrapolated_at`, ten times the largest compute.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = LOSS_SCHEMA_VERSION
     form: Form
     formula: str
     parameters: dict[str, Parameter]
@@ -109,12 +115,14 @@ class LossLaw(Strict):
         return self
 
 
-def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mapping[str, Any]) -> LossLaw:
+def loss_law_record(
+    fit: LossFit, profile: FloorProfile, draws: Draws | None, source: Mapping[str, Any]
+) -> LossLaw:
     """The law as it is written; `source` holds mapping, where, records, records_sha256 and command."""
-    points, names = fit.points, COLUMNS[fit.points.form]
+    points, names = fit.points, FORM_COLUMNS[fit.points.form]
     return LossLaw(
         form=points.form,
-        formula=TEXT[points.form],
+        formula=FORMULAS[points.form],
         parameters=_parameters(fit, draws),
         objective=fit.objective,
         delta=fit.delta,
@@ -125,7 +133,7 @@ def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mappin
         scatter=fit.scatter,
         resampling=None if draws is None else _resampling(draws),
         profile=_profile_rows(fit, profile),
-        extrapolated_at=dict(zip(names, farther(points).tolist(), strict=True)),
+        extrapolated_at=dict(zip(names, extrapolation_point(points).tolist(), strict=True)),
         points=_points(fit),
         all_rows=points.all_rows,
         edges=points.edges,
@@ -133,15 +141,15 @@ def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mappin
         dropped=points.dropped,
         context=points.context,
         metric=points.metric,
-        version=importlib.metadata.version("hyperp-scaling"),
+        version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **source,
     )
 
 
 def _parameters(fit: LossFit, draws: Draws | None) -> dict[str, Parameter]:
-    values = parameters(fit.z_P[None], fit.centre_K)[0].tolist()
-    ranges = {} if draws is None else intervals(fit, draws, LEVEL)
+    values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+    ranges = {} if draws is None else parameter_intervals(fit, draws, LEVEL)
     found = {}
     for name, value in zip(fit.names, values, strict=True):
         low, high = (None, None) if name in fit.pins else ranges.get(name, (None, None))
@@ -160,8 +168,8 @@ def _resampling(draws: Draws) -> Resampling:
 
 
 def _points(fit: LossFit) -> list[LossPoint]:
-    points, names = fit.points, COLUMNS[fit.points.form]
-    law_n = predict(fit, fit.z_P[None], points.x_Kn)[0]
+    points, names = fit.points, FORM_COLUMNS[fit.points.form]
+    law_n = predict_loss(fit, fit.z_P[None], points.x_Kn)[0]
     columns = (points.x_Kn.T.tolist(), points.loss_n.tolist(), law_n.tolist(), points.runs_n.tolist())
     return [
         LossPoint(at=dict(zip(names, x, strict=True)), loss=loss, law=law, runs=runs)
@@ -169,7 +177,7 @@ def _points(fit: LossFit) -> list[LossPoint]:
     ]
 
 
-def _profile_rows(fit: LossFit, profile: Profile) -> list[ProfileRow]:
+def _profile_rows(fit: LossFit, profile: FloorProfile) -> list[ProfileRow]:
     """The rise is over the least of the profile; None where the law goes through every point."""
     K = len(fit.centre_K)
     least = float(profile.objective_F.min())
@@ -197,4 +205,4 @@ def save_loss(law: LossLaw, path: str | Path) -> None:
 
 def load_loss(path: str | Path) -> LossLaw:
     """Read loss.json; see law.load_json."""
-    return load_json(path, LossLaw, SCHEMA_VERSION)
+    return load_json(path, LossLaw, LOSS_SCHEMA_VERSION)

@@ -18,7 +18,7 @@ NEGLIGIBLE = 1e-9  # of the smallest loss, below which a term or the floor count
 
 
 @dataclass(frozen=True)
-class Points:
+class SolverPoints:
     """What is fitted: u_Kn = ln(x / its geometric mean), y_Rn = ln(loss), weights_Rn; R may be 1."""
 
     u_Kn: np.ndarray
@@ -26,7 +26,7 @@ class Points:
     weights_Rn: np.ndarray
     delta: float
 
-    def rows(self, index: np.ndarray | slice) -> "Points":
+    def rows(self, index: np.ndarray | slice) -> "SolverPoints":
         """The same points with the chosen losses and weights, where these differ between fits."""
         y = self.y_Rn if len(self.y_Rn) == 1 else self.y_Rn[index]
         weights = self.weights_Rn if len(self.weights_Rn) == 1 else self.weights_Rn[index]
@@ -43,7 +43,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class State:
+class HuberSum:
     """Huber sum, its gradient, its Hessian without second derivatives of the law, and the majoriser's."""
 
     value_R: np.ndarray
@@ -65,7 +65,7 @@ def log_law(z_RP: np.ndarray, u_Kn: np.ndarray) -> np.ndarray:
     return np.log(z_RP[:, :1] + terms.sum(axis=1))
 
 
-def bounds(points: Points, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+def parameter_bounds(points: SolverPoints, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest (P,) parameters; a pinned one has both alike. `pins` is by parameter index."""
     K = len(points.u_Kn)
     loss = np.exp([points.y_Rn.min(), points.y_Rn.max()])
@@ -76,7 +76,7 @@ def bounds(points: Points, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarr
     return low, high
 
 
-def evaluate(z_RP: np.ndarray, points: Points) -> State:
+def evaluate_huber_sum(z_RP: np.ndarray, points: SolverPoints) -> HuberSum:
     """The Huber sum and its derivatives at every row of z."""
     K = len(points.u_Kn)
     terms = np.exp(z_RP[:, 1 : 1 + K, None] - z_RP[:, 1 + K :, None] * points.u_Kn)
@@ -91,11 +91,11 @@ def evaluate(z_RP: np.ndarray, points: Points) -> State:
     gradient = np.matmul(jacobian, (irls * residual)[:, :, None])[:, :, 0]
     newton = jacobian * (points.weights_Rn * inside)[:, None]
     transposed = jacobian.transpose(0, 2, 1)
-    return State(value, gradient, newton @ transposed, (jacobian * irls[:, None]) @ transposed)
+    return HuberSum(value, gradient, newton @ transposed, (jacobian * irls[:, None]) @ transposed)
 
 
 def polish(
-    z_RP: np.ndarray, points: Points, low_RP: np.ndarray, high_RP: np.ndarray, steps: int = 300
+    z_RP: np.ndarray, points: SolverPoints, low_RP: np.ndarray, high_RP: np.ndarray, steps: int = 300
 ) -> Solution:
     """Projected Newton from each row of z within its box, damped in the metric of the Huber majoriser.
 
@@ -115,17 +115,17 @@ def polish(
 
 
 def _polish(
-    z_RP: np.ndarray, points: Points, low_RP: np.ndarray, high_RP: np.ndarray, steps: int
+    z_RP: np.ndarray, points: SolverPoints, low_RP: np.ndarray, high_RP: np.ndarray, steps: int
 ) -> Solution:
     z_out = np.clip(z_RP, low_RP, high_RP)
     value_out, done_out = np.full(len(z_RP), np.inf), np.zeros(len(z_RP), dtype=bool)
     active = np.arange(len(z_RP))
     z, low, high, own = z_out.copy(), low_RP, high_RP, points
-    damping, state = np.full(len(z), 1.0), evaluate(z, points)
+    damping, state = np.full(len(z), 1.0), evaluate_huber_sum(z, points)
     scale = points.weights_Rn.sum(axis=1) * points.delta**2  # Huber sums in this unit are of order one
     scale = np.broadcast_to(scale, len(z))
     for _ in range(steps):
-        step, gain = _step(z, state, damping, low, high)
+        step, gain = _newton_step(z, state, damping, low, high)
         done = (gain <= 1e-11 * (state.value_R + 1e-4 * scale)) & (damping <= 1.0)
         stuck = damping > 1e12
         if (leave := done | stuck).any():
@@ -137,7 +137,7 @@ def _polish(
             if not len(active):
                 break
         trial = np.clip(z + step, low, high)
-        new = evaluate(trial, own)
+        new = evaluate_huber_sum(trial, own)
         better = new.value_R < state.value_R
         z, state = np.where(better[:, None], trial, z), _choose(better, new, state)
         damping = np.where(better, np.maximum(damping / 6, 1e-9), damping * 4)
@@ -145,8 +145,8 @@ def _polish(
     return Solution(z_out, value_out, done_out)
 
 
-def _step(
-    z_RP: np.ndarray, state: State, damping_R: np.ndarray, low_RP: np.ndarray, high_RP: np.ndarray
+def _newton_step(
+    z_RP: np.ndarray, state: HuberSum, damping_R: np.ndarray, low_RP: np.ndarray, high_RP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the box, and the decrease that its quadratic model expects.
 
@@ -160,19 +160,21 @@ def _step(
     ridge = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-12 * diagonal + 1e-300
     index = np.arange(z_RP.shape[1])
     matrix[:, index, index] += ridge
-    step = _solve(matrix, g, held, np.zeros_like(g))
+    step = _solve_free(matrix, g, held, np.zeros_like(g))
     for _ in index:
         inside = np.clip(z_RP + step, low_RP, high_RP) - z_RP
         crossing = ~held & (inside != step) & ((z_RP + step < low_RP) | (z_RP + step > high_RP))
         if not crossing.any():
             break
         held = held | crossing
-        step = _solve(matrix, g, held, np.where(held, inside, 0.0))
+        step = _solve_free(matrix, g, held, np.where(held, inside, 0.0))
     curved = np.matmul(matrix, step[:, :, None])[:, :, 0]
     return step, np.abs(((g + 0.5 * curved) * step).sum(axis=1))
 
 
-def _solve(matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP: np.ndarray) -> np.ndarray:
+def _solve_free(
+    matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP: np.ndarray
+) -> np.ndarray:
     """The minimum of g s + s M s / 2 with the steps of `held_RP` given by `to_RP`."""
     free = ~held_RP
     pull = g_RP + np.matmul(matrix_RPP, to_RP[:, :, None])[:, :, 0]
@@ -183,23 +185,25 @@ def _solve(matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP:
     return np.where(held_RP, to_RP, step)
 
 
-def _take(state: State, keep: np.ndarray) -> State:
-    return State(
+def _take(state: HuberSum, keep: np.ndarray) -> HuberSum:
+    return HuberSum(
         state.value_R[keep], state.gradient_RP[keep], state.hessian_RPP[keep], state.majoriser_RPP[keep]
     )
 
 
-def _choose(first: np.ndarray, a: State, b: State) -> State:
+def _choose(first: np.ndarray, a: HuberSum, b: HuberSum) -> HuberSum:
     pairs = (
         (a.value_R, b.value_R),
         (a.gradient_RP, b.gradient_RP),
         (a.hessian_RPP, b.hessian_RPP),
         (a.majoriser_RPP, b.majoriser_RPP),
     )
-    return State(*(np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs))
+    return HuberSum(*(np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs))
 
 
-def project(exponents_RK: np.ndarray, points: Points, floor_R: np.ndarray | None, rounds: int = 6):
+def fit_linear_parameters(
+    exponents_RK: np.ndarray, points: SolverPoints, floor_R: np.ndarray | None, rounds: int = 6
+):
     """The best non-negative (E, A) for given exponents: reweighted non-negative least squares.
 
     Args:
@@ -218,14 +222,16 @@ def project(exponents_RK: np.ndarray, points: Points, floor_R: np.ndarray | None
     for _ in range(rounds):
         design = columns * (np.sqrt(weights) / law)[:, None]
         target = np.broadcast_to(np.sqrt(weights) * (1 - residual), design[:, 0].shape)
-        linear = nonnegative(design, target, floor_R)
+        linear = nonnegative_least_squares(design, target, floor_R)
         law = np.einsum("rm,rmn->rn", linear, columns)
         residual = np.log(law) - points.y_Rn
         weights = points.weights_Rn / np.maximum(np.abs(residual) / points.delta, 1.0)
     return linear, (points.weights_Rn * huber(residual, points.delta)).sum(axis=1)
 
 
-def nonnegative(design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarray | None) -> np.ndarray:
+def nonnegative_least_squares(
+    design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarray | None
+) -> np.ndarray:
     """Exact non-negative least squares for M of at most three, by trying every set of positive columns.
 
     `first_R` holds the first column's coefficient. Returns (R, M).
@@ -255,12 +261,14 @@ def nonnegative(design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarr
     return out
 
 
-def basins(points: Points, low: np.ndarray, high: np.ndarray, most: int = 6) -> np.ndarray:
+def starting_points(points: SolverPoints, low: np.ndarray, high: np.ndarray, most: int = 6) -> np.ndarray:
     """Starts (S, P), best first: the local minima of the inner problem on a grid of exponents."""
     K, n = points.u_Kn.shape
     if n > GRID_ROWS:
         some = np.linspace(0, n - 1, GRID_ROWS).astype(int)
-        points = Points(points.u_Kn[:, some], points.y_Rn[:, some], points.weights_Rn[:, some], points.delta)
+        points = SolverPoints(
+            points.u_Kn[:, some], points.y_Rn[:, some], points.weights_Rn[:, some], points.delta
+        )
     axes = [
         np.array([low[1 + K + k]]) if low[1 + K + k] == high[1 + K + k] else np.geomspace(0.03, 2.0, GRID[K])
         for k in range(K)
@@ -270,16 +278,16 @@ def basins(points: Points, low: np.ndarray, high: np.ndarray, most: int = 6) -> 
     for start in range(0, len(grid), size):
         part = grid[start : start + size]
         floor = np.full(len(part), low[0]) if low[0] == high[0] else None
-        found = project(part, points, floor, rounds=4)
+        found = fit_linear_parameters(part, points, floor, rounds=4)
         linear.append(found[0])
         value.append(found[1])
     table = np.concatenate(value).reshape([len(a) for a in axes])
     chosen = np.flatnonzero(_local_minima(table).ravel())
     chosen = chosen[np.argsort(table.ravel()[chosen], kind="stable")][:most]
-    return as_start(np.concatenate(linear)[chosen], grid[chosen])
+    return start_from_linear(np.concatenate(linear)[chosen], grid[chosen])
 
 
-def as_start(linear_RM: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
+def start_from_linear(linear_RM: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
     """(E, ln A.., e..) from an inner solution; a term that it left out starts small, not absent."""
     least = 1e-4 * linear_RM.sum(axis=1, keepdims=True)
     terms = np.log(np.maximum(linear_RM[:, 1:], least))

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.optima.parabola import rate_means
+from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW
 
 
 @dataclass(frozen=True)
-class Options:
+class MethodOptions:
     """What a method may need beside slices.
 
     `over` is what is tuned, the rate first; `by` names the covariates, whose logs a method that fits all
@@ -26,7 +26,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Basin:
+class BasinEstimate:
     """Relative excess loss about an optimum: sum of coef * prod(v ** powers), v in natural logs of `over`.
 
     `bend` has, for each covariate that the curvature follows, its exponent and the size where that is 1.
@@ -38,22 +38,22 @@ class Basin:
 
 
 @dataclass(frozen=True)
-class Estimation:
+class MethodResult:
     """An optimum for each slice, the basin that it shares where one is known, and what the method noted."""
 
     optima: list[Optimum]
-    basins: list[Basin | None]
+    basins: list[BasinEstimate | None]
     by_runs: bool = False  # whether an optimum counts as often as the runs that it averages
     notes: list[str] = field(default_factory=list)
 
 
-Method = Callable[[Sequence[Slice], Options], Estimation]
+Method = Callable[[Sequence[Slice], MethodOptions], MethodResult]
 
 
-def setting_means(one: Slice, options: Options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_loss_by_setting(one: Slice, options: MethodOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct settings (n, p), and the mean loss and the number of runs at each, over seeds."""
     settings = np.column_stack([one.lr, *one.tuned.values()])
     distinct, index, count = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
     if len(options.over) == 1:
-        return distinct, rate_means(one.lr, one.seed, one.loss)[1], count
+        return distinct, mean_loss_by_rate(one.lr, one.seed, one.loss)[1], count
     return distinct, np.bincount(index.ravel(), weights=one.loss) / count, count

@@ -4,69 +4,72 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyperp.analysis.optima.estimation import Basin, Estimation, Method, Options, setting_means
-from hyperp.analysis.optima.optimum import Optimum, edge, too_few
-from hyperp.analysis.optima.two_stage import find_optima
+from hyperp.analysis.optima.estimation import (
+    BasinEstimate,
+    Method,
+    MethodOptions,
+    MethodResult,
+    mean_loss_by_setting,
+)
+from hyperp.analysis.optima.optimum import Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.two_stage import parabola_optima
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import METHODS, MethodName
 
 POOL = 0.0025  # runs within this relative excess of the slice's lowest loss are pooled (arXiv 2503.04715)
 
 
-def estimate(name: MethodName, slices: Sequence[Slice], options: Options) -> Estimation:
+def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
     """The optima of the slices by the named method; see `vocabulary.METHODS`.
 
     Raises:
         ValueError: an unknown method, or one that cannot tune what `options.over` names.
     """
-    if name not in TABLE:
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {name!r}")
-    return TABLE[name](slices, options)
+    if name not in ESTIMATORS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
+    return ESTIMATORS[name](slices, options)
 
 
-def available() -> list[MethodName]:
-    """The methods there are, in the order of the help."""
-    return [name for name in METHODS if name in TABLE]
-
-
-def two_stage(slices: Sequence[Slice], options: Options) -> Estimation:
+def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
     """A parabola of its own for every slice, over a window about its vertex."""
     if options.over != ("lr",):
         raise ValueError(
-            f"--method two-stage tunes lr alone, got --over {','.join(options.over)}; "
+            f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
             "use --method shared, pool or argmin"
         )
-    optima = find_optima(slices, options.window, level=options.level)
+    optima = parabola_optima(slices, options.window, level=options.level)
     groups: dict[tuple, list[Optimum]] = {}
     for one, optimum in zip(slices, optima, strict=True):
         groups.setdefault(tuple(one.context.values()), []).append(optimum)
     common = {context: _common_parabola(members) for context, members in groups.items()}
-    return Estimation(optima, [common[tuple(one.context.values())] for one in slices])
+    return MethodResult(optima, [common[tuple(one.context.values())] for one in slices])
 
 
-def argmin(slices: Sequence[Slice], options: Options) -> Estimation:
+def argmin_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
     """The rate (and batch) with the lowest mean loss."""
-    return Estimation([_best(one, options, 0.0) for one in slices], [None] * len(slices))
+    return MethodResult([_best_setting(one, options, 0.0) for one in slices], [None] * len(slices))
 
 
-def pool(slices: Sequence[Slice], options: Options) -> Estimation:
+def pool_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
     """The mean log of all runs within 0.25% of the slice's lowest loss, each run counted once."""
-    return Estimation([_best(one, options, POOL) for one in slices], [None] * len(slices), by_runs=True)
+    return MethodResult(
+        [_best_setting(one, options, POOL) for one in slices], [None] * len(slices), by_runs=True
+    )
 
 
-def _common_parabola(optima: Sequence[Optimum]) -> Basin | None:
+def _common_parabola(optima: Sequence[Optimum]) -> BasinEstimate | None:
     bends = [o.curvature / o.loss for o in optima if o.curvature is not None and o.loss]
-    return Basin([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
+    return BasinEstimate([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
 
 
-def _best(one: Slice, options: Options, within: float) -> Optimum:
+def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
     if len(np.unique(one.lr)) < 3:
-        return too_few(one)
-    settings, means, _ = setting_means(one, options)
+        return too_few_rates_optimum(one)
+    settings, means, _ = mean_loss_by_setting(one, options)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
     if best[0] in (rates[0], rates[-1]):
-        return edge(one, rates, low=best[0] == rates[0])
+        return edge_optimum(one, rates, low=best[0] == rates[0])
     near = means <= means.min() * (1 + within)
     if rates[0] in settings[near, 0] and rates[-1] in settings[near, 0] and near.sum() > 1:
         return Optimum(
@@ -85,11 +88,16 @@ def _best(one: Slice, options: Options, within: float) -> Optimum:
     )
 
 
-def _shared(slices: Sequence[Slice], options: Options) -> Estimation:
-    from hyperp.analysis.optima.shared import shared
+def _shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
+    from hyperp.analysis.optima.shared import shared_optima
 
-    return shared(slices, options)
+    return shared_optima(slices, options)
 
 
-TABLE: dict[MethodName, Method] = {"shared": _shared, "two-stage": two_stage, "pool": pool, "argmin": argmin}
-DEFAULT: MethodName = "shared"
+ESTIMATORS: dict[MethodName, Method] = {
+    "shared": _shared_optima,
+    "two-stage": two_stage_optima,
+    "pool": pool_optima,
+    "argmin": argmin_optima,
+}
+DEFAULT_METHOD: MethodName = "shared"

@@ -48,7 +48,7 @@ class Optimum:
         return None if self.log2_lr is None else 2.0**self.log2_lr
 
 
-def too_few(one: Slice) -> Optimum:
+def too_few_rates_optimum(one: Slice) -> Optimum:
     """The optimum of a slice with fewer than three rates."""
     rates = np.unique(one.lr)
     reason = f"{len(rates)} rate(s) with a finished run, at least 3 are needed"
@@ -58,7 +58,7 @@ def too_few(one: Slice) -> Optimum:
     return Optimum("too_few_rates", reason, tuple(r for r in add if r not in one.diverged))
 
 
-def edge(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
+def edge_optimum(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
     """The optimum of a slice whose best rate is at an end of `rates` (sorted), with rates to add beyond."""
     end = float(rates[0] if low else rates[-1])
     side = "lowest" if low else "highest"

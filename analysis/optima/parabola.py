@@ -63,7 +63,7 @@ class Parabola:
         return 2 ** (self.centre + low), 2 ** (self.centre + high)
 
 
-def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_loss_by_rate(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct rates, and the mean loss at each with the seeds' main effects removed (additive two-way fit).
 
     A plain mean would favour a rate at which the worse seed is missing.
@@ -85,7 +85,7 @@ def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.n
     return rates, means - cells @ effects / at_rate
 
 
-def fit_centred(one: Slice, start: float, window: float, min_rates: int) -> Parabola:
+def fit_centred_parabola(one: Slice, start: float, window: float, min_rates: int) -> Parabola:
     """Fit about `start`, move the window onto the vertex, repeat until the same rates are in it.
 
     Args:
@@ -166,7 +166,7 @@ def _noise(within: np.ndarray, index: np.ndarray, count: np.ndarray) -> tuple[fl
     return float(residual @ residual), len(index) - len(count) - int(some.sum()) - int(bends)
 
 
-def seed_optima(one: Slice, parabola: Parabola) -> np.ndarray:
+def seed_vertices(one: Slice, parabola: Parabola) -> np.ndarray:
     """log2 of each seed's own optimum at the common curvature, for the seeds with two rates in the window."""
     keep = np.isin(one.lr, parabola.rates)
     x, seed, loss = np.log2(one.lr[keep]) - parabola.centre, one.seed[keep], one.loss[keep]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge, too_few
-from hyperp.analysis.optima.parabola import fit_centred, rate_means, seed_optima
+from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.parabola import fit_centred_parabola, mean_loss_by_rate, seed_vertices
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW
 
 
-def find_optima(
+def parabola_optima(
     slices: Sequence[Slice], window: float = WINDOW, min_rates: int = MIN_RATES, level: float = LEVEL
 ) -> list[Optimum]:
     """The optimum of every slice, errors pooled over the slices of one context.
@@ -36,38 +36,40 @@ def find_optima(
         raise ValueError(f"min_rates must be at least 3, got {min_rates}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    optima = [_locate(one, window, min_rates) for one in slices]
+    optima = [_optimum_without_errors(one, window, min_rates) for one in slices]
     groups: dict[tuple, list[int]] = {}
     for index, one in enumerate(slices):
         if optima[index].parabola is not None:
             groups.setdefault(tuple(one.context.values()), []).append(index)
     for members in groups.values():
-        for index, optimum in zip(members, _with_errors([optima[i] for i in members], level), strict=True):
+        for index, optimum in zip(
+            members, _with_pooled_errors([optima[i] for i in members], level), strict=True
+        ):
             optima[index] = optimum
     return optima
 
 
-def find_optimum(
+def parabola_optimum(
     one: Slice, window: float = WINDOW, min_rates: int = MIN_RATES, level: float = LEVEL
 ) -> Optimum:
-    """The optimum of one slice from its own errors alone; see find_optima."""
-    return find_optima([one], window, min_rates, level)[0]
+    """The optimum of one slice from its own errors alone; see parabola_optima."""
+    return parabola_optima([one], window, min_rates, level)[0]
 
 
-def _locate(one: Slice, window: float, min_rates: int) -> Optimum:
+def _optimum_without_errors(one: Slice, window: float, min_rates: int) -> Optimum:
     if len(np.unique(one.lr)) < 3:
-        return too_few(one)
-    rates, means = rate_means(one.lr, one.seed, one.loss)
+        return too_few_rates_optimum(one)
+    rates, means = mean_loss_by_rate(one.lr, one.seed, one.loss)
     best = int(np.argmin(means))
     if best in (0, len(rates) - 1):
-        return edge(one, rates, low=best == 0)
-    parabola = fit_centred(one, float(np.log2(rates[best])), window, min_rates)
+        return edge_optimum(one, rates, low=best == 0)
+    parabola = fit_centred_parabola(one, float(np.log2(rates[best])), window, min_rates)
     if parabola.curvature <= 0 or not rates[0] < 2.0**parabola.vertex < rates[-1]:
         shape = "opens downwards" if parabola.curvature <= 0 else "has its vertex outside the rates"
         near = rates[max(best - 1, 0) : best + 2]
         between = tuple(float(r) for r in np.sqrt(near[1:] * near[:-1]))
         return Optimum("not_convex", f"the fitted parabola {shape}", between)
-    own = seed_optima(one, parabola)
+    own = seed_vertices(one, parabola)
     count = len(np.unique(one.seed[np.isin(one.lr, parabola.rates)]))
     variance = float(np.var(own, ddof=1)) if len(own) > 1 else 0.0
     df = max(len(own) - 1, 0)
@@ -86,7 +88,7 @@ def _locate(one: Slice, window: float, min_rates: int) -> Optimum:
     )
 
 
-def _with_errors(optima: Sequence[Optimum], level: float) -> list[Optimum]:
+def _with_pooled_errors(optima: Sequence[Optimum], level: float) -> list[Optimum]:
     """Standard errors and intervals from variances pooled over these (bracketed) optima."""
     parabolas = [o.parabola for o in optima if o.parabola is not None]
     df = sum(p.df for p in parabolas)

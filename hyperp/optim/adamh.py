@@ -10,19 +10,19 @@ from torch.distributed import ProcessGroup
 from hyperp.optim.adamw import adam_direction, adam_state, check_adam
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rate, Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register_rule, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class AdamHRule(Rule):
     """Decay rates of the two moments, and the term that keeps the division finite."""
 
     name = "adamh"
     sphere = FrobeniusSphere()
-    rests = True
+    skip_on_zero_grad = True
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

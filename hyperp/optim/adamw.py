@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rate, Rule, State, descend, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, descend, register_rule, rule_of
 from hyperp.roles import Role
 
 
@@ -48,12 +48,12 @@ def adam_direction(G: Tensor, state: State, betas: tuple[float, float], eps: flo
     return direction, {"first": first, "second": second, "step": step}
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class AdamWRule(Rule):
     """Decay rates of the two moments, the term that keeps the division finite, decoupled weight decay."""
 
-    name, matrices = "adamw", False
+    name, needs_matrices = "adamw", False
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

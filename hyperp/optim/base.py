@@ -13,24 +13,30 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hyperp.optim import checks
-from hyperp.optim.batch import Job, batches, copy_units, state_of, update
-from hyperp.optim.distributed.exchange import Local, Part, Replicated, Whole, pipelined
-from hyperp.optim.distributed.sharded import (
-    Dealer,
-    Verdict,
-    answers,
-    ask_all_ranks,
-    check_layout,
-    full_state,
-    own_state,
+from hyperp.optim.batch import UnitJob, make_batches, update_batch, write_units
+from hyperp.optim.distributed.exchange import (
+    Chunk,
+    LocalChunk,
+    ReplicatedChunk,
+    WholeParameter,
+    local_tensor,
+    run_pipelined,
+    shard_rows,
 )
-from hyperp.optim.linalg.msign import dtype_for
+from hyperp.optim.distributed.sharded import (
+    FiniteCheck,
+    Ownership,
+    check_layout,
+    finish_finite_check,
+    sharded_entry,
+    start_finite_check,
+)
+from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, option_names
 from hyperp.optim.split import check_split
-from hyperp.optim.units import Piece, joined, pieces
+from hyperp.optim.units import UnitView, stack_units, unit_views
 
 # What a group may hold beside its algorithm's options.
 _GROUP_KEYS = {
@@ -43,7 +49,7 @@ class _Stage(NamedTuple):
 
     group: dict[str, Any]
     rule: Rule
-    part: Part
+    chunk: Chunk
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -70,7 +76,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        checks.rate("lr", lr)
+        checks.learning_rate("lr", lr)
         _refuse_a_set(params)
         for name, values in (options or {}).items():
             checks.one_of("algorithm", name, RULES)
@@ -85,11 +91,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self.default_algorithm = algorithm
         if algorithm is not None:
             checks.one_of("algorithm", algorithm, RULES)
-        self.dealer = Dealer(process_group)
+        self.ownership = Ownership(process_group)
         super().__init__(params, {"lr": lr, "maximize": maximize, "split": None})
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("options", "default_algorithm", "dealer")
+        own = ("options", "default_algorithm", "ownership")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @property
@@ -106,23 +112,23 @@ class GroupedOptimizer(torch.optim.Optimizer):
         _refuse_a_set(param_group["params"])
         before = len(self.param_groups)
         try:
-            for group in _by_algorithm(param_group, self.default_algorithm):
+            for group in _split_by_algorithm(param_group, self.default_algorithm):
                 self._add(group)
         except Exception:
             del self.param_groups[before:]
             raise
         for group in self.param_groups[before:]:
-            if RULES[group["algorithm"]].matrices:
-                self.dealer.deal(group["params"])
+            if RULES[group["algorithm"]].needs_matrices:
+                self.ownership.assign(group["params"])
 
     def _add(self, group: dict[str, Any]) -> None:
         checks.one_of("algorithm", group.get("algorithm"), RULES)
         common = {key: self.defaults[key] for key in ("lr", "maximize", "split")}
         group = {**self.options.get(group["algorithm"], {}), **common, **group}
-        checks.rate("lr", group["lr"])
+        checks.learning_rate("lr", group["lr"])
         values = {key: value for key, value in group.items() if key not in _GROUP_KEYS}
         rule = make_rule(group["algorithm"], values)
-        group.update(asdict(rule), params=self._like_the_others(group["params"]))
+        group.update(asdict(rule), params=self._with_names(group["params"]))
         super().add_param_group(group)
         added = self.param_groups[-1]
         for name, parameter in _named(added):
@@ -130,7 +136,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if added["split"] is not None:
                 added["split"] = check_split(added["split"], parameter.shape[-2], name)
 
-    def _like_the_others(self, params: Any) -> list[Any]:
+    def _with_names(self, params: Any) -> list[Any]:
         """torch wants all groups with names or none: a group without gets some if the others have them."""
         members = [params] if isinstance(params, Tensor) else list(params)
         named = any("param_names" in group for group in self.param_groups)
@@ -148,7 +154,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         Parameters that already have state are left alone, so that a resumed run is not disturbed. Raises
         ValueError for a matrix that is zero or not finite. Over several processes all have to call it.
         """
-        self._begin(self._stages(lambda p: p.requires_grad), project=True)
+        self._ensure_state(self._make_stages(lambda p: p.requires_grad), project=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -157,86 +163,88 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        stages = self._stages(self._takes_part)
-        for part in (stage.part for stage in stages):
-            if isinstance(part, Replicated) and not self.dealer.compared.issuperset(part.parameters):
-                part.check_averaged()
-                self.dealer.compared.update(part.parameters)
-        self._begin(stages, project=False)
-        elementwise = (group for group in self.param_groups if not RULES[group["algorithm"]].matrices)
-        asked = ask_all_ranks(p for group in elementwise for p in group["params"])
-        alone = [stage for stage in stages if isinstance(stage.part, Local)]
-        dealt = [(s.part, partial(self._update, s)) for s in stages if not isinstance(s.part, Local)]
-        pipelined(dealt, meanwhile=lambda: self._update_alone(alone, asked))
+        stages = self._make_stages(self._takes_part)
+        for chunk in (stage.chunk for stage in stages):
+            if isinstance(chunk, ReplicatedChunk) and not self.ownership.checked_equal.issuperset(
+                chunk.parameters
+            ):
+                chunk.check_averaged()
+                self.ownership.checked_equal.update(chunk.parameters)
+        self._ensure_state(stages, project=False)
+        elementwise = (group for group in self.param_groups if not RULES[group["algorithm"]].needs_matrices)
+        asked = start_finite_check(p for group in elementwise for p in group["params"])
+        alone = [stage for stage in stages if isinstance(stage.chunk, LocalChunk)]
+        dealt = [(s.chunk, partial(self._update, s)) for s in stages if not isinstance(s.chunk, LocalChunk)]
+        run_pipelined(dealt, meanwhile=lambda: self._update_local(alone, asked))
         return loss
 
     def _takes_part(self, parameter: nn.Parameter) -> bool:
         # What is dealt out always does, since the ranks have to agree without asking each other.
         return parameter.grad is not None or (parameter.requires_grad and self._dealt(parameter))
 
-    def _stages(self, wanted: Callable[[nn.Parameter], bool]) -> list[_Stage]:
+    def _make_stages(self, wanted: Callable[[nn.Parameter], bool]) -> list[_Stage]:
         stages = []
         for group in self.param_groups:
             rule = _rule(group)
             members = [p for p in group["params"] if p.numel() and wanted(p)]
-            parts = self.dealer.parts(members) if rule.matrices else [Local(members)]
-            stages += [_Stage(group, rule, part) for part in parts]
+            chunks = self.ownership.chunks(members) if rule.needs_matrices else [LocalChunk(members)]
+            stages += [_Stage(group, rule, chunk) for chunk in chunks]
         return stages
 
-    def _update_alone(self, stages: list[_Stage], asked: list[Verdict]) -> None:
-        sound = answers(asked)
+    def _update_local(self, stages: list[_Stage], asked: list[FiniteCheck]) -> None:
+        sound = finish_finite_check(asked)
         for stage in stages:
-            stage.part.send()
-            for whole in stage.part.arrive():
+            stage.chunk.send()
+            for whole in stage.chunk.arrive():
                 if whole.parameter in sound and whole.G is not None:
                     whole.G = torch.where(sound[whole.parameter], whole.G, torch.nan)
-            self._update(stage, stage.part.wholes)
-            stage.part.send_back()
+            self._update(stage, stage.chunk.wholes)
+            stage.chunk.send_back()
 
-    def _update(self, stage: _Stage, wholes: list[Whole]) -> None:
+    def _update(self, stage: _Stage, wholes: list[WholeParameter]) -> None:
         group = stage.group
         self._make_states(stage, wholes)  # where somebody has cleared it
         lr = group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"])
-        for batch in batches(self._jobs(stage.rule, group, wholes)):
-            update(stage.rule, batch, lr, bool(group.get("maximize")))
+        for batch in make_batches(self._jobs(stage.rule, group, wholes)):
+            update_batch(stage.rule, batch, lr, bool(group.get("maximize")))
 
-    def _jobs(self, rule: Rule, group: Mapping[str, Any], wholes: list[Whole]) -> Iterator[Job]:
+    def _jobs(self, rule: Rule, group: Mapping[str, Any], wholes: list[WholeParameter]) -> Iterator[UnitJob]:
         for whole in wholes:
             assert whole.G is not None
-            for piece in _pieces(rule, group, whole):
-                state = state_of(piece, self.state[whole.parameter])
-                yield Job(piece, whole.W, whole.G, state)
+            for view in _unit_views(rule, group, whole):
+                state = view.own_entries(self.state[whole.parameter])
+                yield UnitJob(view, whole.W, whole.G, state)
 
-    def _begin(self, stages: list[_Stage], project: bool) -> None:
+    def _ensure_state(self, stages: list[_Stage], project: bool) -> None:
         """State for what has none yet. An error on one rank is one on all, or the others would wait."""
         for stage in stages:
-            part, error = stage.part, None
-            if self._has_begun(part):
+            chunk, error = stage.chunk, None
+            if self._has_state(chunk):
                 continue
-            part.send(with_gradients=False)
+            chunk.send(with_gradients=False)
             try:
-                self._make_states(stage, part.arrive(), project)
+                self._make_states(stage, chunk.arrive(), project)
             except SphereError as found:
                 error = found
-            part.agree(error)
+            chunk.agree(error)
             if project:
-                part.send_back()
-                part.finish()
-            self.dealer.begun.update(part.parameters)
+                chunk.send_back()
+                chunk.finish()
+            self.ownership.with_state.update(chunk.parameters)
 
-    def _has_begun(self, part: Part) -> bool:
-        if isinstance(part, Local):
-            return all(self.state.get(p) for p in part.parameters)
-        return self.dealer.begun.issuperset(part.parameters)
+    def _has_state(self, chunk: Chunk) -> bool:
+        if isinstance(chunk, LocalChunk):
+            return all(self.state.get(p) for p in chunk.parameters)
+        return self.ownership.with_state.issuperset(chunk.parameters)
 
-    def _make_states(self, stage: _Stage, wholes: list[Whole], project: bool = False) -> None:
+    def _make_states(self, stage: _Stage, wholes: list[WholeParameter], project: bool = False) -> None:
         group, rule, _ = stage
         new = [whole for whole in wholes if not self.state.get(whole.parameter)]
         names = dict(zip(group["params"], _names(group), strict=True)) if new else {}
         for whole in new:
-            with _naming(names[whole.parameter]):
+            with _NameParameter(names[whole.parameter]):
                 self.state[whole.parameter] = _first_state(
-                    rule, _pieces(rule, group, whole), whole.W, project
+                    rule, _unit_views(rule, group, whole), whole.W, project
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,7 +255,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         made = super().state_dict()
         for saved, group in zip(made["param_groups"], self.param_groups, strict=True):
             if "msign_dtype" in saved:
-                saved["msign_dtype"] = dtype_for(saved["msign_dtype"], group["params"])
+                saved["msign_dtype"] = resolve_msign_dtype(saved["msign_dtype"], group["params"])
         return made
 
     def gathered_state_dict(self) -> dict[str, Any]:
@@ -256,22 +264,22 @@ class GroupedOptimizer(torch.optim.Optimizer):
         A copy, to be asked for on all ranks. `load_state_dict` takes it on any number; each keeps its share.
         """
         made = self.state_dict()
-        for ranks in self.dealer.loads:
+        for ranks in self.ownership.loads:
             shares: list[Any] = [None] * ranks.size()
             mine = {
                 index: {key: value.cpu() for key, value in made["state"][index].items()}
                 for index, _, parameter in self._indexed(made)
                 if self._dealt(parameter)
-                and self.dealer.group_of(parameter) == ranks
+                and self.ownership.group_of(parameter) == ranks
                 and index in made["state"]
             }
             dist.all_gather_object(shares, mine, group=ranks)
             for share in shares:
                 made["state"] = {**share, **made["state"]}
         for index, _, parameter in self._indexed(made):
-            if isinstance(parameter, DTensor) and index in made["state"] and not self._dealt(parameter):
-                state = made["state"][index].items()
-                made["state"][index] = {key: full_state(value, parameter) for key, value in state}
+            if index in made["state"]:
+                entries = made["state"][index].items()
+                made["state"][index] = {key: self._full_entry(parameter, value) for key, value in entries}
         in_order = sorted(made["state"].items())
         made["state"] = {index: {k: v.clone() for k, v in state.items()} for index, state in in_order}
         return made
@@ -285,7 +293,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     f"got {saved.get('algorithm')}"
                 )
         super().load_state_dict(state_dict)
-        self.dealer.begun.clear()
+        self.ownership.with_state.clear()
         for group in self.param_groups:  # saved before an option was known
             for name, value in asdict(make_rule(group["algorithm"], {})).items():
                 group.setdefault(name, value)
@@ -294,11 +302,22 @@ class GroupedOptimizer(torch.optim.Optimizer):
             self.state.pop(parameter, None)
             if index in state_dict["state"] and self._keeps(parameter):
                 values = state_dict["state"][index].items()
-                whole = self._dealt(parameter)
                 self.state[parameter] = {
-                    key: (v if whole else own_state(v, parameter)).to(parameter.device, copy=True)
-                    for key, v in values
+                    key: self._own_entry(parameter, value).to(parameter.device, copy=True)
+                    for key, value in values
                 }
+
+    def _full_entry(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        if self.ownership.shards_entry(parameter, value, local_tensor(parameter)):
+            return sharded_entry(value, parameter).full_tensor()
+        return value
+
+    def _own_entry(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        if self.ownership.shards_entry(parameter, value, parameter):
+            ranks = self.ownership.group_of(parameter)
+            assert ranks is not None
+            return shard_rows(value, ranks.rank(), ranks.size())
+        return value
 
     def _refuse_a_share(self, state_dict: Mapping[str, Any]) -> None:
         """Another rank's `state_dict` would leave this rank's matrices without momentum, and say nothing."""
@@ -312,10 +331,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
             )
 
     def _dealt(self, parameter: nn.Parameter) -> bool:
-        return parameter in self.dealer.owners
+        return parameter in self.ownership.owners
 
     def _keeps(self, parameter: nn.Parameter) -> bool:
-        return not self._dealt(parameter) or self.dealer.mine(parameter)
+        return not self._dealt(parameter) or self.ownership.is_mine(parameter)
 
     def _indexed(
         self, state_dict: Mapping[str, Any]
@@ -337,23 +356,23 @@ def _rule(group: Mapping[str, Any]) -> Rule:
     return make_rule(group["algorithm"], {name: group[name] for name in names})
 
 
-def _pieces(rule: Rule, group: Mapping[str, Any], whole: Whole) -> tuple[Piece, ...]:
-    return pieces(whole.W.shape, group.get("split"), rule.matrices)
+def _unit_views(rule: Rule, group: Mapping[str, Any], whole: WholeParameter) -> tuple[UnitView, ...]:
+    return unit_views(whole.W.shape, group.get("split"), rule.needs_matrices)
 
 
-def _first_state(rule: Rule, pieces: Iterable[Piece], W: Tensor, project: bool) -> dict[str, Tensor]:
+def _first_state(rule: Rule, views: Iterable[UnitView], W: Tensor, project: bool) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for piece in pieces:
+    for view in views:
         if project:
-            copy_units([piece], [W], rule.project(joined([piece.read(W)])))
-        units = joined([piece.read(W)])
+            write_units([view], [W], rule.project(stack_units([view.read(W)])))
+        units = stack_units([view.read(W)])
         made = rule.init(units)
         made["skipped"] = torch.zeros(len(units), dtype=torch.int64, device=W.device)
-        state |= {piece.key(key): piece.unstate(value).clone() for key, value in made.items()}
+        state |= {view.key_for(key): view.unstack_entry(value).clone() for key, value in made.items()}
     return state
 
 
-def _by_algorithm(group: dict[str, Any], default: str | None) -> list[dict[str, Any]]:
+def _split_by_algorithm(group: dict[str, Any], default: str | None) -> list[dict[str, Any]]:
     """A group without an algorithm becomes one of matrices and one of vectors."""
     if "algorithm" in group or default is None:
         return [group]
@@ -384,7 +403,7 @@ def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _check_parameter(rule: Rule, name: str, parameter: nn.Parameter) -> None:
-    if rule.matrices and parameter.ndim not in (2, 3):
+    if rule.needs_matrices and parameter.ndim not in (2, 3):
         raise ValueError(
             f"{name} must be a matrix (d_out, d_in) or a stack of them (experts, d_out, d_in) to follow "
             f"{rule.name}, got shape {tuple(parameter.shape)}"
@@ -394,7 +413,7 @@ def _check_parameter(rule: Rule, name: str, parameter: nn.Parameter) -> None:
         raise ValueError(f"{name} must be real and floating point, got {parameter.dtype}")
 
 
-class _naming:  # noqa: N801 - reads as a verb
+class _NameParameter:
     """Names the parameter in a SphereError that its algorithm raises."""
 
     def __init__(self, name: str) -> None:

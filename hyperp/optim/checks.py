@@ -13,7 +13,7 @@ def at_least(name: str, value: float, lowest: float) -> None:
         raise ValueError(f"{name} must be finite and at least {lowest:g}, got {value!r}")
 
 
-def rate(name: str, value: object) -> None:
+def learning_rate(name: str, value: object) -> None:
     """A learning rate: a number, or a tensor that holds one, finite and >= 0."""
     at_least(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, 0)  # pyright: ignore[reportArgumentType]
 
@@ -30,13 +30,13 @@ def below_one(name: str, value: float) -> None:
         raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
 
 
-def whole(name: str, value: int, lowest: int) -> None:
+def whole_number(name: str, value: int, lowest: int) -> None:
     """An integer >= lowest."""
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
 
 
-def flag(name: str, value: bool) -> None:
+def boolean(name: str, value: bool) -> None:
     """True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")

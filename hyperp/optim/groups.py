@@ -62,10 +62,10 @@ def param_groups(
         for name, parameter in of_role:
             by_split.setdefault(splits.get(parameter), []).append((name, parameter))
         for split, members in by_split.items():
-            algorithm = _of_role("algorithms", algorithms, role)
+            algorithm = _entry_for_role("algorithms", algorithms, role)
             checks.one_of(f"algorithm of role {role}", algorithm, RULES)
-            rate = _of_role("lr", lr, role) if isinstance(lr, Mapping) else lr
-            checks.rate(f"lr of role {role}", rate)
+            rate = _entry_for_role("lr", lr, role) if isinstance(lr, Mapping) else lr
+            checks.learning_rate(f"lr of role {role}", rate)
             group = {"params": members, "role": role, "algorithm": algorithm, "lr": rate, "split": split}
             groups.append({**(options or {}).get(algorithm, {}), **group})
     return groups
@@ -114,7 +114,7 @@ def resolve(
     return {"params": params, "lr": rate, "algorithm": rule.name, "options": options}
 
 
-def _of_role(field: str, table: Mapping[Role, Any], role: Role) -> Any:
+def _entry_for_role(field: str, table: Mapping[Role, Any], role: Role) -> Any:
     if role not in table:
         raise ValueError(f"{field} must have an entry for role {role}, got only {', '.join(table) or 'none'}")
     return table[role]

@@ -12,8 +12,8 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.linalg.msign import Method, msign, validate
-from hyperp.optim.rule import Rate, Rule, State, descend, register, rule_of
+from hyperp.optim.linalg.msign import MsignMethod, check_msign, msign
+from hyperp.optim.rule import Rate, Rule, State, descend, register_rule, rule_of
 from hyperp.roles import Role
 
 # Length of a step of a (d_out, d_in) matrix over lr: the names are those of torch.optim.Muon.
@@ -25,7 +25,7 @@ def muon_scale(mode: str, d_out: int, d_in: int) -> float:
     return math.sqrt(max(1.0, d_out / d_in)) if mode == "original" else 0.2 * math.sqrt(max(d_out, d_in))
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class MuonRule(Rule):
     """Momentum, an average; the length of a step; decoupled weight decay; how the matrix sign is computed."""
@@ -36,16 +36,16 @@ class MuonRule(Rule):
     nesterov: bool = True
     scale_mode: MuonScale = "original"
     weight_decay: float = 0.0
-    msign: Method = "newton_schulz"
+    msign: MsignMethod = "newton_schulz"
     msign_steps: int | None = None
     msign_dtype: str | None = None
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
-        checks.flag("nesterov", self.nesterov)
+        checks.boolean("nesterov", self.nesterov)
         checks.one_of("scale_mode", self.scale_mode, get_args(MuonScale))
         checks.at_least("weight_decay", self.weight_decay, 0)
-        validate(self.msign, self.msign_steps, self.msign_dtype)
+        check_msign(self.msign, self.msign_steps, self.msign_dtype)
 
     def init(self, W: Tensor) -> State:
         """Zero momentum."""
@@ -78,7 +78,7 @@ class Muon(GroupedOptimizer):
         nesterov: bool = True,
         scale_mode: MuonScale = "original",
         weight_decay: float = 0.0,
-        msign: Method = "newton_schulz",
+        msign: MsignMethod = "newton_schulz",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,

@@ -11,31 +11,31 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.linalg.msign import Method, msign, validate
-from hyperp.optim.rule import Rate, Rule, State, register, rule_of
+from hyperp.optim.linalg.msign import MsignMethod, check_msign, msign
+from hyperp.optim.rule import Rate, Rule, State, register_rule, rule_of
 from hyperp.optim.sphere import FrobeniusSphere
 from hyperp.roles import Role
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class MuonHRule(Rule):
     """Momentum, a sum and not an average, and how the matrix sign is computed (see `msign`)."""
 
     name = "muonh"
     sphere = FrobeniusSphere()
-    rests = True
+    skip_on_zero_grad = True
 
     momentum: float = 0.95
     nesterov: bool = True
-    msign: Method = "newton_schulz"
+    msign: MsignMethod = "newton_schulz"
     msign_steps: int | None = None
     msign_dtype: str | None = None
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
-        checks.flag("nesterov", self.nesterov)
-        validate(self.msign, self.msign_steps, self.msign_dtype)
+        checks.boolean("nesterov", self.nesterov)
+        check_msign(self.msign, self.msign_steps, self.msign_dtype)
 
     def init(self, W: Tensor) -> State:
         """Zero momentum, and the norm the matrix has now as its radius."""
@@ -70,7 +70,7 @@ class MuonH(GroupedOptimizer):
         *,
         momentum: float = 0.95,
         nesterov: bool = True,
-        msign: Method = "newton_schulz",
+        msign: MsignMethod = "newton_schulz",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,

@@ -24,8 +24,8 @@ class Rule:
     """Base of all update rules; the fields of a subclass are its hyperparameters, checked when it is made."""
 
     name: ClassVar[str]
-    matrices: ClassVar[bool] = True  # whether a unit has to be a matrix
-    rests: ClassVar[bool] = False  # whether a unit stays where it is when its gradient is zero
+    needs_matrices: ClassVar[bool] = True  # whether a unit has to be a matrix
+    skip_on_zero_grad: ClassVar[bool] = False  # whether a unit stays where it is when its gradient is zero
 
     def init(self, W: Tensor) -> State:
         """State before the first step, for units `W` of shape (B, *unit)."""
@@ -53,7 +53,7 @@ RULES: dict[str, type[Rule]] = {}
 RuleType = TypeVar("RuleType", bound=type[Rule])
 
 
-def register(rule: RuleType) -> RuleType:
+def register_rule(rule: RuleType) -> RuleType:
     """Class decorator: make a rule known to parameter groups under its name."""
     RULES[rule.name] = rule
     return rule

@@ -16,7 +16,7 @@ from hyperp.optim.rule import Rate, SphereError, State, descend
 
 RadiusMode = Literal["aspect", "unit"]
 Retraction = Literal["hard", "dynamic"]
-DYNAMIC = 0.05  # relative change of a matrix in a dynamic retraction, over lr (arXiv 2601.08393)
+DYNAMIC_STEP = 0.05  # relative change of a matrix in a dynamic retraction, over lr (arXiv 2601.08393)
 
 
 class Sphere(Protocol):
@@ -47,7 +47,7 @@ class FrobeniusSphere:
 
     def init(self, W_Bmn: Tensor) -> State:
         """The norm that every matrix has now as its radius."""
-        return {"radius": _positive(torch.linalg.vector_norm(W_Bmn, dim=(-2, -1)))}
+        return {"radius": _refuse_degenerate(torch.linalg.vector_norm(W_Bmn, dim=(-2, -1)))}
 
     def project(self, W_Bmn: Tensor) -> Tensor:
         """They are there."""
@@ -87,12 +87,12 @@ class SpectralSphere:
 
     def init(self, W_Bmn: Tensor) -> State:
         """The top right singular vectors, from an SVD."""
-        _positive(W_Bmn.abs().amax((-2, -1)))
+        _refuse_degenerate(W_Bmn.abs().amax((-2, -1)))
         return {"basis": cold_triple(W_Bmn, self.block).basis_Bnk}
 
     def project(self, W_Bmn: Tensor) -> Tensor:
         """Rescale to the radius by an SVD."""
-        _positive(W_Bmn.abs().amax((-2, -1)))
+        _refuse_degenerate(W_Bmn.abs().amax((-2, -1)))
         sigma_B = torch.linalg.matrix_norm(W_Bmn, ord=2)
         return W_Bmn * (self.radius(*W_Bmn.shape[-2:]) / sigma_B)[:, None, None]
 
@@ -103,7 +103,7 @@ class SpectralSphere:
         if self.retraction == "hard":
             scale_B = radius / top.sigma_B
         else:
-            scale_B = 1 + DYNAMIC * lr * torch.sign(radius - top.sigma_B)
+            scale_B = 1 + DYNAMIC_STEP * lr * torch.sign(radius - top.sigma_B)
         return W_Bmn * scale_B[:, None, None], {"basis": top.basis_Bnk, "u": top.u_Bm, "v": top.v_Bn}
 
     def step(self, W_Bmn: Tensor, direction_Bmn: Tensor, lr: Rate, state: State) -> Tensor:  # noqa: ARG002
@@ -111,7 +111,7 @@ class SpectralSphere:
         return descend(W_Bmn, direction_Bmn, lr * self.radius(*W_Bmn.shape[-2:]))
 
 
-def _positive(norm_B: Tensor) -> Tensor:
+def _refuse_degenerate(norm_B: Tensor) -> Tensor:
     if not bool((norm_B.isfinite() & (norm_B > 0)).all()):
         raise SphereError(f"must be finite and not zero to be held on a sphere, got norms {norm_B.tolist()}")
     return norm_B

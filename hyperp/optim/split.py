@@ -27,7 +27,7 @@ def split_rows(sizes: Iterable[int]) -> Split:
     """Matrices that lie under each other, with these numbers of rows."""
     sizes = list(sizes)
     for size in sizes:
-        checks.whole("sizes", size, 1)
+        checks.whole_number("sizes", size, 1)
     return tuple(((start, stop),) for start, stop in pairwise(accumulate(sizes, initial=0)))
 
 
@@ -47,7 +47,7 @@ def qkv_split(
         otherwise all queries come first, then all keys, then all values.
     """
     for name, value in (("query_heads", query_heads), ("kv_heads", kv_heads), ("head_size", head_size)):
-        checks.whole(name, value, 1)
+        checks.whole_number(name, value, 1)
     checks.one_of("by", by, ("component", "group", "head"))
     if query_heads % kv_heads:
         raise ValueError(f"kv_heads must divide query_heads={query_heads}, got {kv_heads}")
@@ -64,9 +64,13 @@ def qkv_split(
     if by == "head":
         return tuple((head,) for head in heads)
     if by == "group":
-        return tuple(_joined(rows) for rows in groups)
+        return tuple(_merge_adjacent(rows) for rows in groups)
     queries = [head for rows in groups for head in rows[:share]]
-    return (_joined(queries), _joined([rows[-2] for rows in groups]), _joined([rows[-1] for rows in groups]))
+    return (
+        _merge_adjacent(queries),
+        _merge_adjacent([rows[-2] for rows in groups]),
+        _merge_adjacent([rows[-1] for rows in groups]),
+    )
 
 
 def check_split(split: Any, rows: int, name: str) -> Split:
@@ -106,7 +110,7 @@ def splits_of(model: nn.Module) -> dict[Tensor, Split]:
     return found
 
 
-def _joined(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _merge_adjacent(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     made: list[tuple[int, int]] = []
     for start, stop in ranges:
         if made and made[-1][1] == start:

@@ -16,18 +16,18 @@ from torch.distributed import ProcessGroup
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
 from hyperp.optim.groups import resolve
-from hyperp.optim.linalg.msign import Method, msign, unit_frobenius, validate
+from hyperp.optim.linalg.msign import MsignMethod, check_msign, msign, unit_frobenius
 from hyperp.optim.linalg.spectral import BLOCK
 from hyperp.optim.linalg.tangent import COLD_SLOPE, tangent_step
 from hyperp.optim.muon import muon_scale
-from hyperp.optim.rule import Rate, Rule, State, register, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register_rule, rule_of
 from hyperp.optim.sphere import RadiusMode, Retraction, SpectralSphere
 from hyperp.roles import Role
 
 ScaleMode = Literal["radius", "aspect", "original", "match_rms_adamw"]
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class MuonSphereRule(Rule):
     """Momentum, an average; radius and length of a step; how the matrix sign and the top pair are computed.
@@ -39,7 +39,7 @@ class MuonSphereRule(Rule):
     """
 
     name = "muonsphere"
-    rests = True
+    skip_on_zero_grad = True
 
     momentum: float = 0.9
     nesterov: bool = True
@@ -47,20 +47,20 @@ class MuonSphereRule(Rule):
     radius_mode: RadiusMode = "aspect"
     scale_mode: ScaleMode = "radius"
     retraction: Retraction = "hard"
-    msign: Method = "polar_express"
+    msign: MsignMethod = "polar_express"
     msign_steps: int | None = None
     msign_dtype: str | None = None
     block: int = BLOCK
 
     def __post_init__(self) -> None:
         checks.below_one("momentum", self.momentum)
-        checks.flag("nesterov", self.nesterov)
+        checks.boolean("nesterov", self.nesterov)
         checks.positive("radius_factor", self.radius_factor)
         checks.one_of("radius_mode", self.radius_mode, get_args(RadiusMode))
         checks.one_of("scale_mode", self.scale_mode, get_args(ScaleMode))
         checks.one_of("retraction", self.retraction, get_args(Retraction))
-        checks.whole("block", self.block, 1)
-        validate(self.msign, self.msign_steps, self.msign_dtype)
+        checks.whole_number("block", self.block, 1)
+        check_msign(self.msign, self.msign_steps, self.msign_dtype)
 
     @property
     def sphere(self) -> SpectralSphere:
@@ -102,7 +102,7 @@ class MuonSphereRule(Rule):
         return msign(M, self.msign, self.msign_steps, self.msign_dtype)
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class SSORule(MuonSphereRule):
     """Those of MuonSphere, and the matrix signs that the tangent step may take (see `tangent`)."""
@@ -113,7 +113,7 @@ class SSORule(MuonSphereRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.whole("evaluations", self.evaluations, 1)
+        checks.whole_number("evaluations", self.evaluations, 1)
 
     def init(self, W: Tensor) -> State:
         """Those of MuonSphere, and how steeply h rises, which every step learns."""
@@ -147,7 +147,7 @@ class MuonSphere(GroupedOptimizer):
         radius_mode: RadiusMode = "aspect",
         scale_mode: ScaleMode = "radius",
         retraction: Retraction = "hard",
-        msign: Method = "polar_express",
+        msign: MsignMethod = "polar_express",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
         block: int = BLOCK,
@@ -180,7 +180,7 @@ class SSO(GroupedOptimizer):
         scale_mode: ScaleMode = "radius",
         retraction: Retraction = "hard",
         evaluations: int = 2,
-        msign: Method = "polar_express",
+        msign: MsignMethod = "polar_express",
         msign_steps: int | None = None,
         msign_dtype: str | None = None,
         block: int = BLOCK,

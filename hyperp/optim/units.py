@@ -5,7 +5,7 @@ the rows of either into several. Units of one shape, of however many parameters,
 a batched update and written back to where they were read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,7 +16,7 @@ from hyperp.optim.split import Split
 
 
 @dataclass(frozen=True)
-class Piece:
+class UnitView:
     """The units of one shape in a parameter; `ranges` are their rows, None where they are all of it.
 
     `index` numbers the pieces of a parameter. `stacked` says that units lie along a first axis of their own.
@@ -28,7 +28,7 @@ class Piece:
     stacked: bool
     ranges: Split | None
 
-    def key(self, name: str) -> str:
+    def key_for(self, name: str) -> str:
         """Of an entry of the parameter's state, which holds those of all its pieces."""
         return name if self.index == 0 else f"{name}.{self.index}"
 
@@ -42,7 +42,7 @@ class Piece:
             units.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2))
         return torch.cat(units) if tensor.ndim > 2 else torch.stack(units)
 
-    def targets(self, tensor: Tensor, stacked: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def write_targets(self, tensor: Tensor, stacked: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Views of the parameter, and what of `stacked` (count, *unit) has to be copied to each."""
         if self.ranges is None:
             return [tensor], [stacked if self.stacked else stacked.squeeze(0)]
@@ -57,32 +57,38 @@ class Piece:
                 sources.append(part)
         return into, sources
 
-    def state(self, value: Tensor) -> Tensor:
+    def stack_entry(self, value: Tensor) -> Tensor:
         """(count, ...) of an entry of the state."""
         return value if self.stacked else value.unsqueeze(0)
 
-    def unstate(self, value: Tensor) -> Tensor:
-        """The inverse of `state`."""
+    def unstack_entry(self, value: Tensor) -> Tensor:
+        """The inverse of `stack_entry`."""
         return value if self.stacked else value.squeeze(0)
+
+    def own_entries(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Entries of the parameter's state that belong to these units, under the names of their rule."""
+        suffix = str(self.index) if self.index else ""
+        parts = [(key.partition("."), value) for key, value in state.items()]
+        return {name: value for (name, _, index), value in parts if index == suffix}
 
 
 @cache
-def pieces(shape: torch.Size, split: Split | None, matrices: bool) -> tuple[Piece, ...]:
+def unit_views(shape: torch.Size, split: Split | None, matrices: bool) -> tuple[UnitView, ...]:
     """The pieces of a parameter of this shape. `matrices` is whether a unit has to be a matrix."""
     experts = shape[0] if len(shape) == 3 else 1
     if split is None or not matrices:
         stacked = len(shape) == 3
-        return (Piece(0, experts, tuple(shape[1:] if stacked else shape), stacked, None),)
+        return (UnitView(0, experts, tuple(shape[1:] if stacked else shape), stacked, None),)
     by_rows: dict[int, list] = {}
     for matrix in split:
         by_rows.setdefault(sum(stop - start for start, stop in matrix), []).append(matrix)
     return tuple(
-        Piece(i, experts * len(matrices), (rows, shape[-1]), True, tuple(matrices))
+        UnitView(i, experts * len(matrices), (rows, shape[-1]), True, tuple(matrices))
         for i, (rows, matrices) in enumerate(by_rows.items())
     )
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def stack_units(parts: Sequence[Tensor]) -> Tensor:
     """(B, *unit) from the units of several parameters; floating point in at least float32."""
     stacked = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     if not stacked.is_floating_point():

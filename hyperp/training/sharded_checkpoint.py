@@ -1,9 +1,9 @@
-"""Checkpoints of a run that several processes do: each writes what it holds, any number of them reads it.
+"""Checkpoints of a run with several ranks: each writes what it holds, and any number of ranks can resume.
 
-torch.distributed.checkpoint stores every tensor under a name of its own, in parts, so that another number of
-ranks takes other parts of it. A checkpoint is the folder checkpoint/STEP: tensors named model/PARAMETER and
+torch.distributed.checkpoint stores every tensor under its own name, in parts, so that another number of ranks
+can read other parts. A checkpoint is the folder checkpoint/STEP: tensors named model/PARAMETER and
 optimizer/PARAMETER/ENTRY, and progress.pt with what is small and the same on all ranks. The folder gets its
-name when it is whole; the one before goes after that.
+name when it is complete; the one before is removed after that.
 """
 
 import logging
@@ -24,6 +24,7 @@ from torch.distributed.tensor import empty as empty_dtensor
 
 from hyperp.files import replacing
 from hyperp.optim import GroupedOptimizer
+from hyperp.optim.distributed.sharded import sharded_entry
 from hyperp.training.trainer import Trainer
 
 FOLDER = "checkpoint"
@@ -32,15 +33,15 @@ log = logging.getLogger(__name__)
 
 
 def save(run_dir: Path, trainer: Trainer) -> None:
-    """Write the state of all ranks, called on all of them. A kill leaves the one before, or this one."""
+    """Write the state of all ranks; call it on all of them. A kill leaves the last checkpoint or this one."""
     final = run_dir / FOLDER / str(trainer.step)
     partial = final.with_name(f".{final.name}.tmp")
-    trainer.ranks.share(lambda: _make(partial))
+    trainer.ranks.share(lambda: _make_empty(partial))
     tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
     try:
         save_state_dict(tensors | _optimizer_tensors(trainer.model, trainer.optimizer), checkpoint_id=partial)
-    except CheckpointException as error:  # which is no Exception, and holds those of all ranks
-        raise _first(error) from None
+    except CheckpointException as error:  # not an Exception; it holds those of all ranks
+        raise _first_exception(error) from None
 
     def rename() -> None:
         with replacing(partial / PROGRESS, "wb") as file:
@@ -54,30 +55,30 @@ def save(run_dir: Path, trainer: Trainer) -> None:
     trainer.ranks.share(rename)
 
 
-def _make(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The folder of the last whole checkpoint, or None."""
-    there = [path for path in (run_dir / FOLDER).glob("[0-9]*") if (path / PROGRESS).is_file()]
-    return max(there, key=lambda path: int(path.name), default=None)
+    """The folder of the last complete checkpoint, or None."""
+    complete = [path for path in (run_dir / FOLDER).glob("[0-9]*") if (path / PROGRESS).is_file()]
+    return max(complete, key=lambda path: int(path.name), default=None)
 
 
 def remove(run_dir: Path) -> None:
-    """Remove all of them."""
+    """Remove all checkpoints of this kind."""
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
 
 
 def restore(trainer: Trainer, folder: Path) -> None:
-    """Go on from a checkpoint, with any number of ranks; to be called on all of them.
+    """Resume from a checkpoint, with any number of ranks; call it on all of them.
 
     Raises ValueError if it is of another run, text or precision, or cannot be read.
     """
     try:
         progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
-        trainer.check(progress)
+        trainer.check_checkpoint(progress)
         stored = FileSystemReader(folder).read_metadata().state_dict_metadata
         model = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
         state = _empty_optimizer_tensors(trainer.model, trainer.optimizer, stored)
@@ -86,14 +87,14 @@ def restore(trainer: Trainer, folder: Path) -> None:
             for name, entries in state.items()
             for key, value in entries.items()
         }
-        with warnings.catch_warnings():  # of a process alone, which is meant
+        with warnings.catch_warnings():  # about a single rank, which is intended
             warnings.simplefilter("ignore", UserWarning)
             load_state_dict(wanted, checkpoint_id=folder)
     except (OSError, MemoryError, torch.OutOfMemoryError, ValueError):
         raise
-    except (Exception, CheckpointException) as error:  # of torch's readers, for a damaged file
+    except (Exception, CheckpointException) as error:  # torch's readers raise many kinds for a damaged file
         if isinstance(error, CheckpointException):
-            error = _first(error)
+            error = _first_exception(error)
         raise ValueError(
             f"checkpoint must be whole, but {folder} cannot be read ({type(error).__name__}: {error}); "
             "remove it to start over"
@@ -107,14 +108,14 @@ def restore(trainer: Trainer, folder: Path) -> None:
     trainer.restore_progress(progress)
 
 
-def _first(error: CheckpointException) -> Exception:
-    """What the first rank that failed has met."""
+def _first_exception(error: CheckpointException) -> Exception:
+    """The exception of the first rank that failed."""
     found = [failure[0] for failure in error.failures.values()]
     return found[0] if found and isinstance(found[0], Exception) else RuntimeError(str(error))
 
 
 def _options(optimizer: GroupedOptimizer) -> list[dict[str, Any]]:
-    """Options of every group; with the dtype of matrix signs, which the device may have chosen."""
+    """The options of every group, the dtype of matrix signs included, which may depend on the device."""
     groups = optimizer.state_dict()["param_groups"]
     return [
         {key: value for key, value in group.items() if key not in ("params", "param_names", "split")}
@@ -123,15 +124,12 @@ def _options(optimizer: GroupedOptimizer) -> list[dict[str, Any]]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: GroupedOptimizer) -> dict[str, Tensor]:
-    """What this rank keeps of the optimizer's state: whole, or its shard of what all ranks keep."""
+    """The optimizer's state on this rank: whole tensors, and its shards of those that all ranks share."""
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(parameter, DTensor) and _in_shards(optimizer, parameter, value, _local(parameter)):
-                shape = torch.Size((parameter.shape[0], *value.shape[1:]))
-                mesh, placements = parameter.device_mesh, parameter.placements
-                stride = torch.empty(shape, device="meta").stride()
-                value = DTensor.from_local(value, mesh, placements, shape=shape, stride=stride)
+            if optimizer.ownership.shards_entry(parameter, value, _local(parameter)):
+                value = sharded_entry(value, parameter)
             found[f"optimizer/{name}/{key}"] = value
     return found
 
@@ -139,31 +137,23 @@ def _optimizer_tensors(model: nn.Module, optimizer: GroupedOptimizer) -> dict[st
 def _empty_optimizer_tensors(
     model: nn.Module, optimizer: GroupedOptimizer, stored: dict[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Tensors for the entries that this rank is to keep, by parameter."""
+    """Empty tensors for the entries that this rank is to load, by parameter."""
     made: dict[str, dict[str, Tensor]] = {}
     parameters = dict(model.named_parameters())
     for full_name, metadata in stored.items():
         section, name, *key = full_name.split("/")
         if section != "optimizer":
             continue
-        parameter, dealer = parameters[name], optimizer.dealer
-        if parameter in dealer.owners and not dealer.mine(parameter):
+        parameter, ownership = parameters[name], optimizer.ownership
+        if parameter in ownership.owners and not ownership.is_mine(parameter):
             continue
         assert isinstance(metadata, TensorStorageMetadata)
         value = torch.empty(metadata.size, dtype=metadata.properties.dtype, device=parameter.device)
-        if isinstance(parameter, DTensor) and _in_shards(optimizer, parameter, value, parameter):
+        if ownership.shards_entry(parameter, value, parameter):
             mesh, placements = parameter.device_mesh, parameter.placements
             value = empty_dtensor(metadata.size, dtype=value.dtype, device_mesh=mesh, placements=placements)
         made.setdefault(name, {})[key[0]] = value
     return made
-
-
-def _in_shards(optimizer: GroupedOptimizer, parameter: nn.Parameter, value: Tensor, like: Tensor) -> bool:
-    """Whether an entry of the state lies as its parameter does: a number for each element, or each expert."""
-    if parameter in optimizer.dealer.owners:  # its owner keeps it whole
-        return False
-    experts = parameter.ndim == 3 and value.shape[:1] == like.shape[:1]
-    return experts or value.shape == like.shape
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """`hyperp-sweep`: plan many runs, do them, see what became of them, collect them into a table."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from hyperp import __version__
 from hyperp.sweeps.cli.follow import cancel, collect, logs, status
 from hyperp.sweeps.cli.start import auto, plan, run, submit
 from hyperp.terminal import run_app
@@ -42,7 +42,7 @@ for command in (plan, run, submit, status, cancel, logs, collect, auto):
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"hyperp-sweep {version('hyperp-scaling')}")
+        print(f"hyperp-sweep {__version__}")
         raise typer.Exit
 
 

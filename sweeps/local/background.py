@@ -25,7 +25,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop_once)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for lock in locks:
-        files.sign(lock)
+        files.write_holder(lock)
     process = PoolProcess(root, locks[-1].fileno())
     try:
         process.run()

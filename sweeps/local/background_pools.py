@@ -24,12 +24,12 @@ from typing import IO, Literal
 from pydantic import TypeAdapter
 
 from hyperp import files
-from hyperp.config import from_dict
+from hyperp.config import config_from_dict
+from hyperp.rundir.heartbeat import DEAD_SECONDS
 from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point
 from hyperp.sweeps.runs.manifest import Manifest
-from hyperp.sweeps.runs.status import FRESH_SECONDS
 
 NAME = "local.json"
 FOLDER = "local"  # in the sweep's folder: the lock, and what each pool printed
@@ -94,10 +94,10 @@ def active_pool(root: Path) -> BackgroundPool | None:
     if not pools or pools[-1].ended:
         return None
     path = root / FOLDER / ".lock"
-    if files.held(path):
+    if files.is_locked(path):
         return pools[-1]
     with contextlib.suppress(FileNotFoundError):
-        fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+        fresh = time.time() - path.stat().st_mtime < DEAD_SECONDS
         return pools[-1] if fresh and pools[-1].host != socket.gethostname() else None
     return None
 
@@ -162,7 +162,9 @@ def pool_points(root: Path, pool: BackgroundPool) -> list[Point]:
     planned = {point.run_id: point for point in planfile.read_plan(root)}
     found = [planned[run_id] for run_id in pool.runs]
     return [
-        Point(one.run_id, tuple(one.blocks), tuple(one.words), from_dict(one.config), one.lr, one.flops)
+        Point(
+            one.run_id, tuple(one.blocks), tuple(one.words), config_from_dict(one.config), one.lr, one.flops
+        )
         for one in found
     ]
 

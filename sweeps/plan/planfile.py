@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
-from hyperp import files
+from hyperp import __version__, files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan.plan import Plan, Point
 from hyperp.terminal import invalid_field
@@ -115,7 +114,7 @@ def write_plan(plan: Plan) -> None:
     ids = {point.run_id for point in points}
     points += [point for run_id, point in earlier.items() if run_id not in ids]
     if points != list(earlier.values()):
-        header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.overrides)}
+        header = {"schema": SCHEMA, "version": __version__, "words": list(plan.overrides)}
         files.write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
 
 

@@ -142,7 +142,7 @@ def check_rank_batches(points: Sequence[Point], launcher: SlurmLauncher) -> None
     """Raise ValueError for a batch that the processes of a run cannot share equally."""
     for point in points:
         try:
-            point.config.rank_tokens(launcher.nodes * launcher.ranks)
+            point.config.tokens_per_rank(launcher.nodes * launcher.ranks)
         except ValueError as error:
             raise ValueError(
                 f"{error} (launcher.nodes={launcher.nodes} times {launcher.ranks_from})"

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyperp.config import from_dict
+from hyperp import __version__
+from hyperp.config import config_from_dict
 from hyperp.files import replacing
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.rundir.record import METRIC
@@ -125,7 +125,7 @@ def setting_hash(config: dict[str, Any]) -> str:
     Keys that an older version did not write count with their defaults, if its configuration can be read.
     """
     try:
-        identity = from_dict(config).identity()
+        identity = config_from_dict(config).identity()
     except (ValueError, TypeError):  # of a version with other keys
         identity = {key: value for key, value in config.items() if key != "runtime"}
     kept = {key: value for key, value in identity.items() if key not in SWEPT}
@@ -145,7 +145,7 @@ def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
         "seed": config["seed"],
         "lr": planned.lr,
         "base_lr": config["base_lr"],
-        "version": version("hyperp-scaling"),
+        "version": __version__,
     }
 
 
@@ -158,5 +158,5 @@ def _planned_by_folder(run_dir: Path) -> planfile.Planned:
         raise ValueError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping, got {values!r}")
-    config = from_dict({str(key): value for key, value in values.items()})
+    config = config_from_dict({str(key): value for key, value in values.items()})
     return planfile.planned_point(make_point((), (), config), "")

@@ -24,9 +24,9 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from hyperp.analysis.loss.bootstrap import bootstrap, intervals
-from hyperp.analysis.loss.fit import DELTA, fit_loss, parameters, profile
-from hyperp.analysis.loss.leverage import leverage
+from hyperp.analysis.loss.bootstrap import bootstrap_loss, parameter_intervals
+from hyperp.analysis.loss.fit import DELTA, fit_loss_law, profile_floor, published_parameters
+from hyperp.analysis.loss.leverage import compute_leverage
 from hyperp.analysis.loss.points import LossPoints, loss_points
 from hyperp.analysis.loss.solver import huber
 
@@ -106,7 +106,7 @@ def coverage(count: int, noise: float) -> tuple[float, float]:
             law = 1.7 + 1.2 * (ratio * flops / 1e19) ** -0.12
             loss = law * np.exp(noise * rng.normal(size=count))
             frames.append(pd.DataFrame({"optimizer": name, "flops": flops, "loss": loss}))
-        row = leverage(pd.concat(frames), "muon", resamples=300)[0].comparisons[0].at_largest
+        row = compute_leverage(pd.concat(frames), "muon", resamples=300)[0].comparisons[0].at_largest
         assert row is not None
         low, high = row.low or 0.0, row.high or np.inf
         inside.append(low <= 1.5 <= high)
@@ -117,14 +117,14 @@ def coverage(count: int, noise: float) -> tuple[float, float]:
 def main() -> None:
     """Print every figure."""
     points = read(sys.argv[1] if len(sys.argv) > 1 else None)
-    fit, once = timed(lambda: fit_loss(points))
-    draws, many = timed(lambda: bootstrap(fit, RESAMPLES, seed=0), 3)
-    _, floors = timed(lambda: profile(fit), 3)
-    values = zip(fit.names, parameters(fit.z_P[None], fit.centre_K)[0], strict=True)
+    fit, once = timed(lambda: fit_loss_law(points))
+    draws, many = timed(lambda: bootstrap_loss(fit, RESAMPLES, seed=0), 3)
+    _, floors = timed(lambda: profile_floor(fit), 3)
+    values = zip(fit.names, published_parameters(fit.z_P[None], fit.centre_K)[0], strict=True)
     print(f"{len(points.loss_n)} points: " + ", ".join(f"{n} {v:.6g}" for n, v in values))
     print(f"objective {fit.objective:.9g}, converged {fit.converged}")
     print(f"fit {1e3 * once:.1f} ms; {RESAMPLES} resamples {many:.2f} s; profile of E {floors:.2f} s")
-    for name, (low, high) in intervals(fit, draws).items():
+    for name, (low, high) in parameter_intervals(fit, draws).items():
         print(f"  {name} 95% {low:.4g} to {high:.4g}")
     against_plain(points, once, many)
     print(

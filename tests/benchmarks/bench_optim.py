@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hyperp.optim import SSO, GroupedOptimizer, MuonH, MuonSphere
 from hyperp.optim.linalg.msign import unit_frobenius
-from hyperp.optim.rule import State, register
+from hyperp.optim.rule import State, register_rule
 from hyperp.optim.sso import SSORule
 
 FULL = {"256 x 256, 16": (16, 256, 256), "512 x 2048, 8": (8, 512, 2048), "1024 x 1024, 4": (4, 1024, 1024)}
@@ -30,7 +30,7 @@ QUICK = {"64 x 64, 16": (16, 64, 64), "128 x 512, 8": (8, 128, 512), "256 x 256,
 PULL = 0.1  # part of a gradient along its weight, for an |h(0)| of 0.1 to 0.3, as in training
 
 
-@register
+@register_rule
 @dataclass(frozen=True)
 class BisectionRule(SSORule):
     """SSO with lambda bracketed by doubling from 1e-3, at most ten times, then bisected, at most twenty."""

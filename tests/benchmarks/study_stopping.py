@@ -16,7 +16,6 @@ import pandas as pd
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.table.validate import Runs, check_frame
 
 TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
@@ -24,24 +23,24 @@ CONTEXT = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 512, "
 SEEDS, RATES, NOISE, BEND = 3, 5, 0.002, 0.03
 
 
-def optimum(tokens: int) -> float:
+def true_optimum(tokens: int) -> float:
     """log2 of the true one, a fifth of an octave off the grid."""
     return -4.4 - 0.5 * math.log2(tokens / 131072)
 
 
-def study(rng: np.random.Generator, scatter: float) -> pd.DataFrame:
+def simulate_sweep(rng: np.random.Generator, scatter: float) -> pd.DataFrame:
     """Every run of one sweep."""
     rows = []
     for tokens in TOKENS:
-        grid = optimum(tokens) - 0.2 + np.arange(RATES) - RATES // 2
-        best = optimum(tokens) + scatter / math.log(2) * rng.normal()
+        grid = true_optimum(tokens) - 0.2 + np.arange(RATES) - RATES // 2
+        best = true_optimum(tokens) + scatter / math.log(2) * rng.normal()
         for seed in range(SEEDS):
             loss = 2 + 0.02 * rng.normal() + BEND * (grid - best) ** 2 + NOISE * rng.normal(size=RATES)
             rows.append(pd.DataFrame({"tokens": tokens, "seed": seed, "lr": 2.0**grid, "loss": loss}))
     return pd.concat(rows).assign(**CONTEXT)
 
 
-def stopped(frame: pd.DataFrame, goal: float, least: int) -> tuple[float, float] | None:
+def interval_at_stop(frame: pd.DataFrame, goal: float, least: int) -> tuple[float, float] | None:
     """The interval at the largest size where the search stops; None if it does not."""
     for count in range(least, len(TOKENS) + 1):
         some = frame[frame["tokens"].isin(TOKENS[:count])]
@@ -49,7 +48,7 @@ def stopped(frame: pd.DataFrame, goal: float, least: int) -> tuple[float, float]
             law = fit_law(Runs(check_frame(some), "runs.parquet", "0" * 64), ["tokens"])
         except Refusal:
             continue
-        _, low, high = predict(law, {"tokens": TOKENS[-1]})
+        _, low, high = law.interval_at({"tokens": TOKENS[-1]})
         if math.sqrt(high / low) - 1 <= goal:
             return low, high
     return None
@@ -67,10 +66,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     held: dict[int, list[bool]] = {3: [], 6: []}
     for _ in range(args.studies):
-        frame = study(rng, args.scatter)
-        new = 2.0 ** optimum(TOKENS[-1]) * math.exp(args.scatter * rng.normal())
+        frame = simulate_sweep(rng, args.scatter)
+        new = 2.0 ** true_optimum(TOKENS[-1]) * math.exp(args.scatter * rng.normal())
         for least, found in held.items():
-            ends = stopped(frame, args.goal, least)
+            ends = interval_at_stop(frame, args.goal, least)
             if ends is not None:
                 found.append(ends[0] <= new <= ends[1])
     for least, found in held.items():

@@ -89,7 +89,9 @@ def test_a_rate_may_be_a_tensor(name):
 @pytest.mark.parametrize("rate", ["number", "tensor"])
 def test_a_step_reads_nothing_back_from_the_device(name, rate, monkeypatch):
     """On a device without content, where whatever asks for a value raises."""
-    monkeypatch.setattr("hyperp.optim.sphere._positive", lambda norm: norm)  # looks once, at the start
+    monkeypatch.setattr(
+        "hyperp.optim.sphere._refuse_degenerate", lambda norm: norm
+    )  # looks once, at the start
     net = model("meta")
     optimizer = build(net, name, lr=0.05, unembedding=[net[-1]])
     for i in range(3):

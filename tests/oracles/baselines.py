@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.shape import Curves, check_identifiable, inverse
+from hyperp.analysis.optima.basin.shape import LossCurves, check_identifiable, invert_small
 
 # K: slices   m: runs in the longest slice   p: what is tuned   q: covariates   C: 1 + p + p(p+1)/2
 
@@ -32,7 +32,7 @@ class Line:
 
 
 def argmin_fit(
-    curves: Curves, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
+    curves: LossCurves, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
 ) -> tuple[Line, ...]:
     """Regress the best run of each slice.
 
@@ -44,11 +44,11 @@ def argmin_fit(
     Raises:
         ValueError: collinear covariates, or fewer slices than coefficients plus one.
     """
-    return _lines(curves.best, np.asarray(covariates, dtype=float), columns)
+    return _fit_lines(curves.best, np.asarray(covariates, dtype=float), columns)
 
 
 def pool_fit(
-    curves: Curves,
+    curves: LossCurves,
     covariates: np.ndarray,
     columns: Sequence[Sequence[int]] | None = None,
     threshold: float = POOL,
@@ -56,7 +56,7 @@ def pool_fit(
     """Regress every run with a loss of at most (1 + threshold) times its slice's best; see argmin_fit."""
     near = (curves.loss <= curves.loss.min(axis=1, keepdims=True) * (1 + threshold)) & (curves.count > 0)
     owner = np.nonzero(near)[0]
-    return _lines(curves.u[near], np.asarray(covariates, dtype=float)[owner], columns)
+    return _fit_lines(curves.u[near], np.asarray(covariates, dtype=float)[owner], columns)
 
 
 def two_stage_fit(
@@ -64,10 +64,10 @@ def two_stage_fit(
 ) -> tuple[Line, ...]:
     """Regress the vertices of the slices that have one; see argmin_fit."""
     used = parabolas.bowl
-    return _lines(parabolas.optimum[used], np.asarray(covariates, dtype=float)[used], columns)
+    return _fit_lines(parabolas.optimum[used], np.asarray(covariates, dtype=float)[used], columns)
 
 
-def _lines(
+def _fit_lines(
     y: np.ndarray, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None
 ) -> tuple[Line, ...]:
     if covariates.ndim != 2 or len(covariates) != len(y):
@@ -116,7 +116,7 @@ class Parabolas:
         return self.centre[keep] + _vertices(coef, self.centre.shape[1])
 
 
-def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
+def fit_parabolas(curves: LossCurves, window: float = WINDOW) -> Parabolas:
     """A quadratic over the runs within `window` (natural log) of each slice's best run in every direction.
 
     Where the window holds fewer runs than coefficients, the nearest ones are taken.
@@ -143,11 +143,13 @@ def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
     bowl = np.all((optimum >= curves.low) & (optimum <= curves.high), axis=1)
     spread = noise * solve @ (solve / np.maximum(curves.count, 1e-300)[:, None, :]).swapaxes(1, 2)
     # d vertex / d coef by the implicit function theorem: A dv = -(d gradient + 2 dA v)/2.
-    _, A = _pieces(coef, p)
+    _, A = _gradient_and_form(coef, p)
     safe = np.where(bowl[:, None, None], A, np.eye(p))
     at = np.where(bowl[:, None], optimum - centre, 0.0)
-    D = np.stack([_pieces(e, p)[0] + 2 * at @ _pieces(e, p)[1] for e in np.eye(C)], axis=-1)
-    jacobian = -inverse(safe) @ D / 2
+    D = np.stack(
+        [_gradient_and_form(e, p)[0] + 2 * at @ _gradient_and_form(e, p)[1] for e in np.eye(C)], axis=-1
+    )
+    jacobian = -invert_small(safe) @ D / 2
     cov = jacobian @ spread @ jacobian.swapaxes(1, 2)
     inflated = residual * np.sqrt(inside.sum() / left)
     optimum = np.where(bowl[:, None], optimum, np.nan)
@@ -156,14 +158,14 @@ def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
 
 def _vertices(coef: np.ndarray, p: int) -> np.ndarray:
     """Bottoms relative to the centre (..., p), NaN without positive curvature."""
-    gradient, A = _pieces(coef, p)
+    gradient, A = _gradient_and_form(coef, p)
     det = A[..., 0, 0] if p == 1 else A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] ** 2
     positive = ((A[..., 0, 0] > 0) & (det > 0))[..., None]
     safe = np.where(positive[..., None], A, np.eye(p))
-    return np.where(positive, -(inverse(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
+    return np.where(positive, -(invert_small(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
 
 
-def _pieces(coef: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+def _gradient_and_form(coef: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
     """Gradient at the centre (..., p) and quadratic form (..., p, p) of coefficients (..., C)."""
     A = np.zeros((*coef.shape[:-1], p, p))
     for c, (i, j) in enumerate(zip(*np.triu_indices(p), strict=True)):

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.fit import Basin, gauss_newton
-from hyperp.analysis.optima.basin.locate import locate
+from hyperp.analysis.optima.basin.fit import BasinFit, gauss_newton
+from hyperp.analysis.optima.basin.locate import fit_slices
 from hyperp.analysis.random_effects import meta_regression
 from tests.oracles.baselines import Parabolas
 
@@ -45,7 +45,7 @@ class Bootstrap:
 
 
 def shared_bootstrap(
-    basin: Basin,
+    basin: BasinFit,
     designs: Sequence[np.ndarray],
     resamples: int = 1000,
     seed: int = 0,
@@ -63,20 +63,20 @@ def shared_bootstrap(
     Raises:
         ValueError: no resamples, or designs that do not fit.
     """
-    _check(designs, basin.optimum.shape, resamples)
+    _check_designs(designs, basin.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
-    loss = basin.floor[:, None] * (1 + _resampled(basin, resamples, rng))
+    loss = basin.floor[:, None] * (1 + _resampled_losses(basin, resamples, rng))
     curves, powers = basin.curves, basin.shape.powers
-    used, part = basin.bracketed, curves.pick(basin.shaped)
+    used, part = basin.bracketed, curves.select(basin.shaped)
     arrays = (part.u, loss[:, basin.shaped], part.count, part.amplitude)
-    pose, _ = gauss_newton(*arrays, basin.X, powers, basin.pose, steps, basin.scale, damping=0.0)
+    parameters, _ = gauss_newton(*arrays, basin.X, powers, basin.parameters, steps, basin.scale, damping=0.0)
     start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
     arrays = (curves.u[used], loss[:, used], curves.count[used])
-    coef = pose.coef[:, None] * curves.amplitude[used][:, None]
-    located = locate(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
+    coef = parameters.coef[:, None] * curves.amplitude[used][:, None]
+    located = fit_slices(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
     # Less the curves without new noise: they keep their misfit, and so have optima a little off the fit's.
     moved = located.optimum[1:] - located.optimum[0]
-    return _second_level(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
+    return _regress_resamples(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
 
 
 def two_stage_bootstrap(
@@ -86,7 +86,7 @@ def two_stage_bootstrap(
 
     A vertex then is a fixed linear map of the losses, one division apart.
     """
-    _check(designs, parabolas.optimum.shape, resamples)
+    _check_designs(designs, parabolas.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
     used = parabolas.bowl
     inside = parabolas.inside[used]
@@ -97,10 +97,12 @@ def two_stage_bootstrap(
     optimum = parabolas.vertex(parabolas.coef[used] + moved, used) - parabolas.optimum[used]
     # A resample without a bottom has no vertex; it counts as the fit's own.
     moved = np.where(np.isfinite(optimum), optimum, 0.0)
-    return _second_level(parabolas.optimum[used], parabolas.cov[used], moved, [d[used] for d in designs], rng)
+    return _regress_resamples(
+        parabolas.optimum[used], parabolas.cov[used], moved, [d[used] for d in designs], rng
+    )
 
 
-def _resampled(basin: Basin, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled_losses(basin: BasinFit, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Relative excess losses over the fitted floors, (1 + B, K, m); the first has no new noise."""
     count = np.maximum(basin.curves.count, 1e-300)
     admitted = np.sqrt(basin.weight / count)
@@ -118,7 +120,7 @@ def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.integers(0, 2, size=shape, dtype=np.int8) * 2.0 - 1.0
 
 
-def _check(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int) -> None:
+def _check_designs(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int) -> None:
     K, p = shape
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
@@ -126,7 +128,7 @@ def _check(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int
         raise ValueError(f"{p} designs of {K} rows are needed, got {[d.shape for d in designs]}")
 
 
-def _second_level(
+def _regress_resamples(
     optimum: np.ndarray,
     cov: np.ndarray,
     moved: np.ndarray,

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.locate import Located
-from hyperp.analysis.optima.basin.shape import Curves, identifiable_columns, slope, terms
+from hyperp.analysis.optima.basin.locate import SliceFits
+from hyperp.analysis.optima.basin.shape import LossCurves, identifiable_columns, monomials, shape_gradient
 from hyperp.analysis.random_effects import meta_regression
 
 # K: slices   q: covariates   S: terms of the shape
 
-LEVEL = 0.05  # an exponent of the curvature with a smaller p is significant
+SIGNIFICANCE = 0.05  # an exponent of the curvature with a smaller p is significant
 MIN_DF = 3  # the test has been simulated from five slices on; four are too few to bend every basin by
-GAIN = 0.1  # relative fall of the noise from which on it is used
+LEAST_NOISE_FALL = 0.1  # relative fall of the noise from which on it is used
 ROUNDS = 4  # of amplitudes and shape in turn; the exponent is settled to a hundredth of its error by then
-SMALLEST = 0.05  # own amplitude, relative to the model's, below which a slice does not say one
-RANGE = 5.0  # natural log of the largest amplitude
+LEAST_AMPLITUDE = 0.05  # own amplitude, relative to the model's, below which a slice does not say one
+LARGEST_LOG_AMPLITUDE = 5.0  # natural log of the largest amplitude
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,21 @@ class CurvatureLaw:
     @property
     def significant(self) -> np.ndarray:
         """Mask (q,)."""
-        return np.nan_to_num(self.p, nan=1.0) < LEVEL
+        return np.nan_to_num(self.p, nan=1.0) < SIGNIFICANCE
 
 
-def amplitudes(Z: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+def curvature_amplitudes(Z: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """Amplitude (K,) of the shape in each slice; one at the geometric mean of the covariates."""
-    return np.exp(np.clip((Z - Z.mean(axis=0)) @ exponent, -RANGE, RANGE))
+    return np.exp(np.clip((Z - Z.mean(axis=0)) @ exponent, -LARGEST_LOG_AMPLITUDE, LARGEST_LOG_AMPLITUDE))
 
 
-def own_amplitudes(
-    curves: Curves, located: Located, powers: np.ndarray, coef: np.ndarray, noise: float, keep: np.ndarray
+def slice_amplitudes(
+    curves: LossCurves,
+    located: SliceFits,
+    powers: np.ndarray,
+    coef: np.ndarray,
+    noise: float,
+    keep: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln of each slice's own amplitude, and its standard error, (K,); NaN for a slice that does not say.
 
@@ -58,21 +63,23 @@ def own_amplitudes(
     for k in np.flatnonzero(keep):
         v = curves.u[k] - located.optimum[k]
         excess, w = curves.loss[k] / located.floor[k] - 1, located.weight[k]
-        shape = terms(v, powers) @ coef * curves.amplitude[k]
-        J = np.column_stack([shape, slope(v, powers, coef), np.ones(len(v))])
+        shape = monomials(v, powers) @ coef * curves.amplitude[k]
+        J = np.column_stack([shape, shape_gradient(v, powers, coef), np.ones(len(v))])
         normal = J.T @ (w[:, None] * J)
         if np.linalg.cond(normal) > 1e12:
             continue
         bread = np.linalg.inv(normal)
         beta = bread @ J.T @ (w * excess)
         meat = J.T @ ((w**2 / np.maximum(curves.count[k], 1e-300))[:, None] * J)
-        if beta[0] > SMALLEST:
+        if beta[0] > LEAST_AMPLITUDE:
             value[k] = np.log(beta[0] * curves.amplitude[k])
             se[k] = noise * np.sqrt((bread @ meat @ bread)[0, 0]) / beta[0]
     return value, se
 
 
-def curvature_law(value: np.ndarray, se: np.ndarray, Z: np.ndarray, among: np.ndarray) -> CurvatureLaw | None:
+def fit_curvature_law(
+    value: np.ndarray, se: np.ndarray, Z: np.ndarray, among: np.ndarray
+) -> CurvatureLaw | None:
     """Random-effects regression of ln amplitude on the covariates in the mask `among` (q,).
 
     None with fewer degrees of freedom than MIN_DF, or where the slices identify no exponent.

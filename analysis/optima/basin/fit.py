@@ -2,7 +2,7 @@
 
 Model, relative to the floor L of a slice:  loss / L - 1 = a S(u - X theta) + noise,  u the natural logs of
 what is tuned (rate, or rate and batch), X theta a law, S a quadratic form and all cubic terms, a one unless
-the curvature follows a law of its own (see basin_bend). Loss rises faster above the best rate than below it,
+the curvature follows a law of its own (see `curvature`). Loss rises faster above the best rate than below it,
 and a parabola over a wide window leans by that; the cubic terms are more than one slice can tell, but all
 slices together can. Each slice's optimum then follows with S held.
 
@@ -28,25 +28,31 @@ import numpy as np
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optima.basin.curvature import (
-    GAIN,
+    LEAST_NOISE_FALL,
     ROUNDS,
     CurvatureLaw,
-    amplitudes,
-    curvature_law,
-    own_amplitudes,
+    curvature_amplitudes,
+    fit_curvature_law,
+    slice_amplitudes,
 )
-from hyperp.analysis.optima.basin.locate import Located, locate, second_valleys, state_of, too_few
+from hyperp.analysis.optima.basin.locate import (
+    SliceFits,
+    fit_slices,
+    second_valley_reasons,
+    slice_state,
+    too_few_values_reasons,
+)
 from hyperp.analysis.optima.basin.shape import (
-    Curves,
-    Shape,
-    centred,
-    design,
-    pack,
-    powers_of,
+    BasinShape,
+    LossCurves,
+    law_design,
+    monomial_powers,
+    monomials,
+    pack_curves,
     quadratic_form,
     run_weights,
-    slope,
-    terms,
+    shape_gradient,
+    subtract_weighted_means,
 )
 from hyperp.analysis.vocabulary import State
 
@@ -56,14 +62,14 @@ from hyperp.analysis.vocabulary import State
 SCALE_START = 0.01  # the scale of the fit from which the scale is chosen
 SCALE_RANGE = (0.002, 0.03)  # below it is noise, above it a cubic is no longer a basin
 KEEP = 3.0  # effective runs in the median slice, for each of its own parameters: floor and optimum
-STEP = 0.7  # largest move of a location in one Gauss-Newton step, natural log
+LARGEST_STEP = 0.7  # largest move of a location in one Gauss-Newton step, natural log
 ITERATIONS = 60
 TOLERANCE = 1e-9
 BLIND = ("too_few_rates", "not_convex")  # these say nothing about an optimum, nor about the shape
 
 
 @dataclass(frozen=True)
-class Pose:
+class BasinParameters:
     """Where a fit stands: `theta` (..., P, p), `coef` (..., S) of the shape, `floor` (..., K)."""
 
     theta: np.ndarray
@@ -72,7 +78,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Basin:
+class BasinFit:
     """The shared fit; arrays are over all slices, in the order of `curves.labels`.
 
     Attributes:
@@ -88,11 +94,11 @@ class Basin:
         floor: (K,) loss at the optimum.
         converged: whether the last Gauss-Newton step moved every location by less than 1e-6.
         residual, weight: (K, m) of the slice fits, for the bootstrap and the pictures.
-        shaped, X, pose: the slices (K,) that the shape was fitted to, their design, and that fit.
+        shaped, X, parameters: the slices (K,) that the shape was fitted to, their design, and that fit.
     """
 
-    curves: Curves
-    shape: Shape
+    curves: LossCurves
+    shape: BasinShape
     scale: float
     noise: float
     df: float
@@ -107,7 +113,7 @@ class Basin:
     weight: np.ndarray
     shaped: np.ndarray
     X: np.ndarray
-    pose: Pose
+    parameters: BasinParameters
 
     @property
     def bracketed(self) -> np.ndarray:
@@ -134,7 +140,7 @@ def fit_basin(
     weights: np.ndarray | None = None,
     covariates: np.ndarray | None = None,
     scale: float | None = None,
-) -> Basin:
+) -> BasinFit:
     """Fit one shape to all slices, then every slice's own optimum.
 
     Args:
@@ -150,26 +156,26 @@ def fit_basin(
         ValueError: bad input; collinear covariates; fewer slices than coefficients plus one.
         Refusal: no bottom.
     """
-    curves = pack(U, loss, slices, weights)
+    curves = pack_curves(U, loss, slices, weights)
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if covariates is not None:
-        design(covariates, len(curves.labels))  # a fault of the whole design is bad input, not a refusal
+        law_design(covariates, len(curves.labels))  # a fault of the whole design is bad input, not a refusal
         covariates = np.asarray(covariates, dtype=float).reshape(len(curves.labels), -1)
-    settled, curvature = _settle(curves, covariates, scale), None
+    settled, curvature = _fit_until_states_hold(curves, covariates, scale), None
     if covariates is not None:
-        settled, curvature = _bent(settled, covariates, scale)
+        settled, curvature = _with_curvature_law(settled, covariates, scale)
     fit, noise, found = settled.fit, settled.noise, settled.found
     located = fit.located
     blind = np.array([state in BLIND for state, _ in found])
     cov = noise**2 * located.cov
     cov[blind] = np.nan
-    return Basin(
+    return BasinFit(
         curves=settled.curves,
-        shape=Shape(fit.powers, fit.pose.coef),
+        shape=BasinShape(fit.powers, fit.parameters.coef),
         scale=fit.scale,
         noise=noise,
-        df=located.df(~blind, len(fit.pose.coef)),
+        df=located.df(~blind, len(fit.parameters.coef)),
         curvature=curvature,
         states=tuple(state for state, _ in found),
         reasons=tuple(reason for _, reason in found),
@@ -181,36 +187,38 @@ def fit_basin(
         weight=located.weight,
         shaped=fit.shaped,
         X=fit.X,
-        pose=fit.pose,
+        parameters=fit.parameters,
     )
 
 
 @dataclass(frozen=True)
-class _Fit:
-    pose: Pose
+class _ShapeFit:
+    parameters: BasinParameters
     powers: np.ndarray
     scale: float
     moved: float
-    located: Located
+    located: SliceFits
     shaped: np.ndarray
     X: np.ndarray
 
 
 @dataclass(frozen=True)
-class _Settled:
-    curves: Curves
-    fit: _Fit
+class _StateFit:
+    curves: LossCurves
+    fit: _ShapeFit
     noise: float
     found: list[tuple[State, str | None]]
 
     def curvature(self, Z: np.ndarray, among: np.ndarray) -> CurvatureLaw | None:
         keep = np.array([state == "bracketed" for state, _ in self.found])
         fit = self.fit
-        own = own_amplitudes(self.curves, fit.located, fit.powers, fit.pose.coef, self.noise, keep)
-        return curvature_law(*own, Z, among)
+        own = slice_amplitudes(self.curves, fit.located, fit.powers, fit.parameters.coef, self.noise, keep)
+        return fit_curvature_law(*own, Z, among)
 
 
-def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled, CurvatureLaw | None]:
+def _with_curvature_law(
+    plain: _StateFit, Z: np.ndarray, scale: float | None
+) -> tuple[_StateFit, CurvatureLaw | None]:
     """The fit with significant exponents of the curvature, if the noise falls by as much as it has to."""
     tested = plain.curvature(Z, np.ones(Z.shape[1], dtype=bool))
     if tested is None or not tested.significant.any():
@@ -220,65 +228,69 @@ def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled
         law = bent.curvature(Z, used)
         if law is None:
             return plain, tested
-        amplitude = amplitudes(Z, np.nan_to_num(law.exponent))
+        amplitude = curvature_amplitudes(Z, np.nan_to_num(law.exponent))
         try:
-            bent = _settle(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
+            bent = _fit_until_states_hold(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
         except Refusal:
             return plain, tested
-    if bent.noise > (1 - GAIN) * plain.noise:
+    if bent.noise > (1 - LEAST_NOISE_FALL) * plain.noise:
         return plain, tested
     exponent, se = np.where(used, law.exponent, tested.exponent), np.where(used, law.se, tested.se)
     return bent, CurvatureLaw(exponent, se, np.where(used, law.p, tested.p), used)
 
 
-def _settle(curves: Curves, covariates: np.ndarray | None, scale: float | None) -> _Settled:
+def _fit_until_states_hold(
+    curves: LossCurves, covariates: np.ndarray | None, scale: float | None
+) -> _StateFit:
     """Fit, name the slices that are no bowl, and fit again without them until all that are left are."""
     found: list[tuple[State, str | None]] = [("bracketed", None)] * len(curves.labels)
-    for k, (valley, few) in enumerate(zip(second_valleys(curves), too_few(curves), strict=True)):
+    for k, (valley, few) in enumerate(
+        zip(second_valley_reasons(curves), too_few_values_reasons(curves), strict=True)
+    ):
         if few or valley:
             found[k] = ("too_few_rates", few) if few else ("not_convex", valley)
     while True:
         usable = np.array([state not in BLIND for state, _ in found])
         fit = _fit_usable(curves, usable, covariates, scale)
         located = fit.located
-        noise = located.noise(usable, len(fit.pose.coef))
+        noise = located.noise(usable, len(fit.parameters.coef))
         for k in np.flatnonzero(usable):
             others = usable & (np.arange(len(usable)) != k)  # a slice that is no bowl must not excuse itself
-            yardstick = located.noise(others if others.any() else usable, len(fit.pose.coef))
-            found[k] = state_of(curves, int(k), located, fit.scale, yardstick)
+            yardstick = located.noise(others if others.any() else usable, len(fit.parameters.coef))
+            found[k] = slice_state(curves, int(k), located, fit.scale, yardstick)
         if all(found[k][0] != "not_convex" for k in np.flatnonzero(usable)):
             break
-    return _Settled(curves, fit, noise, found)
+    return _StateFit(curves, fit, noise, found)
 
 
 def _fit_usable(
-    curves: Curves, usable: np.ndarray, covariates: np.ndarray | None, scale: float | None
-) -> _Fit:
+    curves: LossCurves, usable: np.ndarray, covariates: np.ndarray | None, scale: float | None
+) -> _ShapeFit:
     """Shape from the usable slices, then every slice located with it."""
     keep, X = usable, np.eye(int(usable.sum()))
     if covariates is not None:
         # Too few slices left for the law: then each has a location of its own, and the states say the rest.
         with contextlib.suppress(ValueError):
-            X = design(covariates[usable], len(X))
+            X = law_design(covariates[usable], len(X))
     if len(X) == X.shape[1]:  # nothing but a law holds the location of a curve that ends at its best run
         inside = ((curves.best > curves.low) & (curves.best < curves.high)).all(axis=1)
         keep = usable & inside if (usable & inside).any() else usable
         X = np.eye(int(keep.sum()))
     if not keep.any():
         raise Refusal("no slice has three rates and a bottom")
-    part, powers = curves.pick(keep), powers_of(curves.u.shape[2])
-    pose, chosen, moved = fit_shape(part, X, powers, scale)
+    part, powers = curves.select(keep), monomial_powers(curves.u.shape[2])
+    parameters, chosen, moved = fit_shape(part, X, powers, scale)
     where, floor = curves.best, curves.loss.min(axis=1)
-    where[keep], floor[keep] = np.clip(X @ pose.theta, part.low, part.high), pose.floor
+    where[keep], floor[keep] = np.clip(X @ parameters.theta, part.low, part.high), parameters.floor
     arrays = (curves.u, curves.loss, curves.count)
-    coef = pose.coef * curves.amplitude[:, None]
-    located = locate(*arrays, powers, coef, where, floor, ITERATIONS, chosen, TOLERANCE)
-    return _Fit(pose, powers, chosen, moved, located, keep, X)
+    coef = parameters.coef * curves.amplitude[:, None]
+    located = fit_slices(*arrays, powers, coef, where, floor, ITERATIONS, chosen, TOLERANCE)
+    return _ShapeFit(parameters, powers, chosen, moved, located, keep, X)
 
 
 def fit_shape(
-    curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float | None
-) -> tuple[Pose, float, float]:
+    curves: LossCurves, X: np.ndarray, powers: np.ndarray, scale: float | None
+) -> tuple[BasinParameters, float, float]:
     """Shape and law from the linear solution on; also the scale, and how far the last step moved.
 
     Raises:
@@ -286,18 +298,18 @@ def fit_shape(
     """
     arrays = (curves.u, curves.loss, curves.count, curves.amplitude)
     chosen = SCALE_START if scale is None else scale
-    pose, moved = linear_start(curves, X, powers, chosen), np.inf
+    parameters, moved = linear_start(curves, X, powers, chosen), np.inf
     if scale is None:
         for _ in range(2):
-            pose, _ = gauss_newton(*arrays, X, powers, pose, 15, chosen)
-            chosen = choose_scale(curves, pose.floor)
-    pose, moved = gauss_newton(*arrays, X, powers, pose, ITERATIONS, chosen, TOLERANCE)
-    if not np.isfinite(pose.coef).all() or not _is_bowl(powers, pose.coef):
+            parameters, _ = gauss_newton(*arrays, X, powers, parameters, 15, chosen)
+            chosen = choose_scale(curves, parameters.floor)
+    parameters, moved = gauss_newton(*arrays, X, powers, parameters, ITERATIONS, chosen, TOLERANCE)
+    if not np.isfinite(parameters.coef).all() or not _is_bowl(powers, parameters.coef):
         raise Refusal("the curves together have no bottom: the shared curvature is not positive")
-    return pose, chosen, moved
+    return parameters, chosen, moved
 
 
-def choose_scale(curves: Curves, floor: np.ndarray) -> float:
+def choose_scale(curves: LossCurves, floor: np.ndarray) -> float:
     """The scale at which the runs of the median slice count as many as KEEP says, within SCALE_RANGE."""
     p = curves.u.shape[2]
     wanted = KEEP * (1 + p)
@@ -314,7 +326,7 @@ def _is_bowl(powers: np.ndarray, coef: np.ndarray) -> bool:
     return bool((np.linalg.eigvalsh(quadratic_form(powers, coef)) > 0).all())
 
 
-def linear_start(curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float) -> Pose:
+def linear_start(curves: LossCurves, X: np.ndarray, powers: np.ndarray, scale: float) -> BasinParameters:
     """The quadratic model multiplied out is linear: u'Au - 2 u'A X theta + a floor for each slice.
 
     Raises:
@@ -327,9 +339,9 @@ def linear_start(curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float
     lowest = curves.loss.min(axis=1)
     excess = curves.loss / lowest[:, None] - 1
     linear = (v[..., :, None] * X[:, None, None, :]).reshape(*v.shape[:2], p * P)
-    J = np.concatenate([terms(v, square), linear], axis=-1) * curves.amplitude[:, None, None]
+    J = np.concatenate([monomials(v, square), linear], axis=-1) * curves.amplitude[:, None, None]
     root = np.sqrt(run_weights(excess, curves.count, scale))
-    J, y = centred(J, excess, root**2)
+    J, y = subtract_weighted_means(J, excess, root**2)
     beta = np.linalg.lstsq((J * root[..., None]).reshape(-1, J.shape[-1]), (y * root).ravel(), rcond=None)[0]
     coef = np.concatenate([beta[: len(square)], np.zeros(len(powers) - len(square))])
     A = quadratic_form(powers, coef)
@@ -338,7 +350,7 @@ def linear_start(curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float
     slopes = beta[len(square) :].reshape(p, P)
     theta = (-np.linalg.solve(A, slopes) / 2).T
     theta = theta + np.linalg.lstsq(X, np.tile(origin, (len(X), 1)), rcond=None)[0]
-    return Pose(theta, coef, lowest)
+    return BasinParameters(theta, coef, lowest)
 
 
 def gauss_newton(
@@ -348,29 +360,29 @@ def gauss_newton(
     amplitude: np.ndarray,
     X: np.ndarray,
     powers: np.ndarray,
-    start: Pose,
+    start: BasinParameters,
     iterations: int,
     scale: float,
     tolerance: float = 0.0,
     damping: float = 1e-3,
-) -> tuple[Pose, float]:
+) -> tuple[BasinParameters, float]:
     """Shape and law together, weights renewed at each step; `loss` (..., K, m) may hold many resamples.
 
     Returns:
-        The pose, and the last move of a location in e-folds.
+        The parameters, and the last move of a location in e-folds.
     """
     S, (P, p) = len(powers), start.theta.shape[-2:]
     theta, coef, floor = start.theta, start.coef, start.floor
     moved = np.inf
     for step in range(iterations):
         v = u - (X @ theta)[..., None, :]
-        F = terms(v, powers) * amplitude[:, None, None]
+        F = monomials(v, powers) * amplitude[:, None, None]
         excess = loss / floor[..., None] - 1
         w = run_weights(excess, count, scale)
         residual = excess - (F @ coef[..., None, :, None])[..., 0]
-        G = -slope(v, powers, coef[..., None, None, :] * amplitude[:, None, None])
+        G = -shape_gradient(v, powers, coef[..., None, None, :] * amplitude[:, None, None])
         J = np.concatenate([F, (G[..., None] * X[:, None, None, :]).reshape(*G.shape[:-1], p * P)], axis=-1)
-        J_c, r_c = centred(J, residual, w)
+        J_c, r_c = subtract_weighted_means(J, residual, w)
         flat = J_c.reshape(*J_c.shape[:-3], -1, J_c.shape[-1])
         weighted = (flat * w.reshape(*w.shape[:-2], -1, 1)).swapaxes(-1, -2)
         normal = weighted @ flat
@@ -379,10 +391,10 @@ def gauss_newton(
         delta = np.linalg.solve(normal + ridge * (damping * 0.3**step + 1e-12), gradient)[..., 0]
         move = delta[..., S:].reshape(*delta.shape[:-1], p, P).swapaxes(-1, -2)
         largest = np.abs(X @ move).max(axis=(-2, -1))
-        move = move * np.minimum(1.0, STEP / np.maximum(largest, 1e-300))[..., None, None]
+        move = move * np.minimum(1.0, LARGEST_STEP / np.maximum(largest, 1e-300))[..., None, None]
         mean = ((residual - (J @ delta[..., None, :, None])[..., 0]) * w).sum(axis=-1) / w.sum(axis=-1)
         theta, coef, floor = theta + move, coef + delta[..., :S], floor * (1 + mean)
         moved = float(largest.max())
         if moved < tolerance and step >= 5:
             break
-    return Pose(theta, coef, floor), moved
+    return BasinParameters(theta, coef, floor), moved

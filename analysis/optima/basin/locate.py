@@ -4,14 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.shape import Curves, centred, inverse, run_weights, slope, terms
+from hyperp.analysis.optima.basin.shape import (
+    LossCurves,
+    invert_small,
+    monomials,
+    run_weights,
+    shape_gradient,
+    subtract_weighted_means,
+)
 from hyperp.analysis.vocabulary import State
 
 # K: slices   m: runs in the longest slice   p: what is tuned   S: terms of the shape   ...: resamples
 
-REACH = 2.0  # natural log by which a location may leave the rates of its slice
-STEP = 0.7  # largest move in one Gauss-Newton step, natural log
-NAMES = ("rate", "batch")
+MARGIN = 2.0  # natural log by which a location may leave the rates of its slice
+LARGEST_STEP = 0.7  # largest move in one Gauss-Newton step, natural log
+TUNED_NAMES = ("rate", "batch")
 MIN_RATES = 3
 DIP = 0.005  # loss that falls again by more than this, going away from the best run, is a second valley ...
 VALLEY = (
@@ -21,7 +28,7 @@ FALLS = 3.0  # ... and if it falls by this many times what the median other slic
 
 
 @dataclass(frozen=True)
-class Located:
+class SliceFits:
     """Slices with the shape held: `optimum` (..., K, p), `floor` (..., K), `residual`, `weight` (..., K, m).
 
     `cov` (..., K, p, p) and `spent` (..., K), the degrees of freedom that a slice's floor and optimum use up,
@@ -54,7 +61,7 @@ class Located:
         return float(max(left, 0.1 * self.size[keep].sum()))
 
 
-def locate(
+def fit_slices(
     u: np.ndarray,
     loss: np.ndarray,
     count: np.ndarray,
@@ -66,7 +73,7 @@ def locate(
     scale: float,
     tolerance: float = 0.0,
     damping: float = 1e-3,
-) -> Located:
+) -> SliceFits:
     """Own optimum and floor of each slice by Gauss-Newton with the shape held.
 
     Args:
@@ -78,15 +85,15 @@ def locate(
         tolerance: stop once no location moves by more.
         damping: of the first step, relative; none for a warm start.
     """
-    low, high = u.min(axis=-2) - REACH, u.max(axis=-2) + REACH
+    low, high = u.min(axis=-2) - MARGIN, u.max(axis=-2) + MARGIN
     for step in range(iterations):
-        residual, w, G, G_c = _linearised(u, loss, count, powers, coef, where, floor, scale)
+        residual, w, G, G_c = _linearise(u, loss, count, powers, coef, where, floor, scale)
         weighted = w[..., None] * G_c
         normal = weighted.swapaxes(-1, -2) @ G_c
         ridge = np.trace(normal, axis1=-2, axis2=-1)[..., None, None] * np.eye(u.shape[-1])
         gradient = (weighted * residual[..., None]).sum(axis=-2)
         damped = normal + ridge * (damping * 0.3**step + 1e-12) + 1e-30 * np.eye(u.shape[-1])
-        move = np.clip((inverse(damped) @ gradient[..., None])[..., 0], -STEP, STEP)
+        move = np.clip((invert_small(damped) @ gradient[..., None])[..., 0], -LARGEST_STEP, LARGEST_STEP)
         new = np.clip(where + move, low, high)
         total = w.sum(axis=-1)
         mean_G = (w[..., None] * G).sum(axis=-2) / total[..., None]
@@ -95,18 +102,18 @@ def locate(
         where, floor = new, floor * (1 + mean)
         if moved < tolerance and step >= 3:
             break
-    residual, w, _, G_c = _linearised(u, loss, count, powers, coef, where, floor, scale)
+    residual, w, _, G_c = _linearise(u, loss, count, powers, coef, where, floor, scale)
     per_seed = w**2 / np.maximum(count, 1e-300)
     normal = (w[..., None] * G_c).swapaxes(-1, -2) @ G_c
     meat = (per_seed[..., None] * G_c).swapaxes(-1, -2) @ G_c
-    bread = inverse(normal + 1e-30 * np.eye(u.shape[-1]))
+    bread = invert_small(normal + 1e-30 * np.eye(u.shape[-1]))
     size = (w / np.maximum(count, 1e-300)).sum(axis=-1)
     square = per_seed.sum(axis=-1)
     spent = square / w.sum(axis=-1) + np.trace(bread @ meat, axis1=-2, axis2=-1)
-    return Located(where, floor, residual, w, bread @ meat @ bread, spent, size, square)
+    return SliceFits(where, floor, residual, w, bread @ meat @ bread, spent, size, square)
 
 
-def _linearised(
+def _linearise(
     u: np.ndarray,
     loss: np.ndarray,
     count: np.ndarray,
@@ -120,22 +127,22 @@ def _linearised(
     v = u - where[..., None, :]
     excess = loss / floor[..., None] - 1
     w = run_weights(excess, count, scale)
-    residual = excess - (terms(v, powers) @ coef[..., None])[..., 0]
-    G = -slope(v, powers, coef[..., None, :])
-    return residual, w, G, centred(G, residual, w)[0]
+    residual = excess - (monomials(v, powers) @ coef[..., None])[..., 0]
+    G = -shape_gradient(v, powers, coef[..., None, :])
+    return residual, w, G, subtract_weighted_means(G, residual, w)[0]
 
 
-def rates_of(curves: Curves, k: int) -> list[np.ndarray]:
+def distinct_values(curves: LossCurves, k: int) -> list[np.ndarray]:
     """The distinct log values of each tuned quantity in slice k."""
     real = curves.count[k] > 0
     return [np.unique(curves.u[k, real, j]) for j in range(curves.u.shape[2])]
 
 
-def too_few(curves: Curves) -> list[str | None]:
+def too_few_values_reasons(curves: LossCurves) -> list[str | None]:
     """Slices with fewer than three rates, or three batches: the reason, else None."""
     reasons = []
     for k in range(len(curves.labels)):
-        short = [(len(v), name) for v, name in zip(rates_of(curves, k), NAMES, strict=False)]
+        short = [(len(v), name) for v, name in zip(distinct_values(curves, k), TUNED_NAMES, strict=False)]
         least, name = min(short)
         reasons.append(
             f"{least} distinct {name}(s), at least {MIN_RATES} are needed" if least < MIN_RATES else None
@@ -143,7 +150,7 @@ def too_few(curves: Curves) -> list[str | None]:
     return reasons
 
 
-def second_valleys(curves: Curves) -> list[str | None]:
+def second_valley_reasons(curves: LossCurves) -> list[str | None]:
     """Slices along one rate whose loss rises from the best run, then falls again: the reason, else None.
 
     How far noise makes a loss fall is read off the other slices, not off the residuals of a shape, since
@@ -162,7 +169,7 @@ def second_valleys(curves: Curves) -> list[str | None]:
     return reasons
 
 
-def _largest_fall(curves: Curves, k: int) -> tuple[float, float]:
+def _largest_fall(curves: LossCurves, k: int) -> tuple[float, float]:
     """Largest relative fall of loss on the way outwards from the best run of slice k, and the rate there."""
     real = curves.count[k] > 0
     x, at = np.unique(curves.u[k, real, 0], return_inverse=True)
@@ -178,23 +185,25 @@ def _largest_fall(curves: Curves, k: int) -> tuple[float, float]:
     return found
 
 
-def state_of(
-    curves: Curves, k: int, located: Located, scale: float, noise: float
+def slice_state(
+    curves: LossCurves, k: int, located: SliceFits, scale: float, noise: float
 ) -> tuple[State, str | None]:
     """State of slice k, which has three rates, and the reason in one line unless it is bracketed."""
-    flat = _curved_down(curves, k, located, scale, noise)
+    flat = _negative_curvature_reason(curves, k, located, scale, noise)
     if flat is not None:
         return "not_convex", flat
     for j in range(curves.u.shape[2]):
         low, high, at = (float(np.exp(x[k, j])) for x in (curves.low, curves.high, located.optimum))
         if at < low:
-            return "edge_low", f"the optimum lies below the lowest {NAMES[j]}, {low:.4g}"
+            return "edge_low", f"the optimum lies below the lowest {TUNED_NAMES[j]}, {low:.4g}"
         if at > high:
-            return "edge_high", f"the optimum lies above the highest {NAMES[j]}, {high:.4g}"
+            return "edge_high", f"the optimum lies above the highest {TUNED_NAMES[j]}, {high:.4g}"
     return "bracketed", None
 
 
-def _curved_down(curves: Curves, k: int, located: Located, scale: float, noise: float) -> str | None:
+def _negative_curvature_reason(
+    curves: LossCurves, k: int, located: SliceFits, scale: float, noise: float
+) -> str | None:
     """The slice's own quadratic, weighted alike: is a curvature significantly not positive?"""
     p = curves.u.shape[2]
     if ((curves.best[k] == curves.low[k]) | (curves.best[k] == curves.high[k])).any():

@@ -16,7 +16,7 @@ OWN_RANGE = 0.05  # natural log by which a covariate must vary on its own
 
 
 @dataclass(frozen=True)
-class Curves:
+class LossCurves:
     """Runs sorted into slices: `u` (K, m, p), `loss` (K, m), `count` (K, m), how many seeds a loss averages.
 
     Padding repeats the first run of the slice with a count of 0. `row` (K, m) is each run's place in the
@@ -47,14 +47,14 @@ class Curves:
         index = self.loss.argmin(axis=1)
         return np.take_along_axis(self.u, index[:, None, None], axis=1)[:, 0]
 
-    def pick(self, keep: np.ndarray) -> "Curves":
+    def select(self, keep: np.ndarray) -> "LossCurves":
         """The slices in the mask `keep` (K,)."""
         arrays = (self.u, self.loss, self.count, self.row, self.labels, self.amplitude)
-        return Curves(*(a[keep] for a in arrays))
+        return LossCurves(*(a[keep] for a in arrays))
 
 
 @dataclass(frozen=True)
-class Shape:
+class BasinShape:
     """S(v) = sum of coef * prod(v ** powers); `powers` (S, p) of degree two, then three; `coef` (S,)."""
 
     powers: np.ndarray
@@ -76,15 +76,17 @@ class Shape:
             raise ValueError(
                 f"du must have {self.powers.shape[1]} columns of natural logs, got shape {du.shape}"
             )
-        full = terms(du, self.powers) @ self.coef
+        full = monomials(du, self.powers) @ self.coef
         quadratic = np.einsum("...i,ij,...j->...", du, self.quadratic, du)
         # Where the slope along the ray from the optimum is negative, the cubic has turned over.
         degree = self.powers.sum(axis=1)
-        outward = terms(du, self.powers) @ (self.coef * degree)
+        outward = monomials(du, self.powers) @ (self.coef * degree)
         return np.maximum(np.where(outward < 0, quadratic, full), 0.0)
 
 
-def pack(U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarray | None = None) -> Curves:
+def pack_curves(
+    U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarray | None = None
+) -> LossCurves:
     """Sort runs into padded slices.
 
     Args:
@@ -118,12 +120,12 @@ def pack(U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarra
     row = np.full((len(labels), size.max()), -1)
     row[np.arange(size.max()) < size[:, None]] = order
     index = np.where(row < 0, row[:, :1], row)
-    return Curves(
+    return LossCurves(
         U[index], loss[index], np.where(row < 0, 0.0, weights[index]), row, labels, np.ones(len(labels))
     )
 
 
-def design(covariates: np.ndarray, count: int) -> np.ndarray:
+def law_design(covariates: np.ndarray, count: int) -> np.ndarray:
     """(K, 1 + q): ones, then the log covariates centred and scaled; only their span matters to the shape.
 
     Raises:
@@ -146,12 +148,12 @@ def design(covariates: np.ndarray, count: int) -> np.ndarray:
 
 def check_identifiable(Z: np.ndarray) -> None:
     """ValueError unless each log covariate in Z (n, q) moves by itself."""
-    problem = not_identifiable(Z)
+    problem = unidentifiable_reason(Z)
     if problem is not None:
         raise ValueError(problem)
 
 
-def not_identifiable(Z: np.ndarray) -> str | None:
+def unidentifiable_reason(Z: np.ndarray) -> str | None:
     """Why a log covariate in Z (n, q) has no exponent of its own, in one line; None where each has.
 
     A design of full rank is not enough: total parameters that differ by 0.3% between architectures have one,
@@ -178,18 +180,18 @@ def identifiable_columns(Z: np.ndarray) -> list[int]:
     """The columns of Z (n, q), the first ones first, that n slices can tell apart with one to spare."""
     chosen: list[int] = []
     for j in range(Z.shape[1]):
-        if len(Z) >= len(chosen) + 3 and not_identifiable(Z[:, [*chosen, j]]) is None:
+        if len(Z) >= len(chosen) + 3 and unidentifiable_reason(Z[:, [*chosen, j]]) is None:
             chosen.append(j)
     return chosen
 
 
-def powers_of(p: int, degree: int = 3) -> np.ndarray:
+def monomial_powers(p: int, degree: int = 3) -> np.ndarray:
     """Exponents of the monomials of degree 2 to `degree` in p variables, (S, p)."""
     every = itertools.product(range(degree + 1), repeat=p)
     return np.array(sorted((e for e in every if 2 <= sum(e) <= degree), key=lambda e: (sum(e), -e[0])))
 
 
-def terms(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
+def monomials(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
     """The monomials of v (..., p), shape (..., S)."""
     table = [np.ones_like(v), v]
     while len(table) <= powers.max():
@@ -200,13 +202,13 @@ def terms(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def slope(v: np.ndarray, powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
+def shape_gradient(v: np.ndarray, powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """Gradient of S at v (..., p), with coefficients `coef` (..., S) that broadcast against v[..., 0]."""
     parts = []
     for j in range(v.shape[-1]):
         factor = powers[:, j]
         lower = powers[factor > 0] - np.eye(v.shape[-1], dtype=int)[j]
-        parts.append((terms(v, lower) * coef[..., factor > 0] * factor[factor > 0]).sum(axis=-1))
+        parts.append((monomials(v, lower) * coef[..., factor > 0] * factor[factor > 0]).sum(axis=-1))
     return np.stack(parts, axis=-1)
 
 
@@ -223,18 +225,18 @@ def quadratic_form(powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
 
 
 def run_weights(excess: np.ndarray, count: np.ndarray, scale: float) -> np.ndarray:
-    """Weight of each squared residual: count / (1 + (excess/scale)^2)^2, see basin.py for the reason."""
+    """Weight of each squared residual: count / (1 + (excess/scale)^2)^2, see `fit` for the reason."""
     return count / (1 + (np.maximum(excess, 0) / scale) ** 2) ** 2
 
 
-def centred(J: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def subtract_weighted_means(J: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Take the weighted mean of each slice off J (..., m, c) and y (..., m): the floors are eliminated."""
     total = w.sum(axis=-1, keepdims=True)
     mean_J = np.einsum("...m,...mc->...c", w, J) / total
     return J - mean_J[..., None, :], y - (w * y).sum(axis=-1, keepdims=True) / total
 
 
-def inverse(A: np.ndarray) -> np.ndarray:
+def invert_small(A: np.ndarray) -> np.ndarray:
     """Inverses of many (..., 1, 1) or (..., 2, 2) matrices, in closed form."""
     if A.shape[-1] == 1:
         return 1 / A

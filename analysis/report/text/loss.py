@@ -1,25 +1,25 @@
-"""How a loss law and a leverage look when a person asked for them."""
+"""Print a loss law and a compute-efficiency leverage."""
 
 from hyperp.analysis.loss.leverage import Comparison, Leverage
 from hyperp.analysis.loss.schema import LossLaw, ProfileRow
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import interval, number, percent
+from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 
 def show_loss(law: LossLaw) -> None:
     """Print a loss law, its status and the sensitivity to its floor."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in law.dropped.items()) or "none"
     print(f"{law.formula}, {law.metric}; Huber({law.delta:g}) on ln L")
-    print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points(law)}")
+    print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points_text(law)}")
     rows = [
         [
             n,
-            number(p.value, 5),
-            "pinned" if p.pinned else interval(p.low, p.high, 4) if law.resampling else "-",
+            format_number(p.value, 5),
+            "pinned" if p.pinned else format_interval(p.low, p.high, 4) if law.resampling else "-",
         ]
         for n, p in law.parameters.items()
     ]
-    show_table("Parameters", ["parameter", "value", f"{percent()} interval"], rows)
+    show_table("Parameters", ["parameter", "value", f"{format_percent()} interval"], rows)
     print(f"status: {law.status}; {law.agree} of {law.starts} basins lead to this optimum")
     for words in law.at_bounds:
         print(f"at a bound: {words}")
@@ -34,21 +34,23 @@ def show_loss(law: LossLaw) -> None:
             f"warning: {law.edges} of {len(law.points)} points have their best rate at the edge of the rates "
             "tried, so their losses are too high"
         )
-    _show_profile(law)
+    _show_floor_profile(law)
 
 
-def unconverged(law: LossLaw) -> list[str]:
-    """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
+def convergence_warnings(law: LossLaw) -> list[str]:
+    """A line if the fit has not converged, and one if more than 1% of its resamples have not."""
     lines = []
     if law.status != "converged":
-        lines.append("the fit has not converged: its parameters are not the best ones, do not rely on them")
+        lines.append("the fit has not converged: do not rely on its parameters, they are not the best ones")
     how = law.resampling
     if how is not None and how.not_converged > 0.01 * how.count:
-        lines.append(f"{how.not_converged} of {how.count} resamples have not converged: intervals are rough")
+        lines.append(
+            f"{how.not_converged} of {how.count} resamples have not converged: the intervals are rough"
+        )
     return lines
 
 
-def _points(law: LossLaw) -> str:
+def _points_text(law: LossLaw) -> str:
     if law.all_rows:
         return "every row"
     runs = sum(p.runs for p in law.points)
@@ -57,7 +59,7 @@ def _points(law: LossLaw) -> str:
     return f"of {runs} runs, in each the lowest mean-over-seeds loss among its rates"
 
 
-def _show_profile(law: LossLaw) -> None:
+def _show_floor_profile(law: LossLaw) -> None:
     floor = law.parameters["E"]
     best = min(law.profile, key=lambda row: abs(row.E - floor.value))
     ends = [
@@ -68,7 +70,12 @@ def _show_profile(law: LossLaw) -> None:
     names = list(best.exponents)
     at = ", ".join(f"{name} {value:.3g}" for name, value in law.extrapolated_at.items())
     rows = [
-        [number(r.E), _rise(r), *(number(e, 3) for e in r.exponents.values()), number(r.extrapolated)]
+        [
+            format_number(r.E),
+            _objective_text(r),
+            *(format_number(e, 3) for e in r.exponents.values()),
+            format_number(r.extrapolated),
+        ]
         for r in sorted(shown.values(), key=lambda r: r.E)
     ]
     show_table("Sensitivity to the floor E", ["E held", "objective", *names, f"loss at {at}"], rows)
@@ -79,8 +86,8 @@ def _show_profile(law: LossLaw) -> None:
         )
 
 
-def _rise(row: ProfileRow) -> str:
-    return number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
+def _objective_text(row: ProfileRow) -> str:
+    return format_number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
 
 
 def show_leverage(answer: Leverage) -> None:
@@ -89,11 +96,11 @@ def show_leverage(answer: Leverage) -> None:
     rows = [
         [
             c.name,
-            *(number(c.parameters[n]) for n in ("E", "A", "b")),
+            *(format_number(c.parameters[n]) for n in ("E", "A", "b")),
             f"{100 * c.scatter:.2g}%",
             str(c.points),
-            interval(*c.flops),
-            interval(*c.losses, 4),
+            format_interval(*c.flops),
+            format_interval(*c.losses, 4),
         ]
         for c in curves
     ]
@@ -119,16 +126,16 @@ def _show_comparison(answer: Leverage, found: Comparison) -> None:
     columns = ["loss", f"FLOPs of {answer.baseline.name}", f"FLOPs of {found.other.name}", "leverage"]
     shown = found.rows[:: (len(found.rows) - 1) // 4]
     rows = [
-        [number(r.loss), *(number(v, 3) for v in (r.baseline_flops, r.other_flops, r.leverage))]
+        [format_number(r.loss), *(format_number(v, 3) for v in (r.baseline_flops, r.other_flops, r.leverage))]
         for r in shown
     ]
     for row, r in zip(rows, shown, strict=True):
-        row.append(interval(r.low, r.high))
-    show_table(title, [*columns, f"{percent()} interval"], rows)
+        row.append(format_interval(r.low, r.high))
+    show_table(title, [*columns, f"{format_percent()} interval"], rows)
     r = found.at_largest
     sure = r.low is not None and r.high is not None and not r.low <= 1 <= r.high
     verdict = "" if sure else "; the interval includes 1: not told apart"
     print(
         f"at the largest common compute, {r.baseline_flops:.3g} FLOPs of {answer.baseline.name}, "
-        f"{found.other.name} has leverage {r.leverage:.3g} ({interval(r.low, r.high)}){verdict}"
+        f"{found.other.name} has leverage {r.leverage:.3g} ({format_interval(r.low, r.high)}){verdict}"
     )

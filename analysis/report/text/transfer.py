@@ -1,66 +1,63 @@
-"""How far an optimum moves along an axis, as tables for people."""
+"""Print how far an optimum moves along an axis, and what ignoring that costs."""
 
 import math
 
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.law import STATE_WORDS, cell
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.report.text.slices import STATE_WORDS, format_value
+from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
     "held",
     "optima",
     "octaves per doubling",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty",
 ]
 
 
-def name_columns(answers: list[Transfer]) -> list[str]:
-    """What tells the contexts apart."""
+def context_columns(answers: list[Transfer]) -> list[str]:
+    """The context columns to print; setting only where any context has one."""
     shown = any(t.context.get("setting") for t in answers)
     return ["optimizer", "parametrization", *(["setting"] if shown else [])]
 
 
 def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
-    """One row a context: optima along the axis, drift with interval, penalty."""
-    rows, names = [], name_columns(answers)
+    """One row per context: optima along the axis, drift with interval, penalty."""
+    rows, names = [], context_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{cell(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}"
+            for p in t.points
         )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
         if d is not None:
             ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
-            without = f", without {t.axis} {', '.join(cell(v) for v in t.excluded)}" if t.excluded else ""
+            without = (
+                f", without {t.axis} {', '.join(format_value(v) for v in t.excluded)}" if t.excluded else ""
+            )
             drift = [f"{d.octaves_per_doubling:+.2f}{without}", ends]
         penalty = "-" if p is None else f"{p.nats:.4f} nats ({p.percent:.2f}%)"
-        held = ", ".join(f"{n} {cell(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held)
-        rows.append(
-            [
-                *(t.context[name] or "-" for name in names),
-                held,
-                optima,
-                *drift,
-                penalty,
-            ]
+        held = ", ".join(
+            f"{n} {format_value(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held
         )
+        rows.append([*(t.context[name] or "-" for name in names), held, optima, *drift, penalty])
     return rows
 
 
-AHEAD_COLUMNS = [
+PENALTY_COLUMNS = [
     "at",
     "octaves from the smallest one's optimum",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty of that optimum",
     "over the interval",
 ]
 
 
-def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
-    """One row a context and value: measured penalties, then the drift carried further."""
-    rows, shown = [], name_columns(answers)
+def penalty_rows(answers: list[Transfer]) -> list[list[str]]:
+    """One row per context and value: measured penalties first, then extrapolated ones."""
+    rows, shown = [], context_columns(answers)
     for t in answers:
         names = [t.context[name] or "-" for name in shown]
         start = next((p.lr for p in t.points if p.lr), None)
@@ -68,21 +65,30 @@ def ahead_rows(answers: list[Transfer]) -> list[list[str]]:
         for p in t.penalties:
             lr = own[p.at]
             moved = "-" if lr is None or start is None else f"{math.log2(lr / start):+.2f}"
-            rows.append([*names, cell(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
+            rows.append([*names, format_value(p.at), moved, "measured", f"{p.percent:.2f}%", "-"])
         for a in t.ahead:
             ends = "unknown" if a.low is None or a.high is None else f"{a.low:+.2f} to {a.high:+.2f}"
             cost = "-" if a.percent is None else f"{a.percent:.2f}%"
             span = "-"
             if a.percent_low is not None and a.percent_high is not None:
                 span = f"{a.percent_low:.2f}% to {a.percent_high:.2f}%"
-            rows.append([*names, f"{cell(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span])
+            rows.append(
+                [*names, f"{format_value(a.at)}, extrapolated", f"{a.octaves:+.2f}", ends, cost, span]
+            )
     return rows
 
 
 def show_transfer(over: str, answers: list[Transfer]) -> None:
     """Print drift and penalty for every context."""
-    names = name_columns(answers)
+    names = context_columns(answers)
     show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))
-    print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
-    show_table(f"The smallest {over}'s optimum at larger ones", [*names, *AHEAD_COLUMNS], ahead_rows(answers))
-    print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")
+    print(
+        f"Loss penalty: the extra loss of training at the largest {over} "
+        "with the optimal rate of the smallest.\n"
+    )
+    show_table(
+        f"Using the optimum of the smallest {over} at larger ones",
+        [*names, *PENALTY_COLUMNS],
+        penalty_rows(answers),
+    )
+    print("Extrapolated rows carry on the drift, with the basin's curvature at the largest measured value.")

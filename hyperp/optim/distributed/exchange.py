@@ -1,10 +1,10 @@
 """How matrices travel to the ranks that update them and back, while other matrices are computed.
 
-A part is a run of parameters that lie alike, with four verbs: `send` starts what makes its matrices whole on
+A chunk is a run of parameters that lie alike, with four verbs: `send` starts what makes its matrices whole on
 their owners, `arrive` waits for it, `send_back` starts what brings the updated weights to all ranks, `finish`
-waits for that. `pipelined` orders the verbs of many parts so that work lies between start and wait.
+waits for that. `run_pipelined` orders the verbs of many parts so that work lies between start and wait.
 
-Every rank starts the same collectives in the same order, with nothing to say if it owns none of a part.
+Every rank starts the same collectives in the same order, with nothing to say if it owns none of a chunk.
 Weights are sent anew each step, though their owner knew them a step ago: keeping them would double the
 memory that sharded weights take, and miss what others (a restored checkpoint) write to them in between.
 On a GPU a wait is one of the current stream, not of the host.
@@ -23,7 +23,7 @@ from hyperp.optim.rule import SphereError
 
 
 @dataclass
-class Whole:
+class WholeParameter:
     """A parameter as the rank that updates it sees it: the weight to write to, and its gradient if any."""
 
     parameter: nn.Parameter
@@ -32,7 +32,7 @@ class Whole:
 
 
 @dataclass
-class Transfer:
+class PendingTransfer:
     """A collective under way, the buffers that must live as long, and where to put what comes."""
 
     work: Any  # dist.Work, which torch types as optional
@@ -50,18 +50,21 @@ class Transfer:
 
 
 @dataclass
-class Part:
+class Chunk:
     """Parameters that lie alike. Here all is at hand and nothing is sent."""
 
     parameters: list[nn.Parameter]
-    wholes: list[Whole] = field(default_factory=list, init=False)
-    under_way: list[Transfer] = field(default_factory=list, init=False)
+    wholes: list[WholeParameter] = field(default_factory=list, init=False)
+    under_way: list[PendingTransfer] = field(default_factory=list, init=False)
 
     def send(self, with_gradients: bool = True) -> None:
         """Start to bring weights, and gradients, to their owners."""
-        self.wholes = [Whole(p, local(p), gradient(p) if with_gradients else None) for p in self.mine()]
+        self.wholes = [
+            WholeParameter(p, local_tensor(p), local_gradient(p) if with_gradients else None)
+            for p in self.mine()
+        ]
 
-    def arrive(self) -> list[Whole]:
+    def arrive(self) -> list[WholeParameter]:
         """What this rank has to update."""
         self._wait()
         return self.wholes
@@ -89,12 +92,12 @@ class Part:
         self.under_way = []
 
 
-class Local(Part):
+class LocalChunk(Chunk):
     """Parameters that this process updates alone."""
 
 
 @dataclass
-class Dealt(Part):
+class DealtChunk(Chunk):
     """Parameters that the ranks of a group share out."""
 
     group: dist.ProcessGroup
@@ -118,7 +121,7 @@ class Dealt(Part):
 
 
 @dataclass
-class Replicated(Dealt):
+class ReplicatedChunk(DealtChunk):
     """Parameters that every rank of a group holds, with equal gradients."""
 
     def check_averaged(self) -> None:
@@ -137,27 +140,27 @@ class Replicated(Dealt):
         self.wholes = []
         for rank in range(self.group.size()):
             if members := self.owned_by(rank):
-                flat = _flat([members])
+                flat = _flatten([members])
                 work = dist.broadcast(flat, group_src=rank, group=self.group, async_op=True)
                 targets = [] if rank == self.group.rank() else [p.detach() for p in members]
-                self.under_way.append(Transfer(work, flat, flat, targets))
+                self.under_way.append(PendingTransfer(work, flat, flat, targets))
 
 
 @dataclass
-class Sharded(Dealt):
+class ShardedChunk(DealtChunk):
     """DTensor parameters, sharded on their first dimension over a group."""
 
     def send(self, with_gradients: bool = True) -> None:
         """Shards of weights and gradients go to the owners."""
-        weights = self._gather(local)
-        gradients = self._gather(gradient) if with_gradients else [None] * len(weights)
-        self.wholes = [Whole(*entry) for entry in zip(self.mine(), weights, gradients, strict=True)]
+        weights = self._gather(local_tensor)
+        gradients = self._gather(local_gradient) if with_gradients else [None] * len(weights)
+        self.wholes = [WholeParameter(*entry) for entry in zip(self.mine(), weights, gradients, strict=True)]
 
     def send_back(self) -> None:
         """The owners send every rank its shards of the updated weights."""
         ranks = range(self.group.size())
-        outgoing = [[rows_of(whole.W, r, len(ranks)) for whole in self.wholes] for r in ranks]
-        self._exchange(outgoing, [[local(p) for p in self.owned_by(r)] for r in ranks])
+        outgoing = [[shard_rows(whole.W, r, len(ranks)) for whole in self.wholes] for r in ranks]
+        self._exchange(outgoing, [[local_tensor(p) for p in self.owned_by(r)] for r in ranks])
         self.wholes = []
 
     def _gather(self, shard: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
@@ -165,7 +168,7 @@ class Sharded(Dealt):
         outgoing = [[shard(p) for p in self.owned_by(r)] for r in ranks]
         like = next(tensor for of_rank in outgoing for tensor in of_rank)
         wholes = [like.new_empty(p.shape) for p in self.mine()]
-        self._exchange(outgoing, [[rows_of(whole, r, len(ranks)) for whole in wholes] for r in ranks])
+        self._exchange(outgoing, [[shard_rows(whole, r, len(ranks)) for whole in wholes] for r in ranks])
         return wholes
 
     def _exchange(self, outgoing: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
@@ -173,55 +176,57 @@ class Sharded(Dealt):
         out_sizes, in_sizes = (
             [sum(tensor.numel() for tensor in of_rank) for of_rank in side] for side in (outgoing, targets)
         )
-        sent = _flat(outgoing, like=local(self.parameters[0]))
+        sent = _flatten(outgoing, like=local_tensor(self.parameters[0]))
         received = sent.new_empty(sum(in_sizes))
         work = dist.all_to_all_single(received, sent, in_sizes, out_sizes, group=self.group, async_op=True)
-        self.under_way.append(Transfer(work, sent, received, [t for of_rank in targets for t in of_rank]))
+        self.under_way.append(
+            PendingTransfer(work, sent, received, [t for of_rank in targets for t in of_rank])
+        )
 
 
-def pipelined(
-    stages: Sequence[tuple[Part, Callable[[list[Whole]], None]]], meanwhile: Callable[[], None]
+def run_pipelined(
+    stages: Sequence[tuple[Chunk, Callable[[list[WholeParameter]], None]]], meanwhile: Callable[[], None]
 ) -> None:
-    """Send, update and send back every part: while one is updated the next one comes and the last one goes.
+    """Send, update and send back every chunk: while one is updated the next one comes and the last one goes.
 
-    `meanwhile` is work that waits for no part: it fills the time in which the first one comes.
+    `meanwhile` is work that waits for no chunk: it fills the time in which the first one comes.
     """
-    for part, _ in stages[:1]:
-        part.send()
+    for chunk, _ in stages[:1]:
+        chunk.send()
     meanwhile()
-    for i, (part, update) in enumerate(stages):
+    for i, (chunk, update) in enumerate(stages):
         for following, _ in stages[i + 1 : i + 2]:
             following.send()
-        update(part.arrive())
-        part.send_back()
+        update(chunk.arrive())
+        chunk.send_back()
         for before, _ in stages[:i][-1:]:
             before.finish()
-    for part, _ in stages[-1:]:
-        part.finish()
+    for chunk, _ in stages[-1:]:
+        chunk.finish()
 
 
-def local(parameter: Tensor) -> Tensor:
+def local_tensor(parameter: Tensor) -> Tensor:
     """This rank's part of a parameter; writing to it writes to the parameter."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def gradient(parameter: nn.Parameter) -> Tensor:
+def local_gradient(parameter: nn.Parameter) -> Tensor:
     """This rank's part of the gradient, NaN if there is none. Raises ValueError for a sparse one."""
     if parameter.grad is None:
-        return torch.full_like(local(parameter), torch.nan)
-    found = local(parameter.grad)
+        return torch.full_like(local_tensor(parameter), torch.nan)
+    found = local_tensor(parameter.grad)
     if found.layout != torch.strided:
         raise ValueError(f"gradients must be dense, got layout {found.layout}")
     return found
 
 
-def rows_of(whole: Tensor, rank: int, ranks: int) -> Tensor:
+def shard_rows(whole: Tensor, rank: int, ranks: int) -> Tensor:
     """The shard of a rank, as a view: rows of the first dimension, as torch.chunk deals them."""
     size = -(-whole.shape[0] // ranks)
     return whole[min(rank * size, whole.shape[0]) : (rank + 1) * size]
 
 
-def _flat(tensors: Sequence[Sequence[Tensor]], like: Tensor | None = None) -> Tensor:
+def _flatten(tensors: Sequence[Sequence[Tensor]], like: Tensor | None = None) -> Tensor:
     flat = [tensor.detach().reshape(-1) for of_rank in tensors for tensor in of_rank]
     if not flat:
         assert like is not None

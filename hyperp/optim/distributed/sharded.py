@@ -13,14 +13,20 @@ What is updated element by element (AdamW) stays where it lies.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from hyperp.optim.distributed.exchange import Local, Part, Replicated, Sharded, local, rows_of
+from hyperp.optim.distributed.exchange import (
+    Chunk,
+    LocalChunk,
+    ReplicatedChunk,
+    ShardedChunk,
+    local_tensor,
+)
 
 # Entries that a rank updates between two exchanges: enough for a batch that keeps the device busy, and few
 # enough that a model has several chunks and the buffers (some ten of this size) are small beside it.
@@ -28,24 +34,24 @@ LARGEST_CHUNK = {"cpu": 2**20, "other": 2**24}
 
 
 @dataclass
-class Dealer:
+class Ownership:
     """Who updates what: parameters go, costliest first, to the rank with the least to do so far."""
 
     process_group: dist.ProcessGroup | None = None
     owners: dict[nn.Parameter, int] = field(default_factory=dict)
     loads: dict[Any, list[float]] = field(default_factory=dict)
-    begun: set[nn.Parameter] = field(default_factory=set)  # have state, on whichever rank
-    compared: set[nn.Parameter] = field(default_factory=set)  # had equal gradients when last looked at
+    with_state: set[nn.Parameter] = field(default_factory=set)  # have state, on whichever rank
+    checked_equal: set[nn.Parameter] = field(default_factory=set)  # had equal gradients when last looked at
 
-    def group_of(self, parameter: nn.Parameter) -> dist.ProcessGroup | None:
+    def group_of(self, parameter: Tensor) -> dist.ProcessGroup | None:
         """The ranks among which a matrix is dealt out; None for one that this process updates alone."""
         if isinstance(parameter, DTensor):
             return parameter.device_mesh.get_group(_sharded_dim(parameter))
         return self.process_group
 
-    def deal(self, parameters: Iterable[nn.Parameter]) -> None:
+    def assign(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give each parameter its owner; the same on every rank, and for good, since state lies there."""
-        for parameter in sorted(parameters, key=_turn):
+        for parameter in sorted(parameters, key=_assignment_order):
             group = self.group_of(parameter)
             if group is not None and parameter not in self.owners:
                 loads = self.loads.setdefault(group, [0.0] * group.size())
@@ -53,36 +59,50 @@ class Dealer:
                 loads[rank] += cost(parameter.shape)
                 self.owners[parameter] = rank
 
-    def mine(self, parameter: nn.Parameter) -> bool:
+    def is_mine(self, parameter: nn.Parameter) -> bool:
         """Whether this rank updates the parameter as a whole, and keeps its state."""
         group = self.group_of(parameter)
         return group is None or self.owners[parameter] == group.rank()
 
-    def parts(self, parameters: Iterable[nn.Parameter]) -> list[Part]:
+    def chunks(self, parameters: Iterable[nn.Parameter]) -> list[Chunk]:
         """The parameters by how they lie, what is dealt out in chunks, with the way to make them whole."""
         by_kind: dict[Any, list[nn.Parameter]] = {}
         for parameter in parameters:
             key = (isinstance(parameter, DTensor), self.group_of(parameter), parameter.dtype)
             by_kind.setdefault(key, []).append(parameter)
-        made: list[Part] = []
+        made: list[Chunk] = []
         for (sharded, group, _), members in by_kind.items():
             if group is None:
-                made.append(Local(members))
+                made.append(LocalChunk(members))
                 continue
-            kind = Sharded if sharded else Replicated
+            kind = ShardedChunk if sharded else ReplicatedChunk
             limit = LARGEST_CHUNK["cpu" if members[0].device.type == "cpu" else "other"]
-            made += [kind(chunk, group, self.owners) for chunk in chunks(members, group.size(), limit)]
+            made += [
+                kind(chunk, group, self.owners) for chunk in split_into_chunks(members, group.size(), limit)
+            ]
         return made
 
+    def shards_entry(self, parameter: Tensor, value: Tensor, like: Tensor) -> TypeGuard[DTensor]:
+        """Whether an entry of the state is sharded as its parameter is.
 
-def chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int) -> list[list[nn.Parameter]]:
+        `like` is the parameter for an entry as one process has it, its local tensor for a rank's part. The
+        entry is sharded if it has an element for each of the parameter's elements, or one for each of its
+        experts, and no rank owns the parameter as a whole.
+        """
+        if not isinstance(parameter, DTensor) or parameter in self.owners:
+            return False
+        experts = parameter.ndim == 3 and value.shape[:1] == like.shape[:1]
+        return experts or value.shape == like.shape
+
+
+def split_into_chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int) -> list[list[nn.Parameter]]:
     """Runs of parameters to exchange at once, of about `limit` entries for each rank to update.
 
     All of one shape stand together, so that they are updated in one batch; where they are too many for that
     they are divided so that every rank has as many in a run, as they were dealt.
     """
     by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-    for parameter in sorted(parameters, key=_turn):
+    for parameter in sorted(parameters, key=_assignment_order):
         by_shape.setdefault(parameter.shape, []).append(parameter)
     made: list[list[nn.Parameter]] = []
     room = 0
@@ -99,7 +119,7 @@ def chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int) -> list[l
     return made
 
 
-def _turn(parameter: nn.Parameter) -> tuple[float, torch.Size]:
+def _assignment_order(parameter: nn.Parameter) -> tuple[float, torch.Size]:
     """The costliest are dealt first, and those of one shape one after the other, so that ranks share them."""
     return -cost(parameter.shape), parameter.shape
 
@@ -112,7 +132,7 @@ def cost(shape: torch.Size) -> float:
 
 
 @dataclass
-class Verdict:
+class FiniteCheck:
     """Which of a group's sharded tensors are sound on all of its ranks: on its way until `work` is done."""
 
     parameters: list[nn.Parameter]
@@ -120,7 +140,7 @@ class Verdict:
     work: Any
 
 
-def ask_all_ranks(parameters: Iterable[nn.Parameter]) -> list[Verdict]:
+def start_finite_check(parameters: Iterable[nn.Parameter]) -> list[FiniteCheck]:
     """Start to find out which sharded tensors have a finite gradient on every rank.
 
     For those that are updated element by element, each rank its part: all ranks have to skip a tensor if one
@@ -132,46 +152,29 @@ def ask_all_ranks(parameters: Iterable[nn.Parameter]) -> list[Verdict]:
             by_group.setdefault(p.device_mesh.get_group(_sharded_dim(p)), []).append(p)
     asked = []
     for group, members in by_group.items():
-        ok = [p.grad is not None and local(p.grad).isfinite().all() for p in members]
-        device = local(members[0]).device
+        ok = [p.grad is not None and local_tensor(p.grad).isfinite().all() for p in members]
+        device = local_tensor(members[0]).device
         flags = torch.stack([torch.as_tensor(flag, device=device) for flag in ok]).to(torch.int32)
         work = dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=group, async_op=True)
-        asked.append(Verdict(members, flags, work))
+        asked.append(FiniteCheck(members, flags, work))
     return asked
 
 
-def answers(asked: Iterable[Verdict]) -> dict[nn.Parameter, Tensor]:
+def finish_finite_check(asked: Iterable[FiniteCheck]) -> dict[nn.Parameter, Tensor]:
     """What all ranks found: a flag for each tensor."""
     found: dict[nn.Parameter, Tensor] = {}
-    for verdict in asked:
-        verdict.work.wait()
-        found |= zip(verdict.parameters, verdict.sound.bool(), strict=True)
+    for check in asked:
+        check.work.wait()
+        found |= zip(check.parameters, check.sound.bool(), strict=True)
     return found
 
 
-def full_state(value: Tensor, parameter: DTensor) -> Tensor:
-    """An entry of the state that is sharded like its parameter, made whole."""
-    if not _lies_like(value, parameter, parameter.to_local().shape):
-        return value
+def sharded_entry(value: Tensor, parameter: DTensor) -> DTensor:
+    """This rank's rows of an entry of the state as a tensor that is sharded as its parameter is."""
     shape = torch.Size((parameter.shape[0], *value.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(value, mesh, placements, shape=shape, stride=stride).full_tensor()
-
-
-def own_state(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This rank's shard of an entry of the state that lies like a sharded parameter."""
-    if not isinstance(parameter, DTensor) or not _lies_like(value, parameter, parameter.shape):
-        return value
-    group = Dealer().group_of(parameter)
-    assert group is not None
-    return rows_of(value, group.rank(), group.size())
-
-
-def _lies_like(value: Tensor, parameter: Tensor, shape: torch.Size) -> bool:
-    """Whether the entry has an element for each of the parameter's, or one for each of its experts."""
-    experts = parameter.ndim == 3 and value.shape[:1] == shape[:1]
-    return experts or value.shape == shape
+    return DTensor.from_local(value, mesh, placements, shape=shape, stride=stride)
 
 
 def check_layout(name: str, parameter: nn.Parameter) -> None:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from hyperp.optim import checks
 
-Method = Literal["newton_schulz", "polar_express", "svd"]
-METHODS: tuple[Method, ...] = get_args(Method)
+MsignMethod = Literal["newton_schulz", "polar_express", "svd"]
+MSIGN_METHODS: tuple[MsignMethod, ...] = get_args(MsignMethod)
 Quintic = tuple[float, float, float]
 
-DEFAULT_STEPS: dict[Method, int] = {"newton_schulz": 5, "polar_express": 8, "svd": 1}
+DEFAULT_STEPS: dict[MsignMethod, int] = {"newton_schulz": 5, "polar_express": 8, "svd": 1}
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # Muon's quintic (Jordan et al. 2024): steepest at 0 of those that keep (0, 1] within 1 +- 0.3; it never
@@ -49,7 +49,7 @@ SAFETY = 1.01
 
 
 def msign(
-    x: Tensor, method: Method = "polar_express", steps: int | None = None, dtype: str | None = None
+    x: Tensor, method: MsignMethod = "polar_express", steps: int | None = None, dtype: str | None = None
 ) -> Tensor:
     """Polar factor of every (m, n) matrix in `x` of shape (..., m, n), in the dtype of `x`.
 
@@ -58,7 +58,7 @@ def msign(
     published code has it (float64 stays), and elsewhere that of `x`, at least float32. A zero matrix gives
     zero.
     """
-    validate(method, steps, dtype)
+    check_msign(method, steps, dtype)
     if x.ndim < 2:
         raise ValueError(f"x must have at least 2 dimensions, (..., m, n), got shape {tuple(x.shape)}")
     wide = unit_frobenius(x if x.shape[-2] <= x.shape[-1] else x.mT)
@@ -66,15 +66,15 @@ def msign(
         sign = _svd_polar(wide)
     else:
         steps = DEFAULT_STEPS[method] if steps is None else steps
-        sign = _compose(wide.to(DTYPES[dtype] or _products_in(wide)), quintics(method, steps))
+        sign = _compose(wide.to(DTYPES[dtype] or _default_dtype(wide)), quintics(method, steps))
     return (sign if x.shape[-2] <= x.shape[-1] else sign.mT).to(x.dtype)
 
 
-def _products_in(x: Tensor) -> torch.dtype:
+def _default_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.is_cuda and x.dtype == torch.float32 else x.dtype
 
 
-def dtype_for(dtype: str | None, parameters: Iterable[Tensor]) -> str | None:
+def resolve_msign_dtype(dtype: str | None, parameters: Iterable[Tensor]) -> str | None:
     """The name of the dtype that products for these parameters run in, where a default depends on the device.
 
     None if it is not the same for all of them.
@@ -82,19 +82,19 @@ def dtype_for(dtype: str | None, parameters: Iterable[Tensor]) -> str | None:
     if dtype is not None:
         return dtype
     kinds = {(p.device, torch.promote_types(p.dtype, torch.float32)) for p in parameters}
-    found = {str(_products_in(torch.empty(0, device=d, dtype=t))).removeprefix("torch.") for d, t in kinds}
+    found = {str(_default_dtype(torch.empty(0, device=d, dtype=t))).removeprefix("torch.") for d, t in kinds}
     return found.pop() if len(found) == 1 else None
 
 
-def validate(method: str, steps: int | None, dtype: str | None) -> None:
+def check_msign(method: str, steps: int | None, dtype: str | None) -> None:
     """Raise ValueError for a method, number of steps or dtype that `msign` does not know."""
-    checks.one_of("msign", method, METHODS)
+    checks.one_of("msign", method, MSIGN_METHODS)
     checks.one_of("msign_dtype", dtype, DTYPES)
     if steps is not None:
-        checks.whole("msign_steps", steps, 1)
+        checks.whole_number("msign_steps", steps, 1)
 
 
-def quintics(method: Method, steps: int) -> Sequence[Quintic]:
+def quintics(method: MsignMethod, steps: int) -> Sequence[Quintic]:
     """The polynomials that `steps` steps of `method` compose, first one first."""
     if method == "newton_schulz":
         return (NEWTON_SCHULZ,) * steps

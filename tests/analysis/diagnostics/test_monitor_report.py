@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from hyperp.analysis.diagnostics.monitors import monitors_of, ratio_of_means
+from hyperp.analysis.diagnostics.monitors import ratio_of_means, read_monitors
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.report.figures.monitors import against_size, against_steps
+from hyperp.analysis.report.figures.monitors import monitors_against_size, monitors_against_steps
 from hyperp.analysis.report.report import write_report
-from hyperp.analysis.report.text.monitors import length_note, scale_table
+from hyperp.analysis.report.text.monitors import run_length_note, scale_table
 from hyperp.analysis.table.validate import read_runs
 
 TOKENS = (32768, 65536, 131072, 262144)
@@ -60,7 +60,7 @@ def best(frame: pd.DataFrame, tokens: int, width: int) -> pd.DataFrame:
 
 def test_every_scale_counts_with_the_runs_at_its_best_rate(made):
     _, frame, law = made
-    found = monitors_of(law)
+    found = read_monitors(law)
     assert found is not None
     assert len(found.scales) == 5
     for row in found.scales.to_dict("records"):
@@ -74,7 +74,7 @@ def test_every_scale_counts_with_the_runs_at_its_best_rate(made):
 
 
 def test_a_ratio_is_the_largest_size_over_the_smallest_with_the_others_held(made):
-    found = monitors_of(made[2])
+    found = read_monitors(made[2])
     assert found is not None
     ratios = {(r.quantity, r.axis): r for r in found.ratios("tokens") + found.ratios("width")}
     assert set(ratios) == {(q, a) for q in ("attention_z_max", "logit_max") for a in ("tokens", "width")}
@@ -120,7 +120,7 @@ def seen_of(made, tmp_path):
         path = tmp_path / "runs.parquet"
         frame.to_parquet(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return monitors_of(made[2].model_copy(update={"records": str(path), "records_sha256": digest}))
+        return read_monitors(made[2].model_copy(update={"records": str(path), "records_sha256": digest}))
 
     return see
 
@@ -179,15 +179,15 @@ def test_a_seed_without_monitors_or_with_an_infinite_value_is_counted(make_ladde
 
 
 def test_runs_that_differ_in_length_are_said_to(made, make_ladder, seen_of):
-    found = monitors_of(made[2])
+    found = read_monitors(made[2])
     assert found is not None
-    assert "64 to 512 steps and 8 to 64 looks" in str(length_note(found, "tokens"))
-    assert "larger by chance alone" in str(length_note(found, "tokens"))
-    assert length_note(found, "width") is None
+    assert "64 to 512 steps and 8 to 64 looks" in str(run_length_note(found, "tokens"))
+    assert "chance" in str(run_length_note(found, "tokens"))
+    assert run_length_note(found, "width") is None
     even = seen_of(monitored(make_ladder).assign(monitor_looks=8))
     assert even is not None
-    note = str(length_note(even, "tokens"))
-    assert "all looked at 8 times" in note
+    note = str(run_length_note(even, "tokens"))
+    assert "8 looks" in note
     assert "share" not in note  # looks every 50 steps may be as many, at other shares of each run
 
 
@@ -200,7 +200,7 @@ def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, see
     steps.to_parquet(tmp_path / "runs.metrics.parquet")
     found = seen_of(frame)
     assert found is not None
-    figure, rows = against_steps(found)
+    figure, rows = monitors_against_steps(found)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
     for axes in figure.axes[:4]:
         assert all(line.get_marker() not in ("None", "") for line in axes.get_lines())
@@ -213,9 +213,9 @@ def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, see
 
 
 def test_the_picture_against_a_size_has_the_spread_over_seeds(made):
-    found = monitors_of(made[2])
+    found = read_monitors(made[2])
     assert found is not None
-    _, rows = against_size(found, "tokens")
+    _, rows = monitors_against_size(found, "tokens")
     (row,) = [r for r in rows if r["quantity"] == "attention_z_max" and r["tokens"] == 32768]
     assert (row["low"], row["value"], row["high"]) == (30, 30.5, 31)
     assert (row["seeds"], row["fewest_looks"], row["most_looks"]) == (2, 8, 8)
@@ -230,13 +230,13 @@ def test_seeds_that_agree_exactly_have_a_mean_that_is_theirs_and_a_picture(same,
     for ratio in found.ratios("tokens"):
         if ratio.quantity == "outlier_share":
             assert {(end.seeds, end.low, end.mean, end.high) for end in ratio.ends} == {(3, same, same, same)}
-    _, rows = against_size(found, "tokens")
+    _, rows = monitors_against_size(found, "tokens")
     assert {row["value"] for row in rows if row["quantity"] == "outlier_share"} == {same}
 
 
 def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(made):
     _, frame, law = made
-    found = monitors_of(law)
+    found = read_monitors(law)
     assert found is not None
     for scale, row in enumerate(found.scales.to_dict("records")):
         own = found.steps[found.steps["scale"] == scale]
@@ -285,14 +285,14 @@ def test_tables_that_changed_or_have_no_monitors_leave_the_report_as_it_was(make
     path = tmp_path / "runs.parquet"
     frame.to_parquet(path)
     law = fit_law(read_runs(path), ["tokens"])
-    assert monitors_of(law) is not None
+    assert read_monitors(law) is not None
     frame.assign(logit_max=1.0).to_parquet(path)
-    assert monitors_of(law) is None
+    assert read_monitors(law) is None
     plain = make_ladder(tokens=TOKENS, noise=1e-4)
     plain.to_parquet(path)
     law = fit_law(read_runs(path), ["tokens"])
-    assert monitors_of(law) is None
+    assert read_monitors(law) is None
     write_report(law, tmp_path / "report", "hyperp-law report")
     assert "Stability" not in (tmp_path / "report" / "report.md").read_text()
     path.unlink()
-    assert monitors_of(law) is None
+    assert read_monitors(law) is None

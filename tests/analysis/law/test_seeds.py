@@ -6,7 +6,7 @@ from scipy.stats import sem, t
 
 from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.report.text.law import test_lines as lines_of
+from hyperp.analysis.report.text.law import diagnostic_lines
 from hyperp.analysis.table.validate import Runs, check_frame
 
 SLOPE = -0.4
@@ -45,7 +45,7 @@ def test_each_value_is_the_law_of_that_seed_alone():
     np.testing.assert_allclose(found.mean, values.mean(), rtol=1e-12, atol=0)
     ends = t.interval(0.95, len(values) - 1, loc=values.mean(), scale=sem(values))
     np.testing.assert_allclose((found.low, found.high), ends, rtol=1e-9, atol=0)
-    assert f"mean {found.mean:.3f}" in "".join(lines_of(law))
+    assert f"mean {found.mean:.3f}" in "".join(diagnostic_lines(law))
 
 
 def test_the_interval_over_seeds_covers_a_skewed_truth_and_is_narrower_than_the_law_s():
@@ -65,7 +65,7 @@ def test_seeds_without_an_optimum_in_every_slice_do_not_count():
     cut = frame[(frame["seed"] != 3) | (frame["tokens"] != 2**18)]
     law = law_of(cut)
     assert sorted(law.by_seed["tokens"].values) == ["0", "1", "2"]
-    assert "from each of 3 of 4 seeds alone" in "".join(lines_of(law))
+    assert "from each of 3 of 4 seeds alone" in "".join(diagnostic_lines(law))
     low = frame["lr"] <= frame.groupby("tokens")["lr"].transform("median") / 2
     edge = frame[(frame["seed"] != 3) | (frame["tokens"] != 2**18) | low]
     assert sorted(law_of(edge).by_seed["tokens"].values) == ["0", "1", "2"]

@@ -15,8 +15,14 @@ from torch.distributed.fsdp import fully_shard
 
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.optim.distributed import sharded
-from hyperp.optim.distributed.exchange import Part, Replicated, Sharded, Whole, pipelined
-from hyperp.optim.distributed.sharded import Dealer, chunks, cost
+from hyperp.optim.distributed.exchange import (
+    Chunk,
+    ReplicatedChunk,
+    ShardedChunk,
+    WholeParameter,
+    run_pipelined,
+)
+from hyperp.optim.distributed.sharded import Ownership, cost, split_into_chunks
 from tests.optim.distributed.test_sharded import (
     about_to_step,
     compare_with_one_process,
@@ -31,15 +37,15 @@ COLLECTIVES = ("all_to_all_single", "broadcast", "all_reduce", "all_gather_objec
 
 
 @dataclass
-class Traced(Part):
-    """A part that notes what is asked of it."""
+class Traced(Chunk):
+    """A chunk that notes what is asked of it."""
 
     events: list[str] = field(default_factory=list)
 
     def send(self, with_gradients: bool = True) -> None:
         self.events.append(f"send {len(self.parameters)}")
 
-    def arrive(self) -> list[Whole]:
+    def arrive(self) -> list[WholeParameter]:
         self.events.append(f"arrive {len(self.parameters)}")
         return []
 
@@ -52,11 +58,11 @@ class Traced(Part):
 
 def trace(count: int) -> list[str]:
     events: list[str] = []
-    stages: list[tuple[Part, Callable[[list[Whole]], None]]] = []
+    stages: list[tuple[Chunk, Callable[[list[WholeParameter]], None]]] = []
     for i in range(count):
-        part = Traced([nn.Parameter(torch.ones(1))] * i, events)
-        stages.append((part, lambda _, i=i: events.append(f"update {i}")))
-    pipelined(stages, meanwhile=lambda: events.append("meanwhile"))
+        chunk = Traced([nn.Parameter(torch.ones(1))] * i, events)
+        stages.append((chunk, lambda _, i=i: events.append(f"update {i}")))
+    run_pipelined(stages, meanwhile=lambda: events.append("meanwhile"))
     return events
 
 
@@ -85,7 +91,7 @@ SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 @given(st.lists(SHAPES, min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 400))
 def test_chunks_hold_every_matrix_once_and_divide_no_shape_that_fits(shapes, ranks, limit):
     parameters = [nn.Parameter(torch.empty(shape)) for shape in shapes]
-    made = chunks(parameters, ranks, limit)
+    made = split_into_chunks(parameters, ranks, limit)
     assert sorted(id(p) for chunk in made for p in chunk) == sorted(id(p) for p in parameters)
     for chunk in made:
         fits = sum(p.numel() for p in chunk) <= ranks * limit
@@ -106,12 +112,12 @@ def test_ranks_have_as_much_to_do_in_every_chunk():
     # As gate, up and down projections come in a model: dealt in that order, one rank would have all of down.
     shapes = [(32, 8), (32, 8), (8, 32), (8, 8), (8, 8), (8, 8)] * 6
     parameters = [nn.Parameter(torch.empty(shape)) for shape in shapes]
-    dealer = Dealer(Three())  # pyright: ignore[reportArgumentType]
-    dealer.deal(parameters)
-    made = chunks(parameters, ranks=3, limit=2 * 256)
+    ownership = Ownership(Three())  # pyright: ignore[reportArgumentType]
+    ownership.assign(parameters)
+    made = split_into_chunks(parameters, ranks=3, limit=2 * 256)
     assert len(made) > 2
     for chunk in made:
-        loads = [sum(cost(p.shape) for p in chunk if dealer.owners[p] == rank) for rank in range(3)]
+        loads = [sum(cost(p.shape) for p in chunk if ownership.owners[p] == rank) for rank in range(3)]
         assert max(loads) == min(loads)
 
 
@@ -136,8 +142,8 @@ class Log:
         """The real update of a stage: u of what was dealt out, l of what was not."""
         real = GroupedOptimizer._update
 
-        def noted(optimizer: Any, stage: Any, wholes: list[Whole]) -> None:
-            self.events.append("u" if isinstance(stage.part, Sharded | Replicated) else "l")
+        def noted(optimizer: Any, stage: Any, wholes: list[WholeParameter]) -> None:
+            self.events.append("u" if isinstance(stage.chunk, ShardedChunk | ReplicatedChunk) else "l")
             real(optimizer, stage, wholes)
 
         setattr(GroupedOptimizer, "_update", noted)  # noqa: B010
@@ -176,8 +182,8 @@ def same_events_on_all_ranks(rank: int, ranks: int, how: str, algorithm: str) ->
         dist.all_gather_object(told, events_of_a_step(rank, ranks, how, algorithm, limit))
         assert set(told) == {told[0]}
         _, optimizer = make(algorithm, how, ranks)
-        stages = optimizer._stages(lambda p: p.requires_grad)
-        count = sum(isinstance(stage.part, Sharded | Replicated) for stage in stages)
+        stages = optimizer._make_stages(lambda p: p.requires_grad)
+        count = sum(isinstance(stage.chunk, ShardedChunk | ReplicatedChunk) for stage in stages)
         groups = sum(any(p.requires_grad for p in matrices(group)) for group in optimizer.param_groups)
         assert groups > 2
         assert count == groups if limit == 10**9 else count > groups

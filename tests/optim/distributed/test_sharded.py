@@ -14,11 +14,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hyperp.distributed.ranks import world
+from hyperp.distributed.ranks import current_ranks
 from hyperp.optim import GroupedOptimizer, build
-from hyperp.optim.distributed.sharded import Dealer, cost
+from hyperp.optim.distributed.sharded import Ownership, cost
 from hyperp.optim.split import qkv_split
-from tests.ranks import together
+from tests.ranks import run_on_ranks
 
 torch.set_num_threads(1)
 STEPS, BATCH = 4, 8
@@ -259,13 +259,13 @@ def refuse_columns(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 
 def entry(task: Any, arguments: list[tuple[str, str]]) -> None:
-    ranks = world()
+    ranks = current_ranks()
     for how, algorithm in arguments:
         task(ranks.rank, ranks.size, how, algorithm)
 
 
 def spawn(task: Any, ranks: int, arguments: list[tuple[str, str]]) -> None:
-    together(ranks, entry, task, arguments)
+    run_on_ranks(ranks, entry, task, arguments)
 
 
 EVERY = [
@@ -319,13 +319,13 @@ def test_work_is_dealt_evenly_by_cost():
         def size(self) -> int:
             return 4
 
-    dealer = Dealer(Four())  # pyright: ignore[reportArgumentType]
+    ownership = Ownership(Four())  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(8, 64, (64, 2), generator=generator).tolist()
     parameters = [nn.Parameter(torch.zeros(rows, columns)) for rows, columns in sizes]
-    dealer.deal(parameters[:40])
-    first = dict(dealer.owners)
-    dealer.deal(parameters)
-    assert {p: dealer.owners[p] for p in first} == first
-    loads = [sum(cost(p.shape) for p in parameters if dealer.owners[p] == rank) for rank in range(4)]
+    ownership.assign(parameters[:40])
+    first = dict(ownership.owners)
+    ownership.assign(parameters)
+    assert {p: ownership.owners[p] for p in first} == first
+    loads = [sum(cost(p.shape) for p in parameters if ownership.owners[p] == rank) for rank in range(4)]
     assert max(loads) < 1.1 * min(loads)

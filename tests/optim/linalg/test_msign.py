@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from hyperp.optim import MuonH
 from hyperp.optim.linalg.msign import (
-    METHODS,
+    MSIGN_METHODS,
     POLAR_EXPRESS,
-    Method,
-    dtype_for,
+    MsignMethod,
     msign,
     quintics,
+    resolve_msign_dtype,
     unit_frobenius,
 )
 from tests.oracles import reference
@@ -34,7 +34,7 @@ def test_polar_express_table_follows_from_its_definition():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
 @pytest.mark.parametrize("steps", [1, 3, 5, 8, 11])
-def test_polynomial_methods_act_on_singular_values(shape: tuple[int, int], method: Method, steps: int):
+def test_polynomial_methods_act_on_singular_values(shape: tuple[int, int], method: MsignMethod, steps: int):
     X = gaussian(*shape)
     expected = reference.polynomial_of_singular_values(X, quintics(method, steps))
     torch.testing.assert_close(msign(X, method, steps), expected, rtol=1e-9, atol=1e-9)
@@ -64,17 +64,17 @@ def test_newton_schulz_leaves_singular_values_near_one():
     assert 0.65 < S.min() < S.max() < 1.25
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_zero_gives_zero_beside_a_matrix_that_is_not(method: Method):
+@pytest.mark.parametrize("method", MSIGN_METHODS)
+def test_zero_gives_zero_beside_a_matrix_that_is_not(method: MsignMethod):
     X = torch.stack([torch.zeros(4, 6), gaussian(4, 6, dtype=torch.float32)])
     sign = msign(X, method)
     assert torch.equal(sign[0], torch.zeros(4, 6))
     torch.testing.assert_close(sign[1], msign(X[1], method), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MSIGN_METHODS)
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-10, 1e10, 1e30, 1e37])
-def test_scale_does_not_matter(method: Method, scale: float):
+def test_scale_does_not_matter(method: MsignMethod, scale: float):
     # A momentum that has decayed for long has squares below the smallest float32.
     X = gaussian(6, 4, dtype=torch.float32).clamp(-1, 1)
     scaled = X.double() * scale
@@ -83,16 +83,16 @@ def test_scale_does_not_matter(method: Method, scale: float):
     assert msign(scaled.float(), method).norm() > 1
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rotations_commute_with_the_sign(method: Method):
+@pytest.mark.parametrize("method", MSIGN_METHODS)
+def test_rotations_commute_with_the_sign(method: MsignMethod):
     X = gaussian(7, 5)
     Q, P = torch.linalg.qr(gaussian(7, 7, seed=1)).Q, torch.linalg.qr(gaussian(5, 5, seed=2)).Q
     torch.testing.assert_close(msign(Q @ X @ P, method), Q @ msign(X, method) @ P, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(msign(X.T, method), msign(X, method).T, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_batches_of_any_rank_are_matrices_one_by_one(method: Method):
+@pytest.mark.parametrize("method", MSIGN_METHODS)
+def test_batches_of_any_rank_are_matrices_one_by_one(method: MsignMethod):
     X = gaussian(2, 3, 6, 4)
     sign = msign(X, method)
     assert sign.shape == X.shape
@@ -154,8 +154,8 @@ def test_polynomials_can_be_differentiated():
 )
 def test_the_default_dtype_has_the_name_of_what_products_run_in(dtypes, expected):
     parameters = [torch.zeros(2, 2, dtype=dtype) for dtype in dtypes]
-    assert dtype_for(None, parameters) == expected
-    assert dtype_for("bfloat16", parameters) == "bfloat16"
+    assert resolve_msign_dtype(None, parameters) == expected
+    assert resolve_msign_dtype("bfloat16", parameters) == "bfloat16"
 
 
 def test_a_run_resumes_with_the_dtype_of_its_matrix_signs():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hyperp.config import compose, resolve
-from hyperp.data.tokenize import prepare
-from hyperp.flops import parameters
+from hyperp.data.tokenize import tokenize_files
+from hyperp.flops import count_parameters
 from hyperp.sweeps.plan.plan import Plan, Point, check_buildable, make_plan
 from hyperp.sweeps.printing import plan_summary
 from hyperp.sweeps.table.runs import setting_hash
@@ -46,7 +46,7 @@ def corpus(tmp_path_factory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "text.txt").write_text("w1 w2 w3 w4\n")
     out = folder / "corpus.bin"
-    made = prepare([str(folder / "text.txt")], out, folder / "tokenizer.json", progress=False)
+    made = tokenize_files([str(folder / "text.txt")], out, folder / "tokenizer.json", progress=False)
     assert made["vocab_size"] == 32_000
     return out
 
@@ -128,7 +128,7 @@ def test_the_ladder_has_fifty_tokens_a_parameter(size, corpus):
     for point in planned("flops_scaling", size, corpus).points:
         scale = point.config.scale
         vocab = 256 if size == "tiny" else 32_000
-        counted = parameters(scale, point.config.shape(vocab), embeddings=size != "small")
+        counted = count_parameters(scale, point.config.shape(vocab), embeddings=size != "small")
         assert abs(scale.tokens - 50 * counted) <= scale.batch_tokens / 2
         assert scale.tokens == scale.tokens_trained
 

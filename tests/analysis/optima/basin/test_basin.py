@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.optima.basin.fit import Basin, fit_basin
-from hyperp.analysis.optima.basin.shape import Shape, pack, powers_of, slope, terms
+from hyperp.analysis.optima.basin.fit import BasinFit, fit_basin
+from hyperp.analysis.optima.basin.shape import (
+    BasinShape,
+    monomial_powers,
+    monomials,
+    pack_curves,
+    shape_gradient,
+)
 from hyperp.analysis.random_effects import meta_regression, t_quantile
 from tests.oracles.baselines import argmin_fit, fit_parabolas, pool_fit, two_stage_fit
 from tests.oracles.basin_bootstrap import paule_mandel_many, shared_bootstrap, two_stage_bootstrap
@@ -43,7 +49,7 @@ def sweep(
     return {"z": z, "true": true, **data}
 
 
-def fit(data: dict, **options) -> Basin:
+def fit(data: dict, **options) -> BasinFit:
     return fit_basin(data["U"], data["loss"], data["slices"], covariates=data["z"], **options)
 
 
@@ -67,7 +73,7 @@ def test_two_dimensions_with_all_cubic_terms_come_back_exactly():
     true = rng.uniform(-0.5, 0.5, (4, 2))
     grid = np.stack(np.meshgrid(np.linspace(-1.5, 1.5, 8), np.linspace(-1.5, 1.5, 7)), axis=-1).reshape(-1, 2)
     coef = np.array([0.02, -0.012, 0.018, 0.002, -0.001, 0.002, -0.0015])
-    loss = 3 * (1 + terms(grid - true[:, None], powers_of(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
     basin = fit_basin(np.tile(grid, (4, 1)), loss.ravel(), np.repeat(np.arange(4), len(grid)))
     np.testing.assert_allclose(basin.optimum, true, atol=1e-6, rtol=0)
     np.testing.assert_allclose(basin.shape.coef, coef, atol=1e-7, rtol=1e-4)
@@ -76,12 +82,12 @@ def test_two_dimensions_with_all_cubic_terms_come_back_exactly():
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_slope_is_the_derivative(p):
     rng = np.random.default_rng(2)
-    powers, v = powers_of(p), rng.normal(size=(5, p))
+    powers, v = monomial_powers(p), rng.normal(size=(5, p))
     coef, h = rng.normal(size=len(powers)), 1e-6
     for j in range(p):
         step = h * np.eye(p)[j]
-        numeric = (terms(v + step, powers) - terms(v - step, powers)) @ coef / (2 * h)
-        np.testing.assert_allclose(slope(v, powers, coef)[:, j], numeric, atol=1e-7, rtol=1e-6)
+        numeric = (monomials(v + step, powers) - monomials(v - step, powers)) @ coef / (2 * h)
+        np.testing.assert_allclose(shape_gradient(v, powers, coef)[:, j], numeric, atol=1e-7, rtol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)
@@ -240,7 +246,7 @@ def test_noise_alone_rarely_makes_a_second_valley():
 
 
 def test_a_penalty_is_zero_at_the_optimum_and_never_less_elsewhere():
-    shape = Shape(powers_of(1), np.array([0.02, 0.005]))
+    shape = BasinShape(monomial_powers(1), np.array([0.02, 0.005]))
     du = np.linspace(-20, 20, 401)[:, None]
     penalty = shape.penalty(du)
     assert penalty[200] == 0
@@ -307,7 +313,7 @@ def test_a_bootstrap_over_rate_and_batch_leaves_edges_out():
     true = np.column_stack([np.linspace(-0.6, 0.6, 6), np.linspace(-0.3, 0.5, 6)])
     true[5] = (2.4, 0.0)
     coef = np.array([0.02, -0.012, 0.018, 0.002, 0.0, 0.002, 0.0])
-    loss = 3 * (1 + terms(grid - true[:, None], powers_of(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
     loss *= 1 + 0.001 * rng.standard_normal(loss.shape)
     basin = fit_basin(np.tile(grid, (6, 1)), loss.ravel(), np.repeat(np.arange(6), len(grid)))
     assert basin.states == (*["bracketed"] * 5, "edge_high")
@@ -319,7 +325,7 @@ def test_a_bootstrap_over_rate_and_batch_leaves_edges_out():
 
 def test_two_stage_bootstrap_spread_is_the_delta_method():
     data = sweep(np.random.default_rng(14), slices=12, noise=0.001)
-    bowls = fit_parabolas(pack(data["U"], data["loss"], data["slices"]))
+    bowls = fit_parabolas(pack_curves(data["U"], data["loss"], data["slices"]))
     boot = two_stage_bootstrap(bowls, [np.column_stack([np.ones(12), data["z"]])], 1000)
     said = np.sqrt(bowls.cov[bowls.bowl, 0, 0])
     np.testing.assert_allclose(boot.optimum.std(axis=0)[:, 0], said, atol=0, rtol=0.25)
@@ -339,7 +345,7 @@ def test_many_regressions_at_once_are_each_the_one():
 
 def test_baselines_recover_a_law_on_a_fine_noiseless_grid():
     data = sweep(np.random.default_rng(16), rates=601, noise=0.0)
-    curves = pack(data["U"], data["loss"], data["slices"])
+    curves = pack_curves(data["U"], data["loss"], data["slices"])
     Z = data["z"][:, None]
     (lowest,) = argmin_fit(curves, Z)
     (pooled,) = pool_fit(curves, Z)
