@@ -1,4 +1,4 @@
-"""What becomes of a run: every row of the tables of decisions, and what the deaths among them leave."""
+"""What became of a run: every cell of the tables of decisions, and the records that deaths leave."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def one(tmp_path):
 
 
 def merged(one, job, cause, job_id="7", restart=0, queued=None):
-    """The run whose record of job 7 gives a `cause`, with what Slurm says of `job_id`, twice."""
+    """Decide twice on a run with a failed record of job 7 and this `cause`, given Slurm's `job`."""
     root, point = one
     environment = {"slurm_job_id": "7", "slurm_restart_count": str(restart)}
     record.save(
@@ -74,7 +74,7 @@ def job_of(state, code, number, job_id="7"):
 def test_slurm_knows_better_than_who_has_lost_a_process(one, state, code, number):
     job = job_of(state, code, number)
     run = merged(one, job, RANK_LOST)
-    if job.cause == "exited":  # which says no more
+    if job.cause == "exited":  # which says no more than the record
         assert (run.status, run.reason, run.cause) == ("failed", "own", RANK_LOST)
     elif state == "CANCELLED":
         assert (run.status, run.cause) == ("planned", None)

@@ -96,7 +96,7 @@ def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_a
     assert list(told) == [blocked.run_id]
     assert (told[blocked.run_id]["status"], told[blocked.run_id]["cause"]) == ("failed", "raised")
     assert told[blocked.run_id]["reason"].endswith(f"Not a directory: '{blocked.run_dir / 'record.json'}'")
-    # It could not print anything itself, so this is what the pool said of it.
+    # The run could not print anything, so the pool's own log is shown.
     assert f"failed {blocked.run_id}" in sweep("logs", root, blocked.run_id).stdout
     done = sweep("collect", root)
     table = pd.read_parquet(root / "runs.parquet")
@@ -173,7 +173,7 @@ def test_a_killed_pool_is_told_its_workers_follow_and_a_new_submit_goes_on_until
 
 
 def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
-    """Its file system may not carry locks, so the time of the lock's file says whether it is at work."""
+    """Its file system may not carry locks, so the lock file's time says whether the pool is at work."""
     mine = make_plan(words(root, [2048], [0, 1]))
     planfile.write_plan(mine)
     (root / background_pools.FOLDER).mkdir()
@@ -197,7 +197,7 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     warned = []
     assert {run.status for run in status(root, warn=warned.append)} == {"planned"}
     assert "on elsewhere, which worked in the background, ended before" in warned[0]
-    # Of this machine only the lock counts, whatever the time of its file and whoever has the process id now.
+    # On this machine only the lock counts, not its file's time, nor whether the process id is in use.
     os.utime(path)
     background_pools.MANIFEST.write(root, [replace(away, host=socket.gethostname())])
     assert background_pools.active_pool(root) is None
@@ -274,6 +274,6 @@ def test_a_damaged_manifest_is_refused_by_name(root):
     planfile.write_plan(make_plan(words(root, [2048], [0])))
     for text in ("{", "[]", '{"schema": 2}', '{"schema": 1, "pools": [{"name": "a"}]}'):
         (root / background_pools.NAME).write_text(text)
-        with pytest.raises(ValueError, match=r"local\.json does not say what was started \("):
+        with pytest.raises(ValueError, match=r"local\.json .*started"):
             status(root, warn=print)
     (root / background_pools.NAME).unlink()
