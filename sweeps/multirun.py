@@ -17,7 +17,7 @@ from hyperp.sweeps import printing
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point, check_buildable, make_plan
 from hyperp.sweeps.runs.status import DONE, counts_line, final_states, plan_states, set_damaged_aside
-from hyperp.terminal import one_line
+from hyperp.terminal import one_line, print_error
 
 # Hydra 1.3 only instantiates plugins of the namespace hydra_plugins: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"
@@ -70,7 +70,7 @@ class PlanSweeper(Sweeper):
             return self.launcher.launch([list(point.overrides) for point in todo], initial_job_idx=0)
         except RuntimeError as error:  # of submitit, for a job that died; others may still be under way
             text = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"hyperp-train: error: the launcher gave up: {text}", file=sys.stderr)
+            print_error("hyperp-train", f"the launcher gave up: {text}")
             return None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
