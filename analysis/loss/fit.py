@@ -1,7 +1,8 @@
-"""Loss laws L(C) = E + A C^-b and L(N, D) = E + A N^-alpha + B D^-beta (arXiv 2203.15556).
+"""Fit a loss law, L(C) = E + A C^-b or L(N, D) = E + A N^-alpha + B D^-beta (arXiv 2203.15556).
 
-Fitted as arXiv 2404.10102 does: the sum of Huber(1e-3) over residuals of ln L. Whether the floor E is known
-is the question that such a fit most often gets wrong, so its profile always comes with it.
+As in arXiv 2404.10102, the fit minimises the sum of Huber losses (threshold 1e-3) of the residuals of ln L.
+Such fits most often go wrong about how well the data determine the floor E, so every fit comes with the
+profile of its floor.
 """
 
 import itertools
@@ -31,9 +32,9 @@ PARAMETER_NAMES: dict[Form, tuple[str, ...]] = {
     "power": ("E", "A", "b"),
     "chinchilla": ("E", "A", "B", "alpha", "beta"),
 }
-EXTRAPOLATE = 10.0  # times the largest compute: where the profile shows what the floor does
-WIDE, FINE = 31, 20  # floors of the profile over all of its range, and about the optimum
-FACTORS = (0.15, 0.8, 1.6)  # times the exponents of the law, where the profile looks for others
+EXTRAPOLATE = 10.0  # times the largest compute, where the profile shows what each floor predicts
+WIDE, FINE = 31, 20  # number of floors of the profile over its whole range, and near the optimum
+FACTORS = (0.15, 0.8, 1.6)  # times the exponents of the law, where the fits of the profile start
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class LossFit:
     """A fitted loss law.
 
     Attributes:
-        points: what it was fitted to.
-        z_P: (E, ln A_k, exponent_k) at the geometric means `centre_K` of x.
-        objective: the Huber sum over the points.
-        converged: the last Newton step expected nothing.
-        starts, agree: how many basins were polished, and how many led to this optimum.
-        at_bounds: in words, the parameters that ended at a bound.
+        points: the points that it was fitted to.
+        centre_K: geometric means of x.
+        z_P: (E, ln A_1, ..., exponent_1, ...), with A_k the size of its term at `centre_K`.
+        pins: values that were held, by name.
+        delta: Huber's threshold on ln L.
+        objective: sum of the Huber losses over the points.
+        converged: whether the last Newton step expected no further decrease.
+        starts, agree: number of starting points, and how many of them led to this optimum.
+        at_bounds: a sentence for each parameter that ended at a bound.
     """
 
     points: LossPoints
@@ -62,28 +66,35 @@ class LossFit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters, in the order of `parameters`."""
+        """Names of the parameters, in the order of `published_parameters`."""
         return PARAMETER_NAMES[self.points.form]
 
     @property
     def free(self) -> int:
-        """How many parameters were fitted."""
+        """Number of parameters that were fitted, not pinned."""
         return len(self.names) - len(self.pins)
 
     @property
     def residual_n(self) -> np.ndarray:
-        """ln(loss) less the law's, positive where the run is worse than the law."""
+        """ln(loss) of each point less that of the law (n,); positive where the run is worse than the law."""
         return np.log(self.points.loss_n) - np.log(predict_loss(self, self.z_P[None], self.points.x_Kn)[0])
 
     @property
     def scatter(self) -> float:
-        """Standard deviation of ln(loss) about the law, with the degrees of freedom left."""
+        """Standard deviation of ln(loss) about the law, over its degrees of freedom, n less `free`."""
         return float(np.sqrt((self.residual_n**2).sum() / (len(self.residual_n) - self.free)))
 
 
 @dataclass(frozen=True)
 class FloorProfile:
-    """The best fit at each floor held: its Huber sum, z as in LossFit, and the loss at `farther`."""
+    """The best fit with the floor held at each of F values.
+
+    Attributes:
+        floor_F: the floors, sorted.
+        objective_F: sum of Huber losses.
+        z_FP: parameters, as `LossFit.z_P`.
+        extrapolated_F: loss at `extrapolation_point`.
+    """
 
     floor_F: np.ndarray
     objective_F: np.ndarray
@@ -92,14 +103,19 @@ class FloorProfile:
 
 
 def published_parameters(z_RP: np.ndarray, centre_K: np.ndarray) -> np.ndarray:
-    """(R, P) parameters as published, E, A_k at x = 1, exponents, from those at the geometric means."""
+    """Parameters (R, P) as they are published: E, A_k at x = 1, exponents.
+
+    Args:
+        z_RP: as `LossFit.z_P`, one row for each fit.
+        centre_K: geometric means of x.
+    """
     K = len(centre_K)
     terms = np.exp(z_RP[:, 1 : 1 + K] + z_RP[:, 1 + K :] * np.log(centre_K))
     return np.concatenate([z_RP[:, :1], terms, z_RP[:, 1 + K :]], axis=1)
 
 
 def predict_loss(fit: LossFit, z_RP: np.ndarray, x_Km: np.ndarray) -> np.ndarray:
-    """Loss (R, m) of each row of parameters at m places."""
+    """Loss (R, m) of each row of parameters at m places `x_Km`."""
     return np.exp(log_law(z_RP, np.log(x_Km / fit.centre_K[:, None])))
 
 
@@ -110,12 +126,12 @@ def fit_loss_law(
 
     Args:
         points: at least one more than the parameters that are not pinned.
-        pins: parameters to hold: the floor `E` or an exponent.
+        pins: parameters to hold, the floor `E` or exponents, by name.
         delta: Huber's threshold on ln L.
 
     Raises:
-        ValueError: a pin that is unknown or out of range.
-        Refusal: the points cannot identify the law; the reason names the runs that would.
+        ValueError: a pin is unknown or out of range.
+        Refusal: the points do not identify the law; the reason names runs that would.
     """
     pins = dict(pins or {})
     held = pins_by_index(points, pins)
@@ -143,13 +159,17 @@ def fit_loss_law(
 
 
 def solver_points(points: LossPoints, centre_K: np.ndarray, delta: float) -> SolverPoints:
-    """The points in the solver's coordinates, every weight one."""
+    """The points in the coordinates of the solver, each with a weight of one."""
     u_Kn = np.log(points.x_Kn / centre_K[:, None])
     return SolverPoints(u_Kn, np.log(points.loss_n)[None], np.ones((1, len(points.loss_n))), delta)
 
 
 def pins_by_index(points: LossPoints, pins: Mapping[str, float]) -> dict[int, float]:
-    """Pins by parameter index; ValueError for one that is unknown or out of range."""
+    """Values to hold, by the index of the parameter.
+
+    Raises:
+        ValueError: a pin is unknown or out of range.
+    """
     names = PARAMETER_NAMES[points.form]
     allowed = [n for n in names if n not in ("A", "B")]
     held = {}
@@ -170,6 +190,7 @@ def pins_by_index(points: LossPoints, pins: Mapping[str, float]) -> dict[int, fl
 
 
 def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
+    """Raise Refusal, with the runs that would help, unless the points identify every free parameter."""
     names, n = FORM_COLUMNS[points.form], len(points.loss_n)
     free = len(PARAMETER_NAMES[points.form]) - len(pins)
     what = "rows" if points.all_rows else f"distinct ({', '.join(names)})"
@@ -206,12 +227,13 @@ def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
 
 
 def _run_beyond(points: LossPoints, name: str, times: float) -> dict[str, Any]:
-    """A run at so many times the largest value of one column, the others as at their largest."""
+    """A run at `times` the largest value of one column, the other column at its largest value."""
     largest = dict(zip(FORM_COLUMNS[points.form], points.x_Kn.max(axis=1).tolist(), strict=True))
     return suggested_run(points, **{**largest, name: times * largest[name]})
 
 
 def _parameters_at_bounds(points: LossPoints, z_P: np.ndarray, pins: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence for each parameter that is at a bound."""
     names, K = PARAMETER_NAMES[points.form], len(points.x_Kn)
     least = float(points.loss_n.min())
     reasons = []
@@ -230,18 +252,18 @@ def _parameters_at_bounds(points: LossPoints, z_P: np.ndarray, pins: Mapping[str
 
 
 def extrapolation_point(points: LossPoints) -> np.ndarray:
-    """Where to extrapolate to, (K,): ten times the largest compute, its N to D ratio kept."""
+    """Where to extrapolate to (K,): ten times the largest compute, with the N to D ratio of the run there."""
     largest = points.x_Kn[:, int(np.argmax(np.log(points.x_Kn).sum(axis=0)))]
     return largest * EXTRAPOLATE ** (1 / len(largest))
 
 
 def profile_floor(fit: LossFit, among: tuple[float, float] | None = None) -> FloorProfile:
-    """Refit at floors from 0 to just below the lowest loss.
+    """Fit the law again with the floor held, from 0 to just below the lowest loss.
 
     Args:
         fit: the law.
-        among: floors between which to look more closely, such as its interval; None takes those that fit
-            within a tenth of the best.
+        among: two floors between which to place more, such as the ends of an interval; None takes those whose
+            objective is within a tenth of the best.
     """
     top = 0.995 * float(fit.points.loss_n.min())
     floors = np.unique([*np.linspace(0, top, WIDE), min(fit.z_P[0], top)])
@@ -259,7 +281,11 @@ def profile_floor(fit: LossFit, among: tuple[float, float] | None = None) -> Flo
 
 
 def _fit_at_floors(fit: LossFit, floor_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best fit at each floor: at a low one, a slow power law of either covariate can stand in for it."""
+    """Parameters (F, P) and objective (F,) of the best fit at each floor.
+
+    Each fit starts at several exponents, because at a low floor a slow power law of either covariate can take
+    the place of the floor.
+    """
     data = solver_points(fit.points, fit.centre_K, fit.delta)
     K, held = len(fit.centre_K), pins_by_index(fit.points, {k: v for k, v in fit.pins.items() if k != "E"})
     low, high = parameter_bounds(data, held)

@@ -1,8 +1,8 @@
-"""Compute-efficiency leverage, CEL: how many times the baseline's compute another curve saves at equal loss.
+"""Compute-efficiency leverage (CEL): the baseline's compute over that of another curve at equal loss.
 
-CEL(L) = C_baseline(L) / C_other(L), from a law L(C) fitted to each (arXiv 2603.28743; 2507.17702 defines the
-same for experts). Two laws can be divided at any loss, but only where both were measured does the ratio come
-from data: here the overlap of their losses, and nothing beyond.
+CEL(L) = C_baseline(L) / C_other(L), from a law L(C) fitted to each curve (arXiv 2603.28743; arXiv 2507.17702
+defines the same for experts). The ratio of two laws exists at any loss, but it comes from data only where
+both curves were measured. So it is given where their losses overlap, and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,14 @@ from hyperp.analysis.loss.fit import LossFit, fit_loss_law, predict_loss, publis
 from hyperp.analysis.loss.points import loss_points, suggested_run
 from hyperp.analysis.vocabulary import LEVEL
 
-STEPS = 25  # losses at which the leverage is given, equally far apart in the baseline's log compute
+STEPS = 25  # number of losses at which the leverage is given, evenly spaced in the baseline's log compute
 
 
 class LeverageRow(Strict):
-    """At one loss: the compute that each needs and their ratio; an end is None where it is unbounded."""
+    """The compute in FLOPs that each curve needs for one loss, and their ratio with its interval.
+
+    `low` or `high` is None where the interval is unbounded.
+    """
 
     loss: float
     baseline_flops: float
@@ -33,7 +36,7 @@ class LeverageRow(Strict):
 
 
 class CurveRecord(Strict):
-    """The law of one series: E, A, b, where it was measured and how well it fits."""
+    """The law of one curve: its parameters E, A and b, the range that was measured, and how well it fits."""
 
     name: str
     parameters: dict[str, float]
@@ -49,10 +52,10 @@ class CurveRecord(Strict):
 
 
 class Comparison(Strict):
-    """The leverage of one series over the baseline, from the highest common loss to the lowest.
+    """The leverage of one curve over the baseline, from the highest common loss to the lowest.
 
-    `at_largest` is the last row: the largest compute at which both were measured. `problem` says why there
-    is none.
+    `at_largest` is the last row, at the largest compute at which both curves were measured. Without rows,
+    `problem` says why.
     """
 
     other: CurveRecord
@@ -63,7 +66,7 @@ class Comparison(Strict):
 
 
 class Leverage(Strict):
-    """The baseline and how every other series compares with it; `unfitted` says why some have no law."""
+    """The baseline, its comparison with every other curve, and in `unfitted` why some curves have no law."""
 
     over: str
     baseline: CurveRecord
@@ -78,7 +81,7 @@ class Leverage(Strict):
 
 
 class FittedSeries:
-    """A fitted curve with its resamples."""
+    """A fitted curve with its resamples; `flops` and `losses` are the ends of its range, lowest first."""
 
     def __init__(self, name: str, fit: LossFit, draws: Draws):
         self.name, self.fit, self.draws = name, fit, draws
@@ -87,8 +90,8 @@ class FittedSeries:
         ends = predict_loss(fit, fit.z_P[None], np.array([self.flops]))[0]
         self.losses = float(ends[1]), float(ends[0])
 
-    def describe(self) -> CurveRecord:
-        """The curve as it is written."""
+    def record(self) -> CurveRecord:
+        """The record of the curve for the answer."""
         fit = self.fit
         values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
         return CurveRecord(
@@ -107,7 +110,7 @@ class FittedSeries:
 
 
 def log_compute_at_loss(fit: LossFit, z_RP: np.ndarray, loss_m: np.ndarray) -> np.ndarray:
-    """ln of the compute (R, m) at which each law reaches a loss; infinite at or below its floor."""
+    """ln of the FLOPs (R, m) at which each law reaches each loss; infinite at or below its floor."""
     above = loss_m - z_RP[:, :1]
     with np.errstate(divide="ignore"):
         excess = np.where(above > 0, np.log(np.maximum(above, 0.0)), -np.inf)
@@ -115,11 +118,11 @@ def log_compute_at_loss(fit: LossFit, z_RP: np.ndarray, loss_m: np.ndarray) -> n
 
 
 def compare_series(baseline: FittedSeries, other: FittedSeries, level: float = LEVEL) -> Comparison:
-    """The leverage of one series over the baseline inside the overlap of their fitted losses."""
+    """The leverage of one curve over the baseline where their fitted losses overlap."""
     low, high = max(baseline.losses[0], other.losses[0]), min(baseline.losses[1], other.losses[1])
     if low >= high:
         return Comparison(
-            other=other.describe(),
+            other=other.record(),
             overlap=None,
             rows=[],
             at_largest=None,
@@ -141,17 +144,16 @@ def compare_series(baseline: FittedSeries, other: FittedSeries, level: float = L
         )
         for i in range(STEPS)
     ]
-    return Comparison(
-        other=other.describe(), overlap=(low, high), rows=rows, at_largest=rows[-1], problem=None
-    )
+    return Comparison(other=other.record(), overlap=(low, high), rows=rows, at_largest=rows[-1], problem=None)
 
 
 def _interval(
     baseline: FittedSeries, other: FittedSeries, losses: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the ratio; a law whose floor is above the loss never reaches it.
+    """Lower and upper percentile of the ratio at each loss.
 
-    Resamples in which neither reaches it count half as nothing and half as everything, which widens.
+    A law never reaches a loss below its floor. Where neither law reaches it, the ratio counts as zero in
+    the even resamples and as infinite in the odd ones, which widens the interval.
     """
     ours = log_compute_at_loss(baseline.fit, baseline.draws.z_RP, losses)
     theirs = log_compute_at_loss(other.fit, other.draws.z_RP, losses)
@@ -164,10 +166,12 @@ def _interval(
 
 
 def _finite(value: float) -> float | None:
+    """The end of an interval, or None if it is unbounded."""
     return float(value) if 0 < value < np.inf else None
 
 
 def _no_overlap_reason(baseline: FittedSeries, other: FittedSeries) -> str:
+    """Why two curves cannot be compared, and what to run."""
     worse, better = sorted((baseline, other), key=lambda s: -s.losses[0])
     return (
         f"the losses of {baseline.name} ({baseline.losses[0]:.4g} to {baseline.losses[1]:.4g}) and of "
@@ -177,6 +181,7 @@ def _no_overlap_reason(baseline: FittedSeries, other: FittedSeries) -> str:
 
 
 def _run_towards_overlap(baseline: FittedSeries, other: FittedSeries) -> dict[str, Any]:
+    """A run at four times the compute of the worse curve, towards the losses of the better one."""
     worse = max((baseline, other), key=lambda s: s.losses[0])
     return suggested_run(worse.fit.points, flops=4 * worse.flops[1])
 
@@ -189,22 +194,23 @@ def compute_leverage(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Leverage, list[FittedSeries]]:
-    """Compare every value of a column with one of them.
+    """Compare the curves of all values of a column with that of one value.
 
     Args:
-        frame: one row a run, with `flops`, `loss` and the column `over`.
+        frame: one row for each run, with `flops`, `loss` and the column `over`.
         baseline: the value that the others are compared with.
-        over: the column that tells the curves apart.
-        pins: a floor or exponent to hold in every curve's law.
-        resamples: of every curve, for the intervals.
+        over: the column whose values tell the curves apart.
+        pins: a floor or an exponent to hold in the law of every curve, by name.
+        resamples: number of resamples of each curve, for the intervals.
         seed: of the random numbers.
 
     Returns:
-        The answer, and the fitted series, baseline first.
+        The answer, and the fitted curves, the baseline first.
 
     Raises:
-        ValueError: no such column or value, one value only, or losses that are not the same thing.
-        Refusal: the baseline cannot be fitted, or none of the others can be compared with it.
+        ValueError: the column or value is missing, the column has only one value, or the curves measure
+            different losses.
+        Refusal: the baseline cannot be fitted, or no other curve can be compared with it.
     """
     names = _series_names(frame, over, baseline)
     series, problems, points = _fit_series(
@@ -217,7 +223,7 @@ def compute_leverage(
         raise Refusal("; ".join(problems), [*points, *apart])
     answer = Leverage(
         over=over,
-        baseline=series[0].describe(),
+        baseline=series[0].record(),
         metric=series[0].fit.points.metric,
         resamples=resamples,
         seed=seed,
@@ -236,7 +242,7 @@ def _fit_series(
     resamples: int,
     seed: int,
 ) -> tuple[list[FittedSeries], list[str], list[dict[str, Any]]]:
-    """The series that can be fitted, the first of them the baseline, why the others cannot, what to run."""
+    """The curves that can be fitted, baseline first; why the others cannot; the runs that would help."""
     series, problems, points = [], [], []
     text = frame[over].astype("string")
     for index, name in enumerate(names):
@@ -253,6 +259,7 @@ def _fit_series(
 
 
 def _series_names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:
+    """The sorted values of the column; ValueError where the curves cannot be compared."""
     if over not in frame.columns:
         raise ValueError(
             f"--over {over}: no such column; there are {', '.join(str(c) for c in frame.columns)}"

@@ -1,4 +1,4 @@
-"""From a table of runs to the points of a loss law: what was dropped, and the best rate of every cell."""
+"""Turn a table of runs into the points of a loss law: drop unusable rows, take the best rate of each cell."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,21 +11,25 @@ from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
 FORM_COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
-MOST = 50_000  # points of one law; its profile and resamples then take minutes
-DIGITS = 10  # two computes that agree to so many significant digits are one
+MOST = 50_000  # points of one law; with so many, its profile and resamples take minutes
+DIGITS = 10  # values of x that agree to so many significant digits are one cell
 
 
 @dataclass(frozen=True)
 class LossPoints:
-    """Points of one law, in an order that does not depend on the rows' order.
+    """Points of one law, sorted, so that the order of the table's rows does not matter.
 
     Attributes:
+        form: the law that the points are for.
         x_Kn: compute in FLOPs, or parameters and tokens.
-        loss_n: mean over seeds of the best rate of a cell, or every row's own with `all_rows`.
-        runs_n: the finished runs that a cell holds.
-        rows: rows of the table, and `dropped` how many of them were not used, by reason.
-        sizes, rates: the standard covariates and the rates of the largest cell, from which to go on.
-        edges: cells whose best rate is the lowest or highest one tried, so that their loss is too high.
+        loss_n: mean over seeds at the best rate of each cell; with `all_rows`, the loss of each row.
+        runs_n: number of finished runs in each cell.
+        rows: number of rows of the table.
+        dropped: number of rows that were not used, by reason.
+        edges: number of cells whose best rate is the lowest or highest one tried; their loss is too high.
+        all_rows: whether every row is a point of its own.
+        context: the value of each context column, such as the optimizer.
+        sizes, rates: the standard covariates and the rates of the largest cell, for suggestions.
     """
 
     form: Form
@@ -42,17 +46,18 @@ class LossPoints:
 
     @property
     def metric(self) -> str:
-        """What the loss is, with its unit where the table says so."""
+        """Name of the loss, with its unit where the table has a column `metric`."""
         return self.context.get("metric", "loss")
 
 
 def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> LossPoints:
-    """Clean a table and take from every cell of equal x the lowest mean-over-seeds loss among its rates.
+    """Clean a table and take, from each cell of equal x, the lowest loss (mean over seeds) among its rates.
 
     Args:
-        frame: one row a run, columns `loss` and those of `COLUMNS[form]`; `status`, `lr` and `seed` if any.
+        frame: one row for each run, with columns `loss` and `FORM_COLUMNS[form]`; optional are `status`, `lr`
+            and `seed`.
         form: the law that the points are for.
-        all_rows: every row is a point of its own.
+        all_rows: make every row a point of its own.
 
     Raises:
         ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
@@ -94,10 +99,17 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
 
 
 def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
-    """A suggestion: a run at such a compute, or at such parameters and tokens, from the largest cell.
+    """The run to suggest at a compute, or at parameters and tokens, derived from the largest cell.
 
-    More compute is the same model on more tokens where the table says how many; other parameters are another
-    model, whose width and depth are left open.
+    More compute means the same model on more tokens, if the table has them. Other parameters mean another
+    model, whose width and depth are left out.
+
+    Args:
+        points: the points of the law.
+        at: `flops`, or `parameters` and `tokens`.
+
+    Returns:
+        Columns and values of the run, with its rates under "lr".
     """
     sizes = dict(points.sizes)
     if "flops" in at and "tokens" in sizes:
@@ -109,7 +121,8 @@ def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
 
 
 def _refuse_duplicates(frame: pd.DataFrame) -> None:
-    if not {"seed", "run_id"} & set(frame.columns):  # two seeds may round to the same loss
+    """Raise ValueError if two rows are alike in every column."""
+    if not {"seed", "run_id"} & set(frame.columns):  # without either column, two seeds may look alike
         return
     twins = frame.duplicated(keep=False).to_numpy()
     if twins.any():
@@ -122,6 +135,7 @@ def _refuse_duplicates(frame: pd.DataFrame) -> None:
 
 
 def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The finished rows with finite loss and `names`, and the number of other rows by reason."""
     dropped: dict[str, int] = {}
     kept = frame
     if "status" in frame.columns:
@@ -146,6 +160,7 @@ def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFr
 
 
 def _single_context(kept: pd.DataFrame) -> dict[str, str]:
+    """The value of each context column; ValueError if a column has several."""
     context = {}
     for name in (n for n in CONTEXT if n in kept.columns):
         values = sorted(str(v) for v in kept[name].dropna().unique())
@@ -159,7 +174,7 @@ def _single_context(kept: pd.DataFrame) -> dict[str, str]:
 
 
 def _best_of_cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
-    """One row a cell, with the loss of its best rate; and how many best rates lie at the edge of theirs."""
+    """One row for each cell, with the loss of its best rate, and the number of best rates at an edge."""
     settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in names]
     keys = {n: kept[n].map(lambda v: float(f"{v:.{DIGITS}g}")) for n in names}
     keyed = kept.assign(**keys)

@@ -1,4 +1,4 @@
-"""The file loss.json: a loss law with its intervals, its status, its points and the profile of its floor."""
+"""The file loss.json: a loss law with its intervals, its convergence, its points and its floor's profile."""
 
 import datetime
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ FORMULAS: dict[Form, str] = {
 
 
 class Parameter(Strict):
-    """A parameter with its percentile interval; no interval where it was pinned or nothing was resampled."""
+    """A parameter with its percentile interval, which is None if it was pinned or nothing was resampled."""
 
     value: float = Field(ge=0)
     low: float | None
@@ -37,7 +37,7 @@ class Parameter(Strict):
 
 
 class LossPoint(Strict):
-    """One point: where (flops, or parameters and tokens), its loss, the law's, and how many runs it holds."""
+    """One point: its flops, or parameters and tokens; its loss; the loss of the law; its number of runs."""
 
     at: dict[str, float]
     loss: float = Field(gt=0)
@@ -46,7 +46,11 @@ class LossPoint(Strict):
 
 
 class ProfileRow(Strict):
-    """The best fit with the floor held: objective, its rise over the least in %, exponents, extrapolation."""
+    """The best fit with the floor held at E.
+
+    `rise_percent` is how far the objective lies above its least value. `extrapolated` is the loss at
+    `LossLaw.extrapolated_at`.
+    """
 
     E: float = Field(ge=0)
     objective: float = Field(ge=0)
@@ -56,7 +60,7 @@ class ProfileRow(Strict):
 
 
 class Resampling(Strict):
-    """How the intervals were made."""
+    """How the bootstrap intervals were made; see `bootstrap.bootstrap_loss`."""
 
     count: int = Field(ge=2)
     kind: ResamplingKind
@@ -66,11 +70,11 @@ class Resampling(Strict):
 
 
 class LossLaw(Strict):
-    """A loss law fitted to ln L: Huber(delta) summed over the points.
+    """A loss law fitted to ln L by the sum of Huber losses with threshold `delta`.
 
-    `status` says whether the optimum was reached, `at_bounds` which parameters ended at a bound, `starts` how
-    many basins were polished and `agree` how many ended at this optimum. `scatter` is the standard deviation
-    of ln L about the law. `profile` holds the floor at each of its values; its `extrapolated` is the loss at
+    `status` tells whether the fit converged, `at_bounds` which parameters ended at a bound. The fit began
+    at `starts` points, and `agree` of them led to this optimum. `scatter` is the standard deviation of ln L
+    about the law. `profile` has the best fit at each of many floors, and the loss that it predicts at
     `extrapolated_at`, ten times the largest compute.
     """
 
@@ -118,7 +122,7 @@ class LossLaw(Strict):
 def loss_law_record(
     fit: LossFit, profile: FloorProfile, draws: Draws | None, source: Mapping[str, Any]
 ) -> LossLaw:
-    """The law as it is written; `source` holds mapping, where, records, records_sha256 and command."""
+    """The record of a fit for loss.json; `source` has mapping, where, records, records_sha256 and command."""
     points, names = fit.points, FORM_COLUMNS[fit.points.form]
     return LossLaw(
         form=points.form,
@@ -178,7 +182,7 @@ def _points(fit: LossFit) -> list[LossPoint]:
 
 
 def _profile_rows(fit: LossFit, profile: FloorProfile) -> list[ProfileRow]:
-    """The rise is over the least of the profile; None where the law goes through every point."""
+    """The rows of the profile; `rise_percent` is None where the law goes through every point."""
     K = len(fit.centre_K)
     least = float(profile.objective_F.min())
     exact = least <= 1e-9 * fit.delta**2
@@ -199,10 +203,10 @@ def _profile_rows(fit: LossFit, profile: FloorProfile) -> list[ProfileRow]:
 
 
 def save_loss(law: LossLaw, path: str | Path) -> None:
-    """Write loss.json atomically."""
+    """Write a loss law to a JSON file, atomically."""
     write_text(law.model_dump_json(indent=2) + "\n", path)
 
 
 def load_loss(path: str | Path) -> LossLaw:
-    """Read loss.json; see law.load_json."""
+    """Read a loss law from a JSON file; see `files.load_json` for its errors."""
     return load_json(path, LossLaw, LOSS_SCHEMA_VERSION)

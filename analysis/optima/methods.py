@@ -1,4 +1,4 @@
-"""The ways to find the best rate of each slice: a method takes slices and returns an optimum for each."""
+"""The methods that find the best rate of each slice, by name."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,11 @@ from hyperp.analysis.optima.estimation import (
     Method,
     MethodOptions,
     MethodResult,
+    group_by_context,
     mean_loss_by_setting,
 )
-from hyperp.analysis.optima.optimum import Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.shared import shared_optima
 from hyperp.analysis.optima.two_stage import parabola_optima
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import METHODS, MethodName
@@ -20,10 +22,10 @@ POOL = 0.0025  # runs within this relative excess of the slice's lowest loss are
 
 
 def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """The optima of the slices by the named method; see `vocabulary.METHODS`.
+    """Find the optimum of each slice by the named method.
 
     Raises:
-        ValueError: an unknown method, or one that cannot tune what `options.over` names.
+        ValueError: the method is not one of `vocabulary.METHODS`, or it cannot tune `options.over`.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
@@ -31,50 +33,58 @@ def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOp
 
 
 def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """A parabola of its own for every slice, over a window about its vertex."""
+    """Fit each slice its own parabola, over a window about its vertex.
+
+    Raises:
+        ValueError: anything but the rate is tuned.
+    """
     if options.over != ("lr",):
         raise ValueError(
             f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
             "use --method shared, pool or argmin"
         )
     optima = parabola_optima(slices, options.window, level=options.level)
-    groups: dict[tuple, list[Optimum]] = {}
-    for one, optimum in zip(slices, optima, strict=True):
-        groups.setdefault(tuple(one.context.values()), []).append(optimum)
-    common = {context: _common_parabola(members) for context, members in groups.items()}
-    return MethodResult(optima, [common[tuple(one.context.values())] for one in slices])
+    basins: list[BasinEstimate | None] = [None] * len(slices)
+    for members in group_by_context(slices):
+        common = _common_parabola([optima[i] for i in members])
+        for index in members:
+            basins[index] = common
+    return MethodResult(optima, basins)
 
 
 def argmin_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """The rate (and batch) with the lowest mean loss."""
+    """Take the rate (and batch) with the lowest mean loss."""
     return MethodResult([_best_setting(one, options, 0.0) for one in slices], [None] * len(slices))
 
 
 def pool_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """The mean log of all runs within 0.25% of the slice's lowest loss, each run counted once."""
+    """Average the log rates of all settings within 0.25% of the lowest mean loss (arXiv 2503.04715).
+
+    The law weights the optimum by the number of these settings.
+    """
     return MethodResult(
         [_best_setting(one, options, POOL) for one in slices], [None] * len(slices), by_runs=True
     )
 
 
 def _common_parabola(optima: Sequence[Optimum]) -> BasinEstimate | None:
+    """The parabola with the median relative curvature; None without a bracketed slice."""
     bends = [o.curvature / o.loss for o in optima if o.curvature is not None and o.loss]
     return BasinEstimate([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
 
 
 def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
-    if len(np.unique(one.lr)) < 3:
+    """The mean log of the settings whose mean loss is within the fraction `within` of the lowest."""
+    if len(np.unique(one.lr)) < MIN_RATES:
         return too_few_rates_optimum(one)
-    settings, means, _ = mean_loss_by_setting(one, options)
+    settings, means, _ = mean_loss_by_setting(one)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
     if best[0] in (rates[0], rates[-1]):
         return edge_optimum(one, rates, low=best[0] == rates[0])
     near = means <= means.min() * (1 + within)
     if rates[0] in settings[near, 0] and rates[-1] in settings[near, 0] and near.sum() > 1:
-        return Optimum(
-            "not_convex", "the loss is as good as flat over all rates", (rates[0] / 4, rates[-1] * 4)
-        )
+        return Optimum("not_convex", "the loss is nearly flat over all rates", (rates[0] / 4, rates[-1] * 4))
     where = np.log2(settings[near]).mean(axis=0)
     return Optimum(
         "bracketed",
@@ -88,14 +98,8 @@ def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
     )
 
 
-def _shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    from hyperp.analysis.optima.shared import shared_optima
-
-    return shared_optima(slices, options)
-
-
 ESTIMATORS: dict[MethodName, Method] = {
-    "shared": _shared_optima,
+    "shared": shared_optima,
     "two-stage": two_stage_optima,
     "pool": pool_optima,
     "argmin": argmin_optima,

@@ -23,7 +23,7 @@ from hyperp.analysis.report.figures.monitors import (
     monitors_against_steps,
     scales_to_draw,
 )
-from hyperp.analysis.report.figures.style import Picture, save_figure
+from hyperp.analysis.report.figures.style import Picture, make_folder, save_figure
 from hyperp.analysis.report.text.law import (
     context_text,
     diagnostic_lines,
@@ -87,9 +87,7 @@ def write_report(
     """
     out = Path(folder)
     recommendation = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"-o {out} must be a folder, it is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "-o")
     marked = None if recommendation is None else recommendation.target
     paths = save_figure(*basin_curves(law), out, "basins")
     for name in law.ranges:

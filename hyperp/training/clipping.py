@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from hyperp.optim.distributed.exchange import local_tensor
+
 EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
@@ -25,7 +27,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    shards = [local_tensor(g) for g in gradients]
     # In float64, in which every finite gradient has a finite norm.
     norms = torch._foreach_norm(shards, 2, torch.float64)  # pyright: ignore[reportPrivateImportUsage]
     norms = whole_norms(torch.stack(norms), gradients)

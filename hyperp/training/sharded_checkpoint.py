@@ -19,11 +19,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import empty as empty_dtensor
 
 from hyperp.files import replacing
 from hyperp.optim import GroupedOptimizer
+from hyperp.optim.distributed.exchange import local_tensor
 from hyperp.optim.distributed.sharded import sharded_entry
 from hyperp.training.trainer import Trainer
 
@@ -101,7 +101,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
         ) from None
     for name, parameter in trainer.model.named_parameters():
         if name in state:
-            own = {key: _local(value).to(parameter.device) for key, value in state[name].items()}
+            own = {key: local_tensor(value).to(parameter.device) for key, value in state[name].items()}
             trainer.optimizer.state[parameter] = own
     for group, options in zip(trainer.optimizer.param_groups, progress["groups"], strict=True):
         group.update(options)
@@ -128,7 +128,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: GroupedOptimizer) -> dict[st
     found = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if optimizer.ownership.shards_entry(parameter, value, _local(parameter)):
+            if optimizer.ownership.shards_entry(parameter, value, local_tensor(parameter)):
                 value = sharded_entry(value, parameter)
             found[f"optimizer/{name}/{key}"] = value
     return found
@@ -154,7 +154,3 @@ def _empty_optimizer_tensors(
             value = empty_dtensor(metadata.size, dtype=value.dtype, device_mesh=mesh, placements=placements)
         made.setdefault(name, {})[key[0]] = value
     return made
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

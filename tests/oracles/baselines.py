@@ -1,8 +1,8 @@
-"""What else is done with such sweeps, to stand beside the shared fit: argmin, pool, and a parabola per slice.
+"""Other ways to fit a law to sweeps, to compare with the shared fit: argmin, pool, and a parabola per slice.
 
-argmin regresses the best run of each slice; pool regresses every run within 0.25% of its slice's best, as
-StepLaw does (arXiv 2503.04715); two-stage regresses the vertex of a quadratic about each slice's best run.
-All in log space, by ordinary least squares.
+argmin regresses the best run of each slice. pool regresses every run within 0.25% of its slice's best, as
+StepLaw does (arXiv 2503.04715). two-stage regresses the vertex of a quadratic about each slice's best run.
+All of them use ordinary least squares on logs.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ WINDOW = 1.5 * np.log(2)  # 1.5 octaves each side of the best run
 
 @dataclass(frozen=True)
 class Line:
-    """log optimum = beta[0] + beta[1:] @ log covariates, for one tuned quantity; `columns` are those used."""
+    """The law of one tuned quantity: ln optimum = beta[0] + beta[1:] @ (log covariates in `columns`)."""
 
     beta: np.ndarray
     se: np.ndarray
@@ -39,10 +39,10 @@ def argmin_fit(
     Args:
         curves: the runs.
         covariates: (K, q) natural logs.
-        columns: for each tuned quantity the columns of the covariates; all of them by default.
+        columns: for each tuned quantity the columns of the covariates to use; all of them by default.
 
     Raises:
-        ValueError: collinear covariates, or fewer slices than coefficients plus one.
+        ValueError: covariates are collinear, or there are fewer slices than coefficients plus one.
     """
     return _fit_lines(curves.best, np.asarray(covariates, dtype=float), columns)
 
@@ -53,7 +53,7 @@ def pool_fit(
     columns: Sequence[Sequence[int]] | None = None,
     threshold: float = POOL,
 ) -> tuple[Line, ...]:
-    """Regress every run with a loss of at most (1 + threshold) times its slice's best; see argmin_fit."""
+    """Regress every run with a loss of at most (1 + threshold) times its slice's best; see `argmin_fit`."""
     near = (curves.loss <= curves.loss.min(axis=1, keepdims=True) * (1 + threshold)) & (curves.count > 0)
     owner = np.nonzero(near)[0]
     return _fit_lines(curves.u[near], np.asarray(covariates, dtype=float)[owner], columns)
@@ -62,7 +62,7 @@ def pool_fit(
 def two_stage_fit(
     parabolas: "Parabolas", covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
 ) -> tuple[Line, ...]:
-    """Regress the vertices of the slices that have one; see argmin_fit."""
+    """Regress the vertices of the slices that have one; see `argmin_fit`."""
     used = parabolas.bowl
     return _fit_lines(parabolas.optimum[used], np.asarray(covariates, dtype=float)[used], columns)
 
@@ -95,11 +95,17 @@ def _fit_lines(
 
 @dataclass(frozen=True)
 class Parabolas:
-    """A full quadratic in each slice: `coef` (K, C) about `centre` (K, p), in loss relative to the best.
+    """A full quadratic in each slice, fitted to the loss relative to the slice's best.
 
-    `optimum` (K, p) natural logs, NaN where not `bowl` (K,): no positive curvature, or a vertex outside the
-    runs. `cov` (K, p, p) by the delta method; `residual` (K, m) is inflated to degrees of freedom and 0
-    outside the window, `inside` (K, m), and `solve` (K, m, C) maps losses to coefficients.
+    Attributes:
+        centre: (K, p) the best run, natural logs.
+        coef: (K, C) coefficients about `centre`.
+        optimum: (K, p) natural logs; NaN where not `bowl`.
+        bowl: mask (K,) of the slices with positive curvature and a vertex among the runs.
+        cov: (K, p, p) covariance of the optimum by the delta method.
+        residual: (K, m) inflated for the degrees of freedom; 0 outside the window.
+        solve: (K, m, C) maps losses to coefficients.
+        inside: mask (K, m) of the runs in the window.
     """
 
     centre: np.ndarray
@@ -119,7 +125,7 @@ class Parabolas:
 def fit_parabolas(curves: LossCurves, window: float = WINDOW) -> Parabolas:
     """A quadratic over the runs within `window` (natural log) of each slice's best run in every direction.
 
-    Where the window holds fewer runs than coefficients, the nearest ones are taken.
+    Where the window holds fewer runs than coefficients, the nearest runs are used.
     """
     K, m, p = curves.u.shape
     centre, real = curves.best, curves.count > 0

@@ -21,6 +21,7 @@ from hyperp.analysis.report.figures.style import (
     Picture,
     Rows,
     add_note,
+    make_folder,
     new_figure,
     save_figure,
     series_style,
@@ -42,9 +43,7 @@ NOTE = (
 
 def write_coordinate_check(found: Sequence[WidthSeries], folder: Path) -> list[Path]:
     """Write coordinates.png, .svg and .csv, and slopes.csv, to a folder, made if it is not there."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"-o {folder} must be a folder, it is a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "-o")
     paths = save_figure(*coordinate_panels(found), folder, "coordinates")
     write_rows(slope_records(found), folder / "slopes.csv")
     return [*paths, folder / "slopes.csv"]

@@ -63,6 +63,17 @@ def figure_for(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes
     return figure, grid[0, 0]
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Make the folder that an option names, if it is not there.
+
+    Raises:
+        ValueError: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{option} {folder} must be a folder, got a file")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def save_figure(figure: Figure, rows: Rows, folder: Path, name: str) -> list[Path]:
     """Write name.png, name.svg and name.csv, each whole or not at all; returns their paths."""
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]

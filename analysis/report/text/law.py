@@ -1,6 +1,7 @@
 """A fitted law, as people read it."""
 
 import math
+from statistics import median
 
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import published_exponents
@@ -79,17 +80,13 @@ def other_method_rows(law: Law) -> list[list[str]]:
     """One row per method: its exponents, and its rate in the middle of the law's slices."""
     own = [law.method, str(sum(s.used for s in law.slices))]
     own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
-    rows = [[*own, format_number(_middle_rate(law)), "this law"]]
+    rows = [[*own, format_number(law.interval_at(law.middle)[0]), "this law"]]
     for other in law.beside:
         exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
         rows.append(
             [other.method, str(other.slices), *exponents, format_number(other.lr), other.problem or ""]
         )
     return rows
-
-
-def _middle_rate(law: Law) -> float:
-    return law.interval_at(law.middle)[0]
 
 
 def other_method_columns(law: Law) -> list[str]:
@@ -133,17 +130,13 @@ def leave_one_out_line(law: Law) -> str:
     errors = sorted(abs(math.expm1(o.error)) for o in law.leave_one_out)
     text = (
         "Each slice predicted from the others: the rate is off by "
-        f"{100 * _median(errors):.1f}% in the median, {100 * errors[-1]:.1f}% at most"
+        f"{100 * median(errors):.1f}% in the median, {100 * errors[-1]:.1f}% at most"
     )
     costs = sorted(o.loss_penalty for o in law.leave_one_out if o.loss_penalty is not None)
     if costs:
-        middle, worst = 100 * _median(costs), 100 * costs[-1]
+        middle, worst = 100 * median(costs), 100 * costs[-1]
         text += f"; this costs {middle:.3f}% of the loss in the median, {worst:.3f}% at most"
     return text
-
-
-def _median(values: list[float]) -> float:
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def scatter_line(law: Law) -> str:

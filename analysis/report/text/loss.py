@@ -7,7 +7,7 @@ from hyperp.analysis.wording import format_interval, format_number, format_perce
 
 
 def show_loss(law: LossLaw) -> None:
-    """Print a loss law, its status and the sensitivity to its floor."""
+    """Print a loss law, its status, and how sensitive it is to its floor."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in law.dropped.items()) or "none"
     print(f"{law.formula}, {law.metric}; Huber({law.delta:g}) on ln L")
     print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points_text(law)}")
@@ -20,13 +20,17 @@ def show_loss(law: LossLaw) -> None:
         for n, p in law.parameters.items()
     ]
     show_table("Parameters", ["parameter", "value", f"{format_percent()} interval"], rows)
-    print(f"status: {law.status}; {law.agree} of {law.starts} basins lead to this optimum")
+    print(f"status: {law.status}; {law.agree} of {law.starts} starting basins lead to this optimum")
     for words in law.at_bounds:
         print(f"at a bound: {words}")
     print(f"objective {law.objective:.7g}; scatter about the law {100 * law.scatter:.3g}% of the loss")
     if law.resampling is not None:
         how = law.resampling
-        what = "points drawn with replacement" if how.kind == "pairs" else "new noise about the law, t-like"
+        what = (
+            "points drawn with replacement"
+            if how.kind == "pairs"
+            else "new noise about the law, from Student's t"
+        )
         lost = f", {how.not_converged} not converged" if how.not_converged else ""
         print(f"intervals: {how.count} resamples, {what}, seed {how.seed}{lost}")
     if law.edges:
@@ -56,7 +60,7 @@ def _points_text(law: LossLaw) -> str:
     runs = sum(p.runs for p in law.points)
     if runs == len(law.points):
         return "one run each"
-    return f"of {runs} runs, in each the lowest mean-over-seeds loss among its rates"
+    return f"from {runs} runs, each the lowest mean-over-seeds loss among its rates"
 
 
 def _show_floor_profile(law: LossLaw) -> None:
@@ -109,8 +113,9 @@ def show_leverage(answer: Leverage) -> None:
     for c in curves:
         dropped = ", ".join(f"{count} {reason}" for reason, count in c.dropped.items())
         edge = f"{c.edges} best rates at the edge of those tried" if c.edges else ""
-        bound = "; ".join(c.at_bounds) + ("" if c.converged else "not converged")
-        for words in filter(None, (dropped and f"dropped {dropped}", edge, bound)):
+        bound = "; ".join(c.at_bounds)
+        status = "" if c.converged else "not converged"
+        for words in filter(None, (dropped and f"dropped {dropped}", edge, bound, status)):
             print(f"{c.name}: {words}")
     for problem in answer.unfitted:
         print(f"not fitted: {problem}")
@@ -134,7 +139,7 @@ def _show_comparison(answer: Leverage, found: Comparison) -> None:
     show_table(title, [*columns, f"{format_percent()} interval"], rows)
     r = found.at_largest
     sure = r.low is not None and r.high is not None and not r.low <= 1 <= r.high
-    verdict = "" if sure else "; the interval includes 1: not told apart"
+    verdict = "" if sure else "; the interval includes 1, so the two cannot be told apart"
     print(
         f"at the largest common compute, {r.baseline_flops:.3g} FLOPs of {answer.baseline.name}, "
         f"{found.other.name} has leverage {r.leverage:.3g} ({format_interval(r.low, r.high)}){verdict}"

@@ -93,7 +93,7 @@ VALIDATION_COLUMNS = [
     "seeds",
     "mean loss",
     "SD over seeds",
-    "recommended less this",
+    "recommended minus this",
     "allowed",
     "",
 ]

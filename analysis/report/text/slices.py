@@ -4,18 +4,13 @@ from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
+from hyperp.analysis.vocabulary import State
 from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
     from hyperp.analysis.queries.check import TableCheck
 
-STATE_WORDS = {
-    "bracketed": "bracketed",
-    "edge_low": "edge low",
-    "edge_high": "edge high",
-    "too_few_rates": "too few rates",
-    "not_convex": "not convex",
-}
+SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
 
 
 def format_value(value: float | str) -> str:
@@ -23,6 +18,11 @@ def format_value(value: float | str) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if value == value // 1 and abs(value) < 1e6 else f"{value:.6g}"
     return str(value)
+
+
+def state_text(state: State) -> str:
+    """A slice's state as text, such as "too few rates"."""
+    return state.replace("_", " ")
 
 
 def changing_columns(slices: list[SliceRecord]) -> list[str]:
@@ -44,16 +44,10 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         optimum = ["-", "-"]
         if o is not None:
             optimum = [format_number(o.lr), "unknown" if o.se is None else format_interval(o.low, o.high)]
-        counts = [
-            str(len({p.lr for p in s.points})),
-            str(max((p.seeds for p in s.points), default=0)),
-            dropped,
-        ]
-        rows.append([*(format_value(values[n]) for n in names), *counts, STATE_WORDS[s.state], *optimum])
+        seeds = max((p.seeds for p in s.points), default=0)
+        counts = [str(len({p.lr for p in s.points})), str(seeds), dropped]
+        rows.append([*(format_value(values[n]) for n in names), *counts, state_text(s.state), *optimum])
     return rows
-
-
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
 
 
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
@@ -61,7 +55,7 @@ def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
     out = [s for s in law.slices if not s.used]
     values = [{**s.context, **s.covariates} for s in out]
     return [
-        [*(format_value(v[n]) for n in names), STATE_WORDS[s.state], str(s.reason)]
+        [*(format_value(v[n]) for n in names), state_text(s.state), str(s.reason)]
         for s, v in zip(out, values, strict=True)
     ]
 

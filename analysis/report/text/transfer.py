@@ -4,7 +4,7 @@ import math
 
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.slices import STATE_WORDS, format_value
+from hyperp.analysis.report.text.slices import format_value, state_text
 from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
@@ -27,7 +27,7 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
     rows, names = [], context_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else STATE_WORDS[p.state]}"
+            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else state_text(p.state)}"
             for p in t.points
         )
         d, p = t.drift, t.penalty

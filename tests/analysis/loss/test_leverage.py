@@ -1,4 +1,4 @@
-"""Leverage: a known ratio comes back with an interval that holds, only where both curves were measured."""
+"""Leverage: a known ratio is recovered with an interval that covers, only where both curves were measured."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from hyperp.analysis.loss.leverage import compute_leverage, log_compute_at_loss
 def curves(
     ratios: dict[str, float], noise: float = 0.0, n: int = 8, seed: int = 0, **floors: float
 ) -> pd.DataFrame:
-    """Series that reach the baseline's losses with 1/ratio of its compute."""
+    """Curves that reach the baseline's losses with 1/ratio of its compute."""
     rng = np.random.default_rng(seed)
     flops = np.geomspace(1e18, 1e21, n)
     frames = []
@@ -102,7 +102,7 @@ def test_rows_in_another_order_change_nothing():
 
 def test_no_overlap_is_refused_with_what_to_run():
     frame = curves({"muon": 1, "sso": 1e4})
-    with pytest.raises(Refusal, match=r"do not overlap; run muon beyond 1e[+]21 FLOPs or sso below 1e[+]18"):
+    with pytest.raises(Refusal, match=r"muon .*sso .*run muon beyond 1e[+]21 FLOPs or sso below 1e[+]18"):
         compute_leverage(frame, "muon", resamples=20)
 
 
@@ -117,10 +117,10 @@ def test_one_that_cannot_be_compared_does_not_stop_the_others():
 @pytest.mark.parametrize(
     ("change", "baseline", "over", "text"),
     [
-        ({}, "adam", "optimizer", "--baseline optimizer=adam matches no row; optimizer holds muon, sso"),
-        ({}, "muon", "colour", "--over colour: no such column"),
-        ({"optimizer": "muon"}, "muon", "optimizer", "must have a value besides the baseline's"),
-        ({"metric": ["nats", "bits"] * 8}, "muon", "optimizer", "metric must be the same for every curve"),
+        ({}, "adam", "optimizer", "--baseline optimizer=adam .*muon, sso"),
+        ({}, "muon", "colour", "--over colour"),
+        ({"optimizer": "muon"}, "muon", "optimizer", "optimizer must .*got muon"),
+        ({"metric": ["nats", "bits"] * 8}, "muon", "optimizer", "metric must .*got bits, nats"),
     ],
 )
 def test_bad_input_is_one_line(change, baseline, over, text):

@@ -1,9 +1,10 @@
-"""Loss laws: known laws come back, the published optimum is met, the floor's uncertainty is shown."""
+"""Loss laws: known laws and the published optimum are recovered, and the floor's uncertainty is shown."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize, nnls
+from scipy.special import huber
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.loss.bootstrap import bootstrap_loss, loss_band, parameter_intervals
@@ -20,7 +21,6 @@ from hyperp.analysis.loss.fit import (
 from hyperp.analysis.loss.points import loss_points
 from hyperp.analysis.loss.solver import (
     evaluate_huber_sum,
-    huber,
     nonnegative_least_squares,
     parameter_bounds,
     polish,
@@ -110,7 +110,7 @@ def test_an_independent_minimiser_gains_nothing():
 
     def objective(z):
         law = z[0] + np.exp(z[1] - z[3] * data.u_Kn[0]) + np.exp(z[2] - z[4] * data.u_Kn[1])
-        return huber(np.log(law) - data.y_Rn[0], DELTA).sum() / fit.objective
+        return huber(DELTA, np.log(law) - data.y_Rn[0]).sum() / fit.objective
 
     assert objective(fit.z_P) == pytest.approx(1, rel=1e-12, abs=0)
     options = {"xatol": 1e-10, "fatol": 1e-13, "maxiter": 5000, "maxfev": 5000}
@@ -176,7 +176,7 @@ def test_a_law_without_a_floor_is_reported_as_such():
 
 
 def test_a_floor_at_its_bound_converges():
-    """Losses that fall ever faster want E below 0: the steps end at E = 0 exactly, in resamples too."""
+    """Losses that fall ever faster would fit with E below 0, so E ends at 0 exactly, in resamples too."""
     flops = [1.087e10, 1.529e10, 2.174e10, 3.058e10, 4.349e10, 6.149e10, 8.697e10, 1.3207e11]
     loss = [2.4388, 2.3717, 2.2774, 2.1868, 2.0975, 1.9589, 1.8490, 1.9142]
     points = loss_points(pd.DataFrame({"flops": flops, "loss": loss}), "power")
@@ -248,7 +248,7 @@ def test_units_change_only_what_they_should():
 
 
 def test_band_holds_the_truth_beyond_the_data():
-    """Few points: noise resamples, whose intervals are as wide as Student's t is."""
+    """With few points, noise is resampled, and the intervals are as wide as Student's t."""
     inside, repeats = 0, 60
     for seed in range(repeats):
         fit = fit_loss_law(loss_points(curve(noise=0.002, n=7, seed=seed), "power"))
@@ -262,22 +262,22 @@ def test_band_holds_the_truth_beyond_the_data():
 @pytest.mark.parametrize(
     ("frame", "form", "reason"),
     [
-        (curve(n=3), "power", "3 distinct .flops. cannot fit 3 parameters, 4 are needed; run 1 more"),
+        (curve(n=3), "power", r"3 distinct \(flops\) .*3 parameters, 4 .*run 1 more"),
         (
             curve().assign(flops=1e18, lr=range(8)),
             "power",
-            r"flops does not vary, it is 1e\+18 everywhere",
+            r"flops does not vary.* 1e\+18",
         ),
-        (grid(n=5), "chinchilla", "cannot fit 5 parameters, 6 are needed"),
+        (grid(n=5), "chinchilla", "5 distinct .*5 parameters, 6 "),
         (
             grid().assign(tokens=lambda f: 20 * f["parameters"]),
             "chinchilla",
-            "move together .* run the same",
+            r"parameters and tokens .*correlation 1\.0",
         ),
         (
             grid().assign(parameters=[1e8, 2e8] * 30),
             "chinchilla",
-            "parameters has 2 values .* needs 3; run",
+            "parameters .*2 values .*3; run",
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_data_that_cannot_tell_is_refused_with_what_to_run(frame, form, reason):
 
 
 def sweep() -> pd.DataFrame:
-    """Eight computes, three rates, two seeds; the middle rate is best but at the first compute."""
+    """Eight computes, three rates, two seeds; the middle rate is best at every compute except the first."""
     frame = curve().merge(pd.DataFrame({"lr": [0.01, 0.02, 0.04]}), how="cross")
     frame = frame.merge(pd.DataFrame({"seed": [0, 1]}), how="cross")
     worse = np.where(frame["lr"] == 0.02, 0.0, 0.1) * np.where(frame["flops"] == 1e18, -1, 1)
@@ -315,13 +315,13 @@ def test_rows_that_are_dropped_are_counted():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flops": None}, r"lacks the column\(s\) flops .*--map flops=COLUMN; there are"),
-        ({"loss": "low"}, "column loss must be a number, got 'low' in row 1"),
-        ({"loss": -1.0}, "column loss must be positive in a finished run, got -1 in row 1"),
-        ({"flops": 0.0}, "column flops must be positive"),
+        ({"flops": None}, r"flops .*--map flops="),
+        ({"loss": "low"}, "loss must .*got 'low' in row 1"),
+        ({"loss": -1.0}, "loss must .*got -1 in row 1"),
+        ({"flops": 0.0}, "flops must .*got 0 in row 1"),
         ({"status": "failed"}, "no finished run"),
-        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must have one value .*, got muon, sso; use --where"),
-        ({"seed": 0}, "rows 1 and 2 are alike in every column"),
+        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must .*got muon, sso.*--where"),
+        ({"seed": 0}, "rows 1 and 2 "),
     ],
 )
 def test_bad_tables_are_one_line(change, text):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hyperp.analysis.queries.check import check_runs
-from hyperp.analysis.queries.transfer import Transfer, measure_transfer
+from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
 from hyperp.analysis.report.text.transfer import transfer_rows
 from hyperp.analysis.table.validate import Runs, check_frame
 
@@ -108,6 +108,20 @@ def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
     (found,) = measure_transfer(check_runs(runs).slices, "width")
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
+
+
+def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(make_ladder):
+    """Optima above every rate, each 0.7 times its base rate: the file of points needs both."""
+    parts = [
+        make_ladder(tokens=(131072,), covariates={"width": width}, octaves=(-14, -9)) for width in (32, 64)
+    ]
+    frame = pd.concat(parts)
+    runs = Runs(check_frame(frame.assign(base_lr=frame["lr"] / 0.7)), "runs.parquet", "0" * 64)
+    slices = check_runs(runs).slices
+    points = bracketing_points(slices, measure_transfer(slices, "width"))
+    assert [p["width"] for p in points] == [32, 64]
+    assert all(min(p["lr"]) > 2**-9 for p in points)
+    np.testing.assert_allclose([p["factor"] for p in points], 0.7, rtol=1e-9, atol=0)
 
 
 def test_an_unknown_axis_is_named_in_the_error(make_ladder):

@@ -1,4 +1,4 @@
-"""The shared basin: known shapes come back, states are named, errors and bootstraps are honest."""
+"""The shared basin: known shapes are recovered, states are named, errors and bootstraps are right."""
 
 import numpy as np
 import pytest
@@ -30,10 +30,10 @@ def sweep(
     exponent: float = -0.4,
     growth: float = 0.0,
 ) -> dict:
-    """Exponential-like basins, which no cubic is, over a covariate's range of 16; everything natural log.
+    """Basins like exponentials, which no cubic follows exactly, over a covariate's range of 16; natural logs.
 
     The curvature grows as the covariate to the power `growth`. Fewer than eight rates lie octaves apart about
-    the law's optimum, as on a grid of powers of two.
+    the optimum of the law, as on a grid of powers of two.
     """
     z = np.linspace(0.0, 4.0, slices) * LN2
     true = -6 * LN2 + exponent * (z - z.mean()) + scatter * LN2 * rng.standard_normal(slices)
@@ -139,7 +139,7 @@ def test_errors_and_noise_are_as_large_as_they_say():
 
 @pytest.mark.parametrize("slices", [5, 12])
 def test_a_prediction_interval_at_eight_times_the_range_covers(slices):
-    """The full table, beside the plain two-stage interval, is printed by benchmarks/bench_law.py."""
+    """benchmarks/bench_law.py prints the full table, beside the plain two-stage interval."""
     held = []
     for seed in range(80):
         rng = np.random.default_rng([5, seed])
@@ -235,7 +235,7 @@ def test_a_slice_that_curves_down_in_one_direction_is_not_convex():
     basin = fit_basin(np.tile(grid, (4, 1)), loss, np.repeat(np.arange(4), len(grid)), scale=0.01)
     assert basin.states[:3] == ("bracketed",) * 3
     assert basin.states[3] == "not_convex"
-    assert "curvature is negative" in str(basin.reasons[3])
+    assert "negative" in str(basin.reasons[3])
 
 
 def test_noise_alone_rarely_makes_a_second_valley():
@@ -252,20 +252,20 @@ def test_a_penalty_is_zero_at_the_optimum_and_never_less_elsewhere():
     assert penalty[200] == 0
     assert (np.delete(penalty, 200) > 0).all()
     assert (np.diff(penalty[200:]) > 0).all()
-    with pytest.raises(ValueError, match="du must have 1 columns"):
+    with pytest.raises(ValueError, match=r"du must .*1 columns.*got shape \(3, 2\)"):
         shape.penalty(np.zeros((3, 2)))
 
 
 BAD = {
-    "shape": ({"loss": np.ones(5)}, "U, loss, slices and weights must be"),
-    "nan": ({"U": np.full(72, np.nan)}, "U must be finite, got nan"),
-    "negative": ({"loss": np.full(72, -1.0)}, "loss must be positive, got -1.0"),
-    "weights": ({"weights": np.zeros(72)}, "weights must be positive, got 0.0"),
-    "rows": ({"covariates": np.ones(3)}, r"covariates must be \(6, q\), a row for each slice, got \(3, 1\)"),
-    "still": ({"covariates": np.ones(6)}, "column 0 does not vary"),
-    "together": ({"covariates": np.outer(np.arange(6.0), [1, 2])}, "moves together"),
+    "shape": ({"loss": np.ones(5)}, r"U, loss, slices and weights must .*got \(72, 1\), \(5,\)"),
+    "nan": ({"U": np.full(72, np.nan)}, "U must .*got nan"),
+    "negative": ({"loss": np.full(72, -1.0)}, "loss must .*got -1.0"),
+    "weights": ({"weights": np.zeros(72)}, "weights must .*got 0.0"),
+    "rows": ({"covariates": np.ones(3)}, r"covariates must .*\(6, q\).*got \(3, 1\)"),
+    "still": ({"covariates": np.ones(6)}, "covariate column 0 .*vary"),
+    "together": ({"covariates": np.outer(np.arange(6.0), [1, 2])}, "covariate column 0 .*collinear"),
     "few": ({"covariates": np.random.default_rng(0).normal(size=(6, 5))}, "7 slices are needed"),
-    "scale": ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+    "scale": ({"scale": 0.0}, "scale must .*got 0.0"),
 }
 
 
@@ -281,7 +281,7 @@ def test_bad_input_is_one_line(change, message):
 def test_curves_without_a_bottom_are_refused():
     data = sweep(np.random.default_rng(11), noise=0)
     hills = {**data, "loss": 3 - 0.01 * (data["U"] - data["U"].mean()) ** 2}
-    with pytest.raises(Refusal, match=r"no bottom|a bottom"):
+    with pytest.raises(Refusal, match="bottom"):
         fit(hills)
 
 
@@ -301,9 +301,9 @@ def test_bootstrap_spread_is_the_standard_error_and_three_steps_are_enough():
     again = shared_bootstrap(basin, [X], 200, seed=1)
     assert np.array_equal(fast.beta[0], again.beta[0])
     assert boot.predict([np.array([1.0, 5.0])], np.random.default_rng(0)).shape == (1000, 1)
-    with pytest.raises(ValueError, match="1 designs of 12 rows are needed"):
+    with pytest.raises(ValueError, match=r"1 designs of 12 rows.*got"):
         shared_bootstrap(basin, [X[:5]])
-    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"resamples must .*got 0"):
         shared_bootstrap(basin, [X], 0)
 
 
@@ -356,5 +356,5 @@ def test_baselines_recover_a_law_on_a_fine_noiseless_grid():
     assert lowest.predict(Z[2]) == pytest.approx(data["true"][2], abs=0.01)
     assert pooled.predict(Z[2]) < data["true"][2]
     assert vertex.predict(Z[2]) < data["true"][2]
-    with pytest.raises(ValueError, match="moves together"):
+    with pytest.raises(ValueError, match=r"column 0 .*collinear"):
         argmin_fit(curves, np.column_stack([Z, 2 * Z]))
