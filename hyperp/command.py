@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hyperp import __version__
 from hyperp.config import Config, compose, register_schema, resolve
 from hyperp.files import HeldError
 from hyperp.rundir.record import load_or_set_aside
@@ -35,10 +36,10 @@ def app(cfg: DictConfig) -> float | None:
         refuse_plan(cfg)
         config = resolve(cfg)
         from hyperp.distributed.ranks import (
-            joined,  # imports torch, which a wrong configuration need not wait for
+            join_process_group,  # imports torch, which a wrong configuration need not wait for
         )
 
-        with joined(config.runtime.timeout):
+        with join_process_group(config.runtime.timeout):
             record = run_one(config)
     except (ValueError, OSError, HeldError) as error:
         refuse(error)  # here, since Hydra prints a line of its own about an error that leaves the job
@@ -77,10 +78,10 @@ def refuse_plan(cfg: DictConfig) -> None:
 def run_one(config: Config):
     """Train with a progress bar and print how the run ended. A ValueError of `train` is bad input."""
     from hyperp.data.corpus import load_corpus
-    from hyperp.distributed.ranks import world
+    from hyperp.distributed.ranks import current_ranks
     from hyperp.training.train import train
 
-    run_dir, main = Path(config.runtime.root) / config.run_id(), world().main
+    run_dir, main = Path(config.runtime.root) / config.run_id(), current_ranks().is_main
     ended, corpus = load_or_set_aside(run_dir) if main else None, load_corpus(config.data)
     if ended is not None and ended.status != "failed":
         before = ended.environment.get("corpus_sha256", corpus.digest)
@@ -177,9 +178,9 @@ def prepare(words: list[str]) -> None:
         "--separator", type=int, help="id put between documents (default: the end-of-text id)"
     )
     args = parser.parse_args(words)
-    from hyperp.data.tokenize import prepare as tokenise
+    from hyperp.data.tokenize import tokenize_files
 
-    made = tokenise(args.files, args.out, args.tokenizer, args.tiktoken, args.separator)
+    made = tokenize_files(args.files, args.out, args.tokenizer, args.tiktoken, args.separator)
     print(f"{args.out}: {made['tokens']:,} tokens of {made['vocab_size']:,} ids from {made['bytes']:,} bytes")
     print(f"train on it with: hyperp-train data=tokens data.path={args.out}")
 
@@ -189,7 +190,7 @@ def main() -> None:
     words = sys.argv[1:]
     try:
         if "--version" in words:
-            print(f"hyperp-train {version('hyperp-scaling')}")
+            print(f"hyperp-train {__version__}")
         elif "--factors" in words:
             print_factors([word for word in words if word != "--factors"])
         elif "--prepare" in words:

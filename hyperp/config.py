@@ -211,10 +211,10 @@ class Config:
                 f"runtime.coordinates must be steps of the run, at most {self.scale.steps}, "
                 f"got {self.runtime.coordinates}"
             )
-        self.schedule.check(self.scale.steps)
+        self.schedule.check_length(self.scale.steps)
         self._check_experts()
 
-    def rank_tokens(self, ranks: int) -> int:
+    def tokens_per_rank(self, ranks: int) -> int:
         """Tokens of an optimizer step that each of `ranks` processes takes.
 
         Raises ValueError for a batch that so many cannot share, or not in whole micro-batches.
@@ -343,10 +343,12 @@ def resolve(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(one_line(error)) from None
     assert isinstance(values, dict)
-    return from_dict({str(key): value for key, value in values.items() if key not in ("sweep", "launcher")})
+    return config_from_dict(
+        {str(key): value for key, value in values.items() if key not in ("sweep", "launcher")}
+    )
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def config_from_dict(values: dict[str, Any]) -> Config:
     """A `Config` from plain values, as `dataclasses.asdict` makes them. ValueError names the field."""
     hints = get_type_hints(Config)
     parts = {}

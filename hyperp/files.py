@@ -61,18 +61,18 @@ def lock(path: Path, what: str) -> Iterator[IO[str]]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise HeldError(f"{what} is held by {holder}") from None
-        sign(file)
+        write_holder(file)
         yield file
 
 
-def sign(file: IO[str]) -> None:
+def write_holder(file: IO[str]) -> None:
     """Write who holds a lock into its file, which is open to append."""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()
 
 
-def held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock `path`. For a moment it is held by this one, if by no other."""
     try:
         with path.open() as file:

@@ -122,7 +122,7 @@ def parameters_by_role(scale: Scale, shape: Shape) -> dict[Role, int]:
     }
 
 
-def parameters(scale: Scale, shape: Shape, *, embeddings: bool = True) -> int:
+def count_parameters(scale: Scale, shape: Shape, *, embeddings: bool = True) -> int:
     """All parameters, used by a token or not; without `embeddings` only those between the outer two."""
     counts = parameters_by_role(scale, shape)
     outer = 0 if embeddings else counts["embedding"] + counts["unembedding"]

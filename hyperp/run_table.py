@@ -18,7 +18,7 @@ COVARIATES = tuple(field.name for field in fields(Scale))
 ENDED = ("finished", "diverged", "failed")  # what a record says
 DONE = ("finished", "diverged")  # running the sweep again leaves these alone
 STATUSES = ("planned", "queued", "running", *ENDED, "lost")  # what a row of the table says
-UNDONE = tuple(status for status in STATUSES if status not in DONE)
+NOT_DONE = tuple(status for status in STATUSES if status not in DONE)
 
 # Column of the table: which of a record's largest monitored values it holds; see `hyperp.monitoring`.
 MONITOR_SUMMARIES = {

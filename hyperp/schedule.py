@@ -49,7 +49,7 @@ class Schedule:
         if not 0.0 <= self.final <= 1.0:  # false for nan too
             raise ValueError(f"final must be a fraction of the peak in [0, 1], got {self.final}")
 
-    def check(self, total_steps: int) -> None:
+    def check_length(self, total_steps: int) -> None:
         """Raise ValueError unless a run of `total_steps` reaches the peak."""
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
@@ -60,7 +60,7 @@ class Schedule:
 
     def factor(self, step: int, total_steps: int) -> float:
         """Multiplier in [0, 1] for optimizer step `step` in 0 ... total_steps - 1; the peak is exactly 1."""
-        self.check(total_steps)
+        self.check_length(total_steps)
         if not 0 <= step < total_steps:
             raise ValueError(f"step must be in 0 ... {total_steps - 1}, got {step}")
         if step < self.warmup_steps:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from hyperp.config import compose, from_dict, resolve
+from hyperp.config import compose, config_from_dict, resolve
 
 
 def config(*words: str):
@@ -29,7 +29,7 @@ def test_how_a_run_is_done_does_not_change_its_id(word):
 
 def test_a_configuration_survives_json():
     one = config("optim=sso", "scale.width=64", "base_lr=0.03125")
-    assert from_dict(json.loads(json.dumps(asdict(one)))) == one
+    assert config_from_dict(json.loads(json.dumps(asdict(one)))) == one
 
 
 def test_a_million_may_be_written_1e6_and_is_the_same_run():

@@ -5,9 +5,9 @@ import pytest
 from hyperp.flops import (
     Experts,
     Shape,
+    count_parameters,
     experts_of,
     flops_per_token,
-    parameters,
     parameters_by_role,
     training_flops,
 )
@@ -37,15 +37,15 @@ def test_parameters_are_those_of_every_matrix_and_gain(gated, qk_norm):
     )
     assert counts["embedding"] == counts["unembedding"] == 256 * 32
     assert counts["vector"] == 3 * (32 + 32 + (16 + 16 if qk_norm else 0)) + 32
-    assert parameters(SCALE, shape) == sum(counts.values())
-    assert parameters(SCALE, shape, embeddings=False) == counts["hidden"] + counts["vector"]
+    assert count_parameters(SCALE, shape) == sum(counts.values())
+    assert count_parameters(SCALE, shape, embeddings=False) == counts["hidden"] + counts["vector"]
 
 
 def test_the_published_family_at_depth_8_has_208_million_parameters():
     """arXiv 2603.28743: width 128 d, 2 d query heads of 128, 4 key-value heads, SwiGLU 4 w, untied 32,000."""
     scale = Scale(width=1024, depth=8, tokens=10_400_000_000, batch_tokens=2**21)
     shape = Shape(32_000, 4096, head_size=128, query_heads=16, kv_heads=4, gated_attention=True)
-    assert parameters(scale, shape) == pytest.approx(208e6, rel=2e-3)
+    assert count_parameters(scale, shape) == pytest.approx(208e6, rel=2e-3)
 
 
 def test_flops_are_three_forward_passes_of_two_a_multiply_add():

@@ -9,7 +9,7 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.regression import Sample, collinear, still
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.table.slices import UNDONE, Slice, next_point, short_label, varying
+from hyperp.analysis.table.slices import NOT_DONE, Slice, next_point, short_label, varying
 from hyperp.analysis.vocabulary import CENSORED
 
 
@@ -105,7 +105,7 @@ def _refusal(
 
 def _undone(slices: Sequence[Slice]) -> str:
     """How many planned runs wait to be done, for an interrupted sweep."""
-    waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in UNDONE}
+    waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in NOT_DONE}
     count = sum(waiting.values())
     if not count:
         return ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperp.run_table import CONTEXT, COVARIATES, UNDONE
+from hyperp.run_table import CONTEXT, COVARIATES, NOT_DONE
 
 Number = int | float
 NOT_FINITE = "finished, loss not finite"
@@ -152,7 +152,7 @@ class _Rows:
                 loss=self.loss[part][keep],
                 dropped={name: dropped[name] for name in sorted(dropped)},
                 diverged=self.rates_of(part, status[part] == "diverged"),
-                pending=self.rates_of(part, np.isin(status[part], UNDONE)),
+                pending=self.rates_of(part, np.isin(status[part], NOT_DONE)),
                 factor=None if ratio is None else _factor(ratio[part]),
                 tuned={n: self.tuned[j][part][keep] for j, n in enumerate(over) if j},
             )

@@ -1,17 +1,16 @@
-"""`plan.json`: every run that was ever planned below a root, so that none is lost to the table."""
+"""`plan.json`: every run that was ever planned in a folder, so that the table misses none."""
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
-from hyperp import files
+from hyperp import __version__, files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan.plan import Plan, Point
 from hyperp.terminal import invalid_field
@@ -21,7 +20,7 @@ NAME = "plan.json"
 
 
 class NamedSection(BaseModel, extra="allow"):
-    """A section whose choice is its name."""
+    """A section with a `name`."""
 
     name: str
 
@@ -46,7 +45,7 @@ def _scale(value: Any) -> Scale:
 
 
 class PlannedConfig(BaseModel, extra="allow", allow_inf_nan=False):
-    """What is read of a planned configuration; the rest of it is kept as it stands."""
+    """The fields of a planned configuration that are read; the others are kept as they are."""
 
     scale: Annotated[Scale, BeforeValidator(_scale)]
     base_lr: float
@@ -64,7 +63,7 @@ def _check_readable(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planned:
-    """One point of `plan.json`: a `Point` as plain values, and the time that it was first planned."""
+    """A `Point` in plan.json: `words` are its overrides, `planned` the time when it was first planned."""
 
     run_id: str
     blocks: list[str]
@@ -79,7 +78,7 @@ POINTS = TypeAdapter(list[Planned])
 
 
 def read_plan(root: Path) -> list[Planned]:
-    """The planned points, in order; none without a `plan.json`. Raises ValueError if it is damaged."""
+    """The planned points, in order; none without a plan.json. Raises ValueError if the file is damaged."""
     path = root / NAME
     try:
         value = json.loads(path.read_text())
@@ -101,10 +100,10 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 def write_plan(plan: Plan) -> None:
-    """Join the plan with what was planned below its root before; a point keeps the time of its first plan.
+    """Write a plan, and keep what was planned in its folder before.
 
-    Points of this plan come first, with its blocks; earlier points that it no longer has are kept after them.
-    The file is written only if that changes it.
+    Points of this plan come first, with its blocks and the time when each was first planned; earlier points
+    that it no longer has come after them. The file is written only if its points change.
     """
     earlier = {point.run_id: point for point in read_plan(plan.root)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -115,12 +114,12 @@ def write_plan(plan: Plan) -> None:
     ids = {point.run_id for point in points}
     points += [point for run_id, point in earlier.items() if run_id not in ids]
     if points != list(earlier.values()):
-        header = {"schema": SCHEMA, "version": version("hyperp-scaling"), "words": list(plan.overrides)}
+        header = {"schema": SCHEMA, "version": __version__, "words": list(plan.overrides)}
         files.write_json(plan.root / NAME, header | {"points": [asdict(point) for point in points]})
 
 
 def planned_point(point: Point, time: str) -> Planned:
-    """A point as it stands in the file."""
+    """A point as plan.json has it, first planned at `time`."""
     return Planned(
         run_id=point.run_id,
         blocks=list(point.blocks),
@@ -134,10 +133,9 @@ def planned_point(point: Point, time: str) -> Planned:
 
 @contextmanager
 def lock_sweep(root: Path) -> Iterator[IO[str]]:
-    """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
+    """Hold the lock of the sweep at `root` until the block or the process ends; yields the open lock file.
 
-    Yields the lock, an open file. Raises ValueError if another process holds it: two that do the same runs
-    would get in each other's way.
+    Raises ValueError if another process holds it, since two would do the same runs.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / ".lock"

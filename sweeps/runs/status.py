@@ -1,18 +1,16 @@
-"""What became of every run below a root, from what the runs themselves wrote."""
+"""The status of every run of a sweep, from the files that the runs wrote."""
 
 import contextlib
-import os
-import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from hyperp.run_table import DONE, STATUSES
 from hyperp.rundir import heartbeat
+from hyperp.rundir.heartbeat import Heartbeat
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan
@@ -21,8 +19,6 @@ from hyperp.sweeps.runs.run import load_record
 from hyperp.terminal import invalid_field
 
 UNDER_WAY = ("queued", "running")
-FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
-SKIPPED_SECONDS = 5.0  # a heartbeat older than this may be: its machine can tell
 
 
 @dataclass(frozen=True)
@@ -51,53 +47,14 @@ class Run:
 
     @property
     def block(self) -> str | None:
-        """The block of the plan that it belongs to."""
+        """The first block of the plan that asks for it."""
         return self.planned.blocks[0] if self.planned and self.planned.blocks else None
 
 
-class Heartbeat(BaseModel):
-    """The sign of life of a run; `time` is in seconds of the epoch."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    step: int
-    steps: int
-    tokens_per_second: float
-    time: float
-    host: str | None = None
-    process: int | None = None
-    job: str | None = None
-
-    def fresh(self) -> bool:
-        """Whether the process that wrote it is taken to be alive."""
-        age = time.time() - self.time
-        if age > SKIPPED_SECONDS and self.process and self.host == socket.gethostname():
-            return age < FRESH_SECONDS and not _process_gone(self.process)
-        return age < FRESH_SECONDS
-
-
-def _process_gone(pid: int) -> bool:
-    """Whether a process of this machine is no more, or dead and waiting for its parent to hear of it.
-
-    The latter is for ever in a container whose first process reaps no orphans.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        pass
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # no Linux
-        return False
-    return stat.rpartition(")")[2].split()[0] == "Z"
-
-
 def survey_runs(root: Path) -> list[Run]:
-    """Every planned run in the order of the plan, then those that no plan names, by id.
+    """Every planned run in the order of the plan, then runs that no plan names, by id.
 
-    Raises ValueError for a folder that holds neither a plan nor a run, and for a damaged plan.
+    Raises ValueError if `root` holds neither a plan nor a run, and for a damaged plan.
     """
     if not root.is_dir():
         raise ValueError(
@@ -113,10 +70,10 @@ def survey_runs(root: Path) -> list[Run]:
 
 
 def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
-    """The state of one run. A record, once written, decides; only a failed run may be running again."""
+    """The state of one run. Its record decides, except that a failed run may be running again."""
     run_dir = root / run_id
     beat, trouble = _heartbeat(run_dir)
-    fresh = beat is not None and beat.fresh()
+    fresh = beat is not None and beat.is_fresh()
     try:
         ended = load_record(run_dir)
     except (ValueError, OSError) as error:
@@ -136,7 +93,7 @@ def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
 
 
 def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
-    """The heartbeat, if there is one, or what is wrong with it."""
+    """The heartbeat, or what is wrong with it; (None, None) without one."""
     try:
         return Heartbeat.model_validate_json((run_dir / heartbeat.FILE).read_bytes()), None
     except (FileNotFoundError, NotADirectoryError):
@@ -153,20 +110,20 @@ def plan_states(plan: Plan) -> list[Run]:
 
 
 def set_damaged_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> None:
-    """Rename damaged records to record.damaged, so that their runs are done again; only under the lock."""
+    """Rename damaged records to record.damaged, so that their runs are done again. Needs the sweep's lock."""
     for run in runs:
         path = root / run.run_id / "record.json"
         if not run.damaged:
             continue
-        with contextlib.suppress(OSError):  # which the run itself will meet, and fail alone
+        with contextlib.suppress(OSError):  # the run itself will meet it and fail alone
             path.replace(path.with_suffix(".damaged"))
             warn(f"{run.damaged}; set aside as record.damaged, running again")
 
 
 def final_states(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
-    """The runs of a plan when nothing works on them any more: each is finished, diverged or failed.
+    """The runs of a plan when no process works on them any more: each is finished, diverged or failed.
 
-    `reasons` say why runs failed, by id: a run that could not begin has no record to say it.
+    `reasons` says by run id why runs failed, for those that could not leave a record.
     """
     runs = []
     for run in plan_states(plan):
@@ -178,7 +135,7 @@ def final_states(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
 
 
 def count_statuses(runs: Iterable[Run]) -> dict[str, int]:
-    """Runs of each status, in the order of STATUSES; only those that there are."""
+    """How many runs have each status, in the order of STATUSES, without zeros."""
     found = Counter(run.status for run in runs)
     return {status: found[status] for status in STATUSES if found[status]}
 

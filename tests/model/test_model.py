@@ -1,11 +1,11 @@
-"""The decoder: causal, counted, initialised by its rule, and one matrix a parameter."""
+"""The decoder: it is causal, initialised by its rule, has the counted parameters, and one matrix in each."""
 
 import math
 
 import pytest
 import torch
 
-from hyperp.flops import Shape, parameters
+from hyperp.flops import Shape, count_parameters
 from hyperp.model.transformer import MLP, Block, Transformer, rotary_tables, rotate
 from hyperp.parametrization import Parametrization
 from hyperp.roles import roles_of
@@ -43,7 +43,7 @@ def test_no_position_sees_a_later_one(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_as_many_as_counted(name):
-    assert sum(p.numel() for p in model(SHAPES[name]).parameters()) == parameters(SCALE, SHAPES[name])
+    assert sum(p.numel() for p in model(SHAPES[name]).parameters()) == count_parameters(SCALE, SHAPES[name])
 
 
 def test_every_parameter_has_a_role_and_every_hidden_one_is_a_single_matrix():
