@@ -84,7 +84,7 @@ def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = Non
     X = sample.X if extra is None else np.column_stack([sample.X, extra])
     y = sample.log_response(response) - sample.held(response)
     if sample.space == "linear":
-        return _linear(y, sample.held(response), X)
+        return _least_squares_in_rates(y, sample.held(response), X)
     if not sample.by_runs:
         return meta_regression(y, sample.errors(response), X)
     # An optimum that averages n runs counts n times, as if the runs themselves were regressed.
@@ -93,7 +93,7 @@ def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = Non
     return meta_regression(y * root, None, X * root[:, None])
 
 
-def _linear(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
+def _least_squares_in_rates(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
     """Least squares in the rates themselves, sum (exp(y + held) - exp(X beta + held))^2.
 
     Args:
@@ -227,14 +227,15 @@ def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | 
     found: list[float | None] = []
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
-        if np.linalg.matrix_rank(X[rest]) < X.shape[1]:
+        linear = sample.space == "linear"
+        if np.linalg.matrix_rank(X[rest]) < X.shape[1] or (linear and rest.sum() <= X.shape[1]):
             found.append(None)
-        elif sample.space == "linear":
-            enough = rest.sum() > X.shape[1]
-            found.append(float(X[i] @ _linear(y[rest], held[rest], X[rest]).beta - y[i]) if enough else None)
+            continue
+        if linear:
+            beta = _least_squares_in_rates(y[rest], held[rest], X[rest]).beta
         else:
             beta = np.linalg.lstsq(X[rest] * root[rest, None], y[rest] * root[rest], rcond=None)[0]
-            found.append(float(X[i] @ beta - y[i]))
+        found.append(float(X[i] @ beta - y[i]))
     return found
 
 

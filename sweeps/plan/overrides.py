@@ -1,4 +1,4 @@
-"""Hydra's overrides: expanding comma choices, and writing values so that they read back."""
+"""Hydra overrides: parsing, comma choices, suggestions for unknown keys, and writing values."""
 
 import difflib
 import itertools
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hyperp.terminal import one_line
 
-# Turns overrides into a composed configuration, or raises ValueError in one line.
+# Composes overrides to a configuration, or raises ValueError in one line.
 Compose = Callable[[Sequence[str]], DictConfig]
 
 PLAIN_STRING = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -22,7 +22,7 @@ NOT_A_STRING = {"true", "false", "null", "nan", "inf"}  # to Hydra's grammar, un
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """The overrides as Hydra understands them. Raises ValueError for one that it does not."""
+    """Parse overrides with Hydra's grammar. Raises ValueError for one that does not parse."""
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
@@ -41,7 +41,7 @@ def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
             continue
         if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
             raise ValueError(
-                f"{override.input_line}: a plan takes lists of values, such as key=a,b or range(0,3)"
+                f"{override.input_line}: a plan takes lists of values, such as key=a,b or key=range(0,3)"
             )
         key = override.get_key_element()
         variants.append([f"{key}={value}" for value in override.sweep_string_iterator()])
@@ -60,7 +60,7 @@ def compose_with_hint(overrides: Sequence[str], compose: Compose) -> DictConfig:
 
 
 def _suggest_key(wrong: Override, overrides: Sequence[str], compose: Compose) -> str:
-    """`did_you_mean` for one of the overrides, if it composes so with those of the others that are right."""
+    """`did_you_mean` for a wrong override, if it composes with that key beside the right overrides."""
     rest: list[str] = []
     for override in overrides:
         if override != wrong.input_line and _composes([*rest, override], compose):
@@ -94,7 +94,7 @@ def _keys(section: Any) -> Iterator[str]:
 
 
 def format_override(key: str, value: Any) -> str:
-    """`key=value` that Hydra reads back as the same value."""
+    """`key=value`, written so that Hydra reads back the same value and type."""
     return f"{key}={_value(value)}"
 
 
