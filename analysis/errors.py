@@ -1,15 +1,16 @@
-"""The two ways an analysis ends without an answer: bad input is a ValueError, a refusal is a Refusal."""
+"""How an analysis ends without an answer: bad input raises ValueError, data that cannot tell a Refusal."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
-class Refusal(Exception):  # noqa: N818, it is an answer
-    """The data cannot identify what was asked (exit code 3).
+class Refusal(Exception):  # noqa: N818, a refusal is an answer and no error
+    """The data cannot identify what was asked; the commands exit with code 3.
 
     Args:
-        reason: one line, why not.
-        next_points: the runs that would change that, each a dict of context, covariates and "lr" (rates).
+        reason: why not, in one line.
+        next_points: runs that would help, each a dict of context, covariates, "lr" (a list of rates), and
+            perhaps "factor" (lr/base_lr) and "seeds" (how many).
     """
 
     def __init__(self, reason: str, next_points: Sequence[dict[str, Any]] = ()):

@@ -1,4 +1,4 @@
-"""Files of ours: strict models, written whole or not at all, read with one line on what is wrong."""
+"""Files that the analysis writes: written atomically, and validated on reading with one-line errors."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """No unknown fields, no NaN, no infinity."""
+    """A frozen model that rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Write a text file under a temporary name beside it, then rename; its folder is made.
+    """Write a text file atomically, and create its folder.
 
     Raises:
-        ValueError: it cannot be written; names the file asked for, not the temporary one.
+        ValueError: the file cannot be written; names this file, not the temporary one beside it.
     """
     target = Path(path)
     if target.parent.exists() and not target.parent.is_dir():
@@ -36,16 +36,17 @@ def write_text(text: str, path: str | Path) -> None:
 
 
 def load_json(path: str | Path, model: type[Model], version: int) -> Model:
-    """Read a file of ours.
+    """Read a JSON file into a model.
 
     Raises:
-        ValueError: one line: not there, not JSON, another schema version, or the first field that is wrong.
+        ValueError: in one line: the file is missing, not JSON or of another schema version, or the first
+            field that is wrong.
     """
-    return validated(path, read_json(path, version), model)
+    return validate_content(path, read_json(path, version), model)
 
 
 def read_json(path: str | Path, version: int) -> dict[str, Any]:
-    """The content of a file of ours, its schema version checked; ValueError as `load_json`."""
+    """The content of a JSON file after a check of its schema version; raises as `load_json` does."""
     file = Path(path)
     try:
         raw: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -59,8 +60,8 @@ def read_json(path: str | Path, version: int) -> dict[str, Any]:
     return raw
 
 
-def validated(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
-    """The content as a model; ValueError names the first field that is wrong."""
+def validate_content(path: str | Path, raw: dict[str, Any], model: type[Model]) -> Model:
+    """The content as a model; the ValueError names the first field that is wrong."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -1,11 +1,18 @@
 """Random-effects meta-regression: Paule-Mandel between-unit variance, Knapp-Hartung t intervals.
 
-Units (here slices) scatter about the line more than their own standard errors say, so a weighted fit that
-trusts those errors is too sure of itself. Paule and Mandel (J. Res. NBS 87, 1982) choose tau^2 so that the
-weighted residual sum equals its degrees of freedom; Knapp and Hartung (Stat. Med. 22, 2003) scale the
-covariance by that ratio and use Student's t. With this tau^2 the ratio is one wherever tau^2 > 0, and at
-most one where tau^2 = 0; taken at no less than one (Jackson et al., Stat. Med. 36, 2017) it therefore never
-changes anything, so no scale appears below. What stays of their method is Student's t.
+Units (here slices) scatter about the line more than their own standard errors allow, so a weighted fit that
+trusts those errors gives intervals that are too narrow. Paule and Mandel (J. Res. NBS 87, 1982) choose the
+between-unit variance tau^2 so that the weighted residual sum of squares equals its degrees of freedom. Knapp
+and Hartung (Stat. Med. 22, 2003) scale the covariance by the ratio of the two and use Student's t. With the
+tau^2 of Paule and Mandel that ratio is one where tau^2 > 0 and at most one where tau^2 = 0. Jackson et al.
+(Stat. Med. 36, 2017) let it be no less than one, so it never changes the covariance, and the code below has
+no such scale. Only Student's t remains of the method of Knapp and Hartung.
+
+statsmodels is a dependency of the tests alone: they compare the results here with it. Its Paule-Mandel
+estimator (`statsmodels.stats.meta_analysis.combine_effects`) knows no covariates, only a common mean. Its WLS
+could do the inner least squares, but the root search for tau^2 calls that some twenty times for each fit, and
+leave-one-out fits the law again for each slice; six lines of NumPy do it without the second that the import
+takes.
 """
 
 import math
@@ -19,10 +26,16 @@ from scipy.special import stdtr, stdtrit
 
 @dataclass(frozen=True)
 class MetaRegression:
-    """A fitted line: `beta` (P,), its covariance `cov` (P, P), between-unit variance `tau2`, `df` = K - P.
+    """A fitted linear model of K units with P coefficients.
 
-    `unit_variance` is the mean of the units' own variances, `residual_sd` the root mean square residual over
-    df.
+    Attributes:
+        beta: (P,) coefficients.
+        cov: (P, P) their covariance.
+        tau2: between-unit variance.
+        df: degrees of freedom, K - P.
+        unit_variance: mean of the units' own variances.
+        residual_sd: square root of the residual sum of squares over `df`.
+        residuals: (K,) y less the fitted line.
     """
 
     beta: np.ndarray
@@ -39,33 +52,38 @@ class MetaRegression:
         return np.sqrt(np.diag(self.cov))
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Confidence limits of the coefficients, each (P,)."""
+        """Lower and upper confidence limits of the coefficients, each (P,), from Student's t."""
         half = t_quantile(self.df, level) * self.se
         return self.beta - half, self.beta + half
 
     def p_value(self, index: int, value: float = 0.0) -> float:
-        """Two-sided p-value of coefficient `index` being `value`."""
+        """Two-sided p-value of the hypothesis that coefficient `index` equals `value`."""
         return p_value(float(self.beta[index]), float(self.se[index]), self.df, value)
 
 
 def t_quantile(df: float, level: float) -> float:
-    """The two-sided `level` quantile of Student's t."""
+    """Half width, in standard errors, of a two-sided Student's t interval that covers `level`."""
     return float(stdtrit(df, 0.5 + level / 2))
 
 
 def p_value(estimate: float, se: float, df: int, value: float) -> float:
-    """Two-sided p-value of `value` for an estimate with Student's t errors."""
+    """Two-sided p-value of the hypothesis that the true value is `value`, by Student's t."""
     if se == 0:
         return float(estimate == value)
     return float(2 * stdtr(df, -abs(estimate - value) / se))
 
 
 def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> MetaRegression:
-    """Regress y (K,) on X (K, P) with known errors `se` (K,); None or zeros give ordinary least squares.
+    """Regress y on X by weighted least squares with weights 1 / (se^2 + tau^2).
+
+    Args:
+        y: (K,) one value for each unit.
+        se: (K,) standard errors of `y`; None or zeros give ordinary least squares.
+        X: (K, P) design.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, a rank below P, or no residual degree
-            of freedom.
+        ValueError: shapes that do not fit together, values that are not finite, a rank of X below P, or fewer
+            than P + 1 units.
     """
     y, X = np.asarray(y, dtype=float), np.asarray(X, dtype=float)
     v = np.zeros(len(y)) if se is None else np.asarray(se, dtype=float) ** 2
@@ -84,29 +102,35 @@ def meta_regression(y: np.ndarray, se: np.ndarray | None, X: np.ndarray) -> Meta
     total = v + tau2
     if not total.any():  # the points lie exactly on a line
         total = np.ones(K)
-        beta, residuals, bread = _weighted(y, X, total)
+        beta, residuals, bread = _weighted_least_squares(y, X, total)
         return MetaRegression(beta, 0 * bread, 0.0, K - P, 0.0, 0.0, residuals)
-    beta, residuals, bread = _weighted(y, X, total)
+    beta, residuals, bread = _weighted_least_squares(y, X, total)
     residual_sd = math.sqrt(float(residuals @ residuals) / (K - P))
     return MetaRegression(beta, bread, tau2, K - P, float(v.mean()), residual_sd, residuals)
 
 
 def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
-    """The tau^2 at which sum r^2/(v + tau^2) equals K - P, or 0 where it is below that already."""
+    """The tau^2 at which sum r^2 / (v + tau^2) equals K - P, or 0 if the sum is smaller than that at 0.
+
+    Args:
+        y: (K,) one value for each unit.
+        v: (K,) variances of `y`.
+        X: (K, P) design.
+    """
     df = len(y) - X.shape[1]
-    _, ols_residuals, _ = _weighted(y, X, np.ones(len(y)))
-    # The weighted sum is at most RSS_ols/tau^2, so this bounds the root from above.
+    _, ols_residuals, _ = _weighted_least_squares(y, X, np.ones(len(y)))
+    # The weighted sum is at most RSS_ols / tau^2, so the root is no larger than this.
     upper = float(ols_residuals @ ols_residuals) / df
     if upper <= 1e-28 * max(1.0, float(y @ y)):
         return 0.0
     if not v.any():
         return upper
 
-    from scipy.optimize import brentq  # a prediction needs no fit, and this import costs a quarter second
+    from scipy.optimize import brentq  # takes a quarter second to import, and a prediction needs no fit
 
     def excess(tau2: float) -> float:
         total = np.maximum(v + tau2, 1e-12 * upper)
-        return float(np.sum(_weighted(y, X, total)[1] ** 2 / total)) - df
+        return float(np.sum(_weighted_least_squares(y, X, total)[1] ** 2 / total)) - df
 
     if excess(0.0) <= 0:
         return 0.0
@@ -115,10 +139,10 @@ def paule_mandel(y: np.ndarray, v: np.ndarray, X: np.ndarray) -> float:
     return float(brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-12))  # pyright: ignore
 
 
-def _weighted(
+def _weighted_least_squares(
     y: np.ndarray, X: np.ndarray, variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, residuals and (X' W X)^-1 for W = 1/variance."""
+    """Coefficients (P,), residuals (K,) and (X' W X)^-1 (P, P) for W = 1 / variance."""
     root = 1 / np.sqrt(variance)
     scaled = X * root[:, None]
     q, r = np.linalg.qr(scaled)

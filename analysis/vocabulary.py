@@ -1,4 +1,4 @@
-"""Names and defaults that every part of the analysis shares; imports nothing heavy."""
+"""Names, defaults and published values that all rooms of the analysis share; imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from hyperp.run_table import CONTEXT
 
-NO_SIZES = (*CONTEXT, "lr", "loss", "seed", "status")  # columns that are never a covariate
+NOT_COVARIATES = (*CONTEXT, "lr", "loss", "seed", "status")  # columns that are never a covariate
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]
 CENSORED = ("edge_low", "edge_high")
@@ -15,24 +15,24 @@ MethodName = Literal["shared", "two-stage", "pool", "argmin"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 Space = Literal["log", "linear"]
 
-# The configuration group that each of these columns comes from.
-GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
+# The configuration groups of hyperp-train, and the columns of runs.parquet that name their options.
+CONFIG_GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
 
 
-def option_words(context: Mapping[str, str]) -> list[str]:
-    """Words that choose what runs were made with, such as optim=muonh; none for what is no option here."""
+def option_overrides(context: Mapping[str, str]) -> list[str]:
+    """Overrides that choose the context's options, such as optim=muonh, as far as hyperp-train has them."""
     return [
         f"{group}={context[column]}"
-        for group, column in GROUPS.items()
+        for group, column in CONFIG_GROUPS.items()
         if context.get(column) and _is_option(group, context[column])
     ]
 
 
 def unknown_options(context: Mapping[str, str]) -> list[str]:
-    """What runs were made with, such as optimizer=lion, that is no option of hyperp-train."""
+    """The context's values that hyperp-train does not have, such as optimizer=lion."""
     return [
         f"{column}={context[column]}"
-        for group, column in GROUPS.items()
+        for group, column in CONFIG_GROUPS.items()
         if context.get(column) and not _is_option(group, context[column])
     ]
 
@@ -43,14 +43,15 @@ def _is_option(group: str, name: str) -> bool:
 
 WINDOW = 1.5  # octaves each side of the vertex
 LEVEL = 0.95  # coverage of every interval
-# How many times beyond the fitted range of a covariate `recommend` goes before it refuses. Published laws
-# carry to about eight to sixteen times their range (arXiv 2603.28743 fits over a range of 16 in tokens, and
-# the simulated coverage of the prediction interval is checked to 8); past ten, only the form would speak.
-REACH = 10.0
-# A covariate whose largest value is less than this many times its smallest does not vary.
-VARIES = 1.1
-# An exponent of activations in width that counts as none. Where a rule is wrong, theory has 1/2 or 1.
-FLAT = 0.1
+# The largest factor beyond the fitted range of a covariate at which `recommend` still answers. Published laws
+# hold to about 8 to 16 times their range (arXiv 2603.28743 fits over a factor of 16 in tokens), and
+# simulations check the coverage of the prediction interval to 8. Beyond 10 the answer would rest on the form
+# of the law alone.
+DEFAULT_REACH = 10.0
+# A covariate varies if its largest value is at least this many times its smallest.
+VARYING_RATIO = 1.1
+# An exponent of activations in width up to this size counts as zero; a wrong rule gives 1/2 or 1 in theory.
+FLAT_SLOPE = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Published:
     source: str
 
 
-# All for MuonH under HyperP; 0.56 and -0.32 are fits, 0.5 and -0.5 the rules that the authors' code applies.
-PUBLISHED: dict[str, tuple[Published, ...]] = {
+# All are for MuonH under HyperP. 0.56 and -0.32 are fits; the authors' code applies the rules 0.5 and -0.5.
+PUBLISHED_EXPONENTS: dict[str, tuple[Published, ...]] = {
     "tokens": (Published(-0.32, "10B to 166B tokens, 208M parameters, linear decay", "arXiv 2603.28743"),),
     "batch_tokens": (Published(0.56, "256K to 2M tokens a step", "arXiv 2603.28743"),),
     "depth": (Published(-0.5, "8 to 24 blocks, as a rule", "arXiv 2603.28743"),),

@@ -36,7 +36,7 @@ def compose_with_hint(overrides: Sequence[str], compose: Compose) -> DictConfig:
 
 
 def _suggest_override(wrong: Override, overrides: Sequence[str], compose: Compose) -> str:
-    """The hint for one override: another key or group option with which it composes, beside the right ones."""
+    """The hint for one override: a close key or group option with which it composes beside the right ones."""
     rest: list[str] = []
     for override in overrides:
         if override != wrong.input_line and _composes([*rest, override], compose):

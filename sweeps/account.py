@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperp.files import HeldError, lock
-from hyperp.rundir.failure import LOST
+from hyperp.rundir.failure import RANK_LOST
 from hyperp.rundir.record import Record
 from hyperp.sweeps.local import background_pools
 from hyperp.sweeps.local.background_pools import BackgroundPool
@@ -136,7 +136,7 @@ def _by(record: Record | None, sent: SubmittedRun) -> bool:
 
 def _sure(record: Record | None, sent: SubmittedRun) -> bool:
     """Whether a record says by itself how this job ended; of a process that was lost, it can but guess."""
-    return _by(record, sent) and record is not None and record.cause != LOST
+    return _by(record, sent) and record is not None and record.cause != RANK_LOST
 
 
 def _merge(root: Path, run: Run, sent: SubmittedRun | None, accounts: dict[str, SlurmJob]) -> Run:

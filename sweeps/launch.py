@@ -23,7 +23,7 @@ from hyperp.sweeps.runs.status import (
     set_damaged_aside,
 )
 from hyperp.terminal import STOPPED
-from hyperp.training import memory
+from hyperp.training.memory import check_memory
 
 
 def run_locally(made: Plan) -> bool:
@@ -96,7 +96,7 @@ def undone_points(made: Plan, runs: Sequence[Run]) -> list[Point]:
         from hyperp.training.trainer import resolve_device
 
         for point in todo:
-            memory.check(point.config.scale, model_shape(point.config))
+            check_memory(point.config.scale, model_shape(point.config))
         check_buildable(todo)
         for name in {point.config.runtime.device for point in todo} - {"auto"}:
             resolve_device(name)

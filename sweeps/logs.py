@@ -12,8 +12,8 @@ from hyperp.sweeps.runs.run import load_record, output_file_name
 
 def read_logs(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     """Logs and tracebacks of a run: of its main process and the one that failed first, or of `rank`."""
-    run_dir, words = root / run_id, {one.rank: one for one in failure.told(root / run_id)}
-    failing = failure.failing_rank(run_dir)
+    run_dir, words = root / run_id, {one.rank: one for one in failure.read_failures(root / run_id)}
+    failing = failure.first_failing_rank(run_dir)
     ranks = [rank] if rank is not None else sorted({0, failing or 0})
     found = _texts([run_dir / output_file_name(one) for one in ranks])
     traced = _texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
@@ -21,7 +21,7 @@ def read_logs(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     if rank is None and told not in words:  # it was killed; what the other_logs met says where
         told = min(words, default=None)
     if not traced and told in words:
-        traced = {run_dir / failure.TOLD.format(rank=told): words[told].traceback}
+        traced = {run_dir / failure.ERROR_FILE.format(rank=told): words[told].traceback}
     found |= traced | _texts(_of_job(root, run_id, ranks))
     if rank is None and not found:  # it may have failed before it could print
         return _texts(background_pools.pool_logs(root, run_id))

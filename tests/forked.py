@@ -1,7 +1,7 @@
-"""Processes of their own that need not import torch, which takes longer than most of what tests do in them.
+"""Run commands in new processes that are forked from a server which has imported torch already.
 
-They are forked from a server that has imported it once and has done nothing else. Every command is also run
-by its installed script, in a test of its command line.
+Importing torch takes longer than most of what tests do in these processes. Every command is also run by its
+installed script, in a test of its command line.
 """
 
 import importlib
@@ -29,10 +29,10 @@ context.set_forkserver_preload(
 )
 
 
-def command(
+def run_command(
     name: str, *words: object, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """What a command of this package does, as subprocess.run says it."""
+    """Run a command of this package; the result is like that of subprocess.run."""
     typed = [name, *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, "out"), Path(folder, "err")]
@@ -51,7 +51,7 @@ def _main(typed: list[str], cwd: Path, environment: Mapping[str, str], files: li
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = typed
-    sys.modules["__main__"] = ModuleType("__main__")  # or every worker it spawns would import pytest's
+    sys.modules["__main__"] = ModuleType("__main__")  # or every worker that it spawns imports pytest's
     for descriptor, path in enumerate(files, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     importlib.import_module(MAIN[typed[0]]).main()

@@ -1,4 +1,4 @@
-"""Several processes in one real group over gloo, for the tests of what they do together."""
+"""Run functions on several ranks, in a real process group over gloo."""
 
 import os
 import socket
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from hyperp.distributed import ranks as distributed
+from hyperp.distributed.ranks import join_process_group
 from tests.forked import context
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens to."""
+    """A port of this machine on which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -26,24 +26,24 @@ def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments:
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
-    with distributed.joined(60) as ranks:
+    with join_process_group(60) as ranks:
         try:
             work(*arguments)
         except Exception:
-            traceback.print_exc()  # before the others lose their connection to this one, and say so
+            traceback.print_exc()  # before the others report that they lost their connection to this one
             raise
-        ranks.largest(0)  # nobody leaves while another still waits for what it sends
+        ranks.largest(0)  # no rank leaves while another still waits for its data
     sys.stdout.flush()
     os._exit(0)  # torch sometimes aborts a process that ends after FSDP2 over gloo
 
 
-def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` in `size` processes of one group; what one of them raises is raised here."""
+def run_on_ranks(size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` on `size` ranks of one group; an exception on one of them is raised here."""
     _start(size, work, arguments, join=True)
 
 
-def ends_of(size: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """The exit codes of such processes, whatever becomes of them."""
+def exit_codes_of_ranks(size: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call `work` on `size` ranks of one group and return their exit codes; negative for a signal."""
     started = _start(size, work, arguments, join=False)
     assert started is not None
     codes = []

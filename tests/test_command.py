@@ -19,7 +19,7 @@ TINY = (
 
 
 def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
-    return forked.command("hyperp-train", *words, cwd=cwd)
+    return forked.run_command("hyperp-train", *words, cwd=cwd)
 
 
 def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):

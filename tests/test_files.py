@@ -9,7 +9,7 @@ import pytest
 
 from hyperp.files import HeldError, lock, remove_leftovers, replacing, write_json
 from hyperp.rundir import heartbeat
-from hyperp.rundir.heartbeat import Heartbeat
+from hyperp.rundir.heartbeat import HeartbeatWriter
 from hyperp.rundir.metrics import MetricsLog
 
 
@@ -62,9 +62,9 @@ def test_a_lock_goes_with_the_process_that_held_it(tmp_path):
 
 
 def test_the_heartbeat_shows_the_latest_step_and_goes_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
     step, path = 1, tmp_path / heartbeat.FILE
-    with Heartbeat(tmp_path, lambda: {"step": step, "steps": 9, "tokens_per_second": 1.0}):
+    with HeartbeatWriter(tmp_path, lambda: {"step": step, "steps": 9, "tokens_per_second": 1.0}):
         assert json.loads(path.read_text())["step"] == 1
         step = 2
         deadline = time.monotonic() + 30

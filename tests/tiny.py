@@ -1,4 +1,4 @@
-"""Words of a run of one narrow layer, whose training takes a fraction of a second."""
+"""Overrides for a run of one narrow layer, which trains in a fraction of a second."""
 
 TINY = (
     "scale.width=16",

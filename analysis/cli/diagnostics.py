@@ -1,4 +1,4 @@
-"""The commands that judge runs without a law: `hyperp-law transfer` and `hyperp-law coordinates`."""
+"""The commands that need no law: `hyperp-law transfer` and `hyperp-law coordinates`."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import typer
 
 from hyperp.analysis.cli.options import (
     AsJson,
-    Decorator,
     Map,
     MethodOption,
     PointsFile,
@@ -16,43 +15,49 @@ from hyperp.analysis.cli.options import (
     SliceBy,
     Where,
     Window,
-    load,
-    method_of,
+    load_runs,
+    method_or_default,
+    output_option,
 )
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import FLAT, WINDOW
+from hyperp.analysis.vocabulary import FLAT_SLOPE, WINDOW
 
 
 def transfer(
     runs: RunsArgument,
-    over: Annotated[str, typer.Option(help="the axis, such as width")],
+    over: Annotated[str, typer.Option(metavar="COLUMN", help="the axis, such as width")],
     where: Where = None,
     mapping: Map = None,
     slice_by: SliceBy = None,
     method: MethodOption = None,
     window: Window = WINDOW,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
+    points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
 ) -> None:
-    """Say how far the best rate moves along one axis, and what ignoring that costs.
+    """Measure how far the best rate moves along one axis.
 
-    Example: hyperp-law transfer runs/demo/runs.parquet --over width
+    Also prints what it costs to keep the rate of the smallest size.
+
+    \b
+    Example:
+      hyperp-law transfer runs/demo/runs.parquet --over width
     """
-    from hyperp.analysis.queries.check import check as ask
-    from hyperp.analysis.queries.transfer import another_value, brackets
-    from hyperp.analysis.queries.transfer import transfer as along
+    from hyperp.analysis.queries.check import check_runs
+    from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
     from hyperp.analysis.report.text.transfer import show_transfer
     from hyperp.run_table import COVARIATES
 
     columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
-    table, rows = load(runs, mapping, where, columns)
-    slices = ask(table, rows, window, columns, method=method_of(method)).slices
-    found = along(slices, over)
+    table, rows = load_runs(runs, mapping, where, columns)
+    slices = check_runs(table, rows, window, columns, method=method_or_default(method)).slices
+    found = measure_transfer(slices, over)
     if not found:
         reason = f"{over} has one value wherever slices are alike in the rest; run another value"
-        raise Refusal(reason, another_value(slices, over))
+        raise Refusal(reason, points_further_along(slices, over))
     if all(one.drift is None for one in found):
-        raise Refusal(f"no drift over {over} is identified: {found[0].problem}", brackets(slices, found))
+        raise Refusal(
+            f"no drift over {over} is identified: {found[0].problem}", bracketing_points(slices, found)
+        )
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:
@@ -62,26 +67,28 @@ def transfer(
 def coordinates(
     runs: RunsArgument,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="a folder for the plot and its numbers, made if it is not there"),
+        Path | None, output_option("a folder for the plot and its numbers; created if it does not exist")
     ] = None,
     where: Where = None,
     mapping: Map = None,
     tolerance: Annotated[
-        float, typer.Option(help="a slope this close to 0, with its whole interval, is flat")
-    ] = FLAT,
+        float, typer.Option(help="a slope counts as flat if its whole interval is this close to 0")
+    ] = FLAT_SLOPE,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether activations and their change since initialisation grow with width: muP's coordinate check.
+    """Check whether activations grow with width.
 
-    Reads what runs measured with runtime.coordinates, as `hyperp-sweep collect` writes it beside the table.
+    This is muP's coordinate check, of activations and of their change since initialisation. It reads what
+    runs measured with runtime.coordinates and `hyperp-sweep collect` wrote beside the table.
 
-    Example: hyperp-law coordinates runs/coord_check/runs.parquet -o reports/coord_check
+    \b
+    Example:
+      hyperp-law coordinates runs/coord_check/runs.parquet -o reports/coord_check
     """
     from hyperp.analysis.diagnostics.coordinates import coordinate_check, read_coordinates
     from hyperp.analysis.report.text.coordinates import show_coordinates
 
-    table, rows = load(runs, mapping, where, loss=False)
+    table, rows = load_runs(runs, mapping, where, loss=False)
     found = coordinate_check(table, read_coordinates(table), rows, tolerance)
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
@@ -92,9 +99,3 @@ def coordinates(
 
         for path in write_coordinate_check(found, out):
             typer.echo(f"wrote {path}", err=as_json)
-
-
-def register(app: typer.Typer, answer: Decorator) -> None:
-    """Add the commands; `answer` turns bad input and refusals into one line and an exit code."""
-    app.command()(answer(transfer))
-    app.command()(answer(coordinates))

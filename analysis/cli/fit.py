@@ -8,64 +8,84 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hyperp.analysis.cli.options import (
+    FIT,
+    TABLE,
     AsJson,
-    Decorator,
     Fix,
     Map,
     MethodOption,
-    Over,
     PointsFile,
     RunsArgument,
     SliceBy,
+    Tuned,
     Where,
     Window,
-    ends_in,
-    fixed_of,
-    load,
-    method_of,
-    names_of,
-    words_of,
+    load_runs,
+    method_or_default,
+    option_arguments,
+    output_option,
+    parse_fixed,
+    split_names,
 )
-from hyperp.analysis.vocabulary import REACH, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_REACH, WINDOW
 
 
 def fit(
     runs: RunsArgument,
     by: Annotated[
         list[str],
-        typer.Option(help="sizes whose exponents to fit: any numeric column; repeat it, or N,tokens"),
+        typer.Option(
+            metavar="COLUMNS",
+            help="sizes whose exponents to fit, any numeric columns; repeatable, or a list such as N,tokens",
+            rich_help_panel=FIT,
+        ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
-    ],
-    over: Over = "lr",
+    out: Annotated[Path, output_option("the JSON file of the law to write", ".json")],
+    over: Tuned = "lr",
     where: Where = None,
     fix: Fix = None,
     mapping: Map = None,
     slice_by: SliceBy = None,
     also_by: Annotated[
-        str, typer.Option(help="sizes for what is tuned beside the rate; all of --by unless given")
+        str,
+        typer.Option(
+            metavar="COLUMNS",
+            help="sizes whose exponents to fit for what --tuned names beside lr; all of --by unless given",
+            rich_help_panel=FIT,
+        ),
     ] = "",
     method: MethodOption = None,
     space: Annotated[
-        Literal["log", "linear"], typer.Option(help="least squares in log rates, or in the rates themselves")
+        Literal["log", "linear"],
+        typer.Option(help="space of the least squares: log rates, or the rates", rich_help_panel=FIT),
     ] = "log",
     optima: Annotated[
-        bool, typer.Option("--optima", help="every row already is an optimum: its lr is the best rate")
+        bool,
+        typer.Option(
+            "--optima", help="every row is already an optimum: its lr is the best rate", rich_help_panel=TABLE
+        ),
     ] = False,
     window: Window = WINDOW,
     reach: Annotated[
-        float, typer.Option(help="how many times beyond its range in a size the law may be asked")
-    ] = REACH,
-    points: PointsFile = None,  # for `answer`
+        float,
+        typer.Option(
+            help="largest extrapolation factor allowed beyond the fitted range", rich_help_panel=FIT
+        ),
+    ] = DEFAULT_REACH,
+    points: PointsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit lr = exp(a) * product of covariate^b to the best rates of the slices, and write it as JSON.
+    """Fit a law to the best learning rate of every slice.
 
-    Example: hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
+    A slice is all runs that differ only in rate and seed. The law is lr = exp(a) * product of covariate^b,
+    written as JSON.
 
-    Example: hyperp-law fit runs.csv --map lr=learning_rate --map loss="smooth loss" --map tokens=D --map
-    batch_tokens=bs*2048 --by N,tokens --over lr,batch_tokens -o law.json
+    \b
+    Examples:
+      hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
+      hyperp-law fit runs.csv --map lr=learning_rate --map loss="smooth loss" \\
+        --map tokens=D --map batch_tokens=bs*2048 --by N,tokens \\
+        --tuned lr,batch_tokens -o law.json
     """
     from hyperp.analysis.law.fit import fit_law
     from hyperp.analysis.law.schema import law_text, save_law
@@ -73,9 +93,9 @@ def fit(
     from hyperp.analysis.table.read import parse_map
 
     command = _fit_command(locals())
-    sizes, fixed, tuned = names_of(",".join(by)), fixed_of(fix), tuple(names_of(over))
+    sizes, fixed, tuned = split_names(",".join(by)), parse_fixed(fix), tuple(split_names(over))
     columns = [*sizes, *fixed, *(slice_by or []), *tuned[1:]]
-    table, rows = load(runs, mapping, where, columns, loss=not optima)
+    table, rows = load_runs(runs, mapping, where, columns, loss=not optima)
     law = fit_law(
         table,
         sizes,
@@ -85,9 +105,9 @@ def fit(
         command=command,
         mapping=parse_map(mapping or []),
         over=tuned,
-        also_by=tuple(names_of(also_by)),
+        also_by=tuple(split_names(also_by)),
         slice_by=tuple(slice_by or ()),
-        method=method_of(method),
+        method=method_or_default(method),
         space=space,
         given=optima,
         reach=reach,
@@ -101,26 +121,21 @@ def fit(
 
 
 def _fit_command(given: Mapping[str, Any]) -> str:
-    """`hyperp-law fit` as it was typed, from the arguments of `fit`; what is the default is left out."""
+    """The command line that gives these arguments of `fit`, without options at their default."""
     words = ["hyperp-law", "fit", str(given["runs"]), "--by", ",".join(given["by"])]
-    words += words_of(
+    words += option_arguments(
         {
             "--where": given["where"],
             "--fix": given["fix"],
             "--map": given["mapping"],
             "--slice": given["slice_by"],
-            "--over": given["over"] if names_of(given["over"]) != ["lr"] else None,
+            "--tuned": given["over"] if split_names(given["over"]) != ["lr"] else None,
             "--also-by": given["also_by"],
             "--method": given["method"],
             "--space": given["space"] if given["space"] != "log" else None,
             "--optima": given["optima"],
             "--window": f"{given['window']:g}" if given["window"] != WINDOW else None,
-            "--reach": f"{given['reach']:g}" if given["reach"] != REACH else None,
+            "--reach": f"{given['reach']:g}" if given["reach"] != DEFAULT_REACH else None,
         }
     )
     return shlex.join([*words, "-o", str(given["out"])])
-
-
-def register(app: typer.Typer, answer: Decorator) -> None:
-    """Add the command; `answer` turns bad input and refusals into one line and an exit code."""
-    app.command()(answer(fit))

@@ -7,71 +7,89 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hyperp.analysis.cli.options import (
+    FIT,
+    OUTPUT,
+    TABLE,
     AsJson,
-    Decorator,
     Map,
     PointsFile,
     RunsArgument,
     Where,
-    ends_in,
-    words_of,
+    option_arguments,
+    output_option,
 )
 
 FormOption = Annotated[
-    Literal["power", "chinchilla"], typer.Option("--form", help="E + A C^-b, or E + A N^-alpha + B D^-beta")
+    Literal["power", "chinchilla"],
+    typer.Option("--form", help="E + A C^-b, or E + A N^-alpha + B D^-beta", rich_help_panel=FIT),
 ]
 Pin = Annotated[
     list[str] | None,
-    typer.Option("--pin", metavar="NAME=VALUE", help="hold the floor, E=1.6, or an exponent; repeatable"),
+    typer.Option(
+        "--pin",
+        metavar="NAME=VALUE",
+        help="fix the floor, such as E=1.6, or an exponent; repeatable",
+        rich_help_panel=FIT,
+    ),
 ]
-Resamples = Annotated[int, typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals")]
-Seed = Annotated[int, typer.Option(min=0, help="of the resamples")]
-Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="write the plots to this folder")]
+Resamples = Annotated[
+    int,
+    typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals", rich_help_panel=FIT),
+]
+Seed = Annotated[int, typer.Option(min=0, help="seed of the resamples", rich_help_panel=FIT)]
+Plots = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="DIR", help="write the plots to this folder", rich_help_panel=OUTPUT),
+]
 
 
 def loss(
     runs: RunsArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="where to write the law", callback=ends_in(".json"))
-    ],
+    out: Annotated[Path, output_option("the JSON file of the loss law to write", ".json")],
     form: FormOption = "power",
     mapping: Map = None,
     where: Where = None,
     pin: Pin = None,
     all_rows: Annotated[
-        bool, typer.Option("--all-rows", help="every run is a point, not the best rate of every size")
+        bool,
+        typer.Option(
+            "--all-rows",
+            help="fit every run, not only the best rate at every size",
+            rich_help_panel=TABLE,
+        ),
     ] = False,
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
     plots: Plots = None,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
+    points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
 ) -> None:
     """Fit a loss law and say how well its floor is known.
 
-    Compute is the column flops, N and D are parameters and tokens; at each, the lowest mean-over-seeds loss
-    among the rates counts. --bootstrap 0 leaves the intervals out.
+    C is the column flops, N is parameters and D is tokens. A point of the fit is the lowest loss (mean over
+    seeds) among the rates at one size. --bootstrap 0 leaves the intervals out.
 
-    Example: hyperp-law loss runs.parquet --form power --where optimizer=muonh -o loss.json
-
-    Example: hyperp-law loss chinchilla.csv --form chinchilla --map parameters=N --map tokens=D -o loss.json
+    \b
+    Examples:
+      hyperp-law loss runs.parquet --where optimizer=muonh -o loss.json
+      hyperp-law loss chinchilla.csv --form chinchilla \\
+        --map parameters=N --map tokens=D -o loss.json
     """
-    from hyperp.analysis.loss.bootstrap import bootstrap as resample
-    from hyperp.analysis.loss.bootstrap import floor_interval
-    from hyperp.analysis.loss.fit import fit_loss, profile
+    from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
+    from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
     from hyperp.analysis.loss.points import loss_points
-    from hyperp.analysis.loss.schema import describe, save_loss
+    from hyperp.analysis.loss.schema import loss_law_record, save_loss
     from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
-    fit = fit_loss(loss_points(frame, form, all_rows), pins)
-    draws = resample(fit, bootstrap, seed) if bootstrap else None
-    found = profile(fit, None if draws is None else floor_interval(draws))
-    words = words_of({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
+    fit = fit_loss_law(loss_points(frame, form, all_rows), pins)
+    draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
+    found = profile_floor(fit, None if draws is None else floor_interval(draws))
+    words = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
     words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
-    law = describe(fit, found, draws, source)
+    law = loss_law_record(fit, found, draws, source)
     save_loss(law, out)
     for line in convergence_warnings(law):
         typer.echo(f"warning: {line}", err=True)
@@ -88,26 +106,30 @@ def loss(
 
 def leverage(
     runs: RunsArgument,
-    baseline: Annotated[str, typer.Option(metavar="COLUMN=VALUE", help="such as optimizer=muon")],
-    over: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="what tells the curves apart; the baseline's column")
-    ] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="COLUMN=VALUE", help="the curve to compare with, such as optimizer=muon")
+    ],
+    over: Annotated[str | None, typer.Option(hidden=True)] = None,  # --baseline names the column
     mapping: Map = None,
     where: Where = None,
     pin: Pin = None,
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
     plots: Plots = None,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
+    points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
 ) -> None:
-    """Say how many times the baseline's compute the others save at equal loss (CEL, arXiv 2603.28743).
+    """Compare the compute that optimizers need for equal loss.
 
-    A law L(C) is fitted to each; their compute is compared only at losses that both reached.
+    The leverage over the baseline is the ratio of its compute to that of another curve at equal loss (CEL,
+    arXiv 2603.28743). A law L(C) is fitted to each curve; their compute is compared only at losses that both
+    reached.
 
-    Example: hyperp-law leverage runs.parquet --baseline optimizer=muon
+    \b
+    Example:
+      hyperp-law leverage runs.parquet --baseline optimizer=muon
     """
-    from hyperp.analysis.loss.leverage import leverage as ask
+    from hyperp.analysis.loss.leverage import compute_leverage
     from hyperp.analysis.report.text.loss import show_leverage
 
     column, sign, value = baseline.partition("=")
@@ -117,22 +139,16 @@ def leverage(
         )
     pins = _pins(pin)
     frame, source = _read(runs, mapping, where)
-    answer, series = ask(frame, value, column, pins, bootstrap, seed)
-    answer = answer.model_copy(update={n: source[n] for n in ("records", "records_sha256")})
+    found, series = compute_leverage(frame, value, column, pins, bootstrap, seed)
+    found = found.model_copy(update={n: source[n] for n in ("records", "records_sha256")})
     if as_json:
-        typer.echo(answer.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2))
     else:
-        show_leverage(answer)
+        show_leverage(found)
     if plots is not None:
         from hyperp.analysis.report.figures.loss import write_leverage_figure
 
-        _report(write_leverage_figure(answer, series, plots))
-
-
-def register(app: typer.Typer, answer: Decorator) -> None:
-    """Add both commands; `answer` turns bad input and refusals into one line and an exit code."""
-    for command in (loss, leverage):
-        app.command()(answer(command))
+        _report(write_leverage_figure(found, series, plots))
 
 
 def _read(runs: Path, mapping: list[str] | None, where: list[str] | None) -> tuple[Any, dict[str, Any]]:

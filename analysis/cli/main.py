@@ -1,9 +1,4 @@
-"""The command hyperp-law: check, fit, recommend, loss, leverage, transfer, coordinates, next, validate,
-report.
-
-Exit codes: 0 an answer, 1 a recommendation that did not hold, 2 bad input, 3 data that cannot identify the
-answer.
-"""
+"""The command hyperp-law. Its exit codes: 0 answered, 1 `validate` failed, 2 bad input, 3 refused."""
 
 import shlex
 from pathlib import Path
@@ -12,29 +7,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperp import __version__
-from hyperp.analysis.cli import diagnostics, fit, loss
+from hyperp.analysis.cli.diagnostics import coordinates, transfer
+from hyperp.analysis.cli.fit import fit
+from hyperp.analysis.cli.loss import leverage, loss
 from hyperp.analysis.cli.options import (
+    FIT,
+    OUTPUT,
     PROGRAM,
     AsJson,
     At,
+    ContextOption,
     Extrapolate,
     LawArgument,
+    LawCommand,
     Map,
     MethodOption,
-    Over,
     PointsFile,
     RunsArgument,
-    SaveAnswer,
     Size,
+    Tuned,
     Where,
     Window,
-    answer,
-    ends_in,
-    load,
-    method_of,
-    names_of,
-    sizes_of,
-    words_of,
+    exit_codes,
+    load_runs,
+    method_or_default,
+    option_arguments,
+    output_option,
+    parse_sizes,
+    split_names,
 )
 from hyperp.analysis.vocabulary import WINDOW
 from hyperp.terminal import run_app
@@ -45,63 +45,72 @@ if TYPE_CHECKING:  # pull in numpy, which --help does without
 
 app = typer.Typer(
     name=PROGRAM,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hyperp-law {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def top(
+def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """From a table of runs to a learning rate with an interval, or to what to run next.
+    """Turn a table of runs into a law of the learning rate, a recommendation and the runs to do next.
 
-    Exit codes: 0 an answer, 1 the recommended rate did not hold, 2 bad input, 3 the data cannot tell.
+    \b
+      hyperp-law check runs/demo/runs.parquet               what the table holds
+      hyperp-law fit runs/demo/runs.parquet --by tokens -o law.json
+      hyperp-law recommend law.json --tokens 5.2e5          the rate, with its interval
+      hyperp-law next law.json --tokens 5.2e5 -o next.yaml  the runs that would narrow it
+      hyperp-law report law.json -o report                  tables and plots
+
+    Exit codes: 0 answered, 1 the recommended rate failed its validation, 2 bad input, 3 refused because the
+    data cannot tell.
     """
 
 
-@app.command()
-@answer
 def check(
     runs: RunsArgument,
-    by: Annotated[str, typer.Option(help="columns of sizes beyond the standard ones, as N,D")] = "",
-    over: Over = "lr",
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMNS", help="sizes beyond the standard ones, such as N,D", rich_help_panel=FIT
+        ),
+    ] = "",
+    over: Tuned = "lr",
     where: Where = None,
     mapping: Map = None,
     method: MethodOption = None,
     window: Window = WINDOW,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a table of runs holds and which exponents it could identify.
+    """Describe a table of runs and which exponents it identifies.
 
-    Example: hyperp-law check runs/demo/runs.parquet
+    \b
+    Example:
+      hyperp-law check runs/demo/runs.parquet
     """
-    from hyperp.analysis.queries.check import check as ask
+    from hyperp.analysis.queries.check import check_runs
     from hyperp.analysis.report.text.slices import show_check
 
-    columns, tuned = names_of(by), tuple(names_of(over))
-    table, rows = load(runs, mapping, where, [*columns, *tuned[1:]])
-    found = ask(table, rows, window, columns, tuned, method_of(method))
+    columns, tuned = split_names(by), tuple(split_names(over))
+    table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
+    found = check_runs(table, rows, window, columns, tuned, method_or_default(method))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         show_check(found)
 
 
-fit.register(app, answer)
-
-
-@app.command()
-@answer
 def recommend(
     law: LawArgument,
     tokens: Size = None,
@@ -111,30 +120,34 @@ def recommend(
     granularity: Size = None,
     sparsity: Size = None,
     at: At = None,
-    optimizer: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
-    parametrization: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
-    schedule: Annotated[str | None, typer.Option(help="refuse unless the law is for it")] = None,
+    optimizer: ContextOption = None,
+    parametrization: ContextOption = None,
+    schedule: ContextOption = None,
     extrapolate: Extrapolate = False,
-    points: PointsFile = None,  # noqa: ARG001, for `answer`
+    points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
     hydra: Annotated[
-        bool, typer.Option(help="print override words for hyperp-train and hyperp-sweep")
+        bool,
+        typer.Option(
+            "--hydra", help="print overrides for hyperp-train and hyperp-sweep", rich_help_panel=OUTPUT
+        ),
     ] = False,
 ) -> None:
-    """Say the learning rate for a target scale, with its prediction interval and every factor.
+    """Recommend the learning rate for a target scale.
 
-    Sizes that the law holds constant may be left out.
+    Prints the rate with its prediction interval and every factor. Sizes that are the same in all slices of
+    the law may be left out.
 
-    Example: hyperp-law recommend law.json --tokens 5.2e5
-
-    Example: hyperp-train $(hyperp-law recommend law.json --tokens 5.2e5 --hydra)
+    \b
+    Examples:
+      hyperp-law recommend law.json --tokens 5.2e5
+      hyperp-train $(hyperp-law recommend law.json --tokens 5.2e5 --hydra)
     """
     from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.recommend import recommend as ask
-    from hyperp.analysis.queries.recommend import refuse_unknown
+    from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
 
     if as_json and hydra:
-        raise ValueError("--json and --hydra exclude each other, got both")
+        raise ValueError("--json and --hydra cannot be combined, got both")
     sizes: dict[str, str | None] = {
         "tokens": tokens,
         "width": width,
@@ -142,16 +155,16 @@ def recommend(
         "batch_tokens": batch_tokens,
     }
     sizes |= {"granularity": granularity, "sparsity": sparsity}
-    named = sizes_of(at, sizes)
+    named = parse_sizes(at, sizes)
     asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
     fitted = load_law(law)
-    found = ask(fitted, named, {n: v for n, v in asked.items() if v is not None}, extrapolate)
+    found = recommend_rate(fitted, named, {n: v for n, v in asked.items() if v is not None}, extrapolate)
     if not extrapolate:
-        refuse_unknown(fitted, found)
+        refuse_wide_interval(fitted, found)
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:
-        _print_hydra_words(fitted, found)
+        _print_hydra_overrides(fitted, found)
     elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -160,29 +173,26 @@ def recommend(
         show_recommendation(fitted, found)
 
 
-def _print_hydra_words(law: "Law", found: "Recommendation") -> None:
-    from hyperp.analysis.queries.recommend import hydra_words
+def _print_hydra_overrides(law: "Law", found: "Recommendation") -> None:
+    from hyperp.analysis.queries.overrides import hydra_overrides
 
-    typer.echo(hydra_words(law, found))
+    typer.echo(hydra_overrides(law, found))
     typer.echo(
-        f"note: base_lr = lr / {found.rate_factor:g}, the factor of the fitted runs' parametrization; "
-        "use the same one, its fitted exponents zero",
+        f"note: base_lr = lr / {found.rate_factor:g}, the factor in the fitted runs; use the same "
+        "parametrization with the fitted exponents set to zero",
         err=True,
     )
 
 
-@app.command("next")
-@answer
 def next_command(
     law: LawArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="where to write the points", callback=ends_in(".yaml"))
-    ],
-    slices: Annotated[int, typer.Option(help="how many further slices")] = 2,
+    out: Annotated[Path, output_option("the YAML file of points to write", ".yaml")],
+    slices: Annotated[int, typer.Option(metavar="COUNT", help="how many new slices to choose")] = 2,
     among: Annotated[
         list[str] | None,
         typer.Option(
-            help="choose among these slices alone; one is tokens=1e6 or tokens=1e6,width=128; repeat it"
+            metavar="NAME=SIZE,...",
+            help="choose among these slices only, such as tokens=1e6 or tokens=1e6,width=128; repeatable",
         ),
     ] = None,
     tokens: Size = None,
@@ -194,16 +204,19 @@ def next_command(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which runs would shrink the prediction interval at a target most for what they cost.
+    """Choose the next runs, which narrow the interval most.
 
-    Without a target it is 8 times the largest fitted size. Slices of the law without an optimum come first,
-    with the rates that would bracket it.
+    They shrink the prediction interval at the target most for their cost. The target is 8 times the largest
+    fitted size unless given. Slices of the law without an optimum come first, with the rates that would
+    bracket it.
 
-    Example: hyperp-law next law.json --tokens 2e11 -o points.yaml
+    \b
+    Example:
+      hyperp-law next law.json --tokens 2e11 -o points.yaml
     """
     from hyperp.analysis.law.schema import load_law
     from hyperp.analysis.queries.next_runs import next_runs
-    from hyperp.analysis.queries.points_file import WORDS, run_command, save_points
+    from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
     from hyperp.analysis.report.text.recommendation import show_next_runs
 
     sizes: dict[str, str | None] = {
@@ -214,46 +227,47 @@ def next_command(
     }
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     fitted = load_law(law)
-    target = sizes_of(at, sizes)
-    offers = [sizes_of(one.split(","), option="--among") for one in among or []]
+    target = parse_sizes(at, sizes)
+    offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
     found = next_runs(fitted, target, slices, offers)
-    wrote = save_points(found.points, out, f"further slices for {law}")
+    wrote = save_points(found.points, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
         show_next_runs(fitted, found)
-        typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{WORDS}")
+        typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{OVERRIDES_NOTE}")
     else:
         raise ValueError(
-            "--among: none is a further slice of the law; it has them, or they differ in what it holds"
+            "--among offers no new slice: each is already in the law, or differs in a size that the law "
+            "holds fixed"
         )
 
 
-@app.command()
-@answer
 def validate(
     law: LawArgument,
     runs: RunsArgument,
     where: Where = None,
     mapping: Map = None,
-    out: SaveAnswer = None,
+    out: Annotated[Path | None, output_option("write the result as JSON, for the report", ".json")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the recommended rate against others that were run at one target scale.
+    """Test the recommended rate against others at a target scale.
 
-    It holds when, against every other rate, the mean loss difference over common seeds (recommended less
-    other) is at most the standard deviation of that mean over seeds. Exit 1 when it does not.
+    The rate passes if, against every other rate, the mean loss difference over common seeds (recommended
+    minus other) is at most the standard deviation of that mean over seeds.
 
-    Example: hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
+    \b
+    Example:
+      hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
     """
     from hyperp.analysis.files import write_text
     from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.validate import validate as ask
+    from hyperp.analysis.queries.validate import validate_law
     from hyperp.analysis.report.text.recommendation import show_validation
 
     fitted = load_law(law)
-    table, rows = load(runs, mapping, where, [*fitted.ranges, *fitted.held])
-    found = ask(fitted, table, rows)
+    table, rows = load_runs(runs, mapping, where, [*fitted.ranges, *fitted.held])
+    found = validate_law(fitted, table, rows)
     if out is not None:
         write_text(found.model_dump_json(indent=2) + "\n", out)
     if as_json:
@@ -265,13 +279,12 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
-@answer
 def report(
     law: LawArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write, made if it is not there")],
+    out: Annotated[Path, output_option("the folder to write; created if it does not exist")],
     check: Annotated[
-        Path | None, typer.Option(help="runs at a target scale, to report what `validate` says of them")
+        Path | None,
+        typer.Option(metavar="RUNS", help="runs at a target scale; the report includes their `validate`"),
     ] = None,
     tokens: Size = None,
     width: Size = None,
@@ -282,15 +295,18 @@ def report(
     at: At = None,
     extrapolate: Extrapolate = False,
 ) -> None:
-    """Write report.md with tables, and every plot as PNG, SVG and CSV.
+    """Write a report of a law with tables and plots.
 
-    With a target size, the report holds the recommendation for it. If the table that the law was fitted to is
-    still there, unchanged, what stability monitors saw of its runs is drawn too.
+    Writes report.md, and every plot as PNG, SVG and CSV. With a target size, the report includes the
+    recommendation for it. If the table that the law was fitted to still exists unchanged, the report also
+    shows what the stability monitors measured in its runs.
 
-    Example: hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
+    \b
+    Example:
+      hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
     """
     from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.validate import validate as ask
+    from hyperp.analysis.queries.validate import validate_law
     from hyperp.analysis.report.report import write_report
 
     sizes: dict[str, str | None] = {
@@ -300,20 +316,37 @@ def report(
         "batch_tokens": batch_tokens,
     }
     sizes |= {"granularity": granularity, "sparsity": sparsity}
-    named = sizes_of(None, sizes)
-    target = sizes_of(at, sizes)
+    named = parse_sizes(None, sizes)
+    target = parse_sizes(at, sizes)
     words = ["hyperp-law", "report", str(law), "-o", str(out)]
-    words += words_of({"--check": None if check is None else str(check)})
-    words += words_of({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
-    words += words_of({"--at": at, "--extrapolate": extrapolate})
+    words += option_arguments({"--check": None if check is None else str(check)})
+    words += option_arguments({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
+    words += option_arguments({"--at": at, "--extrapolate": extrapolate})
     fitted = load_law(law)
-    validation = None if check is None else ask(fitted, load(check, None, None)[0])
+    validation = None if check is None else validate_law(fitted, load_runs(check, None, None)[0])
     for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):
         typer.echo(f"wrote {path}")
 
 
-for part in (loss, diagnostics):
-    part.register(app, answer)
+COMMANDS = (
+    check,
+    fit,
+    recommend,
+    next_command,
+    validate,
+    report,
+    loss,
+    leverage,
+    transfer,
+    coordinates,
+)
+for command in COMMANDS:
+    failed = ", 1 the rate did not pass" if command is validate else ""
+    app.command(
+        "next" if command is next_command else None,
+        cls=LawCommand,
+        epilog=f"Exit codes: 0 answered{failed}, 2 bad input, 3 refused because the data cannot tell.",
+    )(exit_codes(command))
 
 
 def main() -> None:

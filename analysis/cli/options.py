@@ -1,15 +1,16 @@
-"""What the commands of hyperp-law share: options, their parsing, and how a command ends."""
+"""What the commands of hyperp-law share: their options, how these are parsed, and the exit codes."""
 
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.vocabulary import GROUPS, METHODS, NO_SIZES
+from hyperp.analysis.vocabulary import CONFIG_GROUPS, METHODS, NOT_COVARIATES
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.terminal import BAD_INPUT, REFUSED, one_line, print_error
 
@@ -17,179 +18,277 @@ if TYPE_CHECKING:  # pulls in pandas, which a recommendation does without
     from hyperp.analysis.table.validate import Runs
 
 PROGRAM = "hyperp-law"
-RUNS_HELP = "runs.parquet, another Parquet or CSV file, or a folder holding runs.parquet"
-WINDOW_HELP = "half-width in octaves of the parabola's window about the optimum, for two-stage"
-RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help=RUNS_HELP)]
+
+# Titles under which --help lists the options.
+TABLE, FIT, TARGET, OUTPUT = "Reading the table", "Fitting", "Target", "Output"
+
+RunsArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUNS", help="runs.parquet, another Parquet or CSV file, or a folder that holds runs.parquet"
+    ),
+]
 LawArgument = Annotated[Path, typer.Argument(metavar="LAW", help="the law.json that `hyperp-law fit` wrote")]
 Where = Annotated[
-    list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; repeatable")
+    list[str] | None,
+    typer.Option(
+        "--where", metavar="COLUMN=VALUE", help="use only these rows; repeatable", rich_help_panel=TABLE
+    ),
 ]
 Map = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
         metavar="NAME=COLUMN",
-        help="the column, or COLUMN*NUMBER, that holds lr, loss, tokens, ... in a foreign table; repeatable",
+        help="read NAME (lr, loss, tokens, ...) from another column, or from COLUMN*NUMBER; repeatable",
+        rich_help_panel=TABLE,
     ),
 ]
 SliceBy = Annotated[
     list[str] | None,
-    typer.Option("--slice", metavar="COLUMN", help="a column of sizes that tells curves apart; repeatable"),
+    typer.Option(
+        "--slice",
+        metavar="COLUMN",
+        help="fit a separate curve for each value of this column of sizes; repeatable",
+        rich_help_panel=TABLE,
+    ),
 ]
 Fix = Annotated[
-    list[str] | None, typer.Option("--fix", metavar="COVARIATE=EXPONENT", help="hold an exponent; repeatable")
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="COVARIATE=EXPONENT",
+        help="fix an exponent at its theoretical value and test that value against the data; repeatable",
+        rich_help_panel=FIT,
+    ),
 ]
-Over = Annotated[str, typer.Option(help="what was tuned: lr, or lr and one more column, as lr,batch_tokens")]
-Window = Annotated[float, typer.Option(help=WINDOW_HELP)]
+Tuned = Annotated[
+    str,
+    typer.Option(
+        "--tuned",
+        metavar="COLUMNS",
+        help="what was tuned: lr, or lr and one more column, such as lr,batch_tokens",
+        rich_help_panel=FIT,
+    ),
+]
+Window = Annotated[
+    float,
+    typer.Option(
+        help="half-width in octaves of the window about the optimum that --method two-stage fits",
+        rich_help_panel=FIT,
+    ),
+]
 MethodOption = Annotated[
     str | None,
     typer.Option(
-        help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given", show_default=False
+        help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given",
+        show_default=False,
+        autocompletion=lambda incomplete: [name for name in METHODS if name.startswith(incomplete)],
+        rich_help_panel=FIT,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
-Size = Annotated[str | None, typer.Option(metavar="N", help="size at the target, such as 520000 or 5.2e5")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="size at the target, such as 520000 or 5.2e5", rich_help_panel=TARGET),
+]
 At = Annotated[
     list[str] | None,
-    typer.Option("--at", metavar="NAME=SIZE", help="a size under any other name, such as N=1e9; repeatable"),
+    typer.Option(
+        "--at",
+        metavar="NAME=SIZE",
+        help="a size under any other name, such as N=1e9; repeatable",
+        rich_help_panel=TARGET,
+    ),
 ]
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 Extrapolate = Annotated[
-    bool, typer.Option(help="answer beyond the law's reach too, or where it hardly knows")
+    bool,
+    typer.Option(
+        "--extrapolate",
+        help="answer even beyond the law's largest extrapolation factor or with a very wide interval",
+        rich_help_panel=TARGET,
+    ),
+]
+ContextOption = Annotated[
+    str | None, typer.Option(help="refuse unless the law was fitted for it", rich_help_panel=TARGET)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON", rich_help_panel=OUTPUT)]
+PointsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--points",
+        metavar="FILE",
+        help="YAML file for the runs that a refusal suggests; by default beside --output, if there is one",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
-def ends_in(suffix: str) -> Callable[[Path | None], Path | None]:
-    """A check that an output has its own ending, so that it never overwrites a table or is misread later."""
+def require_suffix(suffix: str) -> Callable[[Path | None], Path | None]:
+    """A callback that rejects an output with another suffix, so that no command overwrites a table."""
 
-    def check(path: Path | None) -> Path | None:
+    def require(path: Path | None) -> Path | None:
         if path is not None and path.suffix != suffix:
             raise typer.BadParameter(f"must end in {suffix}, got {path}")
         return path
 
-    return check
+    return require
 
 
-SaveAnswer = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", help="also write the answer as JSON, for the report", callback=ends_in(".json")
-    ),
-]
-PointsFile = Annotated[
-    Path | None,
-    typer.Option("--points", metavar="FILE", help="where a refusal writes the runs that would help, as YAML"),
-]
+def output_option(help_text: str, suffix: str | None = None) -> Any:
+    """The option -o/--output of a command; a file must have the suffix."""
+    return typer.Option(
+        "--output",
+        "-o",
+        help=help_text,
+        callback=require_suffix(suffix) if suffix else None,
+        rich_help_panel=OUTPUT,
+    )
 
 
-def answer(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input becomes one line and exit 2, a refusal its reason, the points to run and exit 3."""
+class LawCommand(TyperCommand):
+    """A command whose help lists options by subject, and which accepts options by their former names."""
+
+    FORMER_NAMES: ClassVar = {"--out": "--output", "--over": "--tuned"}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments after replacing options that only exist under a new name."""
+        known = {option for param in self.params for option in param.opts}
+        former = {old: new for old, new in self.FORMER_NAMES.items() if old not in known and new in known}
+        for index, arg in enumerate(args):
+            name, sign, value = arg.partition("=")
+            args[index] = former.get(name, name) + sign + value
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section of the help for each `rich_help_panel`."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], TABLE: [], FIT: [], TARGET: []}
+        for param in self.get_params(ctx):
+            kind = "Arguments" if param.param_type_name == "argument" else "Options"
+            if record := param.get_help_record(ctx):
+                sections.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def exit_codes(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors of a command into one line and exit code 2, refusals into the next runs and exit code 3."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except Refusal as refusal:
-            _show_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
-            _say_left(command.__name__, kwargs.get("out"))
+            _print_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
+            _note_earlier_output(command.__name__, kwargs.get("out"))
             raise typer.Exit(REFUSED) from None
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             print_error(PROGRAM, one_line(error))
-            _say_left(command.__name__, kwargs.get("out"))
+            _note_earlier_output(command.__name__, kwargs.get("out"))
             raise typer.Exit(BAD_INPUT) from None
 
     return wrapped
 
 
-def _say_left(command: str, out: Path | None) -> None:
-    """No answer was written, but an older one may lie there."""
+def _note_earlier_output(command: str, out: Path | None) -> None:
+    """Tell the user that an existing output file is not from this command, which wrote nothing."""
     if command in ("fit", "loss") and out is not None and out.is_file():
-        typer.echo(f"note: {out} is from an earlier fit and was left as it is", err=True)
+        typer.echo(f"note: {out} is from an earlier fit and was left unchanged", err=True)
 
 
 def _points_path(options: Mapping[str, Any]) -> Path | None:
-    """--points, or a file beside -o."""
+    """The file of --points, or one beside the output."""
     given, out = options.get("points"), options.get("out")
     if given is not None or out is None:
         return given
     return out.with_name(f"{out.stem}.points.yaml")
 
 
-def _show_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
-    from hyperp.analysis.queries.points_file import WORDS, run_command, save_points
+def _print_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
+    from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
 
     if as_json:
         typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
     typer.echo(f"{PROGRAM}: refused: {refusal.reason}", err=True)
     for point in () if as_json else refusal.next_points:
         rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
-        hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in GROUPS.values()]
+        hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in CONFIG_GROUPS.values()]
         known = " ".join(f"{n}={v}" for n, v in point.items() if n not in hidden)
         typer.echo(f"run next: {known}" + (f" lr={rates}" if rates else ""), err=True)
     try:
         if path is not None and save_points(refusal.next_points, path, refusal.reason):
-            typer.echo(f"wrote {path}; run it with: {run_command(path)}\n{WORDS}", err=True)
+            typer.echo(f"wrote {path}; run it with: {run_command(path)}\n{OVERRIDES_NOTE}", err=True)
     except ValueError as error:
         typer.echo(f"note: {error}", err=True)
 
 
-def sizes_of(
+def parse_sizes(
     at: Sequence[str] | None = None, given: Mapping[str, str | None] | None = None, option: str = "--at"
 ) -> dict[str, float]:
-    """Sizes from the options, those of `at` by name; ValueError names one that is no size."""
+    """Sizes from the options of the standard sizes and from --at.
+
+    Raises:
+        ValueError: a text that is no size, or a size given twice.
+    """
     sizes: dict[str, float] = {}
     for name, text in (given or {}).items():
         if text is None:
             continue
-        value = _float(text)
+        value = _float_or_nan(text)
         if not (value >= 1 and value == value // 1 and value < 2**62):
             raise ValueError(f"{name} must be a whole number of at least 1, such as 5.2e5, got {text!r}")
         sizes[name] = int(value)
     for condition in at or []:
         name, _, text = condition.partition("=")
-        value = _float(text)
+        value = _float_or_nan(text)
         if not (name and 0 < value < float("inf")):
             raise ValueError(
                 f"{option} must be NAME=SIZE with a positive size, such as N=1e9, got {condition!r}"
             )
         if name in sizes:
-            raise ValueError(f"{name} is given twice, as {sizes[name]:.15g} and {text}; once is allowed")
+            raise ValueError(f"{name} must be given once, got {sizes[name]:.15g} and {text}")
         sizes[name] = int(value) if value == value // 1 and value < 2**62 else value
     return sizes
 
 
-def _float(text: str) -> float:
+def _float_or_nan(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         return float("nan")
 
 
-def names_of(text: str) -> list[str]:
-    """A comma-separated list."""
+def split_names(text: str) -> list[str]:
+    """The names in a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def words_of(options: Mapping[str, str | Sequence[str] | bool | None]) -> list[str]:
-    """Options as they were typed, to record a command; those without a value are left out."""
-    words: list[str] = []
+def option_arguments(options: Mapping[str, str | Sequence[str] | bool | None]) -> list[str]:
+    """The command-line arguments that give these options, without those that have no value."""
+    arguments: list[str] = []
     for name, value in options.items():
         if value is True:
-            words.append(name)
+            arguments.append(name)
         elif value:
-            words += [word for one in ([value] if isinstance(value, str) else value) for word in (name, one)]
-    return words
+            values = [value] if isinstance(value, str) else value
+            arguments += [text for one in values for text in (name, one)]
+    return arguments
 
 
-def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:
-    """["depth=-0.5"] as a dict; ValueError for anything else, and for a name given twice."""
+def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
+    """Exponents by covariate from texts such as "depth=-0.5".
+
+    Raises:
+        ValueError: another text, or a covariate given twice.
+    """
     fixed: dict[str, float] = {}
     for condition in conditions or []:
         name, _, value = condition.partition("=")
         if name in fixed:
-            raise ValueError(f"--fix gives {name} twice, as {fixed[name]:g} and {value}")
+            raise ValueError(f"--fix {name} must be given once, got {fixed[name]:g} and {value}")
         try:
             fixed[name] = float(value)
         except ValueError:
@@ -197,42 +296,42 @@ def fixed_of(conditions: Sequence[str] | None) -> dict[str, float]:
     return fixed
 
 
-def method_of(text: str | None) -> Any:
-    """--method, or the default one."""
-    from hyperp.analysis.optima.methods import DEFAULT
+def method_or_default(text: str | None) -> Any:
+    """The method of --method, or the default."""
+    from hyperp.analysis.optima.methods import DEFAULT_METHOD
 
-    return DEFAULT if text is None else text
+    return DEFAULT_METHOD if text is None else text
 
 
-def load(
+def load_runs(
     runs: Path,
     mapping: Sequence[str] | None,
     where: Sequence[str] | None,
     sizes: Sequence[str] = (),
     loss: bool = True,
 ) -> "tuple[Runs, dict[str, str]]":
-    """The checked table, and --where as a dict."""
+    """The validated table, and the conditions of --where as a dict."""
     from hyperp.analysis.table.read import parse_map
     from hyperp.analysis.table.validate import parse_where, read_runs
 
     rows, names = parse_where(where or []), parse_map(mapping or [])
     _check_map(names, [*sizes, *rows])
-    extra = [name for name in sizes if name not in (*COVARIATES, *NO_SIZES)]
+    extra = [name for name in sizes if name not in (*COVARIATES, *NOT_COVARIATES)]
     return read_runs(runs, names, extra, rows, loss), rows
 
 
 def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
-    """ValueError for a name that nothing reads, and for the rate or the loss under a second name."""
-    known = (*COVARIATES, *NO_SIZES, "base_lr")
+    """Reject a name that nothing reads, and the rate or the loss under a second name."""
+    known = (*COVARIATES, *NOT_COVARIATES, "base_lr")
     for name, source in mapping.items():
         if name not in (*known, *asked):
             raise ValueError(
-                f"--map {name}={source}: nothing reads {name}; the name must be one of {', '.join(known)}, "
-                "or a column that another option names"
+                f"--map {name}={source}: NAME must be one of {', '.join(known)}, or a column that another "
+                f"option names, got {name}"
             )
         column = source.split("*")[0].strip()
         if column in ("lr", "loss") and column not in mapping and name != "base_lr":
             raise ValueError(
-                f"--map {name}={source}: {column} is read as {column} already; "
-                f"say which column holds {column} too, --map {column}=COLUMN"
+                f"--map {name}={source}: {column} must not be read under a second name, unless "
+                f"--map {column}=COLUMN names another column for it"
             )

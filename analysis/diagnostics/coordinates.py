@@ -1,9 +1,9 @@
 """Coordinate check: how activations, and their change since initialisation, grow with the width.
 
-A parametrization passes in muP's sense (arXiv 2203.03466) if neither does, at any of the first steps. The
+A parametrization passes in muP's sense (arXiv 2203.03466) if neither grows at any of the first steps. The
 size of an activation is its root mean square over a probe, as a run wrote it; its slope is
-d log(size) / d log(width). A width at which any seed diverged has no slope to pass by: its verdict is that it
-diverged, whatever the other seeds did.
+d log(size) / d log(width). If any seed diverged at a width, the verdict on every slope of that series is that
+it diverged, whatever the other seeds did.
 """
 
 import math
@@ -19,7 +19,7 @@ from hyperp.analysis.files import Strict
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import FLAT, LEVEL
+from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
 
 Measure = Literal["size", "change"]
@@ -35,7 +35,7 @@ REQUIRED_COLUMNS = ("run_id", *COORDINATES)
 
 
 class SizeAtWidth(Strict):
-    """Means over seeds (geometric) at one width and step, with the smallest and the largest seed."""
+    """Size at one width and step: geometric mean over seeds, with the smallest and the largest seed."""
 
     measure: Measure
     step: int
@@ -47,10 +47,10 @@ class SizeAtWidth(Strict):
 
 
 class Slope(Strict):
-    """d log(size) / d log(width) at one step: mean over the slopes of seeds, with its t interval over them.
+    """d log(size) / d log(width) at one step: the mean over the slopes of seeds, with its t interval.
 
-    None where there are too few seeds; `seeds` are those that have every width that is left. `diverged` are
-    the widths at which a run diverged, or measured at this step what was not finite.
+    `value`, `low` and `high` are None where there are too few seeds; `seeds` counts those that have every
+    width. `diverged` are the widths at which a run diverged or had a value that was not finite at this step.
     """
 
     measure: Measure
@@ -64,12 +64,12 @@ class Slope(Strict):
 
     @property
     def text(self) -> str:
-        """The verdict, with the widths that diverged."""
+        """The verdict, or the widths that diverged."""
         return diverged_text(self.diverged) if self.diverged else self.verdict
 
 
 class Activation(Strict):
-    """One kind of activation of one series; `layer` is the block it was taken from, the last one."""
+    """One kind of activation of one series; `layer` is the block that it was taken from, the last one."""
 
     quantity: str
     layer: int | None
@@ -78,9 +78,10 @@ class Activation(Strict):
 
 
 class WidthSeries(Strict):
-    """Runs that differ in width and seed alone; `left_out` counts those that cannot be used, by reason.
+    """Runs that differ in width and seed only.
 
-    `widths` are those of runs that finished, `diverged` those of runs that diverged.
+    `widths` are those of runs that finished, `diverged` those of runs that diverged; `left_out` counts the
+    runs that cannot be used, by reason.
     """
 
     context: dict[str, str]
@@ -97,7 +98,7 @@ class WidthSeries(Strict):
 
 
 def slope_verdict(low: float | None, high: float | None, tolerance: float) -> Verdict:
-    """Flat if the whole interval is within the tolerance of 0, grows or shrinks if it is wholly beyond it."""
+    """Flat if the whole interval lies within `tolerance` of 0, grows or shrinks if it lies wholly beyond."""
     if low is None or high is None:
         return "unclear"
     if low > tolerance:
@@ -113,10 +114,10 @@ def diverged_text(widths: Sequence[int]) -> str:
 
 
 def read_coordinates(runs: Runs) -> pd.DataFrame:
-    """The long table beside the table of runs.
+    """Read the table of activations beside the table of runs, a row per run, step, quantity and layer.
 
     Raises:
-        ValueError: it is not there, or lacks a column.
+        ValueError: the file does not exist, or one of the two tables lacks a column.
     """
     path = Path(runs.path)
     path = coordinates_beside(path / "runs.parquet" if path.is_dir() else path)
@@ -138,10 +139,17 @@ def coordinate_check(
     runs: Runs,
     long: pd.DataFrame,
     where: Mapping[str, str] | None = None,
-    tolerance: float = FLAT,
+    tolerance: float = FLAT_SLOPE,
     level: float = LEVEL,
 ) -> list[WidthSeries]:
-    """Sizes and slopes of every series of runs; one whose runs have all failed has no widths and no kinds.
+    """Sizes and slopes of every series of runs; a series whose runs all failed has no widths and no kinds.
+
+    Args:
+        runs: the table of runs.
+        long: activations of the runs, from `read_coordinates`.
+        where: only runs with these values in these columns.
+        tolerance: a slope whose whole interval lies this close to 0 is flat.
+        level: coverage of the intervals.
 
     Raises:
         ValueError: the tolerance is not positive and finite, or the table has no width.
@@ -220,7 +228,7 @@ def _check_activation(
 
 
 def _sizes_over_seeds(measure: Measure, step: int, widths: list[int], log: np.ndarray) -> list[SizeAtWidth]:
-    """Of logarithms (seeds, widths), NaN where a run is missing or not finite."""
+    """Sizes over seeds; `log` (seeds, widths) has logarithms, NaN where a run is missing or not finite."""
     found = []
     for width, column in zip(widths, log.T, strict=True):
         there = column[~np.isnan(column)]
@@ -243,12 +251,12 @@ def _sizes_over_seeds(measure: Measure, step: int, widths: list[int], log: np.nd
 def _fit_slope(
     measure: Measure, step: int, widths: list[int], log: np.ndarray, tolerance: float, level: float
 ) -> Slope:
-    """One slope by least squares for each seed that has every width; their spread is the error."""
-    whole = log[~np.isnan(log).any(axis=1)]
-    seeds, value, low, high = len(whole), None, None, None
+    """Fit a slope by least squares for each seed that has every width; their spread gives the interval."""
+    complete = log[~np.isnan(log).any(axis=1)]
+    seeds, value, low, high = len(complete), None, None, None
     if seeds and len(widths) > 1:
         x = np.log(widths) - np.mean(np.log(widths))
-        slopes = whole @ x / (x @ x)
+        slopes = complete @ x / (x @ x)
         value = float(slopes.mean())
         if seeds > 1:
             se = float(slopes.std(ddof=1)) / math.sqrt(seeds)

@@ -1,8 +1,9 @@
-"""What stability monitors saw of the runs behind a law: does anything grow with scale?
+"""What the stability monitors measured in the runs behind a law: does anything grow with scale?
 
-`hyperp-sweep collect` writes the largest values of every run into its table and all of them, step by step,
-beside it. Of each scale the runs at its best rate count: that with the lowest loss, mean over seeds, of the
-rates at which every seed of the scale finished. A rate that lost a seed may owe its mean to the loss of it.
+`hyperp-sweep collect` writes the largest values of every run into the table of runs, and all values, step by
+step, into a table beside it. Each scale is represented by the runs at its best rate: the rate with the lowest
+mean loss over seeds, among those at which every seed of the scale finished. A rate that lost a seed does not
+count, since the loss of that seed may be what lowered its mean.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ from hyperp.analysis.law.schema import Law
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import parquet_columns
 from hyperp.analysis.table.validate import filter_runs, read_runs
-from hyperp.analysis.vocabulary import LEVEL, VARIES
+from hyperp.analysis.vocabulary import LEVEL, VARYING_RATIO
 from hyperp.run_table import COVARIATES, metrics_beside
 
-# Column of the table: what it is, the largest over layers, roles and looks of a run.
+# Column of the table of runs: what it holds, the largest over layers, roles and looks of a run.
 SUMMARY_NAMES = {
     "attention_z_max": "attention Z",
     "router_z_max": "router Z",
@@ -31,8 +32,8 @@ SUMMARY_NAMES = {
     "norm_over_radius_max": "norm over radius",
     "max_vio": "MaxVio, mean over steps",
 }
-MEASURED_EVERY_STEP = "max_vio"  # is measured at every step, and not by looks
-# Quantities of the table by step that are drawn, with the role where they have one; layers by the largest.
+MEASURED_EVERY_STEP = "max_vio"  # the others are measured at looks only
+# Quantity of the table by step that is drawn: its title, and the role that is drawn where it has roles.
 STEP_QUANTITIES = {
     "attention_z": ("attention Z (largest layer)", None),
     "router_z": ("router Z (largest layer)", None),
@@ -53,9 +54,9 @@ NOT_FINITE = "with a value that is not finite"
 
 @dataclass(frozen=True)
 class QuantityAtScale:
-    """A quantity at one scale: its mean over seeds and their smallest and largest, and what it is from.
+    """A quantity at the best rate `lr` of one scale: its mean, smallest and largest value over seeds.
 
-    `looks` are the fewest and the most of a run, None where the table does not say.
+    `looks` are the fewest and the most looks of a run, None where the table does not say.
     """
 
     size: int
@@ -69,9 +70,10 @@ class QuantityAtScale:
 
 @dataclass(frozen=True)
 class ScaleRatio:
-    """A summary at the smallest and at the largest value of an axis, all other sizes held.
+    """A quantity at the largest size along an axis over that at the smallest, all other sizes held constant.
 
-    `low` and `high` are the ends of an interval for `value`, None with one seed at either end or a mean of 0.
+    `ends` are the quantity at the smallest and the largest size. `low` and `high` are an interval for
+    `value`, None with a single seed at either end or a mean of 0.
     """
 
     quantity: str
@@ -85,13 +87,13 @@ class ScaleRatio:
 
 @dataclass(frozen=True)
 class MonitorFindings:
-    """Of every scale the runs at its best rate, the mean of their summaries, and the best of them by step.
+    """For every scale the runs at its best rate, the means of their summaries, and the best of them by step.
 
-    `scales` has a row a scale: its sizes, lr, edge (whether no rate of the grid is beyond it on one side),
-    seeds, and the means of the summary columns. `runs` are those behind the means, with the column scale (row
-    of `scales`), and `excluded` has for each scale its runs that do not count, by reason. `steps` has the
-    columns scale, step, quantity and value; it is empty if the table by step is not there. `left_out` are the
-    sizes of scales that are nowhere else here, each with the reason.
+    `scales` has a row per scale: its sizes, lr, edge (whether lr is the lowest or the highest rate of the
+    grid), seeds, and the means of the summary columns. `runs` are the runs behind the means, with the column
+    scale (the row of `scales`), and `excluded` counts for each scale the runs that are not used, by reason.
+    `steps` has the columns scale, step, quantity and value; it is empty if there is no table by step.
+    `left_out` are the sizes of the scales without a row in `scales`, each with the reason.
     """
 
     scales: pd.DataFrame
@@ -109,13 +111,13 @@ class MonitorFindings:
 
     @property
     def varying_sizes(self) -> list[str]:
-        """The sizes that differ between scales, those left out included."""
+        """The sizes that differ between scales, including scales that were left out."""
         out = [sizes for sizes, _ in self.left_out]
         return [n for n in self.sizes if len({*self.scales[n], *(sizes[n] for sizes in out)}) > 1]
 
     @property
     def axes(self) -> list[str]:
-        """The sizes that vary while all others are held, somewhere."""
+        """The sizes that vary along at least one line of scales with all other sizes held constant."""
         return [axis for axis in self.sizes if self.scales_along(axis)]
 
     def scales_along(self, axis: str) -> list[tuple[dict[str, int], pd.DataFrame]]:
@@ -123,12 +125,12 @@ class MonitorFindings:
         others = [name for name in self.sizes if name != axis]
         groups = [group for _, group in self.scales.groupby(others)] if others else [self.scales]
         groups = [group.sort_values(axis) for group in groups]
-        groups = [group for group in groups if group[axis].iloc[-1] >= VARIES * group[axis].iloc[0]]
+        groups = [group for group in groups if group[axis].iloc[-1] >= VARYING_RATIO * group[axis].iloc[0]]
         differ = [name for name in others if len({group[name].iloc[0] for group in groups}) > 1]
         return [({name: int(group[name].iloc[0]) for name in differ}, group) for group in groups]
 
     def ratios(self, axis: str) -> list[ScaleRatio]:
-        """Largest over smallest size, for every quantity and line of the axis where both are known."""
+        """The ratio of every quantity along every line of the axis, between the ends at which it is known."""
         found = []
         for quantity in self.quantities:
             for held, line in self.scales_along(axis):
@@ -141,11 +143,11 @@ class MonitorFindings:
         return found
 
     def seed_values(self, scale: int, quantity: str) -> np.ndarray:
-        """Of every seed at the best rate of a scale."""
+        """The values of a quantity at the best rate of a scale, one for each seed."""
         return self.runs.loc[self.runs["scale"] == scale, quantity].to_numpy(dtype="float64")
 
     def at_scale(self, scale: int, axis: str, quantity: str) -> QuantityAtScale:
-        """A quantity at a scale."""
+        """A quantity at a scale, whose size along `axis` stands with it."""
         values = self.seed_values(scale, quantity)
         size, lr = self.scales.at[scale, axis], self.scales.at[scale, "lr"]
         low, high = float(values.min()), float(values.max())
@@ -154,13 +156,15 @@ class MonitorFindings:
             lr=float(str(lr)),
             seeds=len(values),
             looks=self.count_range(scale, "steps" if quantity == MEASURED_EVERY_STEP else "monitor_looks"),
-            mean=min(max(float(values.mean()), low), high),  # rounding puts that of equal values beside them
+            mean=min(
+                max(float(values.mean()), low), high
+            ),  # rounding can move the mean of equal values off them
             low=low,
             high=high,
         )
 
     def count_range(self, scale: int, column: str) -> tuple[int, int] | None:
-        """The fewest and the most `monitor_looks` or `steps` of the runs of a scale, None where not known."""
+        """The fewest and the most `monitor_looks` or `steps` of the runs of a scale, None if unknown."""
         own = self.runs.loc[self.runs["scale"] == scale]
         if column not in own or own[column].isna().any():
             return None
@@ -170,12 +174,12 @@ class MonitorFindings:
 def ratio_of_means(
     first: np.ndarray, second: np.ndarray, level: float
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean of `second` over mean of `first`, with the t interval of its logarithm.
+    """Mean of `second` over mean of `first`, and the ends of its interval at `level`, from the log ratio.
 
     The variance of the logarithm of a mean is s^2 / (n mean^2) to first order (delta method); degrees of
     freedom are Welch's, since the spread over seeds need not be the same at both ends. Seeds are not paired:
-    the same seed at two scales draws other weights. None for what there is not: means that are not both
-    positive have no ratio, and one value alone has no spread.
+    the same seed at two scales draws other weights. All three are None if the means are not both positive;
+    the interval is None if either side has a single value.
     """
     means = first.mean(), second.mean()
     if not min(means) > 0:
@@ -192,7 +196,10 @@ def ratio_of_means(
 
 
 def read_monitors(law: Law) -> MonitorFindings | None:
-    """The monitors of the law's own records, None if they are not there unchanged or were not monitored."""
+    """What monitors measured in the law's own runs.
+
+    None if the table that the law was fitted to has changed, is gone, or has no monitored runs.
+    """
     path = Path(law.records)
     file = path / "runs.parquet" if path.is_dir() else path
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != law.records_sha256:
@@ -210,11 +217,11 @@ def read_monitors(law: Law) -> MonitorFindings | None:
     if not scales:
         return None
     metrics = metrics_beside(file)
-    best = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
-    steps = _largest_by_step(metrics, best) if metrics.is_file() else pd.DataFrame()
+    best_ids = [of_scale.sort_values("loss")["run_id"].iloc[0] for of_scale in runs]
+    steps = _largest_by_step(metrics, best_ids) if metrics.is_file() else pd.DataFrame()
     runs = pd.concat([of_scale.assign(scale=index) for index, of_scale in enumerate(runs)])
-    made = MonitorFindings(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
-    return made if made.quantities else None
+    findings = MonitorFindings(pd.DataFrame(scales), runs, excluded, steps, sizes, left_out, law.level)
+    return findings if findings.quantities else None
 
 
 def _runs_at_best_rates(
@@ -222,8 +229,9 @@ def _runs_at_best_rates(
 ) -> tuple[
     list[dict[str, object]], list[pd.DataFrame], list[dict[str, int]], list[tuple[dict[str, int], str]]
 ]:
-    """Of each scale a row, the monitored runs at its best rate, and how many do not count, by reason; and the
-    scales that are left out.
+    """For each scale a row, the monitored runs at its best rate, and counts of unused runs by reason.
+
+    The fourth item has the sizes of the scales that are left out, each with the reason.
     """
     rows, chosen, excluded, left_out = [], [], [], []
     for key, group in frame.groupby(list(sizes)):
@@ -234,7 +242,7 @@ def _runs_at_best_rates(
         if runs.empty:
             left_out.append((scale, NO_RATE if lr is None else NOT_MONITORED))
             continue
-        # Of one scale and rate all runs have the same quantities: one that only some have was not finite.
+        # All runs of a scale and rate measure the same quantities: one that only some have was not finite.
         some = [name for name in columns if runs[name].notna().any()]
         lost = {str(name): int(n) for name, n in group["status"].value_counts().items() if name != "finished"}
         lost[NOT_MONITORED] = len(at) - len(runs)
@@ -247,8 +255,10 @@ def _runs_at_best_rates(
 
 
 def best_rate(group: pd.DataFrame) -> tuple[float | None, bool]:
-    """The rate with the lowest mean loss of those at which every seed of the scale finished, None if at none;
-    and whether it is the lowest or the highest rate of the grid.
+    """The best rate of one scale's runs, and whether it is the lowest or the highest rate of the grid.
+
+    The best rate has the lowest mean loss among those at which every seed of the scale finished; None if
+    there is no such rate.
     """
     finished = group[(group["status"] == "finished") & np.isfinite(group["loss"])]
     whole = finished.groupby("lr")["seed"].nunique() == group["seed"].nunique()
@@ -262,9 +272,9 @@ def best_rate(group: pd.DataFrame) -> tuple[float | None, bool]:
 
 
 def _largest_by_step(path: Path, run_ids: list[str]) -> pd.DataFrame:
-    """What is drawn, of these runs: the largest layer at every step, or the role that is drawn.
+    """The values of these runs that are drawn: at every step the largest layer's, or the drawn role's.
 
-    Not a number counts as infinite, so that no other layer's value hides it.
+    NaN counts as infinite, so that no other layer's value hides it.
     """
     needed = ["run_id", "step", "quantity", "role", "value"]
     missing = set(needed) - set(parquet_columns(path))

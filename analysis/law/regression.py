@@ -11,7 +11,7 @@ from hyperp.analysis.law.schema import BasinRecord, CurvatureTest, Estimate, Fix
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
 from hyperp.analysis.table.slices import Number, Slice, short_label, varying
-from hyperp.analysis.vocabulary import VARIES, Space
+from hyperp.analysis.vocabulary import VARYING_RATIO, Space
 
 LN2 = math.log(2.0)
 COLLINEAR = (
@@ -75,38 +75,36 @@ def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = Non
 
 
 def _linear(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:
-    """Least squares in the rates: sum (exp(y + held) - exp(X beta + held))^2; errors by the delta method."""
-    from scipy.optimize import least_squares
+    """Least squares in the rates themselves, sum (exp(y + held) - exp(X beta + held))^2.
 
-    start = meta_regression(y, None, X)
-    centre = X.mean(axis=0) * (np.arange(X.shape[1]) > 0)
+    Args:
+        y: (K,) natural logs of the rates, less what the held exponents add.
+        held: (K,) what the held exponents add.
+        X: (K, P) design, ones first.
+
+    Returns:
+        Coefficients on the logs with their covariance by the delta method.
+    """
+    from scipy.optimize import curve_fit  # a recommendation does without
+
+    centre = np.append(0.0, X[:, 1:].mean(axis=0))
     Z = X - centre
-    rates = np.exp(y + held)
-    unit = float(np.exp(np.log(rates).mean()))
-    first = start.beta + np.eye(X.shape[1])[0] * float(centre @ start.beta)
+    unit = np.exp((y + held).mean())  # the solver works on rates of order one
 
-    def curve(beta: np.ndarray) -> np.ndarray:
+    def rates(_: np.ndarray, *beta: float) -> np.ndarray:
         return np.exp(np.clip(Z @ beta + held, -700, 700)) / unit
 
-    def jacobian(beta: np.ndarray) -> np.ndarray:
-        return curve(beta)[:, None] * Z
+    def jacobian(_: np.ndarray, *beta: float) -> np.ndarray:
+        return rates(_, *beta)[:, None] * Z
 
-    fit = least_squares(
-        lambda b: curve(b) - rates / unit,
-        first,
-        jacobian,  # pyright: ignore
-        xtol=1e-14,
-        ftol=1e-14,
-    )
-    df = len(y) - X.shape[1]
-    variance = 2 * fit.cost / df
-    back = np.eye(X.shape[1])
-    back[0, 1:] = -centre[1:]
-    cov = variance * back @ np.linalg.inv(fit.jac.T @ fit.jac) @ back.T
-    beta = back @ fit.x
-    residuals = y - X @ beta
-    sd = math.sqrt(float(residuals @ residuals) / df)
-    return MetaRegression(beta, cov, 0.0, df, 0.0, sd, residuals)
+    start = meta_regression(y, None, Z).beta
+    tolerances = {"method": "trf", "xtol": 1e-14, "ftol": 1e-14}
+    beta, cov = curve_fit(rates, Z, np.exp(y + held) / unit, p0=start, jac=jacobian, **tolerances)
+    back = np.eye(len(beta))  # from the centred intercept to that at covariates of one
+    back[0] -= centre
+    beta, cov = back @ beta, back @ cov @ back.T
+    residuals, df = y - X @ beta, len(y) - len(beta)
+    return MetaRegression(beta, cov, 0.0, df, 0.0, math.sqrt(residuals @ residuals / df), residuals)
 
 
 def rate_sd(sample: Sample, regression: MetaRegression) -> float | None:
@@ -142,7 +140,7 @@ def still(values: Sequence[Number]) -> str | None:
     low, high = min(values), max(values)
     if low == high:
         return f"has one value, {low:.10g}"
-    if high < VARIES * low:
+    if high < VARYING_RATIO * low:
         return f"does not vary: {low:.6g} to {high:.6g} is a factor of {high / low:.3g}"
     return None
 
@@ -178,7 +176,6 @@ def leave_one_out(
     `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
     missing all of them together.
     """
-    from hyperp.analysis.law.predict import penalty
 
     misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
     found = []
@@ -190,7 +187,7 @@ def leave_one_out(
         cost = (
             None
             if basin is None or len(known) < len(rest)
-            else penalty(basin.at(one.covariates), (error, *known))
+            else basin.at(one.covariates).penalty((error, *known))
         )
         found.append(
             LeftOut(

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hyperp.analysis.files import Strict, read_json, validated, write_text
-from hyperp.analysis.vocabulary import REACH, Space, State
+from hyperp.analysis.files import Strict, read_json, validate_content, write_text
+from hyperp.analysis.optima.basin.shape import BasinShape
+from hyperp.analysis.random_effects import t_quantile
+from hyperp.analysis.vocabulary import DEFAULT_REACH, Space, State
 
 SCHEMA_VERSION = 3
 FORM = "lr = exp(a) * product of covariate^b"
@@ -22,6 +24,11 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Covariate = Annotated[int | float, Field(gt=0)]  # whole where it was whole in the table
 Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+def finite_exp(x: float) -> float:
+    """exp(x), with x clipped to +-700 so that the result is finite and positive."""
+    return math.exp(min(max(x, -700.0), 700.0))
 
 
 class Estimate(Strict):
@@ -117,6 +124,16 @@ class BasinRecord(Strict):
         ]
         factor = math.prod(ratio**exponent for exponent, ratio in known)
         return self.model_copy(update={"coef": [c * factor for c in self.coef], "bend": {}})
+
+    def penalty(self, displacement: float | Sequence[float]) -> float:
+        """Relative excess loss where what is tuned lies `displacement` natural logs above its optimum.
+
+        One displacement for each quantity of the law's `over`, the rate first; those left out are zero.
+        """
+        width = len(self.powers[0])
+        given = np.atleast_1d(np.asarray(displacement, dtype=float))
+        moved = np.concatenate([given, np.zeros(width - len(given))])
+        return float(BasinShape(np.array(self.powers), np.array(self.coef)).penalty(moved))
 
 
 class FixedTest(Strict):
@@ -216,7 +233,7 @@ class Law(Coefficients):
     basin: BasinRecord | None
     rate_sd: NotNegative | None
     level: Level
-    reach: Annotated[float, Field(ge=1)] = REACH
+    reach: Annotated[float, Field(ge=1)] = DEFAULT_REACH
     ranges: dict[str, tuple[Covariate, Covariate]]
     held: dict[str, Covariate]
     rate_factor: Positive | None
@@ -238,6 +255,25 @@ class Law(Coefficients):
         """The geometric mean of every covariate of the law over the slices used."""
         used = [s for s in self.slices if s.used]
         return {n: math.exp(sum(math.log(s.covariates[n]) for s in used) / len(used)) for n in self.ranges}
+
+    def interval_at(self, target: Mapping[str, float], response: str = "lr") -> tuple[float, float, float]:
+        """The predicted value at a target scale, and the low and high end of its prediction interval.
+
+        Args:
+            target: a size for every covariate of the law, the fixed ones too.
+            response: lr, or the name of what was tuned beside it.
+        """
+        found = self if response == "lr" else self.also[response]
+        fixed = self.fixed if response == "lr" else {}
+        x = np.array([1.0, *(math.log(target[name]) for name in found.exponents)])
+        beta = np.array([found.a.value, *(e.value for e in found.exponents.values())])
+        centre = float(x @ beta) + sum(b * math.log(target[name]) for name, b in fixed.items())
+        variance = float(x @ np.array(found.covariance) @ x) + found.tau**2 + found.slice_sd**2
+        if response == "lr" and self.rate_sd is not None:
+            # The scatter is in units of the rate; divided by the rate it is one in natural log.
+            variance += (self.rate_sd / finite_exp(centre)) ** 2
+        half = t_quantile(found.df, self.level) * math.sqrt(max(variance, 0.0))
+        return finite_exp(centre), finite_exp(centre - half), finite_exp(centre + half)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -306,7 +342,7 @@ def load_law(path: str | Path) -> Law:
     """
     raw = read_json(path, SCHEMA_VERSION)
     sealed = raw.pop("sha256", None)
-    law = validated(path, raw, Law)
+    law = validate_content(path, raw, Law)
     if digest(law) != sealed:
         raise ValueError(f"{path} was changed after it was fitted; fit it again")
     return law

@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperp.analysis.law.schema import OptimumRecord, Point, SeedSpread, SliceRecord
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.optima.parabola import rate_means
+from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 
 
@@ -16,7 +16,7 @@ def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None 
     """A slice and its optimum as a record; `reason` falls back to the optimum's own."""
     points = _surface(one)
     if len(one.lr) and not one.tuned:
-        rates, means = rate_means(one.lr, one.seed, one.loss)
+        rates, means = mean_loss_by_rate(one.lr, one.seed, one.loss)
         counts = Counter(one.lr.tolist())
         points = [
             Point(lr=r, loss=m, seeds=counts[r]) for r, m in zip(rates.tolist(), means.tolist(), strict=True)

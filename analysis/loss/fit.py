@@ -1,7 +1,8 @@
-"""Loss laws L(C) = E + A C^-b and L(N, D) = E + A N^-alpha + B D^-beta (arXiv 2203.15556).
+"""Fit a loss law, L(C) = E + A C^-b or L(N, D) = E + A N^-alpha + B D^-beta (arXiv 2203.15556).
 
-Fitted as arXiv 2404.10102 does: the sum of Huber(1e-3) over residuals of ln L. Whether the floor E is known
-is the question that such a fit most often gets wrong, so its profile always comes with it.
+As in arXiv 2404.10102, the fit minimises the sum of Huber losses (threshold 1e-3) of the residuals of ln L.
+Such fits most often go wrong about how well the data determine the floor E, so every fit comes with the
+profile of its floor.
 """
 
 import itertools
@@ -13,27 +14,27 @@ from typing import Any
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.loss.points import COLUMNS, Form, LossPoints, further
+from hyperp.analysis.loss.points import FORM_COLUMNS, Form, LossPoints, suggested_run
 from hyperp.analysis.loss.solver import (
     EXPONENTS,
     NEGLIGIBLE,
-    Points,
-    as_start,
-    basins,
-    bounds,
+    SolverPoints,
+    fit_linear_parameters,
     log_law,
+    parameter_bounds,
     polish,
-    project,
+    start_from_linear,
+    starting_points,
 )
 
 DELTA = 1e-3  # Huber's threshold on ln L
-NAMES: dict[Form, tuple[str, ...]] = {
+PARAMETER_NAMES: dict[Form, tuple[str, ...]] = {
     "power": ("E", "A", "b"),
     "chinchilla": ("E", "A", "B", "alpha", "beta"),
 }
-EXTRAPOLATE = 10.0  # times the largest compute: where the profile shows what the floor does
-WIDE, FINE = 31, 20  # floors of the profile over all of its range, and about the optimum
-FACTORS = (0.15, 0.8, 1.6)  # times the exponents of the law, where the profile looks for others
+EXTRAPOLATE = 10.0  # times the largest compute, where the profile shows what each floor predicts
+WIDE, FINE = 31, 20  # number of floors of the profile over its whole range, and near the optimum
+FACTORS = (0.15, 0.8, 1.6)  # times the exponents of the law, where the fits of the profile start
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class LossFit:
     """A fitted loss law.
 
     Attributes:
-        points: what it was fitted to.
-        z_P: (E, ln A_k, exponent_k) at the geometric means `centre_K` of x.
-        objective: the Huber sum over the points.
-        converged: the last Newton step expected nothing.
-        starts, agree: how many basins were polished, and how many led to this optimum.
-        at_bounds: in words, the parameters that ended at a bound.
+        points: the points that it was fitted to.
+        centre_K: geometric means of x.
+        z_P: (E, ln A_1, ..., exponent_1, ...), with A_k the size of its term at `centre_K`.
+        pins: values that were held, by name.
+        delta: Huber's threshold on ln L.
+        objective: sum of the Huber losses over the points.
+        converged: whether the last Newton step expected no further decrease.
+        starts, agree: number of starting points, and how many of them led to this optimum.
+        at_bounds: a sentence for each parameter that ended at a bound.
     """
 
     points: LossPoints
@@ -62,28 +66,35 @@ class LossFit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters, in the order of `parameters`."""
-        return NAMES[self.points.form]
+        """Names of the parameters, in the order of `published_parameters`."""
+        return PARAMETER_NAMES[self.points.form]
 
     @property
     def free(self) -> int:
-        """How many parameters were fitted."""
+        """Number of parameters that were fitted, not pinned."""
         return len(self.names) - len(self.pins)
 
     @property
     def residual_n(self) -> np.ndarray:
-        """ln(loss) less the law's, positive where the run is worse than the law."""
-        return np.log(self.points.loss_n) - np.log(predict(self, self.z_P[None], self.points.x_Kn)[0])
+        """ln(loss) of each point less that of the law (n,); positive where the run is worse than the law."""
+        return np.log(self.points.loss_n) - np.log(predict_loss(self, self.z_P[None], self.points.x_Kn)[0])
 
     @property
     def scatter(self) -> float:
-        """Standard deviation of ln(loss) about the law, with the degrees of freedom left."""
+        """Standard deviation of ln(loss) about the law, over its degrees of freedom, n less `free`."""
         return float(np.sqrt((self.residual_n**2).sum() / (len(self.residual_n) - self.free)))
 
 
 @dataclass(frozen=True)
-class Profile:
-    """The best fit at each floor held: its Huber sum, z as in LossFit, and the loss at `farther`."""
+class FloorProfile:
+    """The best fit with the floor held at each of F values.
+
+    Attributes:
+        floor_F: the floors, sorted.
+        objective_F: sum of Huber losses.
+        z_FP: parameters, as `LossFit.z_P`.
+        extrapolated_F: loss at `extrapolation_point`.
+    """
 
     floor_F: np.ndarray
     objective_F: np.ndarray
@@ -91,37 +102,44 @@ class Profile:
     extrapolated_F: np.ndarray
 
 
-def parameters(z_RP: np.ndarray, centre_K: np.ndarray) -> np.ndarray:
-    """(R, P) parameters as published, E, A_k at x = 1, exponents, from those at the geometric means."""
+def published_parameters(z_RP: np.ndarray, centre_K: np.ndarray) -> np.ndarray:
+    """Parameters (R, P) as they are published: E, A_k at x = 1, exponents.
+
+    Args:
+        z_RP: as `LossFit.z_P`, one row for each fit.
+        centre_K: geometric means of x.
+    """
     K = len(centre_K)
     terms = np.exp(z_RP[:, 1 : 1 + K] + z_RP[:, 1 + K :] * np.log(centre_K))
     return np.concatenate([z_RP[:, :1], terms, z_RP[:, 1 + K :]], axis=1)
 
 
-def predict(fit: LossFit, z_RP: np.ndarray, x_Km: np.ndarray) -> np.ndarray:
-    """Loss (R, m) of each row of parameters at m places."""
+def predict_loss(fit: LossFit, z_RP: np.ndarray, x_Km: np.ndarray) -> np.ndarray:
+    """Loss (R, m) of each row of parameters at m places `x_Km`."""
     return np.exp(log_law(z_RP, np.log(x_Km / fit.centre_K[:, None])))
 
 
-def fit_loss(points: LossPoints, pins: Mapping[str, float] | None = None, delta: float = DELTA) -> LossFit:
+def fit_loss_law(
+    points: LossPoints, pins: Mapping[str, float] | None = None, delta: float = DELTA
+) -> LossFit:
     """Fit a loss law.
 
     Args:
         points: at least one more than the parameters that are not pinned.
-        pins: parameters to hold: the floor `E` or an exponent.
+        pins: parameters to hold, the floor `E` or exponents, by name.
         delta: Huber's threshold on ln L.
 
     Raises:
-        ValueError: a pin that is unknown or out of range.
-        Refusal: the points cannot identify the law; the reason names the runs that would.
+        ValueError: a pin is unknown or out of range.
+        Refusal: the points do not identify the law; the reason names runs that would.
     """
     pins = dict(pins or {})
-    held = held_parameters(points, pins)
+    held = pins_by_index(points, pins)
     _refuse_unidentified(points, pins)
     centre_K = np.exp(np.log(points.x_Kn).mean(axis=1))
     data = solver_points(points, centre_K, delta)
-    low, high = bounds(data, held)
-    starts = basins(data, low, high)
+    low, high = parameter_bounds(data, held)
+    starts = starting_points(data, low, high)
     found = polish(starts, data, low, high)
     best = int(np.argmin(found.objective_R))
     least = found.objective_R[best]
@@ -136,19 +154,23 @@ def fit_loss(points: LossPoints, pins: Mapping[str, float] | None = None, delta:
         converged=bool(found.converged_R[best]),
         starts=len(starts),
         agree=int((found.objective_R <= least * (1 + 1e-6) + 1e-12 * delta**2).sum()),
-        at_bounds=_at_bounds(points, z, pins),
+        at_bounds=_parameters_at_bounds(points, z, pins),
     )
 
 
-def solver_points(points: LossPoints, centre_K: np.ndarray, delta: float) -> Points:
-    """The points in the solver's coordinates, every weight one."""
+def solver_points(points: LossPoints, centre_K: np.ndarray, delta: float) -> SolverPoints:
+    """The points in the coordinates of the solver, each with a weight of one."""
     u_Kn = np.log(points.x_Kn / centre_K[:, None])
-    return Points(u_Kn, np.log(points.loss_n)[None], np.ones((1, len(points.loss_n))), delta)
+    return SolverPoints(u_Kn, np.log(points.loss_n)[None], np.ones((1, len(points.loss_n))), delta)
 
 
-def held_parameters(points: LossPoints, pins: Mapping[str, float]) -> dict[int, float]:
-    """Pins by parameter index; ValueError for one that is unknown or out of range."""
-    names = NAMES[points.form]
+def pins_by_index(points: LossPoints, pins: Mapping[str, float]) -> dict[int, float]:
+    """Values to hold, by the index of the parameter.
+
+    Raises:
+        ValueError: a pin is unknown or out of range.
+    """
+    names = PARAMETER_NAMES[points.form]
     allowed = [n for n in names if n not in ("A", "B")]
     held = {}
     for name, value in pins.items():
@@ -168,27 +190,31 @@ def held_parameters(points: LossPoints, pins: Mapping[str, float]) -> dict[int, 
 
 
 def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
-    names, n = COLUMNS[points.form], len(points.loss_n)
-    free = len(NAMES[points.form]) - len(pins)
+    """Raise Refusal, with the runs that would help, unless the points identify every free parameter."""
+    names, n = FORM_COLUMNS[points.form], len(points.loss_n)
+    free = len(PARAMETER_NAMES[points.form]) - len(pins)
     what = "rows" if points.all_rows else f"distinct ({', '.join(names)})"
     for name, x in zip(names, points.x_Kn, strict=True):
         distinct, need = len(np.unique(x)), 3 - ("E" in pins)
         if distinct == 1:
-            more = [_beyond(points, name, times) for times in (2, 4, 8)[:free]]
+            more = [_run_beyond(points, name, times) for times in (2, 4, 8)[:free]]
             reason = f"{name} does not vary, it is {x[0]:.4g} everywhere; run at another {name}"
             raise Refusal(reason, more)
         if len(names) > 1 and distinct < need:
             raise Refusal(
                 f"{name} has {distinct} values and its term needs {need}; run between or beyond "
                 f"{x.min():.4g} and {x.max():.4g}",
-                [_beyond(points, name, 2)],
+                [_run_beyond(points, name, 2)],
             )
     if n < free + 1:
         beyond = " ".join(f"{k} {2 * x.max():.3g}" for k, x in zip(names, points.x_Kn, strict=True))
         raise Refusal(
             f"{n} {what} cannot fit {free} parameters, {free + 1} are needed; run {free + 1 - n} more, "
             f"such as at {beyond}" + ("" if "E" in pins else ", or pin the floor with --pin E=VALUE"),
-            [_beyond(points, names[k % len(names)], 2 ** (1 + k // len(names))) for k in range(free + 1 - n)],
+            [
+                _run_beyond(points, names[k % len(names)], 2 ** (1 + k // len(names)))
+                for k in range(free + 1 - n)
+            ],
         )
     if len(names) == 2:
         together = float(np.corrcoef(np.log(points.x_Kn))[0, 1])
@@ -196,73 +222,80 @@ def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
             raise Refusal(
                 f"parameters and tokens move together (correlation {together:.4f} of their logs), so their "
                 "terms cannot be told apart; run the same model on other token budgets, or fit --form power",
-                [_beyond(points, "tokens", times) for times in (4, 1 / 4)],
+                [_run_beyond(points, "tokens", times) for times in (4, 1 / 4)],
             )
 
 
-def _beyond(points: LossPoints, name: str, times: float) -> dict[str, Any]:
-    """A run at so many times the largest value of one column, the others as at their largest."""
-    largest = dict(zip(COLUMNS[points.form], points.x_Kn.max(axis=1).tolist(), strict=True))
-    return further(points, **{**largest, name: times * largest[name]})
+def _run_beyond(points: LossPoints, name: str, times: float) -> dict[str, Any]:
+    """A run at `times` the largest value of one column, the other column at its largest value."""
+    largest = dict(zip(FORM_COLUMNS[points.form], points.x_Kn.max(axis=1).tolist(), strict=True))
+    return suggested_run(points, **{**largest, name: times * largest[name]})
 
 
-def _at_bounds(points: LossPoints, z_P: np.ndarray, pins: Mapping[str, float]) -> tuple[str, ...]:
-    names, K = NAMES[points.form], len(points.x_Kn)
+def _parameters_at_bounds(points: LossPoints, z_P: np.ndarray, pins: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence for each parameter that is at a bound."""
+    names, K = PARAMETER_NAMES[points.form], len(points.x_Kn)
     least = float(points.loss_n.min())
-    words = []
+    reasons = []
     if "E" not in pins and z_P[0] <= 1e-6 * least:
-        words.append("E is at 0: the data show no floor")
+        reasons.append("E is at 0: the data show no floor")
     for k in range(K):
         if z_P[1 + k] <= math.log(least * NEGLIGIBLE) + 1:
-            words.append(f"{names[1 + k]} is at 0: the loss does not fall with {COLUMNS[points.form][k]}")
+            reasons.append(
+                f"{names[1 + k]} is at 0: the loss does not fall with {FORM_COLUMNS[points.form][k]}"
+            )
         name, value = names[1 + K + k], z_P[1 + K + k]
         for end in EXPONENTS:
             if name not in pins and abs(value / end - 1) < 1e-6:
-                words.append(f"{name} is at its bound {end:g}")
-    return tuple(words)
+                reasons.append(f"{name} is at its bound {end:g}")
+    return tuple(reasons)
 
 
-def farther(points: LossPoints) -> np.ndarray:
-    """Where to extrapolate to, (K,): ten times the largest compute, its N to D ratio kept."""
+def extrapolation_point(points: LossPoints) -> np.ndarray:
+    """Where to extrapolate to (K,): ten times the largest compute, with the N to D ratio of the run there."""
     largest = points.x_Kn[:, int(np.argmax(np.log(points.x_Kn).sum(axis=0)))]
     return largest * EXTRAPOLATE ** (1 / len(largest))
 
 
-def profile(fit: LossFit, among: tuple[float, float] | None = None) -> Profile:
-    """Refit at floors from 0 to just below the lowest loss.
+def profile_floor(fit: LossFit, among: tuple[float, float] | None = None) -> FloorProfile:
+    """Fit the law again with the floor held, from 0 to just below the lowest loss.
 
     Args:
         fit: the law.
-        among: floors between which to look more closely, such as its interval; None takes those that fit
-            within a tenth of the best.
+        among: two floors between which to place more, such as the ends of an interval; None takes those whose
+            objective is within a tenth of the best.
     """
     top = 0.995 * float(fit.points.loss_n.min())
     floors = np.unique([*np.linspace(0, top, WIDE), min(fit.z_P[0], top)])
-    z, objective = _at_floors(fit, floors)
+    z, objective = _fit_at_floors(fit, floors)
     if among is None:
         near = np.flatnonzero(objective <= 1.1 * objective.min())
         among = float(floors[max(near[0] - 1, 0)]), float(floors[min(near[-1] + 1, len(floors) - 1)])
     more = np.setdiff1d(np.minimum(np.linspace(*among, FINE), top), floors)
-    finer = _at_floors(fit, more)
+    finer = _fit_at_floors(fit, more)
     floors, objective = np.concatenate([floors, more]), np.concatenate([objective, finer[1]])
     order = np.argsort(floors)
     z = np.concatenate([z, finer[0]])[order]
-    far = predict(fit, z, farther(fit.points)[:, None])[:, 0]
-    return Profile(floors[order], objective[order], z, far)
+    far = predict_loss(fit, z, extrapolation_point(fit.points)[:, None])[:, 0]
+    return FloorProfile(floors[order], objective[order], z, far)
 
 
-def _at_floors(fit: LossFit, floor_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best fit at each floor: at a low one, a slow power law of either covariate can stand in for it."""
+def _fit_at_floors(fit: LossFit, floor_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters (F, P) and objective (F,) of the best fit at each floor.
+
+    Each fit starts at several exponents, because at a low floor a slow power law of either covariate can take
+    the place of the floor.
+    """
     data = solver_points(fit.points, fit.centre_K, fit.delta)
-    K, held = len(fit.centre_K), held_parameters(fit.points, {k: v for k, v in fit.pins.items() if k != "E"})
-    low, high = bounds(data, held)
+    K, held = len(fit.centre_K), pins_by_index(fit.points, {k: v for k, v in fit.pins.items() if k != "E"})
+    low, high = parameter_bounds(data, held)
     factors = np.array(list(itertools.product(FACTORS, repeat=K)))
     exponents = np.tile(np.clip(factors * fit.z_P[1 + K :], *EXPONENTS), (len(floor_F), 1))
     floors = np.repeat(floor_F, len(factors))
-    linear, _ = project(exponents, data, floors)
+    linear, _ = fit_linear_parameters(exponents, data, floors)
     lows, highs = np.tile(low, (len(floors), 1)), np.tile(high, (len(floors), 1))
     lows[:, 0] = highs[:, 0] = floors
-    found = polish(as_start(linear, exponents), data, lows, highs)
+    found = polish(start_from_linear(linear, exponents), data, lows, highs)
     value = found.objective_R.reshape(len(floor_F), -1)
     best = value.argmin(axis=1) + len(factors) * np.arange(len(floor_F))
     return found.z_RP[best], found.objective_R[best]

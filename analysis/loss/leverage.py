@@ -1,8 +1,8 @@
-"""Compute-efficiency leverage, CEL: how many times the baseline's compute another curve saves at equal loss.
+"""Compute-efficiency leverage (CEL): the baseline's compute over that of another curve at equal loss.
 
-CEL(L) = C_baseline(L) / C_other(L), from a law L(C) fitted to each (arXiv 2603.28743; 2507.17702 defines the
-same for experts). Two laws can be divided at any loss, but only where both were measured does the ratio come
-from data: here the overlap of their losses, and nothing beyond.
+CEL(L) = C_baseline(L) / C_other(L), from a law L(C) fitted to each curve (arXiv 2603.28743; arXiv 2507.17702
+defines the same for experts). The ratio of two laws exists at any loss, but it comes from data only where
+both curves were measured. So it is given where their losses overlap, and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,19 @@ import pandas as pd
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
-from hyperp.analysis.loss.bootstrap import Draws, Kind, bootstrap
-from hyperp.analysis.loss.fit import LossFit, fit_loss, parameters, predict
-from hyperp.analysis.loss.points import further, loss_points
+from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, bootstrap_loss
+from hyperp.analysis.loss.fit import LossFit, fit_loss_law, predict_loss, published_parameters
+from hyperp.analysis.loss.points import loss_points, suggested_run
 from hyperp.analysis.vocabulary import LEVEL
 
-STEPS = 25  # losses at which the leverage is given, equally far apart in the baseline's log compute
+STEPS = 25  # number of losses at which the leverage is given, evenly spaced in the baseline's log compute
 
 
 class LeverageRow(Strict):
-    """At one loss: the compute that each needs and their ratio; an end is None where it is unbounded."""
+    """The compute in FLOPs that each curve needs for one loss, and their ratio with its interval.
+
+    `low` or `high` is None where the interval is unbounded.
+    """
 
     loss: float
     baseline_flops: float
@@ -32,8 +35,8 @@ class LeverageRow(Strict):
     high: float | None
 
 
-class Curve(Strict):
-    """The law of one series: E, A, b, where it was measured and how well it fits."""
+class CurveRecord(Strict):
+    """The law of one curve: its parameters E, A and b, the range that was measured, and how well it fits."""
 
     name: str
     parameters: dict[str, float]
@@ -45,17 +48,17 @@ class Curve(Strict):
     dropped: dict[str, int]
     at_bounds: list[str]
     converged: bool
-    resampling: Kind
+    resampling: ResamplingKind
 
 
 class Comparison(Strict):
-    """The leverage of one series over the baseline, from the highest common loss to the lowest.
+    """The leverage of one curve over the baseline, from the highest common loss to the lowest.
 
-    `at_largest` is the last row: the largest compute at which both were measured. `problem` says why there
-    is none.
+    `at_largest` is the last row, at the largest compute at which both curves were measured. Without rows,
+    `problem` says why.
     """
 
-    other: Curve
+    other: CurveRecord
     overlap: tuple[float, float] | None
     rows: list[LeverageRow]
     at_largest: LeverageRow | None
@@ -63,10 +66,10 @@ class Comparison(Strict):
 
 
 class Leverage(Strict):
-    """The baseline and how every other series compares with it; `unfitted` says why some have no law."""
+    """The baseline, its comparison with every other curve, and in `unfitted` why some curves have no law."""
 
     over: str
-    baseline: Curve
+    baseline: CurveRecord
     metric: str
     resamples: int
     seed: int
@@ -77,21 +80,21 @@ class Leverage(Strict):
     records_sha256: str = ""
 
 
-class Series:
-    """A fitted curve with its resamples."""
+class FittedSeries:
+    """A fitted curve with its resamples; `flops` and `losses` are the ends of its range, lowest first."""
 
     def __init__(self, name: str, fit: LossFit, draws: Draws):
         self.name, self.fit, self.draws = name, fit, draws
         flops = fit.points.x_Kn[0]
         self.flops = float(flops.min()), float(flops.max())
-        ends = predict(fit, fit.z_P[None], np.array([self.flops]))[0]
+        ends = predict_loss(fit, fit.z_P[None], np.array([self.flops]))[0]
         self.losses = float(ends[1]), float(ends[0])
 
-    def describe(self) -> Curve:
-        """The curve as it is written."""
+    def record(self) -> CurveRecord:
+        """The record of the curve for the answer."""
         fit = self.fit
-        values = parameters(fit.z_P[None], fit.centre_K)[0].tolist()
-        return Curve(
+        values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+        return CurveRecord(
             name=self.name,
             parameters=dict(zip(fit.names, values, strict=True)),
             flops=self.flops,
@@ -106,25 +109,29 @@ class Series:
         )
 
 
-def log_compute(fit: LossFit, z_RP: np.ndarray, loss_m: np.ndarray) -> np.ndarray:
-    """ln of the compute (R, m) at which each law reaches a loss; infinite at or below its floor."""
+def log_compute_at_loss(fit: LossFit, z_RP: np.ndarray, loss_m: np.ndarray) -> np.ndarray:
+    """ln of the FLOPs (R, m) at which each law reaches each loss; infinite at or below its floor."""
     above = loss_m - z_RP[:, :1]
     with np.errstate(divide="ignore"):
         excess = np.where(above > 0, np.log(np.maximum(above, 0.0)), -np.inf)
     return np.log(fit.centre_K[0]) + (z_RP[:, 1:2] - excess) / z_RP[:, 2:3]
 
 
-def compare(baseline: Series, other: Series, level: float = LEVEL) -> Comparison:
-    """The leverage of one series over the baseline inside the overlap of their fitted losses."""
+def compare_series(baseline: FittedSeries, other: FittedSeries, level: float = LEVEL) -> Comparison:
+    """The leverage of one curve over the baseline where their fitted losses overlap."""
     low, high = max(baseline.losses[0], other.losses[0]), min(baseline.losses[1], other.losses[1])
     if low >= high:
         return Comparison(
-            other=other.describe(), overlap=None, rows=[], at_largest=None, problem=_apart(baseline, other)
+            other=other.record(),
+            overlap=None,
+            rows=[],
+            at_largest=None,
+            problem=_no_overlap_reason(baseline, other),
         )
-    ends = log_compute(baseline.fit, baseline.fit.z_P[None], np.array([high, low]))[0]
+    ends = log_compute_at_loss(baseline.fit, baseline.fit.z_P[None], np.array([high, low]))[0]
     flops = np.exp(np.linspace(ends[0], ends[1], STEPS))
-    losses = predict(baseline.fit, baseline.fit.z_P[None], flops[None])[0]
-    theirs = log_compute(other.fit, other.fit.z_P[None], losses)[0]
+    losses = predict_loss(baseline.fit, baseline.fit.z_P[None], flops[None])[0]
+    theirs = log_compute_at_loss(other.fit, other.fit.z_P[None], losses)[0]
     bounds = _interval(baseline, other, losses, level)
     rows = [
         LeverageRow(
@@ -137,20 +144,19 @@ def compare(baseline: Series, other: Series, level: float = LEVEL) -> Comparison
         )
         for i in range(STEPS)
     ]
-    return Comparison(
-        other=other.describe(), overlap=(low, high), rows=rows, at_largest=rows[-1], problem=None
-    )
+    return Comparison(other=other.record(), overlap=(low, high), rows=rows, at_largest=rows[-1], problem=None)
 
 
 def _interval(
-    baseline: Series, other: Series, losses: np.ndarray, level: float
+    baseline: FittedSeries, other: FittedSeries, losses: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the ratio; a law whose floor is above the loss never reaches it.
+    """Lower and upper percentile of the ratio at each loss.
 
-    Resamples in which neither reaches it count half as nothing and half as everything, which widens.
+    A law never reaches a loss below its floor. Where neither law reaches it, the ratio counts as zero in
+    the even resamples and as infinite in the odd ones, which widens the interval.
     """
-    ours = log_compute(baseline.fit, baseline.draws.z_RP, losses)
-    theirs = log_compute(other.fit, other.draws.z_RP, losses)
+    ours = log_compute_at_loss(baseline.fit, baseline.draws.z_RP, losses)
+    theirs = log_compute_at_loss(other.fit, other.draws.z_RP, losses)
     neither = np.isinf(ours) & np.isinf(theirs)
     either = np.where(np.arange(len(ours)) % 2, np.inf, -np.inf)[:, None]
     ratio = np.sort(np.where(neither, either, ours - np.where(neither, 0.0, theirs)), axis=0)
@@ -160,10 +166,12 @@ def _interval(
 
 
 def _finite(value: float) -> float | None:
+    """The end of an interval, or None if it is unbounded."""
     return float(value) if 0 < value < np.inf else None
 
 
-def _apart(baseline: Series, other: Series) -> str:
+def _no_overlap_reason(baseline: FittedSeries, other: FittedSeries) -> str:
+    """Why two curves cannot be compared, and what to run."""
     worse, better = sorted((baseline, other), key=lambda s: -s.losses[0])
     return (
         f"the losses of {baseline.name} ({baseline.losses[0]:.4g} to {baseline.losses[1]:.4g}) and of "
@@ -172,48 +180,50 @@ def _apart(baseline: Series, other: Series) -> str:
     )
 
 
-def _closer(baseline: Series, other: Series) -> dict[str, Any]:
+def _run_towards_overlap(baseline: FittedSeries, other: FittedSeries) -> dict[str, Any]:
+    """A run at four times the compute of the worse curve, towards the losses of the better one."""
     worse = max((baseline, other), key=lambda s: s.losses[0])
-    return further(worse.fit.points, flops=4 * worse.flops[1])
+    return suggested_run(worse.fit.points, flops=4 * worse.flops[1])
 
 
-def leverage(
+def compute_leverage(
     frame: pd.DataFrame,
     baseline: str,
     over: str = "optimizer",
     pins: Mapping[str, float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> tuple[Leverage, list[Series]]:
-    """Compare every value of a column with one of them.
+) -> tuple[Leverage, list[FittedSeries]]:
+    """Compare the curves of all values of a column with that of one value.
 
     Args:
-        frame: one row a run, with `flops`, `loss` and the column `over`.
+        frame: one row for each run, with `flops`, `loss` and the column `over`.
         baseline: the value that the others are compared with.
-        over: the column that tells the curves apart.
-        pins: a floor or exponent to hold in every curve's law.
-        resamples: of every curve, for the intervals.
+        over: the column whose values tell the curves apart.
+        pins: a floor or an exponent to hold in the law of every curve, by name.
+        resamples: number of resamples of each curve, for the intervals.
         seed: of the random numbers.
 
     Returns:
-        The answer, and the fitted series, baseline first.
+        The answer, and the fitted curves, the baseline first.
 
     Raises:
-        ValueError: no such column or value, one value only, or losses that are not the same thing.
-        Refusal: the baseline cannot be fitted, or none of the others can be compared with it.
+        ValueError: the column or value is missing, the column has only one value, or the curves measure
+            different losses.
+        Refusal: the baseline cannot be fitted, or no other curve can be compared with it.
     """
-    names = _names(frame, over, baseline)
-    series, problems, points = _fit_each(
+    names = _series_names(frame, over, baseline)
+    series, problems, points = _fit_series(
         frame, over, [baseline, *(n for n in names if n != baseline)], pins, resamples, seed
     )
-    found = [compare(series[0], one) for one in series[1:]]
+    found = [compare_series(series[0], one) for one in series[1:]]
     problems += [one.problem for one in found if one.problem]
     if not any(one.rows for one in found):
-        apart = [_closer(series[0], one) for one in series[1:]]
+        apart = [_run_towards_overlap(series[0], one) for one in series[1:]]
         raise Refusal("; ".join(problems), [*points, *apart])
     answer = Leverage(
         over=over,
-        baseline=series[0].describe(),
+        baseline=series[0].record(),
         metric=series[0].fit.points.metric,
         resamples=resamples,
         seed=seed,
@@ -224,31 +234,32 @@ def leverage(
     return answer, series
 
 
-def _fit_each(
+def _fit_series(
     frame: pd.DataFrame,
     over: str,
     names: list[str],
     pins: Mapping[str, float] | None,
     resamples: int,
     seed: int,
-) -> tuple[list[Series], list[str], list[dict[str, Any]]]:
-    """The series that can be fitted, the first of them the baseline, why the others cannot, what to run."""
+) -> tuple[list[FittedSeries], list[str], list[dict[str, Any]]]:
+    """The curves that can be fitted, baseline first; why the others cannot; the runs that would help."""
     series, problems, points = [], [], []
     text = frame[over].astype("string")
     for index, name in enumerate(names):
         try:
-            fit = fit_loss(loss_points(frame.loc[text == name], "power"), pins)
+            fit = fit_loss_law(loss_points(frame.loc[text == name], "power"), pins)
         except Refusal as refusal:
             problems.append(f"{over}={name}: {refusal.reason}")
             points += refusal.next_points
             if index == 0:
                 raise Refusal(problems[0], refusal.next_points) from None
             continue
-        series.append(Series(name, fit, bootstrap(fit, resamples, seed + index)))
+        series.append(FittedSeries(name, fit, bootstrap_loss(fit, resamples, seed + index)))
     return series, problems, points
 
 
-def _names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:
+def _series_names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:
+    """The sorted values of the column; ValueError where the curves cannot be compared."""
     if over not in frame.columns:
         raise ValueError(
             f"--over {over}: no such column; there are {', '.join(str(c) for c in frame.columns)}"

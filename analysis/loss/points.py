@@ -1,4 +1,4 @@
-"""From a table of runs to the points of a loss law: what was dropped, and the best rate of every cell."""
+"""Turn a table of runs into the points of a loss law: drop unusable rows, take the best rate of each cell."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,22 +10,26 @@ from hyperp.analysis.table.read import to_number
 from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
-COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
-MOST = 50_000  # points of one law; its profile and resamples then take minutes
-DIGITS = 10  # two computes that agree to so many significant digits are one
+FORM_COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
+MOST = 50_000  # points of one law; with so many, its profile and resamples take minutes
+DIGITS = 10  # values of x that agree to so many significant digits are one cell
 
 
 @dataclass(frozen=True)
 class LossPoints:
-    """Points of one law, in an order that does not depend on the rows' order.
+    """Points of one law, sorted, so that the order of the table's rows does not matter.
 
     Attributes:
+        form: the law that the points are for.
         x_Kn: compute in FLOPs, or parameters and tokens.
-        loss_n: mean over seeds of the best rate of a cell, or every row's own with `all_rows`.
-        runs_n: the finished runs that a cell holds.
-        rows: rows of the table, and `dropped` how many of them were not used, by reason.
-        sizes, rates: the standard covariates and the rates of the largest cell, from which to go on.
-        edges: cells whose best rate is the lowest or highest one tried, so that their loss is too high.
+        loss_n: mean over seeds at the best rate of each cell; with `all_rows`, the loss of each row.
+        runs_n: number of finished runs in each cell.
+        rows: number of rows of the table.
+        dropped: number of rows that were not used, by reason.
+        edges: number of cells whose best rate is the lowest or highest one tried; their loss is too high.
+        all_rows: whether every row is a point of its own.
+        context: the value of each context column, such as the optimizer.
+        sizes, rates: the standard covariates and the rates of the largest cell, for suggestions.
     """
 
     form: Form
@@ -42,35 +46,36 @@ class LossPoints:
 
     @property
     def metric(self) -> str:
-        """What the loss is, with its unit where the table says so."""
+        """Name of the loss, with its unit where the table has a column `metric`."""
         return self.context.get("metric", "loss")
 
 
 def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> LossPoints:
-    """Clean a table and take from every cell of equal x the lowest mean-over-seeds loss among its rates.
+    """Clean a table and take, from each cell of equal x, the lowest loss (mean over seeds) among its rates.
 
     Args:
-        frame: one row a run, columns `loss` and those of `COLUMNS[form]`; `status`, `lr` and `seed` if any.
+        frame: one row for each run, with columns `loss` and `FORM_COLUMNS[form]`; optional are `status`, `lr`
+            and `seed`.
         form: the law that the points are for.
-        all_rows: every row is a point of its own.
+        all_rows: make every row a point of its own.
 
     Raises:
         ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
             mixes optimizers, metrics or other contexts.
     """
-    names = COLUMNS[form]
+    names = FORM_COLUMNS[form]
     missing = [name for name in ("loss", *names) if name not in frame.columns]
     if missing:
         raise ValueError(
             f"RUNS lacks the column(s) {', '.join(missing)} that form={form} needs; name them with "
             f"--map {missing[0]}=COLUMN; there are {', '.join(str(c) for c in frame.columns)}"
         )
-    _no_twins(frame)
-    kept, dropped = _usable(frame, names)
+    _refuse_duplicates(frame)
+    kept, dropped = _usable_rows(frame, names)
     if kept.empty:
         raise ValueError(f"RUNS holds no finished run with finite loss and {', '.join(names)}: {dropped}")
-    context = _context(kept)
-    cells, edges = (kept.assign(runs=1), 0) if all_rows else _cells(kept, names)
+    context = _single_context(kept)
+    cells, edges = (kept.assign(runs=1), 0) if all_rows else _best_of_cells(kept, names)
     if len(cells) > MOST:
         raise ValueError(f"RUNS gives {len(cells)} points, at most {MOST} make a law; use --where")
     x_Kn = cells[list(names)].to_numpy().T
@@ -93,11 +98,18 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
     )
 
 
-def further(points: LossPoints, **at: float) -> dict[str, Any]:
-    """A suggestion: a run at such a compute, or at such parameters and tokens, from the largest cell.
+def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
+    """The run to suggest at a compute, or at parameters and tokens, derived from the largest cell.
 
-    More compute is the same model on more tokens where the table says how many; other parameters are another
-    model, whose width and depth are left open.
+    More compute means the same model on more tokens, if the table has them. Other parameters mean another
+    model, whose width and depth are left out.
+
+    Args:
+        points: the points of the law.
+        at: `flops`, or `parameters` and `tokens`.
+
+    Returns:
+        Columns and values of the run, with its rates under "lr".
     """
     sizes = dict(points.sizes)
     if "flops" in at and "tokens" in sizes:
@@ -108,8 +120,9 @@ def further(points: LossPoints, **at: float) -> dict[str, Any]:
     return {**points.context, **sizes, **rounded, "lr": list(points.rates)}
 
 
-def _no_twins(frame: pd.DataFrame) -> None:
-    if not {"seed", "run_id"} & set(frame.columns):  # two seeds may round to the same loss
+def _refuse_duplicates(frame: pd.DataFrame) -> None:
+    """Raise ValueError if two rows are alike in every column."""
+    if not {"seed", "run_id"} & set(frame.columns):  # two unnamed seeds may have the same loss to rounding
         return
     twins = frame.duplicated(keep=False).to_numpy()
     if twins.any():
@@ -121,7 +134,8 @@ def _no_twins(frame: pd.DataFrame) -> None:
         )
 
 
-def _usable(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The finished rows with finite loss and `names`, and the number of other rows by reason."""
     dropped: dict[str, int] = {}
     kept = frame
     if "status" in frame.columns:
@@ -145,7 +159,8 @@ def _usable(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, 
     return kept, dropped
 
 
-def _context(kept: pd.DataFrame) -> dict[str, str]:
+def _single_context(kept: pd.DataFrame) -> dict[str, str]:
+    """The value of each context column; ValueError if a column has several."""
     context = {}
     for name in (n for n in CONTEXT if n in kept.columns):
         values = sorted(str(v) for v in kept[name].dropna().unique())
@@ -158,8 +173,8 @@ def _context(kept: pd.DataFrame) -> dict[str, str]:
     return context
 
 
-def _cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
-    """One row a cell, with the loss of its best rate; and how many best rates lie at the edge of theirs."""
+def _best_of_cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
+    """One row for each cell, with the loss of its best rate, and the number of best rates at an edge."""
     settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in names]
     keys = {n: kept[n].map(lambda v: float(f"{v:.{DIGITS}g}")) for n in names}
     keyed = kept.assign(**keys)

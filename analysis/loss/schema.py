@@ -1,4 +1,4 @@
-"""The file loss.json: a loss law with its intervals, its status, its points and the profile of its floor."""
+"""The file loss.json: a loss law with its intervals, its convergence, its points and its floor's profile."""
 
 import datetime
 from collections.abc import Mapping
@@ -9,20 +9,26 @@ from pydantic import Field, model_validator
 
 from hyperp import __version__
 from hyperp.analysis.files import Strict, load_json, write_text
-from hyperp.analysis.loss.bootstrap import Draws, Kind, intervals
-from hyperp.analysis.loss.fit import LossFit, Profile, farther, parameters, predict
-from hyperp.analysis.loss.points import COLUMNS, Form
+from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, parameter_intervals
+from hyperp.analysis.loss.fit import (
+    FloorProfile,
+    LossFit,
+    extrapolation_point,
+    predict_loss,
+    published_parameters,
+)
+from hyperp.analysis.loss.points import FORM_COLUMNS, Form
 from hyperp.analysis.vocabulary import LEVEL
 
-SCHEMA_VERSION = 1
-TEXT: dict[Form, str] = {
+LOSS_SCHEMA_VERSION = 1
+FORMULAS: dict[Form, str] = {
     "power": "L(C) = E + A C^-b",
     "chinchilla": "L(N, D) = E + A N^-alpha + B D^-beta",
 }
 
 
 class Parameter(Strict):
-    """A parameter with its percentile interval; no interval where it was pinned or nothing was resampled."""
+    """A parameter with its percentile interval, which is None if it was pinned or nothing was resampled."""
 
     value: float = Field(ge=0)
     low: float | None
@@ -31,7 +37,7 @@ class Parameter(Strict):
 
 
 class LossPoint(Strict):
-    """One point: where (flops, or parameters and tokens), its loss, the law's, and how many runs it holds."""
+    """One point: its flops, or parameters and tokens; its loss; the loss of the law; its number of runs."""
 
     at: dict[str, float]
     loss: float = Field(gt=0)
@@ -40,7 +46,11 @@ class LossPoint(Strict):
 
 
 class ProfileRow(Strict):
-    """The best fit with the floor held: objective, its rise over the least in %, exponents, extrapolation."""
+    """The best fit with the floor held at E.
+
+    `rise_percent` is how far the objective lies above its least value. `extrapolated` is the loss at
+    `LossLaw.extrapolated_at`.
+    """
 
     E: float = Field(ge=0)
     objective: float = Field(ge=0)
@@ -50,25 +60,25 @@ class ProfileRow(Strict):
 
 
 class Resampling(Strict):
-    """How the intervals were made."""
+    """How the bootstrap intervals were made; see `bootstrap.bootstrap_loss`."""
 
     count: int = Field(ge=2)
-    kind: Kind
+    kind: ResamplingKind
     seed: int
     level: float = Field(gt=0, lt=1)
     not_converged: int = Field(ge=0)
 
 
 class LossLaw(Strict):
-    """A loss law fitted to ln L: Huber(delta) summed over the points.
+    """A loss law fitted to ln L by the sum of Huber losses with threshold `delta`.
 
-    `status` says whether the optimum was reached, `at_bounds` which parameters ended at a bound, `starts` how
-    many basins were polished and `agree` how many ended at this optimum. `scatter` is the standard deviation
-    of ln L about the law. `profile` holds the floor at each of its values; its `extrapolated` is the loss at
+    `status` tells whether the fit converged, `at_bounds` which parameters ended at a bound. The fit began
+    at `starts` points, and `agree` of them led to this optimum. `scatter` is the standard deviation of ln L
+    about the law. `profile` has the best fit at each of many floors, and the loss that it predicts at
     `extrapolated_at`, ten times the largest compute.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = LOSS_SCHEMA_VERSION
     form: Form
     formula: str
     parameters: dict[str, Parameter]
@@ -109,12 +119,14 @@ class LossLaw(Strict):
         return self
 
 
-def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mapping[str, Any]) -> LossLaw:
-    """The law as it is written; `source` holds mapping, where, records, records_sha256 and command."""
-    points, names = fit.points, COLUMNS[fit.points.form]
+def loss_law_record(
+    fit: LossFit, profile: FloorProfile, draws: Draws | None, source: Mapping[str, Any]
+) -> LossLaw:
+    """The record of a fit for loss.json; `source` has mapping, where, records, records_sha256 and command."""
+    points, names = fit.points, FORM_COLUMNS[fit.points.form]
     return LossLaw(
         form=points.form,
-        formula=TEXT[points.form],
+        formula=FORMULAS[points.form],
         parameters=_parameters(fit, draws),
         objective=fit.objective,
         delta=fit.delta,
@@ -125,7 +137,7 @@ def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mappin
         scatter=fit.scatter,
         resampling=None if draws is None else _resampling(draws),
         profile=_profile_rows(fit, profile),
-        extrapolated_at=dict(zip(names, farther(points).tolist(), strict=True)),
+        extrapolated_at=dict(zip(names, extrapolation_point(points).tolist(), strict=True)),
         points=_points(fit),
         all_rows=points.all_rows,
         edges=points.edges,
@@ -140,8 +152,8 @@ def describe(fit: LossFit, profile: Profile, draws: Draws | None, source: Mappin
 
 
 def _parameters(fit: LossFit, draws: Draws | None) -> dict[str, Parameter]:
-    values = parameters(fit.z_P[None], fit.centre_K)[0].tolist()
-    ranges = {} if draws is None else intervals(fit, draws, LEVEL)
+    values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+    ranges = {} if draws is None else parameter_intervals(fit, draws, LEVEL)
     found = {}
     for name, value in zip(fit.names, values, strict=True):
         low, high = (None, None) if name in fit.pins else ranges.get(name, (None, None))
@@ -160,8 +172,8 @@ def _resampling(draws: Draws) -> Resampling:
 
 
 def _points(fit: LossFit) -> list[LossPoint]:
-    points, names = fit.points, COLUMNS[fit.points.form]
-    law_n = predict(fit, fit.z_P[None], points.x_Kn)[0]
+    points, names = fit.points, FORM_COLUMNS[fit.points.form]
+    law_n = predict_loss(fit, fit.z_P[None], points.x_Kn)[0]
     columns = (points.x_Kn.T.tolist(), points.loss_n.tolist(), law_n.tolist(), points.runs_n.tolist())
     return [
         LossPoint(at=dict(zip(names, x, strict=True)), loss=loss, law=law, runs=runs)
@@ -169,8 +181,8 @@ def _points(fit: LossFit) -> list[LossPoint]:
     ]
 
 
-def _profile_rows(fit: LossFit, profile: Profile) -> list[ProfileRow]:
-    """The rise is over the least of the profile; None where the law goes through every point."""
+def _profile_rows(fit: LossFit, profile: FloorProfile) -> list[ProfileRow]:
+    """The rows of the profile; `rise_percent` is None where the law goes through every point."""
     K = len(fit.centre_K)
     least = float(profile.objective_F.min())
     exact = least <= 1e-9 * fit.delta**2
@@ -191,10 +203,10 @@ def _profile_rows(fit: LossFit, profile: Profile) -> list[ProfileRow]:
 
 
 def save_loss(law: LossLaw, path: str | Path) -> None:
-    """Write loss.json atomically."""
+    """Write a loss law to a JSON file, atomically."""
     write_text(law.model_dump_json(indent=2) + "\n", path)
 
 
 def load_loss(path: str | Path) -> LossLaw:
-    """Read loss.json; see law.load_json."""
-    return load_json(path, LossLaw, SCHEMA_VERSION)
+    """Read a loss law from a JSON file; see `files.load_json` for its errors."""
+    return load_json(path, LossLaw, LOSS_SCHEMA_VERSION)

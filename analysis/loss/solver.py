@@ -1,33 +1,44 @@
-"""Huber fits of L = E + sum_k A_k x_k^-e_k in log loss, many at once: starts, pinned floors or resamples.
+"""Huber fits of L = E + sum_k A_k x_k^-e_k to log losses, many side by side.
 
-Variable projection: for given exponents e the law is linear in (E, A_1, ..., A_K), so an outer grid over the
-exponents with an inner non-negative least squares finds the basins, and a Newton iteration in all parameters
-polishes them. Shapes: R fits side by side, n points, K terms, P = 1 + 2 K parameters, M = 1 + K linear ones.
+The fits that run together start at different places, hold different floors, or fit different resamples. For
+given exponents e the law is linear in (E, A_1, ..., A_K) (variable projection). So non-negative least squares
+on a grid of exponents finds the starting points, and Newton steps in all parameters refine them.
+
+Shapes: R fits, n points, K terms, P = 1 + 2 K parameters, M = 1 + K linear parameters.
 """
 
 import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import minimum_filter
+from scipy.special import huber
 
-EXPONENTS = (0.01, 3.0)  # an exponent at either end is reported as being at its bound
-GRID = {1: 64, 2: 20}  # exponents tried along each axis, by the number of terms
-GRID_ROWS = 4096  # the grid only finds basins; it does not need a million rows
-BLOCK = 60_000  # doubles in one (R, n) block: its Jacobian stays in the cache
-NEGLIGIBLE = 1e-9  # of the smallest loss, below which a term or the floor counts as absent
+EXPONENTS = (0.01, 3.0)  # the report names an exponent that ends at either bound
+GRID = {1: 64, 2: 20}  # exponents along each axis of the grid, by the number of terms
+GRID_ROWS = 4096  # the grid uses at most so many points: it only finds where to start
+BLOCK = 60_000  # doubles in one (R, n) block, so that its Jacobian stays in the cache
+NEGLIGIBLE = 1e-9  # of the smallest loss: a smaller term or floor counts as absent
 
 
 @dataclass(frozen=True)
-class Points:
-    """What is fitted: u_Kn = ln(x / its geometric mean), y_Rn = ln(loss), weights_Rn; R may be 1."""
+class SolverPoints:
+    """The points to fit.
+
+    Attributes:
+        u_Kn: ln of each covariate over its geometric mean.
+        y_Rn: ln of the loss; one row (R = 1) serves all fits.
+        weights_Rn: weight of each point; one row serves all fits.
+        delta: threshold of the Huber loss, on ln(loss).
+    """
 
     u_Kn: np.ndarray
     y_Rn: np.ndarray
     weights_Rn: np.ndarray
     delta: float
 
-    def rows(self, index: np.ndarray | slice) -> "Points":
-        """The same points with the chosen losses and weights, where these differ between fits."""
+    def rows(self, index: np.ndarray | slice) -> "SolverPoints":
+        """The points of the fits in `index`; losses or weights that all fits share stay shared."""
         y = self.y_Rn if len(self.y_Rn) == 1 else self.y_Rn[index]
         weights = self.weights_Rn if len(self.weights_Rn) == 1 else self.weights_Rn[index]
         return replace(self, y_Rn=y, weights_Rn=weights)
@@ -35,7 +46,13 @@ class Points:
 
 @dataclass(frozen=True)
 class Solution:
-    """z_RP = (E, ln A_1.., e_1..) at x's geometric mean; objective_R is the Huber sum, not scaled."""
+    """Fitted parameters.
+
+    Attributes:
+        z_RP: (E, ln A_1, ..., e_1, ...), with A_k the size of its term at the geometric mean of x_k.
+        objective_R: weighted sum of Huber losses.
+        converged_R: whether the last Newton step expected no further decrease.
+    """
 
     z_RP: np.ndarray
     objective_R: np.ndarray
@@ -43,30 +60,45 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class State:
-    """Huber sum, its gradient, its Hessian without second derivatives of the law, and the majoriser's."""
+class HuberSum:
+    """The weighted sum of Huber losses and its derivatives at one z for each fit.
+
+    Attributes:
+        value_R: the sum.
+        gradient_RP: its gradient.
+        hessian_RPP: its Hessian without the second derivatives of the law (Gauss-Newton).
+        majoriser_RPP: the Hessian of the iteratively reweighted least squares that majorises the sum.
+    """
 
     value_R: np.ndarray
     gradient_RP: np.ndarray
     hessian_RPP: np.ndarray
     majoriser_RPP: np.ndarray
 
+    def select(self, index: np.ndarray) -> "HuberSum":
+        """The sums of the fits in `index`."""
+        return HuberSum(*(a[index] for a in vars(self).values()))
 
-def huber(residual: np.ndarray, delta: float) -> np.ndarray:
-    """r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Huber 1964)."""
-    size = np.abs(residual)
-    return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+    def where(self, chosen_R: np.ndarray, other: "HuberSum") -> "HuberSum":
+        """These sums where `chosen_R`, else those of `other`."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return HuberSum(*(np.where(chosen_R.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
 def log_law(z_RP: np.ndarray, u_Kn: np.ndarray) -> np.ndarray:
-    """ln(E + sum_k A_k exp(-e_k u_k)), shape (R, n)."""
+    """ln of the law, ln(E + sum_k A_k exp(-e_k u_k)), shape (R, n)."""
     K = len(u_Kn)
     terms = np.exp(z_RP[:, 1 : 1 + K, None] - z_RP[:, 1 + K :, None] * u_Kn)
     return np.log(z_RP[:, :1] + terms.sum(axis=1))
 
 
-def bounds(points: Points, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest (P,) parameters; a pinned one has both alike. `pins` is by parameter index."""
+def parameter_bounds(points: SolverPoints, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value (P,) of each parameter.
+
+    Args:
+        points: the points; the bounds scale with their losses.
+        pins: values to hold, by the index of the parameter; both of its bounds are that value.
+    """
     K = len(points.u_Kn)
     loss = np.exp([points.y_Rn.min(), points.y_Rn.max()])
     low = np.array([0.0, *[np.log(loss[0] * NEGLIGIBLE)] * K, *[EXPONENTS[0]] * K])
@@ -76,32 +108,38 @@ def bounds(points: Points, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarr
     return low, high
 
 
-def evaluate(z_RP: np.ndarray, points: Points) -> State:
-    """The Huber sum and its derivatives at every row of z."""
+def evaluate_huber_sum(z_RP: np.ndarray, points: SolverPoints) -> HuberSum:
+    """The Huber sum and its derivatives at every row of `z_RP`."""
     K = len(points.u_Kn)
     terms = np.exp(z_RP[:, 1 : 1 + K, None] - z_RP[:, 1 + K :, None] * points.u_Kn)
     law = z_RP[:, :1] + terms.sum(axis=1)
     residual = np.log(law) - points.y_Rn
     size = np.abs(residual)
     inside = size <= points.delta
-    value = (points.weights_Rn * huber(residual, points.delta)).sum(axis=1)
+    value = (points.weights_Rn * huber(points.delta, residual)).sum(axis=1)
     terms /= law[:, None]
     jacobian = np.concatenate([1 / law[:, None], terms, -points.u_Kn * terms], axis=1)
     irls = points.weights_Rn * np.where(inside, 1.0, points.delta / np.maximum(size, points.delta))
     gradient = np.matmul(jacobian, (irls * residual)[:, :, None])[:, :, 0]
     newton = jacobian * (points.weights_Rn * inside)[:, None]
     transposed = jacobian.transpose(0, 2, 1)
-    return State(value, gradient, newton @ transposed, (jacobian * irls[:, None]) @ transposed)
+    return HuberSum(value, gradient, newton @ transposed, (jacobian * irls[:, None]) @ transposed)
 
 
 def polish(
-    z_RP: np.ndarray, points: Points, low_RP: np.ndarray, high_RP: np.ndarray, steps: int = 300
+    z_RP: np.ndarray, points: SolverPoints, low_RP: np.ndarray, high_RP: np.ndarray, steps: int = 300
 ) -> Solution:
-    """Projected Newton from each row of z within its box, damped in the metric of the Huber majoriser.
+    """Minimise the Huber sum from each row of `z_RP` by damped Newton steps within bounds.
 
-    The Hessian of a Huber sum sees only the residuals within delta; the majoriser (iteratively reweighted
-    least squares) sees all and always descends. Their sum, with an adaptive factor on the second, is quick
-    near the optimum and safe away from it.
+    The Hessian of a Huber sum sees only residuals within delta. The majoriser (iteratively reweighted least
+    squares) sees all residuals and always descends. The steps use the Hessian plus an adaptive multiple of
+    the majoriser, which is fast near the optimum and safe away from it.
+
+    Args:
+        z_RP: where each fit starts.
+        points: the points of all fits.
+        low_RP, high_RP: bounds of the parameters, (R, P) or (P,).
+        steps: at most so many steps.
     """
     R = len(z_RP)
     low_RP, high_RP = np.broadcast_to(low_RP, z_RP.shape), np.broadcast_to(high_RP, z_RP.shape)
@@ -115,17 +153,17 @@ def polish(
 
 
 def _polish(
-    z_RP: np.ndarray, points: Points, low_RP: np.ndarray, high_RP: np.ndarray, steps: int
+    z_RP: np.ndarray, points: SolverPoints, low_RP: np.ndarray, high_RP: np.ndarray, steps: int
 ) -> Solution:
     z_out = np.clip(z_RP, low_RP, high_RP)
     value_out, done_out = np.full(len(z_RP), np.inf), np.zeros(len(z_RP), dtype=bool)
     active = np.arange(len(z_RP))
     z, low, high, own = z_out.copy(), low_RP, high_RP, points
-    damping, state = np.full(len(z), 1.0), evaluate(z, points)
-    scale = points.weights_Rn.sum(axis=1) * points.delta**2  # Huber sums in this unit are of order one
+    damping, state = np.full(len(z), 1.0), evaluate_huber_sum(z, points)
+    scale = points.weights_Rn.sum(axis=1) * points.delta**2  # unit in which a Huber sum is of order one
     scale = np.broadcast_to(scale, len(z))
     for _ in range(steps):
-        step, gain = _step(z, state, damping, low, high)
+        step, gain = _newton_step(z, state, damping, low, high)
         done = (gain <= 1e-11 * (state.value_R + 1e-4 * scale)) & (damping <= 1.0)
         stuck = damping > 1e12
         if (leave := done | stuck).any():
@@ -133,25 +171,26 @@ def _polish(
             z_out[active[leave]] = z[leave]
             keep = ~leave
             active, z, step, damping, scale = (a[keep] for a in (active, z, step, damping, scale))
-            low, high, own, state = low[keep], high[keep], own.rows(keep), _take(state, keep)
+            low, high, own, state = low[keep], high[keep], own.rows(keep), state.select(keep)
             if not len(active):
                 break
         trial = np.clip(z + step, low, high)
-        new = evaluate(trial, own)
+        new = evaluate_huber_sum(trial, own)
         better = new.value_R < state.value_R
-        z, state = np.where(better[:, None], trial, z), _choose(better, new, state)
+        z, state = np.where(better[:, None], trial, z), new.where(better, state)
         damping = np.where(better, np.maximum(damping / 6, 1e-9), damping * 4)
     z_out[active], value_out[active] = z, state.value_R
     return Solution(z_out, value_out, done_out)
 
 
-def _step(
-    z_RP: np.ndarray, state: State, damping_R: np.ndarray, low_RP: np.ndarray, high_RP: np.ndarray
+def _newton_step(
+    z_RP: np.ndarray, state: HuberSum, damping_R: np.ndarray, low_RP: np.ndarray, high_RP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The damped Newton step within the box, and the decrease that its quadratic model expects.
+    """The damped Newton step (R, P) within bounds, and the decrease (R,) that its quadratic model expects.
 
-    A parameter whose step would leave the box goes to its bound and the others are solved for again: were
-    it only clipped, they would move as if it had gone all the way, and the approach to a bound would stall.
+    A parameter whose step would cross a bound stops there, and the step of the others is solved for again.
+    If the step were only clipped, the others would move as if it had not been, and the iteration would stall
+    on its way to a bound.
     """
     g = state.gradient_RP
     held = ((z_RP <= low_RP) & (g >= 0)) | ((z_RP >= high_RP) & (g <= 0)) | (low_RP == high_RP)
@@ -160,20 +199,22 @@ def _step(
     ridge = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-12 * diagonal + 1e-300
     index = np.arange(z_RP.shape[1])
     matrix[:, index, index] += ridge
-    step = _solve(matrix, g, held, np.zeros_like(g))
+    step = _solve_free(matrix, g, held, np.zeros_like(g))
     for _ in index:
         inside = np.clip(z_RP + step, low_RP, high_RP) - z_RP
         crossing = ~held & (inside != step) & ((z_RP + step < low_RP) | (z_RP + step > high_RP))
         if not crossing.any():
             break
         held = held | crossing
-        step = _solve(matrix, g, held, np.where(held, inside, 0.0))
+        step = _solve_free(matrix, g, held, np.where(held, inside, 0.0))
     curved = np.matmul(matrix, step[:, :, None])[:, :, 0]
     return step, np.abs(((g + 0.5 * curved) * step).sum(axis=1))
 
 
-def _solve(matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP: np.ndarray) -> np.ndarray:
-    """The minimum of g s + s M s / 2 with the steps of `held_RP` given by `to_RP`."""
+def _solve_free(
+    matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP: np.ndarray
+) -> np.ndarray:
+    """The step s (R, P) that minimises g s + s M s / 2, with s equal to `to_RP` where `held_RP`."""
     free = ~held_RP
     pull = g_RP + np.matmul(matrix_RPP, to_RP[:, :, None])[:, :, 0]
     matrix = np.where(free[:, :, None] & free[:, None, :], matrix_RPP, 0.0)
@@ -183,33 +224,19 @@ def _solve(matrix_RPP: np.ndarray, g_RP: np.ndarray, held_RP: np.ndarray, to_RP:
     return np.where(held_RP, to_RP, step)
 
 
-def _take(state: State, keep: np.ndarray) -> State:
-    return State(
-        state.value_R[keep], state.gradient_RP[keep], state.hessian_RPP[keep], state.majoriser_RPP[keep]
-    )
-
-
-def _choose(first: np.ndarray, a: State, b: State) -> State:
-    pairs = (
-        (a.value_R, b.value_R),
-        (a.gradient_RP, b.gradient_RP),
-        (a.hessian_RPP, b.hessian_RPP),
-        (a.majoriser_RPP, b.majoriser_RPP),
-    )
-    return State(*(np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs))
-
-
-def project(exponents_RK: np.ndarray, points: Points, floor_R: np.ndarray | None, rounds: int = 6):
-    """The best non-negative (E, A) for given exponents: reweighted non-negative least squares.
+def fit_linear_parameters(
+    exponents_RK: np.ndarray, points: SolverPoints, floor_R: np.ndarray | None, rounds: int = 6
+):
+    """Fit the non-negative (E, A_1, ..., A_K) for given exponents, by reweighted least squares.
 
     Args:
-        exponents_RK: one row of exponents a fit.
-        points: one set of losses and weights for all of them, or one for each.
-        floor_R: the floors to hold, None to fit them.
-        rounds: linearisations of the log and of Huber's weights.
+        exponents_RK: the exponents of each fit.
+        points: losses and weights, one row for all fits or one row for each.
+        floor_R: floors E to hold; None fits them.
+        rounds: how often the logarithm and the Huber weights are linearised again.
 
     Returns:
-        (linear_RM, objective_R): (E, A_1, ..., A_K) at the geometric means, and the Huber sum there.
+        (linear_RM, objective_R): (E, A_1, ..., A_K) at the geometric means of x, and the Huber sum there.
     """
     columns = np.exp(-exponents_RK[:, :, None] * points.u_Kn)
     columns = np.concatenate([np.ones_like(columns[:, :1]), columns], axis=1)
@@ -218,17 +245,25 @@ def project(exponents_RK: np.ndarray, points: Points, floor_R: np.ndarray | None
     for _ in range(rounds):
         design = columns * (np.sqrt(weights) / law)[:, None]
         target = np.broadcast_to(np.sqrt(weights) * (1 - residual), design[:, 0].shape)
-        linear = nonnegative(design, target, floor_R)
+        linear = nonnegative_least_squares(design, target, floor_R)
         law = np.einsum("rm,rmn->rn", linear, columns)
         residual = np.log(law) - points.y_Rn
         weights = points.weights_Rn / np.maximum(np.abs(residual) / points.delta, 1.0)
-    return linear, (points.weights_Rn * huber(residual, points.delta)).sum(axis=1)
+    return linear, (points.weights_Rn * huber(points.delta, residual)).sum(axis=1)
 
 
-def nonnegative(design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarray | None) -> np.ndarray:
-    """Exact non-negative least squares for M of at most three, by trying every set of positive columns.
+def nonnegative_least_squares(
+    design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarray | None
+) -> np.ndarray:
+    """Exact non-negative least squares with M of at most three, by trying every set of positive coefficients.
 
-    `first_R` holds the first column's coefficient. Returns (R, M).
+    Args:
+        design_RMn: the columns of each problem.
+        target_Rn: what they fit.
+        first_R: values to hold for the first coefficient; None fits it.
+
+    Returns:
+        (R, M) coefficients.
     """
     R, M = design_RMn.shape[:2]
     fixed = 0 if first_R is None else 1
@@ -250,17 +285,26 @@ def nonnegative(design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarr
             best = np.where(win, value, best)
             out[win, fixed:] = 0.0
             out[win[:, None] & np.isin(np.arange(M), at)] = found[win].ravel()
-    tiny = (out[:, fixed:] <= 0).all(axis=1)  # a pinned floor above every loss: a start must still be finite
+    # With a floor held above every loss no term is positive; the start must still be finite.
+    tiny = (out[:, fixed:] <= 0).all(axis=1)
     out[tiny, fixed] = np.maximum(out[tiny, fixed], 1e-6 * (target_Rn[tiny] ** 2).sum(axis=1) + 1e-12)
     return out
 
 
-def basins(points: Points, low: np.ndarray, high: np.ndarray, most: int = 6) -> np.ndarray:
-    """Starts (S, P), best first: the local minima of the inner problem on a grid of exponents."""
+def starting_points(points: SolverPoints, low: np.ndarray, high: np.ndarray, most: int = 6) -> np.ndarray:
+    """Where to start (S, P), best first: the local minima over a grid of exponents, E and A fitted at each.
+
+    Args:
+        points: losses and weights in one row.
+        low, high: (P,) bounds; an exponent with equal bounds is held there.
+        most: at most so many starts.
+    """
     K, n = points.u_Kn.shape
     if n > GRID_ROWS:
         some = np.linspace(0, n - 1, GRID_ROWS).astype(int)
-        points = Points(points.u_Kn[:, some], points.y_Rn[:, some], points.weights_Rn[:, some], points.delta)
+        points = SolverPoints(
+            points.u_Kn[:, some], points.y_Rn[:, some], points.weights_Rn[:, some], points.delta
+        )
     axes = [
         np.array([low[1 + K + k]]) if low[1 + K + k] == high[1 + K + k] else np.geomspace(0.03, 2.0, GRID[K])
         for k in range(K)
@@ -270,27 +314,17 @@ def basins(points: Points, low: np.ndarray, high: np.ndarray, most: int = 6) -> 
     for start in range(0, len(grid), size):
         part = grid[start : start + size]
         floor = np.full(len(part), low[0]) if low[0] == high[0] else None
-        found = project(part, points, floor, rounds=4)
+        found = fit_linear_parameters(part, points, floor, rounds=4)
         linear.append(found[0])
         value.append(found[1])
     table = np.concatenate(value).reshape([len(a) for a in axes])
-    chosen = np.flatnonzero(_local_minima(table).ravel())
+    chosen = np.flatnonzero(table == minimum_filter(table, size=3))
     chosen = chosen[np.argsort(table.ravel()[chosen], kind="stable")][:most]
-    return as_start(np.concatenate(linear)[chosen], grid[chosen])
+    return start_from_linear(np.concatenate(linear)[chosen], grid[chosen])
 
 
-def as_start(linear_RM: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
-    """(E, ln A.., e..) from an inner solution; a term that it left out starts small, not absent."""
+def start_from_linear(linear_RM: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
+    """Parameters z (R, P) from linear ones and exponents; a term of size zero starts small, not absent."""
     least = 1e-4 * linear_RM.sum(axis=1, keepdims=True)
     terms = np.log(np.maximum(linear_RM[:, 1:], least))
     return np.concatenate([linear_RM[:, :1], terms, exponents_RK], axis=1)
-
-
-def _local_minima(table: np.ndarray) -> np.ndarray:
-    padded = np.pad(table, 1, constant_values=np.inf)
-    inner = [slice(1, -1)] * table.ndim
-    lowest = np.ones(table.shape, dtype=bool)
-    for shift in itertools.product((-1, 0, 1), repeat=table.ndim):
-        at = tuple(slice(1 + s, 1 + s + m) for s, m in zip(shift, table.shape, strict=True))
-        lowest &= padded[tuple(inner)] <= padded[at]
-    return lowest

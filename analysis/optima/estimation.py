@@ -1,4 +1,4 @@
-"""What a way of finding optima is given, and what it gives."""
+"""The input and the output of a method that finds the optima of slices, and what the methods share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.optima.parabola import rate_means
+from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a method may need beside slices.
+class MethodOptions:
+    """Options of a method.
 
-    `over` is what is tuned, the rate first; `by` names the covariates, whose logs a method that fits all
-    slices together takes for where their optima lie.
+    Attributes:
+        over: the tuned quantities, the rate first.
+        by: the covariates of the law. A method that fits all slices together lets the optima depend on their
+            logs.
+        window: half-width, in octaves, of the window of `two-stage`.
+        level: coverage of the intervals.
     """
 
     over: tuple[str, ...] = ("lr",)
@@ -26,10 +30,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Basin:
-    """Relative excess loss about an optimum: sum of coef * prod(v ** powers), v in natural logs of `over`.
+class BasinEstimate:
+    """The basin that a method estimates: relative excess loss, sum over s of coef[s] * prod(v ** powers[s]).
 
-    `bend` has, for each covariate that the curvature follows, its exponent and the size where that is 1.
+    Attributes:
+        powers: for each term the power of each tuned quantity.
+        coef: for each term its coefficient, for displacements v from the optimum in natural logs.
+        bend: covariates on which the curvature depends: its exponent, and the size at which `coef` holds.
     """
 
     powers: list[list[int]]
@@ -38,22 +45,44 @@ class Basin:
 
 
 @dataclass(frozen=True)
-class Estimation:
-    """An optimum for each slice, the basin that it shares where one is known, and what the method noted."""
+class MethodResult:
+    """What a method found.
+
+    Attributes:
+        optima: one for each slice.
+        basins: the basin about each optimum; slices of one context share it. None where the method has none.
+        by_runs: whether the law weights an optimum by the number of runs that it averages.
+        notes: remarks for the reader of the law.
+    """
 
     optima: list[Optimum]
-    basins: list[Basin | None]
-    by_runs: bool = False  # whether an optimum counts as often as the runs that it averages
+    basins: list[BasinEstimate | None]
+    by_runs: bool = False
     notes: list[str] = field(default_factory=list)
 
 
-Method = Callable[[Sequence[Slice], Options], Estimation]
+Method = Callable[[Sequence[Slice], MethodOptions], MethodResult]
 
 
-def setting_means(one: Slice, options: Options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct settings (n, p), and the mean loss and the number of runs at each, over seeds."""
+def mean_loss_by_setting(one: Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average the loss of a slice over seeds.
+
+    With the rate alone tuned, the seeds' main effects are removed first; see `mean_loss_by_rate`.
+
+    Returns:
+        (settings, loss, runs): the n distinct settings (n, p), sorted; the mean loss (n,) and the number of
+        runs (n,) at each.
+    """
     settings = np.column_stack([one.lr, *one.tuned.values()])
     distinct, index, count = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
-    if len(options.over) == 1:
-        return distinct, rate_means(one.lr, one.seed, one.loss)[1], count
+    if not one.tuned:
+        return distinct, mean_loss_by_rate(one.lr, one.seed, one.loss)[1], count
     return distinct, np.bincount(index.ravel(), weights=one.loss) / count, count
+
+
+def group_by_context(slices: Sequence[Slice]) -> list[list[int]]:
+    """Indices of the slices of each context (optimizer, parametrization, ...), in order of appearance."""
+    groups: dict[tuple, list[int]] = {}
+    for index, one in enumerate(slices):
+        groups.setdefault(tuple(one.context.values()), []).append(index)
+    return list(groups.values())

@@ -1,77 +1,90 @@
-"""The ways to find the best rate of each slice: a method takes slices and returns an optimum for each."""
+"""The methods that find the best rate of each slice, by name."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from hyperp.analysis.optima.estimation import Basin, Estimation, Method, Options, setting_means
-from hyperp.analysis.optima.optimum import Optimum, edge, too_few
-from hyperp.analysis.optima.two_stage import find_optima
+from hyperp.analysis.optima.estimation import (
+    BasinEstimate,
+    Method,
+    MethodOptions,
+    MethodResult,
+    group_by_context,
+    mean_loss_by_setting,
+)
+from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
+from hyperp.analysis.optima.shared import shared_optima
+from hyperp.analysis.optima.two_stage import parabola_optima
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import METHODS, MethodName
 
 POOL = 0.0025  # runs within this relative excess of the slice's lowest loss are pooled (arXiv 2503.04715)
 
 
-def estimate(name: MethodName, slices: Sequence[Slice], options: Options) -> Estimation:
-    """The optima of the slices by the named method; see `vocabulary.METHODS`.
+def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
+    """Find the optimum of each slice by the named method.
 
     Raises:
-        ValueError: an unknown method, or one that cannot tune what `options.over` names.
+        ValueError: the method is not one of `vocabulary.METHODS`, or it cannot tune `options.over`.
     """
-    if name not in TABLE:
-        raise ValueError(f"--method must be one of {', '.join(available())}, got {name!r}")
-    return TABLE[name](slices, options)
+    if name not in ESTIMATORS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
+    return ESTIMATORS[name](slices, options)
 
 
-def available() -> list[MethodName]:
-    """The methods there are, in the order of the help."""
-    return [name for name in METHODS if name in TABLE]
+def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
+    """Fit each slice its own parabola, over a window about its vertex.
 
-
-def two_stage(slices: Sequence[Slice], options: Options) -> Estimation:
-    """A parabola of its own for every slice, over a window about its vertex."""
+    Raises:
+        ValueError: anything but the rate is tuned.
+    """
     if options.over != ("lr",):
         raise ValueError(
-            f"--method two-stage tunes lr alone, got --over {','.join(options.over)}; "
+            f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
             "use --method shared, pool or argmin"
         )
-    optima = find_optima(slices, options.window, level=options.level)
-    groups: dict[tuple, list[Optimum]] = {}
-    for one, optimum in zip(slices, optima, strict=True):
-        groups.setdefault(tuple(one.context.values()), []).append(optimum)
-    common = {context: _common_parabola(members) for context, members in groups.items()}
-    return Estimation(optima, [common[tuple(one.context.values())] for one in slices])
+    optima = parabola_optima(slices, options.window, level=options.level)
+    basins: list[BasinEstimate | None] = [None] * len(slices)
+    for members in group_by_context(slices):
+        common = _common_parabola([optima[i] for i in members])
+        for index in members:
+            basins[index] = common
+    return MethodResult(optima, basins)
 
 
-def argmin(slices: Sequence[Slice], options: Options) -> Estimation:
-    """The rate (and batch) with the lowest mean loss."""
-    return Estimation([_best(one, options, 0.0) for one in slices], [None] * len(slices))
+def argmin_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
+    """Take the rate (and batch) with the lowest mean loss."""
+    return MethodResult([_best_setting(one, options, 0.0) for one in slices], [None] * len(slices))
 
 
-def pool(slices: Sequence[Slice], options: Options) -> Estimation:
-    """The mean log of all runs within 0.25% of the slice's lowest loss, each run counted once."""
-    return Estimation([_best(one, options, POOL) for one in slices], [None] * len(slices), by_runs=True)
+def pool_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
+    """Average the log rates of all settings within 0.25% of the lowest mean loss (arXiv 2503.04715).
+
+    The law weights the optimum by the number of these settings.
+    """
+    return MethodResult(
+        [_best_setting(one, options, POOL) for one in slices], [None] * len(slices), by_runs=True
+    )
 
 
-def _common_parabola(optima: Sequence[Optimum]) -> Basin | None:
+def _common_parabola(optima: Sequence[Optimum]) -> BasinEstimate | None:
+    """The parabola with the median relative curvature; None without a bracketed slice."""
     bends = [o.curvature / o.loss for o in optima if o.curvature is not None and o.loss]
-    return Basin([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
+    return BasinEstimate([[2]], [float(np.median(bends)) / np.log(2) ** 2]) if bends else None
 
 
-def _best(one: Slice, options: Options, within: float) -> Optimum:
-    if len(np.unique(one.lr)) < 3:
-        return too_few(one)
-    settings, means, _ = setting_means(one, options)
+def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
+    """The mean log of the settings whose mean loss is within the fraction `within` of the lowest."""
+    if len(np.unique(one.lr)) < MIN_RATES:
+        return too_few_rates_optimum(one)
+    settings, means, _ = mean_loss_by_setting(one)
     rates = np.unique(settings[:, 0])
     best = settings[np.argmin(means)]
     if best[0] in (rates[0], rates[-1]):
-        return edge(one, rates, low=best[0] == rates[0])
+        return edge_optimum(one, rates, low=best[0] == rates[0])
     near = means <= means.min() * (1 + within)
     if rates[0] in settings[near, 0] and rates[-1] in settings[near, 0] and near.sum() > 1:
-        return Optimum(
-            "not_convex", "the loss is as good as flat over all rates", (rates[0] / 4, rates[-1] * 4)
-        )
+        return Optimum("not_convex", "the loss is nearly flat over all rates", (rates[0] / 4, rates[-1] * 4))
     where = np.log2(settings[near]).mean(axis=0)
     return Optimum(
         "bracketed",
@@ -85,11 +98,10 @@ def _best(one: Slice, options: Options, within: float) -> Optimum:
     )
 
 
-def _shared(slices: Sequence[Slice], options: Options) -> Estimation:
-    from hyperp.analysis.optima.shared import shared
-
-    return shared(slices, options)
-
-
-TABLE: dict[MethodName, Method] = {"shared": _shared, "two-stage": two_stage, "pool": pool, "argmin": argmin}
-DEFAULT: MethodName = "shared"
+ESTIMATORS: dict[MethodName, Method] = {
+    "shared": shared_optima,
+    "two-stage": two_stage_optima,
+    "pool": pool_optima,
+    "argmin": argmin_optima,
+}
+DEFAULT_METHOD: MethodName = "shared"

@@ -1,4 +1,4 @@
-"""The best learning rate of each slice with its standard error, or the state that says why there is none."""
+"""The optimum of one slice, or the state that says why the slice has none."""
 
 from dataclasses import dataclass, field
 
@@ -8,19 +8,31 @@ from hyperp.analysis.optima.parabola import Parabola
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import State
 
-MIN_RATES = 3
+MIN_RATES = 3  # a slice with fewer distinct rates cannot bracket its optimum
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a slice says about its best rate; from `log2_lr` on, None or empty unless `state` is bracketed.
+    """The best rate of a slice; from `log2_lr` on, None or empty unless `state` is bracketed.
 
-    `loss` and `curvature` (per octave squared) are of the curve at its bottom, `rates` those that it was
-    fitted to. `se` is in octaves, `df` its degrees of freedom; None without any. `low` and `high` are
-    rates, None when unbounded. `runs` is how many runs the optimum averages, `also` the base-2 logs of
-    what is tuned beside the rate. Of a parabola, `se` takes the slope's variance from the noise or from
-    the scatter of the seeds' own optima (`seed_variance`, octaves squared, with `seed_df`) over their
-    number, whichever is larger, and `df` from the same, and `low` and `high` are Fieller's.
+    Attributes:
+        state: whether the slice brackets its optimum, or why not.
+        reason: one line that explains any other state.
+        next_rates: rates to run, so that the slice brackets its optimum.
+        log2_lr: base-2 log of the best rate.
+        loss, curvature: of the fitted curve at its bottom; the curvature is loss per octave squared.
+        rates: the rates that the curve was fitted to.
+        seeds: number of seeds.
+        runs: number of runs that the optimum averages.
+        se: standard error of `log2_lr` in octaves; None without a degree of freedom. Of a parabola, the
+            variance of the slope comes from the noise, or from the scatter of the seeds' own vertices over
+            their number, whichever is larger.
+        df: degrees of freedom of `se`.
+        low, high: ends of the interval, as rates; None where it is unbounded. Of a parabola, they are
+            Fieller's.
+        also, also_se: base-2 log and standard error of each quantity tuned beside the rate.
+        parabola: the fit of the method `two-stage`, with `seed_variance`, the variance of its seeds' own
+            vertices in octaves squared, and `seed_df`, the degrees of freedom of that.
     """
 
     state: State
@@ -48,25 +60,31 @@ class Optimum:
         return None if self.log2_lr is None else 2.0**self.log2_lr
 
 
-def too_few(one: Slice) -> Optimum:
-    """The optimum of a slice with fewer than three rates."""
+def too_few_rates_optimum(one: Slice) -> Optimum:
+    """The optimum of a slice with fewer than MIN_RATES rates, with rates to add on both sides."""
     rates = np.unique(one.lr)
-    reason = f"{len(rates)} rate(s) with a finished run, at least 3 are needed"
+    reason = f"{len(rates)} rate(s) with a finished run, at least {MIN_RATES} are needed"
     add = (float(rates[0]) / 2, float(rates[-1]) * 2) if len(rates) else ()
     if not add and one.diverged:
         add = (one.diverged[0] / 4, one.diverged[0] / 2)
     return Optimum("too_few_rates", reason, tuple(r for r in add if r not in one.diverged))
 
 
-def edge(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
-    """The optimum of a slice whose best rate is at an end of `rates` (sorted), with rates to add beyond."""
+def edge_optimum(one: Slice, rates: np.ndarray, low: bool) -> Optimum:
+    """The optimum of a slice whose best rate is the lowest or highest one, with rates to add beyond it.
+
+    Args:
+        one: the slice.
+        rates: its distinct rates, sorted.
+        low: whether the best rate is the lowest one.
+    """
     end = float(rates[0] if low else rates[-1])
     side = "lowest" if low else "highest"
     reason = f"the {side} rate {end:.4g} has the lowest loss"
     add = (end / 2, end / 4) if low else (end * 2, end * 4)
     wall = None if low else next((r for r in one.diverged if r > end), None)
     if wall is not None:
-        # Beyond the last finished rate it diverges, so the bottom lies between the two.
+        # Training diverges beyond the highest finished rate, so the bottom lies between the two.
         reason += f" and {wall:.4g} diverged"
         step = (wall / end) ** (1 / 3)
         add = (end * step, end * step**2)

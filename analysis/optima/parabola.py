@@ -1,14 +1,14 @@
-"""A parabola over the rates about the bottom of a slice, and the interval of its vertex.
+"""Fit a parabola to the rates about the bottom of a slice, with an interval for its vertex.
 
-Model, inside a window: loss = intercept(seed) + b (x - c) + a (x - c)^2, x = log2 lr. Seeds share
-initialisation and data order across rates, so an intercept for each takes their main effect away.
+The model inside a window is loss = intercept(seed) + b (x - c) + a (x - c)^2 with x = log2 lr. A seed has the
+same initialisation and data order at every rate, so an intercept for each seed removes its main effect.
 
-The window is 1.5 octaves each side of the vertex and at least three rates. Basins are asymmetric, and a
-parabola over rates that lie unevenly about the vertex, or far from it, leans: simulated with a cubic term of
-15% of the quadratic one, three whole-octave rates put the vertex 0.06 octave too low, four 0.14 and five
-0.23, while noise of 0.2% in the loss scatters it by 0.10, 0.08 and 0.07. A window centred on the vertex
-itself keeps the lean small and about the same in every slice, where it moves the coefficient of a law by 4%
-but not its exponents.
+The window reaches 1.5 octaves to each side of the vertex and holds at least three rates. Basins are
+asymmetric, so a parabola is biased if its rates lie unevenly about the vertex or far from it. In simulations
+with a cubic term of 15% of the quadratic one, three whole-octave rates put the vertex 0.06 octave too low,
+four rates 0.14 and five 0.23, while noise of 0.2% in the loss scatters it by 0.10, 0.08 and 0.07. A window
+centred on the vertex keeps the bias small and about the same in every slice. There it changes the coefficient
+of a law by 4%, but not its exponents.
 """
 
 import math
@@ -22,10 +22,16 @@ from hyperp.analysis.table.slices import Slice
 
 @dataclass(frozen=True)
 class Parabola:
-    """loss = floor + curvature (x - vertex)^2, averaged over seeds; `slope` is its slope at `centre`.
+    """loss = floor + curvature (x - vertex)^2 with x = log2 lr, averaged over seeds.
 
-    `cov` (2, 2) is the covariance of (slope, curvature) for a residual variance of one; `rss` has `df`
-    degrees of freedom. `rates` are the rates inside the window.
+    Attributes:
+        centre: the x at which `slope` is taken.
+        slope: of the loss at `centre`, per octave.
+        curvature: coefficient of the square, per octave squared.
+        cov: (2, 2) covariance of (slope, curvature) for a residual variance of one.
+        floor: loss at the vertex.
+        rss, df: residual sum of squares and its degrees of freedom.
+        rates: the rates inside the window.
     """
 
     centre: float
@@ -39,16 +45,26 @@ class Parabola:
 
     @property
     def vertex(self) -> float:
-        """log2 of the rate at the bottom."""
+        """Base-2 log of the rate at the bottom."""
         return self.centre - self.slope / (2 * self.curvature)
 
     def se(self, cov: np.ndarray) -> float:
-        """Standard error of the vertex in octaves, delta method; `cov` (2, 2) of (slope, curvature)."""
+        """Standard error of the vertex in octaves by the delta method, given the (2, 2) covariance of
+        (slope, curvature).
+        """
         gradient = np.array([-1 / (2 * self.curvature), self.slope / (2 * self.curvature**2)])
         return math.sqrt(float(gradient @ cov @ gradient))
 
     def fieller(self, cov: np.ndarray, df: int, level: float) -> tuple[float, float] | None:
-        """The rates where the slope is not significantly different from zero; None if unbounded."""
+        """The ends of Fieller's interval of the vertex, as rates; None if it is unbounded.
+
+        It holds the rates at which the slope does not differ significantly from zero.
+
+        Args:
+            cov: (2, 2) covariance of (slope, curvature).
+            df: its degrees of freedom.
+            level: coverage.
+        """
         t2 = t_quantile(df, level) ** 2
         vbb, vab, vaa = float(cov[0, 0]), float(cov[0, 1]), float(cov[1, 1])
         quadratic = 4 * (self.curvature**2 - t2 * vaa)
@@ -58,15 +74,21 @@ class Parabola:
             return None
         root = math.sqrt(max(linear**2 - 4 * quadratic * constant, 0.0))
         low, high = (-linear - root) / (2 * quadratic), (-linear + root) / (2 * quadratic)
-        if max(abs(low), abs(high)) > 500:  # 2^500 octaves: no statement, and no overflow
+        if max(abs(low), abs(high)) > 500:  # as good as unbounded, and 2.0 ** low must not overflow
             return None
         return 2 ** (self.centre + low), 2 ** (self.centre + high)
 
 
-def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rates, and the mean loss at each with the seeds' main effects removed (additive two-way fit).
+def mean_loss_by_rate(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss at each rate, without the seeds' main effects (additive two-way fit).
 
     A plain mean would favour a rate at which the worse seed is missing.
+
+    Args:
+        lr, seed, loss: (n,) of the runs of a slice.
+
+    Returns:
+        (rates, means): the distinct rates, sorted, and the mean loss at each.
     """
     rates, rate_index = np.unique(lr, return_inverse=True)
     seeds, seed_index = np.unique(seed, return_inverse=True)
@@ -74,25 +96,25 @@ def rate_means(lr: np.ndarray, seed: np.ndarray, loss: np.ndarray) -> tuple[np.n
     means = np.bincount(rate_index, weights=loss) / at_rate
     if len(seeds) == 1 or len(lr) == len(rates) * len(seeds):
         return rates, means
-    if len(rates) * len(seeds) > 10 * len(lr):  # next to nothing is shared between rates
+    if len(rates) * len(seeds) > 10 * len(lr):  # the rates share too few seeds to compare
         return rates, means
     cells = np.zeros((len(rates), len(seeds)))
     np.add.at(cells, (rate_index, seed_index), 1)
-    # The rates are eliminated; what is left is a small system for the seeds, singular by a constant.
+    # The rates are eliminated, which leaves a small system for the seeds, singular up to a constant.
     normal = np.diag(cells.sum(axis=0)) - cells.T @ (cells / at_rate[:, None])
     effects = np.linalg.pinv(normal, rcond=1e-10) @ np.bincount(seed_index, weights=loss - means[rate_index])
     effects -= effects.mean()
     return rates, means - cells @ effects / at_rate
 
 
-def fit_centred(one: Slice, start: float, window: float, min_rates: int) -> Parabola:
-    """Fit about `start`, move the window onto the vertex, repeat until the same rates are in it.
+def fit_centred_parabola(one: Slice, start: float, window: float, min_rates: int) -> Parabola:
+    """Fit about `start`, then centre the window on the vertex, until it holds the same rates again.
 
     Args:
         one: a slice with at least `min_rates` rates.
         start: log2 of the rate to begin at.
         window: half-width in octaves.
-        min_rates: the nearest ones are taken where the window holds fewer.
+        min_rates: use at least this many rates; the nearest ones, where the window holds fewer.
     """
     x = np.log2(np.unique(one.lr))
     centre, tried, parabola = start, set(), None
@@ -111,18 +133,17 @@ def fit_centred(one: Slice, start: float, window: float, min_rates: int) -> Para
 
 
 def fit_parabola(one: Slice, x_used: np.ndarray) -> Parabola:
-    """Least squares with an intercept for each seed, over the log2 rates in `x_used`."""
+    """Fit a parabola with an intercept for each seed, to the rates whose base-2 logs are in `x_used`."""
     x = np.log2(one.lr)
     keep = np.isin(x, x_used)
     x, seed, loss = x[keep], one.seed[keep], one.loss[keep]
     centre = float(x_used.mean())
     seeds, index = np.unique(seed, return_inverse=True)
-    if (
-        len(seeds) > len(loss) / 2
-    ):  # most seeds have one rate and say nothing about the shape: one level for all
+    if len(seeds) > len(loss) / 2:
+        # Most seeds have one rate, so with intercepts of their own they would tell nothing about the shape.
         seeds, index = seeds[:1], np.zeros_like(index)
     u = x - centre
-    # The loss is centred first: a constant added to every loss must not move the vertex.
+    # The loss is centred first, so that a constant added to every loss does not move the vertex.
     level = float(loss.mean())
     count = np.bincount(index)
     columns = np.column_stack([u, u**2, loss - level])
@@ -147,10 +168,14 @@ def fit_parabola(one: Slice, x_used: np.ndarray) -> Parabola:
 
 
 def _noise(within: np.ndarray, index: np.ndarray, count: np.ndarray) -> tuple[float, int]:
-    """Residual sum of squares and its degrees of freedom when each seed has a slope of its own.
+    """Residual sum of squares and its degrees of freedom when each seed has its own slope.
 
-    Seeds move the optimum, so the noise is what is left then. `within` (n, 3) holds u, u^2 and the loss,
-    each less its mean over the seed.
+    Seeds move the optimum, which is not noise; a slope for each seed takes that out.
+
+    Args:
+        within: (n, 3) u, u^2 and the loss, each less its mean over the seed.
+        index: (n,) the seed of each run.
+        count: number of runs of each seed.
     """
     u = within[:, 0]
     spread = np.bincount(index, weights=u**2)
@@ -166,8 +191,8 @@ def _noise(within: np.ndarray, index: np.ndarray, count: np.ndarray) -> tuple[fl
     return float(residual @ residual), len(index) - len(count) - int(some.sum()) - int(bends)
 
 
-def seed_optima(one: Slice, parabola: Parabola) -> np.ndarray:
-    """log2 of each seed's own optimum at the common curvature, for the seeds with two rates in the window."""
+def seed_vertices(one: Slice, parabola: Parabola) -> np.ndarray:
+    """Base-2 log of the vertex of each seed with two rates in the window, at the common curvature."""
     keep = np.isin(one.lr, parabola.rates)
     x, seed, loss = np.log2(one.lr[keep]) - parabola.centre, one.seed[keep], one.loss[keep]
     _, index = np.unique(seed, return_inverse=True)

@@ -1,21 +1,21 @@
-"""What a table of runs holds, and which exponents it could identify."""
+"""What a table of runs holds, and which exponents it identifies."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.identify import assess
-from hyperp.analysis.law.request import Question, check_question
+from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import record
-from hyperp.analysis.optima.methods import DEFAULT, estimate
+from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
 from hyperp.analysis.table.slices import short_label, split, strata, varying
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
 from hyperp.analysis.vocabulary import WINDOW, MethodName
 
 
 class Identifiable(Strict):
-    """Whether `fit --by covariate` has a group of slices to fit; `groups` names those that it has."""
+    """Whether `fit --by covariate` can fit a group of slices; `groups` names those that it can."""
 
     covariate: str
     identified: bool
@@ -23,8 +23,8 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class Check(Strict):
-    """The counts, the slices with their states, what varies and what is identifiable."""
+class TableCheck(Strict):
+    """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
     rows: int
@@ -35,43 +35,43 @@ class Check(Strict):
     warnings: list[str]
 
 
-NEAR = 1.01  # values of a size closer than this are likely one value, written or rounded in two ways
+SAME_SIZE = 1.01  # a smaller ratio of two sizes is likely one size, rounded in two ways
 
 
-def _near(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
-    """Sizes that make separate slices of what may be one."""
+def _nearly_equal_sizes(changing: Mapping[str, Sequence[int | float | str]]) -> list[str]:
+    """Warnings about sizes so close that they split what may be one slice."""
     found = []
     for name, values in changing.items():
         sizes = [v for v in values if not isinstance(v, str)]
-        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < NEAR * a]
+        pairs = [(a, b) for a, b in itertools.pairwise(sizes) if b < SAME_SIZE * a]
         if pairs:
             (a, b), count = pairs[0], len(pairs)
             more = f", and {count - 1} more such pairs" if count > 1 else ""
             found.append(
                 f"{name} {a:.10g} and {b:.10g} differ by less than 1% and make separate slices{more}; "
-                "round them if they mean one size"
+                "round them if they are the same size"
             )
     return found
 
 
-def check(
+def check_runs(
     runs: Runs,
     where: Mapping[str, str] | None = None,
     window: float = WINDOW,
     by: Sequence[str] = (),
     over: Sequence[str] = ("lr",),
-    method: MethodName = DEFAULT,
-) -> Check:
+    method: MethodName = DEFAULT_METHOD,
+) -> TableCheck:
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
     Raises:
         ValueError: the table mixes experiments (see slices.split), or a column is not there.
     """
-    question = Question(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
-    check_question(question, runs.frame)
-    frame = filter_runs(check_frame(runs.frame, question.extra), where or {})
-    slices = split(frame, extra=question.extra, over=question.over)
-    optima = estimate(method, slices, question.options).optima
+    request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
+    check_request(request, runs.frame)
+    frame = filter_runs(check_frame(runs.frame, request.extra), where or {})
+    slices = split(frame, extra=request.extra, over=request.over)
+    optima = estimate_optima(method, slices, request.options).optima
     changing = varying(slices)
     verdicts = []
     for name in (n for n in slices[0].covariates if n in changing):
@@ -85,12 +85,12 @@ def check(
         best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
         reason = None if able else best.problem
         verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))
-    return Check(
+    return TableCheck(
         records=runs.path,
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
-        warnings=_near(changing),
+        warnings=_nearly_equal_sizes(changing),
         slices=[record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
     )

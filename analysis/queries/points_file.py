@@ -1,4 +1,4 @@
-"""The file of runs to do next: YAML in the form of a sweep's `points`, and the command that runs it."""
+"""Runs to do next: points, the YAML file that a sweep reads them from, and the command that runs it."""
 
 import re
 import shlex
@@ -9,55 +9,85 @@ from typing import Any
 import yaml
 
 from hyperp.analysis.files import write_text
-from hyperp.analysis.vocabulary import option_words, unknown_options
+from hyperp.analysis.vocabulary import option_overrides, unknown_options
 from hyperp.run_table import CONTEXT, COVARIATES
+
+# If a key is overridden twice, Hydra takes the last value, but of hydra.searchpath the first.
+OVERRIDES_NOTE = (
+    "OVERRIDES: the overrides of the sweep, without those of scale, base_lr, seed, optim, parametrization "
+    "and schedule; if they set hydra.searchpath, append its folders to this one: [THIS,THOSE]"
+)
+NOT_SIZES = (*CONTEXT, "lr", "seeds", "factor")
+GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+UNQUOTED = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:-]*")
+LITERALS = ("true", "false", "null", "nan", "inf")  # Hydra reads these as values unless they are quoted
+
+
+def sweep_point(
+    context: Mapping[str, str],
+    sizes: Mapping[str, float],
+    rates: Sequence[float],
+    factor: float | None = None,
+    seeds: int | None = None,
+) -> dict[str, Any]:
+    """Runs at one scale: `factor` is lr/base_lr, `seeds` how many of each rate."""
+    point: dict[str, Any] = {**{n: v for n, v in context.items() if v}, **sizes, "lr": list(rates)}
+    if seeds is not None:
+        point["seeds"] = seeds
+    return point if factor is None else {**point, "factor": factor}
 
 
 def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
-    """Write the points; False, and nothing written, where none names a rate."""
+    """Write the points; write nothing and return False if none names a rate."""
     contexts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for point in points:
         if point["lr"]:
             contexts.setdefault(tuple(str(point.get(name, "")) for name in CONTEXT), []).append(point)
     if not contexts:
         return False
-    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", f"# {WORDS}", "blocks:"]
+    lines = [f"# {' '.join(why.split())}", f"# Run with: {run_command(path)}", f"# {OVERRIDES_NOTE}"]
+    lines += ["blocks:"]
     for index, members in enumerate(contexts.values()):
         known = {name: str(members[0][name]) for name in CONTEXT if name in members[0]}
-        lines += [f"  {_block(path)}{index or ''}: # " + ", ".join(f"{n} {v}" for n, v in known.items())]
-        if words := option_words(known):
-            lines += [f"    overrides: [{', '.join(words)}]"]
+        lines += [f"  {_block_name(path)}{index or ''}: # " + ", ".join(f"{n} {v}" for n, v in known.items())]
+        if overrides := option_overrides(known):
+            lines += [f"    overrides: [{', '.join(overrides)}]"]
         if unknown := unknown_options(known):
-            lines += [
-                f"    # {', '.join(unknown)}: no option of hyperp-train, run these points in your own way"
-            ]
-        lines += ["    points:", *(row for point in members for row in _rows(point))]
+            lines += [f"    # not in hyperp-train: {', '.join(unknown)}; run these with your own trainer"]
+        lines += ["    points:", *(row for point in members for row in _yaml_rows(point))]
     write_text("\n".join(lines) + "\n", path)
     return True
 
 
-NOT_SIZES = (*CONTEXT, "lr", "factor", "seeds")
+def run_command(path: Path) -> str:
+    """The command that runs the points of the file with the sweep's own overrides; see `OVERRIDES_NOTE`."""
+    where = path.resolve().with_suffix("")
+    # Hydra takes the nearest folder with a valid name as the group, and the path below it as the option.
+    group = next((folder for folder in where.parents if GROUP_NAME.fullmatch(folder.name)), where.parent)
+    search = f"hydra.searchpath=[{_hydra_quoted(f'file://{group.parent}')}]"
+    option = f"+{group.name}@sweep={_hydra_quoted(where.relative_to(group).as_posix())}"
+    return f"hyperp-sweep run {shlex.quote(search)} OVERRIDES sweep=none {shlex.quote(option)}"
 
 
-def _rows(point: Mapping[str, Any]) -> list[str]:
-    """One row a run; `factor` is lr/base_lr, `seeds` how many."""
-    sizes = [f"{_key(n)}: {_number(v)}" for n, v in point.items() if n not in NOT_SIZES]
+def _yaml_rows(point: Mapping[str, Any]) -> list[str]:
+    """One row for each rate and seed."""
+    sizes = [f"{_config_key(n)}: {_yaml_number(v)}" for n, v in point.items() if n not in NOT_SIZES]
     factor = point.get("factor") or 1.0
     rows = []
     for rate in point["lr"]:
-        base = f"base_lr: {_number(float(f'{rate / factor:.12g}'))}"
+        base = f"base_lr: {_yaml_number(float(f'{rate / factor:.12g}'))}"
         for seed in range(point.get("seeds", 1)):
             last = [f"seed: {seed}"] if "seeds" in point else []
             rows.append("      - {" + ", ".join([*sizes, base, *last]) + "}")
     return rows
 
 
-def _key(name: str) -> str:
+def _config_key(name: str) -> str:
     return f"scale.{name}" if name in COVARIATES else name
 
 
-def _number(value: float) -> str:
-    """A number that YAML 1.1 reads as one: 1e-05 would be text."""
+def _yaml_number(value: float) -> str:
+    """Text that YAML 1.1 reads as a number, which it does not with 1e-05."""
     if isinstance(value, int):
         return str(value)
     text = repr(value)
@@ -65,35 +95,15 @@ def _number(value: float) -> str:
     return text if not sign or "." in mantissa else f"{mantissa}.0e{exponent}"
 
 
-def _block(path: Path) -> str:
+def _block_name(path: Path) -> str:
     name = "".join(c if c.isalnum() or c == "_" else "_" for c in path.stem)
     plain = name[:1].isalpha() and isinstance(yaml.safe_load(name), str)
     return name if plain else f"next_{name}"
 
 
-# Of two words for one key Hydra takes the last, but of hydra.searchpath the first.
-WORDS = (
-    "WORDS are those of the sweep, less any for scale, base_lr, seed, optim, parametrization or schedule; "
-    "if they have a hydra.searchpath, add its folders to this one, as [THIS,THOSE]"
-)
-GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:-]*")
-LITERALS = ("true", "false", "null", "nan", "inf")  # to Hydra's grammar, unless quoted
-
-
-def run_command(path: Path) -> str:
-    """What runs the points of the file with the words that the sweep itself was run with; see `WORDS`."""
-    where = path.resolve().with_suffix("")
-    # The group is the nearest folder whose name Hydra takes for one, the option what lies below it.
-    group = next((folder for folder in where.parents if GROUP.fullmatch(folder.name)), where.parent)
-    search = f"hydra.searchpath=[{_quoted(f'file://{group.parent}')}]"
-    option = f"+{group.name}@sweep={_quoted(where.relative_to(group).as_posix())}"
-    return f"hyperp-sweep run {shlex.quote(search)} WORDS sweep=none {shlex.quote(option)}"
-
-
-def _quoted(text: str) -> str:
-    """The text as Hydra reads it back."""
-    if PLAIN.fullmatch(text) and text.lower() not in LITERALS:
+def _hydra_quoted(text: str) -> str:
+    """The text, quoted if Hydra's grammar would otherwise change it."""
+    if UNQUOTED.fullmatch(text) and text.lower() not in LITERALS:
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,4 +1,4 @@
-"""How far the optimum moves along one axis, and what it costs to ignore that."""
+"""How far the optimum moves along one axis, and what it costs to keep the rate of the smallest size."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from scipy.special import stdtrit
 
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
+from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.random_effects import meta_regression
 from hyperp.analysis.vocabulary import LEVEL, WINDOW
 from hyperp.run_table import COVARIATES
 
 
 class TransferPoint(Strict):
-    """The optimum at one value of the axis, as rates; None where there is none, and `reason` says why."""
+    """The optimum at one value of the axis; its rates are None if there is none, and `reason` says why."""
 
     value: int | float
     state: str
@@ -27,7 +28,7 @@ class TransferPoint(Strict):
 
 
 class Drift(Strict):
-    """Movement of log2(optimum) for each doubling of the axis; `basis` says where the interval comes from."""
+    """The change of log2(optimum) per doubling of the axis; `basis` says where the interval comes from."""
 
     octaves_per_doubling: float
     se: float | None
@@ -37,8 +38,8 @@ class Drift(Strict):
     basis: str
 
 
-class Penalty(Strict):
-    """Loss at one value of the axis when trained at the smallest one's optimum, less its own best."""
+class TransferPenalty(Strict):
+    """The excess loss at one value of the axis of training at the smallest value's optimal rate."""
 
     at: int | float
     rate_from: int | float
@@ -48,12 +49,13 @@ class Penalty(Strict):
     method: str
 
 
-class Ahead(Strict):
-    """The drift carried beyond the largest value of the axis; `low` and `high` of the octaves moved.
+class TransferAhead(Strict):
+    """The drift extrapolated beyond the largest value of the axis.
 
-    `octaves` is how far the optimum at `at` lies from the smallest value's, with the interval of the drift;
-    `percent` what training there at the smallest one's optimum costs of the loss by the largest one's basin,
-    `percent_low` and `percent_high` over that interval. None without an interval, or without a basin.
+    `octaves`, `low` and `high` say how far the optimum at `at` lies from the smallest value's, with the
+    interval of the drift. `percent` is the relative excess loss there of the smallest value's optimal rate,
+    by the basin of the largest value; `percent_low` and `percent_high` are its range over that interval. They
+    are None without an interval or without a basin.
     """
 
     at: int | float
@@ -66,11 +68,11 @@ class Ahead(Strict):
 
 
 class Transfer(Strict):
-    """One context (optimizer, parametrization, other sizes) along the axis.
+    """Transfer of one context (optimizer, parametrization, other sizes) along the axis.
 
-    `excluded` are the values whose curves have no optimum, so that the drift is that of the rest (`points`
-    says why). `penalties` are for every larger value, `penalty` the last of them, `ahead` the extrapolation
-    to further ones.
+    `excluded` are the values whose curves have no optimum; the drift is fitted without them, and `points`
+    says why they have none. `penalties` are for every value above the smallest, `penalty` is that of the
+    largest, and `ahead` extrapolates to larger values.
     """
 
     axis: str
@@ -78,18 +80,18 @@ class Transfer(Strict):
     held: dict[str, int | float]
     points: list[TransferPoint]
     drift: Drift | None
-    penalty: Penalty | None
-    penalties: list[Penalty]
-    ahead: list[Ahead]
+    penalty: TransferPenalty | None
+    penalties: list[TransferPenalty]
+    ahead: list[TransferAhead]
     excluded: list[int | float]
     problem: str | None
 
 
-AHEAD = (2.0, 4.0, 8.0)  # times the largest value of the axis
+EXTRAPOLATED_TO = (2.0, 4.0, 8.0)  # times the largest value of the axis
 
 
-def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
-    """Transfer along `over` for every group of slices that differ in nothing else.
+def measure_transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
+    """Measure the transfer along `over` in every group of slices that differ in nothing else.
 
     Raises:
         ValueError: `over` is not a covariate of the slices.
@@ -102,47 +104,50 @@ def transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> 
         key = (*one.context.values(), *(v for n, v in one.covariates.items() if n != over))
         groups.setdefault(key, []).append(one)
     ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())
-    return [_along(group, over, level) for group in ordered if len({s.covariates[over] for s in group}) > 1]
+    return [
+        _measure_group(group, over, level)
+        for group in ordered
+        if len({s.covariates[over] for s in group}) > 1
+    ]
 
 
-def another_value(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
-    """The slice with the most rates, at twice and four times its value of the axis."""
+def points_further_along(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
+    """The rates of the slice with the most of them, at twice and four times its value of the axis."""
     one = max(slices, key=lambda s: len(s.points))
     rates = sorted({p.lr for p in one.points})
-    context = {n: v for n, v in one.context.items() if v}
-    more = [{**context, **one.covariates, over: one.covariates[over] * k, "lr": rates} for k in (2, 4)]
-    return [p if one.factor is None else {**p, "factor": one.factor} for p in more] if rates else []
+    larger = [{**one.covariates, over: one.covariates[over] * times} for times in (2, 4)]
+    return [sweep_point(one.context, sizes, rates, one.factor) for sizes in larger] if rates else []
 
 
-def brackets(slices: Sequence[SliceRecord], answers: Sequence[Transfer]) -> list[dict[str, Any]]:
-    """The rates that would bracket the optima of the curves that have none."""
+def bracketing_points(slices: Sequence[SliceRecord], answers: Sequence[Transfer]) -> list[dict[str, Any]]:
+    """The rates that would bracket the optima of curves without one."""
     over, held = answers[0].axis, [(a.context, a.held) for a in answers]
     return [
-        {**{n: v for n, v in s.context.items() if v}, **s.covariates, "lr": s.next_rates}
+        sweep_point(s.context, s.covariates, s.next_rates, s.factor)
         for s in slices
         if s.next_rates and (s.context, {n: v for n, v in s.covariates.items() if n != over}) in held
     ]
 
 
-def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:
+def _measure_group(group: list[SliceRecord], over: str, level: float) -> Transfer:
     known = [(s, s.optimum) for s in group if s.optimum is not None]
     drift = problem = None
-    penalties: list[Penalty] = []
-    ahead: list[Ahead] = []
+    penalties: list[TransferPenalty] = []
+    ahead: list[TransferAhead] = []
     if len(known) < 2:
         problem = f"{len(known)} of {len(group)} curves have an optimum, 2 are needed"
     else:
-        drift = _drift([s.covariates[over] for s, _ in known], [o for _, o in known], level)
-        costs = [_penalty(known[0], later, over) for later in known[1:]]
+        drift = _fit_drift([s.covariates[over] for s, _ in known], [o for _, o in known], level)
+        costs = [_penalty_at(known[0], later, over) for later in known[1:]]
         penalties = [cost for cost in costs if cost is not None]
-        ahead = [_ahead(drift, known[0], known[-1], over, times) for times in AHEAD]
+        ahead = [_extrapolate(drift, known[0], known[-1], over, times) for times in EXTRAPOLATED_TO]
     return Transfer(
         axis=over,
         context=group[0].context,
         held={n: v for n, v in group[0].covariates.items() if n != over},
-        points=[_point(s, over) for s in group],
+        points=[_transfer_point(s, over) for s in group],
         drift=drift,
-        penalty=_last(penalties, known[-1][0].covariates[over]) if known else None,
+        penalty=next((p for p in penalties if p.at == known[-1][0].covariates[over]), None),
         penalties=penalties,
         ahead=ahead,
         excluded=[s.covariates[over] for s in group if s.optimum is None],
@@ -150,14 +155,10 @@ def _along(group: list[SliceRecord], over: str, level: float) -> Transfer:
     )
 
 
-def _last(penalties: list[Penalty], at: float) -> Penalty | None:
-    return next((p for p in penalties if p.at == at), None)
-
-
 Known = tuple[SliceRecord, OptimumRecord]
 
 
-def _ahead(drift: Drift, first: Known, last: Known, over: str, times: float) -> Ahead:
+def _extrapolate(drift: Drift, first: Known, last: Known, over: str, times: float) -> TransferAhead:
     start, end = first[0].covariates[over], last[0].covariates[over] * times
     doublings = math.log2(end / start)
     moved = [
@@ -165,10 +166,10 @@ def _ahead(drift: Drift, first: Known, last: Known, over: str, times: float) -> 
     ]
     octaves, low, high = moved
     assert octaves is not None
-    cost = [None if m is None else _cost(last[1], m) for m in moved]
+    cost = [None if m is None else _percent_of_loss(last[1], m) for m in moved]
     ends = [c for c in cost[1:] if c is not None]
     crosses = low is not None and high is not None and low < 0 < high
-    return Ahead(
+    return TransferAhead(
         at=end,
         octaves=octaves,
         low=low,
@@ -179,14 +180,14 @@ def _ahead(drift: Drift, first: Known, last: Known, over: str, times: float) -> 
     )
 
 
-def _cost(best: OptimumRecord, octaves: float) -> float | None:
-    """Percent of the loss at a rate that many octaves off, by the curvature of the largest one's basin."""
+def _percent_of_loss(best: OptimumRecord, octaves: float) -> float | None:
+    """The excess loss, in percent, of a rate that many octaves from the optimum, by the basin's curvature."""
     if best.curvature is None or not best.loss:
         return None
     return 100 * best.curvature / best.loss * octaves**2
 
 
-def _point(one: SliceRecord, over: str) -> TransferPoint:
+def _transfer_point(one: SliceRecord, over: str) -> TransferPoint:
     o = one.optimum
     return TransferPoint(
         value=one.covariates[over],
@@ -199,11 +200,11 @@ def _point(one: SliceRecord, over: str) -> TransferPoint:
     )
 
 
-def _drift(values: list[int | float], optima: list[OptimumRecord], level: float) -> Drift:
+def _fit_drift(values: list[int | float], optima: list[OptimumRecord], level: float) -> Drift:
     x, y = np.log2(values), np.log2([o.lr for o in optima])
     errors = [o.se for o in optima]
     if len(optima) == 2:
-        return _two_point_drift(x, y, optima, level)
+        return _drift_between_two(x, y, optima, level)
     known = [s for s in errors if s is not None]
     se = np.array(known) if len(known) == len(errors) else None
     fit = meta_regression(y, se, np.column_stack([np.ones(len(x)), x]))
@@ -218,7 +219,7 @@ def _drift(values: list[int | float], optima: list[OptimumRecord], level: float)
     )
 
 
-def _two_point_drift(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], level: float) -> Drift:
+def _drift_between_two(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], level: float) -> Drift:
     doublings = float(x[1] - x[0])
     drift = float(y[1] - y[0]) / doublings
     errors = [o.se for o in optima if o.se is not None]
@@ -226,13 +227,13 @@ def _two_point_drift(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], 
         basis = "none: the curves have no residual degrees of freedom"
         return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
     se = math.hypot(*errors) / doublings
-    df = min(o.df for o in optima)  # their variances are pooled, so the degrees of freedom are shared
+    df = min(o.df for o in optima)  # their variances are pooled, so their degrees of freedom are the same
     half = float(stdtrit(df, 0.5 + level / 2)) * se
     basis = "the two curves' own errors; scatter between curves cannot be seen with two"
     return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)
 
 
-def _penalty(first: Known, last: Known, over: str) -> Penalty | None:
+def _penalty_at(first: Known, last: Known, over: str) -> TransferPenalty | None:
     rate, best = first[1].lr, last[1]
     if best.loss is None:
         return None
@@ -244,15 +245,15 @@ def _penalty(first: Known, last: Known, over: str) -> Penalty | None:
         if not x[0] <= math.log2(rate) <= x[-1]:
             return None
         near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
-        # A chord would lie above the curve by a quarter of what an octave costs.
+        # A chord would lie above the curve by a quarter of the cost of one octave.
         losses = np.array([last[0].points[i].loss for i in near])
-        nats = max(_quadratic(x[near], losses, math.log2(rate)) - best.loss, 0.0)
+        nats = max(_interpolate(x[near], losses, math.log2(rate)) - best.loss, 0.0)
         method = "interpolated between its measured rates"
     value = {"at": last[0].covariates[over], "rate_from": first[0].covariates[over]}
-    return Penalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
+    return TransferPenalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
 
 
-def _quadratic(x: np.ndarray, y: np.ndarray, at: float) -> float:
+def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> float:
     """Lagrange's polynomial through up to three points."""
     others = [np.delete(x, i) for i in range(len(x))]
     return sum(float(y[i]) * float(np.prod((at - o) / (x[i] - o))) for i, o in enumerate(others))

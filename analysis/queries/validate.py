@@ -1,11 +1,11 @@
-"""Does the recommended rate win where it was recommended?
+"""Test whether the recommended rate wins at the scale for which it was recommended.
 
-The rule. For each other rate r, over the n seeds that both rates have finished, d(s) = loss(recommended, s) -
-loss(r, s). The recommended rate passes against r when mean d <= sd / sqrt(n): it is better, or worse by no
-more than the standard deviation of that mean over seeds. sd is that of d(s) about its mean, pooled over the
-other rates; with a single seed for each rate it is the law's own `difference_sd`. Rates without a common seed
-are compared by their means, with the law's `loss_sd`. A rate whose runs all diverged loses, and a recommended
-rate fails if any of its runs diverged. The verdict is a pass when every comparison is.
+For each other rate r, over the n seeds that finished at both rates, d(s) = loss(recommended, s) - loss(r, s).
+The recommended rate passes against r if mean d <= sd / sqrt(n): it is better, or worse by at most the
+standard deviation of that mean over seeds. sd is the standard deviation of d(s) about its mean, pooled over
+the other rates; if every rate has a single seed, it is the law's own `difference_sd`. Rates without a common
+seed are compared by their means, with the law's `loss_sd`. A rate whose runs all diverged loses, and a
+recommended rate fails if any of its runs diverged. The rate passes if it passes every comparison.
 """
 
 import math
@@ -16,16 +16,16 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import Recommendation, recommend
+from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
 from hyperp.analysis.table.slices import Slice, next_point, split, varying
 from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
-from hyperp.analysis.wording import degrees
+from hyperp.analysis.wording import format_degrees
 
-RATE_TOLERANCE = 0.02  # a rate typed from the printed recommendation is still the recommended one
+RATE_TOLERANCE = 0.02  # relative; a rate copied from the printed recommendation is the recommended one
 
 
 class RateRow(Strict):
-    """One rate of the check; `difference` is recommended less this rate, `allowed` what it may reach."""
+    """One rate that was run; `difference` is recommended minus this rate's loss, `allowed` its limit."""
 
     lr: float
     ratio: float
@@ -40,7 +40,7 @@ class RateRow(Strict):
 
 
 class Validation(Strict):
-    """The table and the verdict."""
+    """The verdict, its rule and a row for every rate; `spread_from` is the source of the seeds' spread."""
 
     passed: bool
     verdict: str
@@ -50,20 +50,20 @@ class Validation(Strict):
     rows: list[RateRow]
 
 
-def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
-    """Compare the recommended rate with the others that were run at one target scale.
+def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
+    """Compare the law's recommended rate with the others that were run at one target scale.
 
     Raises:
-        ValueError: several scales or contexts, another context than the law's, or no run at the recommended
-            rate.
+        ValueError: several scales or contexts, another context than the law's, or no run within 2% of the
+            recommended rate.
         Refusal: only the recommended rate was run.
     """
     extra = [*law.ranges, *law.held]
     frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
-    one = _single(split(filter_runs(frame, where or {}), extra=extra), law)
+    one = _target_slice(split(filter_runs(frame, where or {}), extra=extra), law)
     known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
-    # The runs are there, so the law's reach does not matter: it is what they test.
-    recommendation = recommend(law, known, extrapolate=True)
+    # The runs exist, so the law may be tested beyond its largest extrapolation factor.
+    recommendation = recommend_rate(law, known, extrapolate=True)
     rates = sorted({*one.lr.tolist(), *one.diverged})
     chosen = min(rates, key=lambda rate: abs(math.log(rate / recommendation.lr)))
     if abs(chosen / recommendation.lr - 1) > RATE_TOLERANCE:
@@ -75,10 +75,10 @@ def validate(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Valid
     if not others:
         points = next_point(one, [chosen / 2, chosen * 2])
         raise Refusal("only the recommended rate was run; run half and twice that rate as well", [points])
-    return _judge(law, one, recommendation, chosen, others)
+    return _compare_rates(law, one, recommendation, chosen, others)
 
 
-def _single(slices: Sequence[Slice], law: Law) -> Slice:
+def _target_slice(slices: Sequence[Slice], law: Law) -> Slice:
     if len(slices) != 1:
         raise ValueError(
             f"RUNS must hold one target scale, but {', '.join(varying(slices))} vary; use --where"
@@ -89,61 +89,61 @@ def _single(slices: Sequence[Slice], law: Law) -> Slice:
     return slices[0]
 
 
-def _judge(
+def _compare_rates(
     law: Law, one: Slice, recommendation: Recommendation, chosen: float, others: list[float]
 ) -> Validation:
-    best = _losses(one, chosen)
-    differences = {rate: _paired(best, _losses(one, rate)) for rate in others}
-    pooled, source = _spread(law, list(differences.values()))
-    rows = [_row(one, chosen, chosen, None, None, bool(best) and chosen not in one.diverged)]
+    best = _losses_by_seed(one, chosen)
+    differences = {rate: _paired_differences(best, _losses_by_seed(one, rate)) for rate in others}
+    pooled, source = _seed_spread(law, list(differences.values()))
+    rows = [_rate_row(one, chosen, chosen, None, None, bool(best) and chosen not in one.diverged)]
     for rate, d in differences.items():
-        losses = _losses(one, rate)
+        losses = _losses_by_seed(one, rate)
         if not losses or not best:
-            rows.append(_row(one, rate, chosen, None, None, not losses and bool(best)))
+            rows.append(_rate_row(one, rate, chosen, None, None, not losses and bool(best)))
             continue
         if len(d):
             difference, allowed = float(d.mean()), (pooled or 0.0) / math.sqrt(len(d))
         else:
             difference = float(np.mean(list(best.values())) - np.mean(list(losses.values())))
             allowed = (law.seed_spread.loss_sd or 0.0) * math.sqrt(1 / len(best) + 1 / len(losses))
-        rows.append(_row(one, rate, chosen, difference, allowed, difference <= allowed))
+        rows.append(_rate_row(one, rate, chosen, difference, allowed, difference <= allowed))
     rows.sort(key=lambda row: row.lr)
     passed = all(row.passed for row in rows)
     return Validation(
         passed=passed,
         verdict=_verdict(rows, passed),
-        rule="mean loss difference (recommended less other) at most the SD of that mean over seeds",
+        rule="mean loss difference (recommended minus other) at most the SD of that mean over seeds",
         spread_from=source,
         recommendation=recommendation,
         rows=rows,
     )
 
 
-def _losses(one: Slice, rate: float) -> dict[int, float]:
+def _losses_by_seed(one: Slice, rate: float) -> dict[int, float]:
     keep = one.lr == rate
     return dict(zip(one.seed[keep].tolist(), one.loss[keep].tolist(), strict=True))
 
 
-def _paired(first: dict[int, float], second: dict[int, float]) -> np.ndarray:
+def _paired_differences(first: dict[int, float], second: dict[int, float]) -> np.ndarray:
     return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
-def _spread(law: Law, differences: list[np.ndarray]) -> tuple[float | None, str]:
-    """SD over seeds of a paired difference, and where it comes from."""
+def _seed_spread(law: Law, differences: list[np.ndarray]) -> tuple[float | None, str]:
+    """The standard deviation over seeds of a paired difference, and where it comes from."""
     df = sum(len(d) - 1 for d in differences if len(d))
     if df > 0:
         squares = sum(float(np.sum((d - d.mean()) ** 2)) for d in differences if len(d))
-        return math.sqrt(squares / df), f"the seeds of these runs, {degrees(df)}"
+        return math.sqrt(squares / df), f"the seeds of these runs, {format_degrees(df)}"
     own = law.seed_spread
     if own.difference_sd is not None:
-        return own.difference_sd, f"the law's records, {degrees(own.difference_df)}"
+        return own.difference_sd, f"the law's records, {format_degrees(own.difference_df)}"
     return None, "none: no rate was repeated with another seed, so only a strict win passes"
 
 
-def _row(
+def _rate_row(
     one: Slice, rate: float, chosen: float, difference: float | None, allowed: float | None, passed: bool
 ) -> RateRow:
-    losses = list(_losses(one, rate).values())
+    losses = list(_losses_by_seed(one, rate).values())
     return RateRow(
         lr=rate,
         ratio=rate / chosen,

@@ -1,4 +1,4 @@
-"""report.md with its plots, from a law's file, and what monitors saw of its runs if they are still there."""
+"""report.md and its figures, from a law; with what monitors saw, if the table of its runs is still there."""
 
 import importlib.metadata
 import platform
@@ -12,8 +12,8 @@ import jinja2
 from hyperp.analysis.diagnostics.monitors import MonitorFindings, read_monitors
 from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import recommend
-from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
+from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.queries.validate import Validation
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
@@ -23,7 +23,7 @@ from hyperp.analysis.report.figures.monitors import (
     monitors_against_steps,
     scales_to_draw,
 )
-from hyperp.analysis.report.figures.style import Rows, save_figure
+from hyperp.analysis.report.figures.style import Picture, make_folder, save_figure
 from hyperp.analysis.report.text.law import (
     context_text,
     diagnostic_lines,
@@ -58,7 +58,7 @@ from hyperp.analysis.report.text.transfer import (
     penalty_rows,
     transfer_rows,
 )
-from hyperp.analysis.wording import degrees, percent
+from hyperp.analysis.wording import format_degrees, format_percent
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -71,85 +71,95 @@ def write_report(
     validation: Validation | None = None,
     extrapolate: bool = False,
 ) -> list[Path]:
-    """Write report.md and the plots (PNG, SVG, CSV) into `folder`; returns their paths.
+    """Write report.md and its figures (PNG, SVG, CSV) into `folder`; returns their paths.
 
     Args:
         law: a fitted law.
         folder: made if it is not there.
         command: the command line to print in the report.
         target: sizes to recommend a rate for.
-        validation: the answer of `validate`, to print with it.
+        validation: what `validate` answered, to print with it.
         extrapolate: recommend beyond the law's reach too.
+
+    Raises:
+        ValueError: `folder` is a file.
+        Refusal: the law cannot recommend a rate for `target`.
     """
     out = Path(folder)
-    found = None if target is None else recommend(law, target, extrapolate=extrapolate)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"-o {out} must be a folder, it is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    recommendation = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
+    make_folder(out, "-o")
+    marked = None if recommendation is None else recommendation.target
     paths = save_figure(*basin_curves(law), out, "basins")
     for name in law.ranges:
-        figure, rows = optimum_against(law, name, None if found is None else found.target)
-        paths += save_figure(figure, rows, out, f"optimum-{name.replace('_', '-')}")
-    tests = diagnostic_figures(law)
-    for name, (figure, rows) in tests.items():
-        paths += save_figure(figure, rows, out, name)
-    sections = transfer_sections(law)
-    for axis, answers in sections.items():
-        paths += save_figure(*transfer_panels(law.slices, answers), out, f"transfer-{axis.replace('_', '-')}")
-    seen = read_monitors(law)
-    stability = None if seen is None else stability_section(seen)
+        paths += save_figure(*optimum_against(law, name, marked), out, f"optimum-{name.replace('_', '-')}")
+    diagnostics = diagnostic_figures(law)
+    for name, picture in diagnostics.items():
+        paths += save_figure(*picture, out, name)
+    transfers = transfers_by_axis(law)
+    for axis, answers in transfers.items():
+        picture = transfer_panels(law.slices, answers)
+        paths += save_figure(*picture, out, f"transfer-{axis.replace('_', '-')}")
+    monitors = read_monitors(law)
+    stability = None if monitors is None else stability_section(monitors)
     for part in stability["parts"] if stability else []:
-        figure, rows = part.pop("figure")
-        paths += save_figure(figure, rows, out, part["picture"])
-    text = _render(law, command, found, validation, sections, list(tests), stability)
+        paths += save_figure(*part.pop("figure"), out, part["picture"])
+    text = _render(law, command, recommendation, validation, transfers, list(diagnostics), stability)
     write_text(text, out / "report.md")
     return [out / "report.md", *paths]
 
 
-def diagnostic_figures(law: Law) -> dict[str, tuple[Any, Rows]]:
-    """The pictures that test the law, by file name: those that its method and slices allow."""
-    found = {}
+def diagnostic_figures(law: Law) -> dict[str, Picture]:
+    """The figures that test the law, by file name: those that its method and slices allow."""
+    figures = {}
     if law.leave_one_out:
-        found["leave-one-out"] = leave_one_out_bars(law)
+        figures["leave-one-out"] = leave_one_out_bars(law)
     curves = law.over == ["lr"] and law.method != "given"
     if curves and law.basin is not None and all(s.optimum and s.optimum.loss for s in law.slices if s.used):
-        found["collapse"] = basin_collapse(law)
+        figures["collapse"] = basin_collapse(law)
     if curves:
         figure, rows = fewer_rates_panels(law)
         if rows:
-            found["rates-per-slice"] = figure, rows
-    return found
+            figures["rates-per-slice"] = figure, rows
+    return figures
 
 
-def stability_section(seen: MonitorFindings) -> dict[str, Any]:
-    """The table of scales, and parts: title, file name, figure, table and note (None for no such)."""
-    parts: list[dict[str, Any]] = []
-    for axis in seen.axes:
+def stability_section(monitors: MonitorFindings) -> dict[str, Any]:
+    """The table of scales, and a part for each figure: its title, file name, figure, table and note.
+
+    A part without a table or a note has None there.
+    """
+    parts: list[dict[str, Any]] = [
+        {
+            "title": f"Against {axis.replace('_', ' ')}",
+            "picture": f"stability-{axis.replace('_', '-')}",
+            "figure": monitors_against_size(monitors, axis),
+            "table": markdown_table(*ratio_table(monitors, axis)),
+            "note": run_length_note(monitors, axis),
+        }
+        for axis in monitors.axes
+    ]
+    if len(monitors.steps):
         parts.append(
             {
-                "title": f"Against {axis.replace('_', ' ')}",
-                "picture": f"stability-{axis.replace('_', '-')}",
-                "figure": monitors_against_size(seen, axis),
-                "table": markdown_table(*ratio_table(seen, axis)),
-                "note": run_length_note(seen, axis),
+                "title": "Against steps",
+                "picture": "stability-steps",
+                "figure": monitors_against_steps(monitors),
+                "table": None,
+                "note": drawn_runs_note(monitors, len(scales_to_draw(monitors))),
             }
         )
-    if len(seen.steps):
-        note = drawn_runs_note(seen, len(scales_to_draw(seen)))
-        part = {"title": "Against steps", "picture": "stability-steps", "table": None, "note": note}
-        parts.append({**part, "figure": monitors_against_steps(seen)})
-    return {"scales": markdown_table(*scale_table(seen)), "parts": parts}
+    return {"scales": markdown_table(*scale_table(monitors)), "parts": parts}
 
 
-def transfer_sections(law: Law) -> dict[str, list[Transfer]]:
+def transfers_by_axis(law: Law) -> dict[str, list[Transfer]]:
     """Transfer along every axis that the law does not fit and that some group of slices varies."""
     axes = [axis for axis in law.slices[0].covariates if axis not in law.ranges]
-    found = {axis: transfer(law.slices, axis, law.level) for axis in axes}
+    found = {axis: measure_transfer(law.slices, axis, law.level) for axis in axes}
     return {axis: answers for axis, answers in found.items() if answers}
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown; a bar in a cell is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
@@ -159,10 +169,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def _render(
     law: Law,
     command: str,
-    found: Any,
+    recommendation: Recommendation | None,
     validation: Validation | None,
-    sections: Mapping[str, list[Transfer]],
-    tests: Sequence[str],
+    transfers: Mapping[str, list[Transfer]],
+    pictures: Sequence[str],
     stability: Mapping[str, Any] | None,
 ) -> str:
     used = [s for s in law.slices if s.used]
@@ -182,21 +192,21 @@ def _render(
         used=len(used),
         context=context_text(law.context),
         held=", ".join(f"{n.replace('_', ' ')} {format_value(v)}" for n, v in law.held.items()) or "nothing",
-        degrees=degrees(law.df),
+        degrees=format_degrees(law.df),
         scatter=scatter_line(law),
         formulas=[formula(law), *(formula(law, name) for name in law.also)],
         also=markdown_table(tuned_with_lr_columns(law), tuned_with_lr_rows(law)) if law.also else "",
         beside=markdown_table(other_method_columns(law), other_method_rows(law)) if law.beside else "",
         tests=diagnostic_lines(law),
-        pictures=tests,
-        level=percent(law.level),
+        pictures=pictures,
+        level=format_percent(law.level),
         exponents=markdown_table(exponent_columns(law), exponent_rows(law)),
         slices=markdown_table([*names, *SLICE_COLUMNS], slice_rows(used, names)),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",
         dropped=", ".join(f"{count} {status}" for status, count in law.dropped.items()) or "none",
-        lines=[] if found is None else recommendation_lines(law, found),
-        warnings=[] if found is None else found.warnings,
-        factors="" if found is None else markdown_table(FACTOR_COLUMNS, factor_rows(found)),
+        lines=[] if recommendation is None else recommendation_lines(law, recommendation),
+        warnings=[] if recommendation is None else recommendation.warnings,
+        factors="" if recommendation is None else markdown_table(FACTOR_COLUMNS, factor_rows(recommendation)),
         transfers=[
             {
                 "axis": axis,
@@ -204,12 +214,12 @@ def _render(
                     [*context_columns(answers), *TRANSFER_COLUMNS],
                     transfer_rows(answers),
                 ),
-                "ahead": markdown_table(
+                "penalties": markdown_table(
                     [*context_columns(answers), *PENALTY_COLUMNS],
                     penalty_rows(answers),
                 ),
             }
-            for axis, answers in sections.items()
+            for axis, answers in transfers.items()
         ],
         stability=stability,
         validation=validation,

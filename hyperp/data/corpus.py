@@ -1,9 +1,9 @@
-"""Text as tokens: corpora with a fixed held-out part, and batches that (seed, step) alone decide.
+"""Text as tokens: corpora with a fixed held-out part, and batches that depend on (seed, step) alone.
 
-Every source ends as two flat arrays of token ids, one to train on and one held out. Batches are random
-access: no iterator has a state to save, so a resumed run reads what an uninterrupted one would have read.
+Every source becomes two flat arrays of token ids, one to train on and one held out. Batches are random
+access: there is no iterator state to save, so a resumed run reads what an uninterrupted one would have read.
 
-Shape legend: B sequences in a batch of this rank, N windows, T context length.
+Shape suffixes: B sequences in a batch of this rank, N windows, T context length.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hyperp.terminal import invalid_field
 from hyperp.validation import positive_int
 
 DataSource = Literal["stdlib", "text", "tokens"]
 TokenArray = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 
 SEPARATOR = b"\0"
-HELD_OUT_OF_256 = 8  # files, of 256, that are held out on average: 3%
+HELD_OUT_OF_256 = 8  # of 256 files, this many are held out on average: 3%
 LARGEST_HELD_OUT_FILE = 2**18  # so that no single file is most of the held-out text
-PLAUSIBLE_HELD_OUT = (0.005, 0.2)  # share of the bytes; outside it whole files are too few to choose from
-TAIL = 32  # otherwise the last 1/32 is held out
+PLAUSIBLE_HELD_OUT = (0.005, 0.2)  # share of the bytes; outside it, there are too few files to choose from
+TAIL = 32  # then the last 1/32 of the text is held out
 LARGEST_TAIL = 2**24
 
 STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-STDLIB_SKIPPED_PREFIX = "_sysconfigdata"  # generated, it holds the paths of the machine that built Python
+STDLIB_SKIPPED_PREFIX = "_sysconfigdata"  # generated; it contains paths of the machine that built Python
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Corpus:
     Attributes:
         name: the source: stdlib, text or tokens.
         train, held_out: flat arrays of ids below vocab_size; memory-mapped for `tokens`.
-        bytes_per_token: UTF-8 bytes of text for one token, to turn nats per token into bits per byte.
+        bytes_per_token: UTF-8 bytes of text per token, to convert nats per token to bits per byte.
         digest: SHA-256 of the content, split included, in hexadecimal.
     """
 
@@ -56,7 +57,7 @@ class Corpus:
 
 
 class TokensSidecar(BaseModel):
-    """What the JSON file beside a .bin of token ids says about it."""
+    """The JSON file beside a .bin of token ids, which describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +71,7 @@ class TokensSidecar(BaseModel):
 
 
 class DataOptions(Protocol):
-    """What `load_corpus` reads of a configuration: `files` is for text, `path` for tokens."""
+    """The part of a configuration that `load_corpus` reads: `files` is for text, `path` for tokens."""
 
     @property
     def source(self) -> str: ...  # noqa: D102
@@ -81,7 +82,7 @@ class DataOptions(Protocol):
 
 
 def load_corpus(data: DataOptions) -> Corpus:
-    """The corpus of a data configuration."""
+    """Load the corpus of a data configuration. Raises ValueError, naming the field, if that is impossible."""
     if data.source == "stdlib":
         return stdlib_corpus()
     if data.source == "text":
@@ -94,12 +95,12 @@ def load_corpus(data: DataOptions) -> Corpus:
 
 
 def stdlib_corpus() -> Corpus:
-    """Bytes of the .py files of this Python's standard library, without its tests: 10 MB and more."""
+    """The bytes of the .py files of this Python's standard library, without its tests: 10 MB or more."""
     return _byte_corpus("stdlib", _stdlib_files(Path(sysconfig.get_path("stdlib"))))
 
 
 def text_corpus(files: Sequence[str]) -> Corpus:
-    """Bytes of every file that matches: a file, a folder (all files below it) or a glob, where ** recurses.
+    """The bytes of all files that match: a file, a folder (all files below it), or a glob, where ** recurses.
 
     The whole text is held in memory. Empty files are skipped.
     """
@@ -107,10 +108,10 @@ def text_corpus(files: Sequence[str]) -> Corpus:
 
 
 def tokens_corpus(path: Path) -> Corpus:
-    """Memory-mapped ids with a JSON sidecar, as `hyperp.data.tokenize.prepare` writes them.
+    """Memory-mapped ids with a JSON sidecar, as `hyperp.data.tokenize.tokenize_files` writes them.
 
-    The last 1/32 of the tokens, at most 2^24, is held out. The content is not hashed again: the digest is the
-    one that was taken when the file was made, and the file's size has to agree with the sidecar.
+    The last 1/32 of the tokens, at most 2^24, is held out. The content is not hashed again: the digest is
+    that of the sidecar. Raises ValueError if a file is missing or its size disagrees with the sidecar.
     """
     sidecar = read_sidecar(path)
     size = path.stat().st_size
@@ -130,12 +131,12 @@ def tokens_corpus(path: Path) -> Corpus:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the JSON beside a .bin of token ids lies."""
+    """The path of the JSON sidecar of the .bin at `path`."""
     return path.with_name(path.name + ".json")
 
 
 def read_sidecar(path: Path) -> TokensSidecar:
-    """The validated sidecar of the .bin at `path`."""
+    """Read the sidecar of the .bin at `path`. Raises ValueError if it is missing or wrong."""
     sidecar = sidecar_path(path)
     for file in (path, sidecar):
         if not file.is_file():
@@ -143,16 +144,14 @@ def read_sidecar(path: Path) -> TokensSidecar:
     try:
         return TokensSidecar.model_validate_json(sidecar.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "content"
-        raise ValueError(f"{field} of {sidecar}: {first['msg']}, got {first['input']!r}"[:500]) from None
+        raise ValueError(f"{sidecar}: {invalid_field(error)}") from None
 
 
 def expand_patterns(patterns: Sequence[str]) -> list[tuple[str, Path]]:
-    """(relative path, file) for all that match, sorted, each file once.
+    """(relative path, file) of all files that match, sorted, each file once.
 
-    The relative path starts below the part of the pattern that has no wildcard, so that it is the same
-    wherever the folder lies. Below a folder, names that start with a dot are left out.
+    The relative path starts after the part of the pattern without wildcards, so it does not depend on where
+    the folder is. Below a folder, names that start with a dot are left out.
     """
     if isinstance(patterns, str):
         raise ValueError(f"data.files must be a list of patterns, got the string {patterns!r}")
@@ -179,7 +178,7 @@ def _matches(pattern: Path) -> Iterator[tuple[str, Path]]:
     if fixed == len(parts):
         return
     root, wild = Path(*parts[:fixed]), parts[fixed:]
-    if wild[-1] == "**":  # which alone would match folders
+    if wild[-1] == "**":  # alone it would match folders only
         wild = (*wild, "*")
     for match in root.glob("/".join(wild)):
         relative = match.relative_to(root)
@@ -201,7 +200,7 @@ def _stdlib_files(root: Path) -> list[tuple[str, Path]]:
 
 
 def _is_held_out(relative: str, size: int) -> bool:
-    """By a hash of the path alone, so that a file that comes or goes moves no other."""
+    """Decide by a hash of the path, so that adding or removing a file does not move any other file."""
     hashed = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).digest()[0]
     return hashed < HELD_OUT_OF_256 and size <= LARGEST_HELD_OUT_FILE
 
@@ -233,14 +232,14 @@ class Batches:
     """Random access to the training batches of a run.
 
     The training part is cut into windows of T + 1 tokens that start every T tokens, so that each token is a
-    target once in an epoch. Epoch e visits them in a permutation that (seed, e) decides; the sequences of
-    step s are numbers s B ... s B + B - 1 in that endless order, and a batch may straddle two epochs.
+    target once in an epoch. Epoch e visits the windows in a permutation given by (seed, e). In this endless
+    order, step s takes windows s B ... s B + B - 1, and a batch may straddle two epochs.
 
     Args:
-        corpus: where the tokens are.
+        corpus: the source of the tokens.
         context: T, tokens in a sequence.
-        batch_sequences: sequences in one optimizer step, over all ranks.
-        seed: decides the order and nothing else.
+        batch_sequences: B, sequences in one optimizer step, over all ranks.
+        seed: determines the order only.
         rank, world: this process takes rows rank B/world ... (rank + 1) B/world - 1 of the global batch.
 
     Raises:
@@ -268,7 +267,7 @@ class Batches:
         self.seed = seed
         self._rows = slice(rank * batch_sequences // world, (rank + 1) * batch_sequences // world)
         self._offsets_T1 = np.arange(context + 1)
-        self._order: dict[int, np.ndarray] = {}  # epoch -> order_N of its windows; a cache, not a state
+        self._order: dict[int, np.ndarray] = {}  # epoch -> order_N of its windows; only a cache
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs x_BT and targets y_BT, int64, of this rank at optimizer step `step`, counted from 0."""
@@ -276,17 +275,17 @@ class Batches:
             raise ValueError(f"step must be at least 0, got {step}")
         first = step * self.batch_sequences
         epoch, position = divmod(first, self.windows)
-        windows_B = self._epoch(epoch)[position : position + self.batch_sequences]
+        windows_B = self._epoch_order(epoch)[position : position + self.batch_sequences]
         if len(windows_B) < self.batch_sequences:
-            rest = self._epoch(epoch + 1)[: self.batch_sequences - len(windows_B)]
+            rest = self._epoch_order(epoch + 1)[: self.batch_sequences - len(windows_B)]
             windows_B = np.concatenate([windows_B, rest])
-        return self._gather(self.corpus.train, windows_B[self._rows])
+        return self._gather_windows(self.corpus.train, windows_B[self._rows])
 
     def held_out(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_NT and y_NT, int64: tokens / T windows spread evenly over the held-out part, whatever the seed.
+        """x_NT and y_NT, int64: tokens / T windows spread evenly over the held-out part, for every seed.
 
         Raises:
-            ValueError: not even one window is asked for, or more than the held-out part has.
+            ValueError: `tokens` is less than one window, or more than the held-out part has.
         """
         available = max(0, len(self.corpus.held_out) - 1) // self.context
         count = tokens // self.context
@@ -301,16 +300,16 @@ class Batches:
                 f"{self.context} in the held-out part of data.source={self.corpus.name}), got {tokens}; "
                 f"give data.held_out_tokens={available * self.context}"
             )
-        return self._gather(self.corpus.held_out, np.arange(count) * available // count)
+        return self._gather_windows(self.corpus.held_out, np.arange(count) * available // count)
 
-    def _gather(self, ids: TokenArray, windows_N: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gather_windows(self, ids: TokenArray, windows_N: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         index_NT1 = windows_N[:, None] * self.context + self._offsets_T1
         ids_NT1 = torch.from_numpy(ids[index_NT1].astype(np.int64))
         return ids_NT1[:, :-1].contiguous(), ids_NT1[:, 1:].contiguous()
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._order:
-            # NEP 19 keeps the raw stream of a bit generator for ever, unlike Generator.permutation.
+            # NEP 19 guarantees the raw stream of a bit generator for ever, but not Generator.permutation.
             keys_N = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(self.windows)
             self._order = {e: o for e, o in self._order.items() if abs(e - epoch) == 1}
             self._order[epoch] = np.argsort(keys_N, kind="stable")

@@ -1,7 +1,7 @@
-"""Text files to the memory-mapped token ids that `data.source=tokens` reads.
+"""Convert text files to the memory-mapped token ids that `data.source=tokens` reads.
 
-The tokenizer is a tokenizer.json of the `tokenizers` package or the name of a `tiktoken` encoding; both
-packages are the optional extra `tokenizers`.
+The tokenizer is a tokenizer.json of the package `tokenizers`, or the name of an encoding of `tiktoken`. Both
+packages are in the optional extra `tokenizers`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hyperp.data.corpus import TokensSidecar, expand_patterns, sidecar_path
+from hyperp.files import replacing
 
 log = logging.getLogger(__name__)
 
 PIECE_CHARACTERS = 2**18  # a large file is encoded in pieces that end with a line
-BATCH_BYTES = 2**22  # encoded together, over all cores
-# The tokens that published tokenizers end a document with, the commonest first.
+BATCH_BYTES = 2**22  # of text that are encoded together, over all cores
+# The tokens with which published tokenizers end a document, the commonest first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 INSTALL = "pip install 'hyperp-scaling[tokenizers]'"
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer as `prepare` needs it: plain text to ids, and no special token unless asked for."""
+    """A tokenizer as `tokenize_files` needs it: it encodes plain text to ids, without special tokens."""
 
     name: str
     vocab_size: int
@@ -40,14 +41,14 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a document. `size` is its length in the file, `last` whether the document ends with it."""
+    """Part of a document. `size` is its length in bytes in the file, `last` whether it ends the document."""
 
     text: str
     size: int
     last: bool
 
 
-def prepare(
+def tokenize_files(
     files: list[str],
     out: Path,
     tokenizer: Path | None = None,
@@ -56,40 +57,40 @@ def prepare(
     *,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Encode every file that matches, and write `out` with its JSON sidecar beside it.
+    """Encode every file that matches, and write the ids to `out` and a JSON sidecar beside it.
 
-    Documents are ordered by a hash of their path, so that the end, which is held out, is a sample of all of
-    them. Characters that are not UTF-8 become U+FFFD, with a warning.
+    Documents are ordered by a hash of their path, so that the held-out end is a sample of them all.
+    Bytes that are not UTF-8 become U+FFFD, with a warning.
 
     Args:
-        files: files, folders or patterns, as in `data.text_corpus`.
+        files: files, folders or patterns, as in `corpus.text_corpus`.
         out: the .bin to write; uint16 for a vocabulary of up to 65,536 ids, else uint32.
-        tokenizer, tiktoken: a tokenizer.json or the name of an encoding; exactly one of them.
-        separator: id after every document; by default the tokenizer's end of text, if it has one.
+        tokenizer, tiktoken: a tokenizer.json or the name of an encoding; give exactly one of them.
+        separator: id after every document; by default the tokenizer's end-of-text id, if it has one.
         progress: show a progress bar.
 
     Returns:
-        The content of the sidecar, and the number of `files`.
+        The content of the sidecar, and `files`, the number of files.
 
     Raises:
-        ValueError: no match, a tokenizer that is missing, unknown or not installed, a separator outside the
-            vocabulary, text of fewer than two tokens. Nothing is written then.
+        ValueError: no file matches; the tokenizer is missing, unknown or not installed; the separator is
+            outside the vocabulary; or the text has fewer than two tokens. Nothing is written then.
     """
     if out.suffix != ".bin":
         raise ValueError(f"--out must end in .bin, got {out}")
     if out.exists() and not sidecar_path(out).exists():
         raise ValueError(f"--out must be a new file or an earlier one with its .json beside it, got {out}")
-    encoder = _encoder(tokenizer, tiktoken)
+    encoder = _load_encoder(tokenizer, tiktoken)
     if separator is None:
         separator = encoder.end_of_text
     elif not 0 <= separator < encoder.vocab_size:
         raise ValueError(f"separator must be in 0 ... {encoder.vocab_size - 1}, got {separator}")
-    documents = [file for _, file in sorted(expand_patterns(files), key=lambda pair: _hash(pair[0]))]
+    documents = [file for _, file in sorted(expand_patterns(files), key=lambda pair: _path_hash(pair[0]))]
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as sink:
-            sidecar = _write(documents, encoder, separator, sink, progress)
+            sidecar = _write_ids(documents, encoder, separator, sink, progress)
             sink.flush()
             os.fsync(sink.fileno())
         _publish(partial, out, sidecar)
@@ -98,7 +99,7 @@ def prepare(
     return {**sidecar.model_dump(), "files": len(documents)}
 
 
-def _write(
+def _write_ids(
     documents: list[Path], encoder: Encoder, separator: int | None, sink: IO[bytes], progress: bool
 ) -> TokensSidecar:
     dtype = np.dtype(np.uint16 if encoder.vocab_size <= 2**16 else np.uint32)
@@ -107,7 +108,7 @@ def _write(
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("encoding", total=sum(file.stat().st_size for file in documents))
         for batch in _batches(documents):
-            ids = _encode(batch, encoder, separator)
+            ids = _encode_batch(batch, encoder, separator)
             data = ids.astype(dtype).tobytes()
             digest.update(data)
             sink.write(data)
@@ -129,7 +130,7 @@ def _write(
     )
 
 
-def _encode(batch: list[Piece], encoder: Encoder, separator: int | None) -> np.ndarray:
+def _encode_batch(batch: list[Piece], encoder: Encoder, separator: int | None) -> np.ndarray:
     ids: list[int] = []
     for piece, encoded in zip(batch, encoder.encode([piece.text for piece in batch]), strict=True):
         ids += encoded
@@ -170,20 +171,18 @@ def _pieces(document: Path) -> Iterator[Piece]:
             yield Piece(clean, len(raw), last=not following)
             text = following
     if replaced:
-        log.warning("%s is not UTF-8 throughout; what is not became U+FFFD", document)
+        log.warning("%s is not UTF-8 throughout; other bytes became U+FFFD", document)
 
 
 def _publish(partial: Path, out: Path, sidecar: TokensSidecar) -> None:
-    """An old sidecar goes first and the new one comes last, so that none ever lies beside other ids."""
-    final = sidecar_path(out)
-    final.unlink(missing_ok=True)
+    """Remove the old sidecar first and write the new one last: no sidecar ever describes other ids."""
+    sidecar_path(out).unlink(missing_ok=True)
     partial.replace(out)
-    draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    draft.write_text(sidecar.model_dump_json(indent=2) + "\n")
-    draft.replace(final)
+    with replacing(sidecar_path(out)) as file:
+        file.write(sidecar.model_dump_json(indent=2) + "\n")
 
 
-def _encoder(tokenizer: Path | None, tiktoken: str | None) -> Encoder:
+def _load_encoder(tokenizer: Path | None, tiktoken: str | None) -> Encoder:
     if (tokenizer is None) == (tiktoken is None):
         raise ValueError(
             f"exactly one of tokenizer and tiktoken must be given, got {tokenizer} and {tiktoken}"
@@ -207,7 +206,7 @@ def _tokenizers_encoder(path: Path) -> Encoder:
         raise ValueError(f"tokenizer must be a tokenizer.json, got {path}: {error}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is plain text
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return Encoder(
         name=f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}",
@@ -226,7 +225,7 @@ def _tiktoken_encoder(name: str) -> Encoder:
         raise ValueError(f"tiktoken must be one of {', '.join(tiktoken.list_encoding_names())}, got {name!r}")
     try:
         encoding = tiktoken.get_encoding(name)
-    except OSError as error:  # it fetches the vocabulary the first time
+    except OSError as error:  # tiktoken downloads the vocabulary the first time
         raise ValueError(f"tiktoken={name} could not be fetched, see TIKTOKEN_CACHE_DIR: {error}") from None
     return Encoder(
         name=f"tiktoken {name}",
@@ -236,5 +235,5 @@ def _tiktoken_encoder(name: str) -> Encoder:
     )
 
 
-def _hash(relative: str) -> bytes:
+def _path_hash(relative: str) -> bytes:
     return hashlib.sha256(relative.encode("utf-8", "surrogateescape")).digest()

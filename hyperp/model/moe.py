@@ -1,12 +1,12 @@
-"""Mixture of experts: token-choice routing without dropped tokens, and gates that keep the output's size.
+"""Mixture of experts: token-choice routing that drops no tokens, and gates that keep the output's size.
 
 Shape suffixes
     P  tokens                    E  routed experts           K  experts chosen for a token
     R  rows, P x K, by expert    D  width (d_model)          F  hidden width of one expert
 
 At granularity k and sparsity S a token uses k of k S experts, each 1/k as wide as the dense MLP (`Experts` in
-`hyperp.flops`). A shared expert is one of the k and of the k S, as in arXiv 2603.28743: k - 1 of k S - 1 are
-then routed.
+`hyperp.flops`). A shared expert counts among the k and the k S, as in arXiv 2603.28743: the router then
+chooses k - 1 of k S - 1.
 """
 
 from typing import ClassVar, NamedTuple
@@ -21,10 +21,10 @@ from hyperp.roles import Role
 
 
 class Routing(NamedTuple):
-    """What the balance of one layer is judged by, as sums, so that those of several batches or ranks add up.
+    """How the tokens of one layer were routed, as sums, so that those of several batches or ranks add up.
 
-    `load_E` is how many tokens chose each expert (int64); `probability_E` the sum over tokens of the softmax
-    over all experts (float32), through which the balance loss reaches the router.
+    `load_E` is how many tokens chose each expert (int64). `probability_E` is the sum over the tokens of the
+    softmax over all experts (float32); through it the balance loss trains the router.
     """
 
     load_E: Tensor
@@ -47,7 +47,7 @@ class Router(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """SwiGLU experts (arXiv 2002.05202), three matrices each, of rows that are sorted by expert."""
+    """SwiGLU experts (arXiv 2002.05202) with three matrices each, for rows that are sorted by expert."""
 
     param_roles: ClassVar[dict[str, Role]] = {"gate": "expert", "up": "expert", "down": "expert"}
 
@@ -65,10 +65,10 @@ class RoutedExperts(nn.Module):
 class MoE(nn.Module):
     """Sum over the K best experts of a token, weighted by the softmax over their scores.
 
-    With `sqrt_gate` (SqrtGate, arXiv 2603.28743) the weights are the roots of that softmax: their squares sum
-    to 1, so that the output of K independent experts is as large as that of one, whatever K; and a shared
-    expert and the routed ones are each multiplied by 1/sqrt(2). Without it, weights sum to 1, the routed
-    output shrinks as 1/sqrt(K), and a shared expert is added as it is.
+    With `sqrt_gate` (SqrtGate, arXiv 2603.28743) the weights are the square roots of that softmax: their
+    squares sum to 1, so the output of K independent experts is as large as that of one, for every K; the
+    shared expert and the routed ones are each multiplied by 1/sqrt(2). Without `sqrt_gate` the weights sum to
+    1, the routed output shrinks as 1/sqrt(K), and the shared expert is added unscaled.
     """
 
     def __init__(self, width: int, sizes: Experts, sqrt_gate: bool, shared: nn.Module | None = None):
@@ -86,7 +86,7 @@ class MoE(nn.Module):
         gate_PK = best_PK.softmax(dim=-1)
         if self.sqrt_gate:
             gate_PK = gate_PK.sqrt()
-        load_E = count(expert_PK, scores_PE.shape[-1])
+        load_E = expert_load(expert_PK, scores_PE.shape[-1])
         y_PD = self._routed(x_PD, expert_PK, gate_PK, load_E)
         if self.shared is not None:
             y_PD = y_PD + self.shared(x_PD)
@@ -95,7 +95,7 @@ class MoE(nn.Module):
         return y_PD.view_as(x_BTD), Routing(load_E, scores_PE.softmax(dim=-1).sum(dim=0))
 
     def _routed(self, x_PD: Tensor, expert_PK: Tensor, gate_PK: Tensor, load_E: Tensor) -> Tensor:
-        row_of_slot, slot_of_row = sorted_by_expert(expert_PK)
+        row_of_slot, slot_of_row = sort_by_expert(expert_PK)
         x_PD = x_PD.to(compute_dtype(x_PD))
         x_RD = gather_rows(x_PD, slot_of_row, row_of_slot, copies=self.active)
         y_RD = self.experts(x_RD, load_E)
@@ -103,18 +103,18 @@ class MoE(nn.Module):
         return (y_PKD * gate_PK.unsqueeze(-1).to(y_PKD.dtype)).sum(dim=1)
 
 
-def count(expert_PK: Tensor, experts: int) -> Tensor:
-    """How many tokens chose each expert (E,), int64, without the host waiting for the device."""
+def expert_load(expert_PK: Tensor, experts: int) -> Tensor:
+    """How many tokens chose each expert (E,), int64. The host does not wait for the device."""
     chosen_R = expert_PK.flatten()
     zeros_E = torch.zeros(experts, dtype=torch.int64, device=chosen_R.device)
     return zeros_E.scatter_add(0, chosen_R, torch.ones_like(chosen_R))
 
 
-def sorted_by_expert(expert_PK: Tensor) -> tuple[Tensor, Tensor]:
-    """Two permutations (R,), each the inverse of the other.
+def sort_by_expert(expert_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the choices of all tokens by expert. Returns two permutations (R,), each the inverse of the other.
 
     Slot p K + j is the j-th choice of token p; rows are the slots sorted by expert, those of one expert in
-    the order of their tokens. Returns the row of every slot and the slot of every row.
+    the order of their tokens. The results are the row of every slot and the slot of every row.
     """
     slot_of_row = expert_PK.flatten().argsort(stable=True)
     rows = torch.arange(len(slot_of_row), device=slot_of_row.device)

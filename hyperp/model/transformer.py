@@ -1,14 +1,14 @@
 """Decoder: pre-norm RMSNorm, rotary grouped-query attention with QK-norm, SwiGLU, untied unembedding.
 
-The MLP of a dense model is one SwiGLU, that of a mixture of experts is in `moe`.
+The MLP of a dense model is a single SwiGLU; a mixture of experts takes its place (`hyperp.model.moe`).
 
 Shape suffixes
     B  sequences in a batch      T  positions (context)      D  width (d_model)
     H  query heads               K  key-value heads          N  head size
     F  hidden width of the MLP   V  vocabulary
 
-Every matrix is a parameter of its own, (d_out, d_in), so that each lies on a sphere of its own. Every module
-declares the roles of its parameters; optimizers and rules read the role and never a name.
+Every matrix is a parameter of its own, (d_out, d_in), so that each has its own sphere. Every module declares
+the roles of its parameters; optimizers and parametrizations read the role, never the name.
 """
 
 import math
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(n) if shape.qk_norm else None
 
     def queries_and_keys(self, x_BTD: Tensor, cos_TN: Tensor, sin_TN: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, H, N) and (B, T, K, N); their products over sqrt(N) are the scores."""
+        """Queries (B, T, H, N) and keys (B, T, K, N); the scores are q.k / sqrt(N)."""
         s = self.shape
         q_BTHN = self.query(x_BTD).unflatten(-1, (s.query_heads, s.head_size))
         k_BTKN = self.key(x_BTD).unflatten(-1, (s.kv_heads, s.head_size))
@@ -142,9 +142,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + m attention(norm x), then x + m mlp(norm x), with m the residual multiplier of the rule.
+    """x + m attention(norm x), then x + m mlp(norm x), with m the parametrization's residual multiplier.
 
-    With experts in the place of the MLP it returns their routing too, else None.
+    Returns the routing of its experts beside the output, or None if it has a dense MLP.
     """
 
     def __init__(self, width: int, shape: Shape, residual_multiplier: float, experts: Experts | None = None):
@@ -171,7 +171,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Decoder of one Scale: ids (B, T) -> logits (B, T, V) in float32.
 
-    Weights are uninitialised until `initialize`. Raises ValueError for experts that do not fit.
+    Weights are uninitialised until `initialize`. Raises ValueError for experts that do not divide the MLP.
     """
 
     cos_TN: Tensor
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin_TN", sin, persistent=False)
 
     def forward(self, ids_BT: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """Logits; appends the routing of every layer that has experts to `routings`."""
+        """Logits (B, T, V), float32; appends the routing of every layer with experts to `routings`."""
         t = ids_BT.shape[-1]
         cos_TN, sin_TN = self.cos_TN[:t], self.sin_TN[:t]
         x_BTD = self.embedding(ids_BT)
@@ -209,9 +209,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "Transformer":
-        """Draw every weight by the rule's init std; the same seed gives the same weights on every device.
+        """Draw all weights with the rule's init std; a seed gives the same weights on every device.
 
-        Hidden matrices are uniform, as Kaiming's with a = sqrt(5) (arXiv 2603.28743); the rest is normal.
+        Hidden matrices are uniform, like Kaiming's with a = sqrt(5) (arXiv 2603.28743); embedding and
+        unembedding are normal.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():

@@ -1,35 +1,35 @@
-"""When a run has diverged: decided from the training loss and the gradient norm of every step."""
+"""Detect that a run has diverged, from the training loss and the gradient norm of every step."""
 
 import math
 
 import torch
 from torch import Tensor
 
-PATIENCE = 10  # steps in a row whose gradient is not finite
+PATIENCE = 10  # steps in a row with a gradient that is not finite
 WINDOW = 32  # steps over which the loss is averaged
 
 
 class DivergenceMonitor:
-    """Watches every step on the device and is read on the host whenever the caller likes.
+    """Whether a run has diverged. Updated on the device; only `reason` and `mean_loss` make the host wait.
 
     A run has diverged when a training loss is not finite, when the gradient is not finite for PATIENCE steps
-    in a row, or when the loss, averaged over about WINDOW steps, exceeds twice that of a uniform guess, from
-    which no run at a usable rate has to recover. The worst value is kept, so that the verdict does not depend
-    on how often it is read.
+    in a row, or when the loss, averaged over about WINDOW steps, exceeds twice that of a uniform guess; no
+    run at a usable rate gets that high. The worst values are kept, so the verdict does not depend on how
+    often it is read.
 
     Args:
-        vocab: number of ids; a uniform guess loses log(vocab) nats per token.
-        device: where losses and gradient norms live.
+        vocab: number of token ids; a uniform guess has a loss of log(vocab) nats per token.
+        device: of the losses and gradient norms.
     """
 
     def __init__(self, vocab: int, device: torch.device):
         self.uniform = math.log(vocab)
-        # mean loss (it starts at a uniform guess), worst mean, bad gradients in a row, most of them in a row,
-        # weight of that uniform guess in the mean
+        # mean loss (starts at that of a uniform guess), largest mean so far, bad gradients in a row now, most
+        # of them in a row, weight that the uniform guess still has in the mean
         self.state = torch.tensor([self.uniform, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64, device=device)
 
     def update(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Take in one step; both are scalars on the device."""
+        """Add one step; both arguments are scalars on the device."""
         mean, worst, bad, most, start = self.state.unbind()
         mean = mean + (loss.detach().double() - mean) / WINDOW
         bad = (bad + 1) * ~torch.isfinite(gradient_norm)
@@ -39,14 +39,14 @@ class DivergenceMonitor:
     def mean_loss(self) -> float | None:
         """Training loss over about the last WINDOW steps, nats per token; None if it is not finite.
 
-        The uniform guess that the average began with is taken out again.
+        The uniform guess that the average started from is removed.
         """
         mean, *_, start = self.state.tolist()
         mean = (mean - start * self.uniform) / (1 - start) if start < 1 else math.nan
         return mean if math.isfinite(mean) else None
 
     def reason(self, step: int) -> str | None:
-        """Why the run has diverged by `step`, or None."""
+        """Why the run has diverged by `step`; None if it has not."""
         _, worst, _, most, _ = self.state.tolist()
         if not math.isfinite(worst):
             return f"training loss not finite by step {step}"

@@ -1,7 +1,7 @@
-"""Stability monitors: activations, gradients, updates and norms, looked at every so many steps.
+"""Stability monitors: activations, gradients, updates and norms, measured every so many steps.
 
-On a step in between, nothing is computed and nothing kept. What is looked at never enters the training: the
-weights are the same to the bit with and without it.
+On the steps in between nothing is computed and nothing is kept. Monitors do not influence the training: the
+weights are the same to the bit with and without them.
 """
 
 import math
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hyperp.distributed.ranks import world
+from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Transformer
-from hyperp.monitoring.activations import look_inside
+from hyperp.monitoring.activations import activation_statistics
 from hyperp.optim import GroupedOptimizer
 from hyperp.optim.batch import LARGEST_BATCH
 from hyperp.optim.linalg.norms import spectral_norm
@@ -26,15 +26,15 @@ from hyperp.optim.rule import RULES, Rule, make_rule, option_names
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
 from hyperp.optim.units import UnitView, stack_units, unit_views
 
-TOKENS = 1024  # at most this many of the batch, but a sequence on each rank, pass through the model again
-DIGITS = 6  # of every logged value; float32 has no more
+TOKENS = 1024  # of the batch, at most, that pass through the model again; at least one sequence on each rank
+DIGITS = 6  # significant ones of every logged value; float32 has hardly more
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Matrices:
-    """The matrices of one shape in a parameter: one, or those of its experts, or those of its split."""
+class MatrixStack:
+    """The matrices of one shape in a parameter: a single one, those of all experts, or those of a split."""
 
     name: str
     role: str
@@ -43,15 +43,15 @@ class Matrices:
     rule: Rule
 
     @property
-    def held(self) -> Literal["spectral", "frobenius"] | None:
-        """The norm that the rule holds at a radius."""
+    def held_norm(self) -> Literal["spectral", "frobenius"] | None:
+        """The norm that the rule holds at a radius; None without a sphere."""
         sphere = getattr(self.rule, "sphere", None)
         if isinstance(sphere, SpectralSphere):
             return "spectral"
         return "frobenius" if isinstance(sphere, FrobeniusSphere) else None
 
     def radius(self, state: Mapping[str, Tensor]) -> Tensor:
-        """(count,) from the optimizer's state of the parameter; NaN without a sphere, or without state."""
+        """Radii (count,), from the optimizer's state of the parameter; NaN without a sphere or a state."""
         sphere, known = getattr(self.rule, "sphere", None), math.nan
         device, count = self.parameter.device, self.piece.count
         if isinstance(sphere, FrobeniusSphere) and state:
@@ -59,31 +59,33 @@ class Matrices:
             return found.to(device, torch.float32).expand(count)
         if isinstance(sphere, SpectralSphere):
             known = sphere.radius(*self.piece.shape)
-        # Filled by the device itself: a copy from the host for each matrix would wait for it each time.
+        # Filled on the device: copying from the host would wait for the device once for each matrix.
         return torch.full((count,), known, dtype=torch.float32, device=device)
 
 
 class StabilityMonitors:
-    """Looks at a model every `every` steps (0 is never) and at its last, number `steps`; or `looks` times.
+    """Measures a model every `every` steps (0 is never) and at its last step; or `looks` times in a run.
 
-    Call `before(step)` when the gradients of a step are complete and not clipped, `after(ids)` when the
-    optimizer has stepped and the gradients are still there, and `take()` for what was seen. The host waits
-    for the device once a look. With several processes all have to call it, since sharded tensors are made
-    whole; what is told, on all of them, are the activations of the sequences of all.
+    Call `before_step(step)` when the gradients of a step are complete and not yet clipped,
+    `after_step(ids)` when the optimizer has stepped and the gradients are still there, and `take()` for the
+    measurements. The host waits for the device once in each measured step. With several ranks all of them
+    must call these methods, since sharded tensors are gathered; all ranks get the same measurements, and the
+    activations are over the sequences of all ranks.
 
-    From `before` to `after` a copy of the weights is held (of this process's shards, where they are sharded),
-    since what a step changed cannot be known otherwise: in steps that are looked at, memory has to hold the
-    weights twice. Norms make sharded parameters whole a batch of matrices at a time.
+    What a step has changed is measured against a copy of the weights (of this rank's shards, where they are
+    sharded), so in measured steps the memory holds the weights twice. For norms, sharded parameters are
+    gathered a batch of matrices at a time.
 
-    The activations are those of a pass of its own, without gradients, on the first sequences of the batch at
-    the new weights. Hooks in the training pass would break a compiled graph, and would count each micro-batch
-    by itself; a pass in a compiled model is done eagerly, for the same reason.
+    Activations come from a forward pass of their own, without gradients, on the first sequences of the batch
+    and with the new weights. Hooks in the training pass would break a compiled graph and would see every
+    micro-batch by itself; for the same reason, the pass through a compiled model runs eagerly.
 
     Args:
-        model: the decoder, whose blocks are looked into.
-        optimizer: its groups say each parameter's role, its state each sphere's radius.
-        every, steps, looks: when to look; `looks` above 0 are so many at equal shares of the steps, and at
-            every step of fewer, in place of `every`, unless that is 0.
+        model: the decoder to measure.
+        optimizer: its groups give every parameter's role, its state every sphere's radius.
+        every, steps, looks: when to measure, in a run of `steps` steps. If `looks` and `every` are both above
+            0, `looks` measurements are spread evenly over the run, and a run of fewer steps is measured at
+            each of them.
         autocast: the context that the model trains in.
         compiled: whether `model` was compiled in place.
     """
@@ -109,22 +111,22 @@ class StabilityMonitors:
         self._row: Row | None = None
 
     def due(self, step: int) -> bool:
-        """Whether step number `step`, from 1, is looked at."""
+        """Whether step number `step`, counted from 1, is measured."""
         if self.looks and self.every:
             return step * self.looks // self.steps > (step - 1) * self.looks // self.steps
         return self.every > 0 and (step % self.every == 0 or step == self.steps)
 
     @torch.no_grad()
-    def before(self, step: int) -> None:
-        """Keep what the step will change: a copy of the weights, and the size of the gradients."""
+    def before_step(self, step: int) -> None:
+        """Keep what a measured step will change: a copy of the weights, and the size of the gradients."""
         if not self.due(step):
             return
         self._copies = [p.detach().clone() for p in self._parameters()]
         self._gradient_rms = self._rms_by_role([p.grad for p in self._parameters()])
 
     @torch.no_grad()
-    def after(self, ids_BT: Tensor) -> None:
-        """Look, if `before` did."""
+    def after_step(self, ids_BT: Tensor) -> None:
+        """Measure, if `before_step` has prepared for it. `ids_BT` is this rank's batch."""
         if self._copies is None:
             return
         changes, self._copies = self._copies, None
@@ -136,20 +138,21 @@ class StabilityMonitors:
         self._summarize(self._row)
 
     def take(self) -> Row | None:
-        """What the last look saw, once; None if there was none since.
+        """Return the last measurement, once; None if there is no new one.
 
         `matrices` has for each parameter the spectral norm, Frobenius norm and radius of its matrix, in lists
-        of one. Of a stack, of experts or split rows, it has their number, the least, median and largest of
-        each, and of the norm over the radius the ends and the index of the matrix that is farthest off.
+        of one. For a stack of matrices (experts or split rows) it has their number, the minimum, median and
+        maximum of each quantity, and of the norm over the radius the minimum, the maximum and the index of
+        the matrix that is farthest from 1.
         """
         row, self._row = self._row, None
         return row
 
     def summary(self) -> dict[str, Any]:
-        """Largest and last value over the looks, of each quantity its largest layer or role; {} before any.
+        """The largest and the last value of every quantity over all measurements; {} before the first.
 
-        `outlier_share` is the largest of the three; `smallest` has norm_over_radius. A value that was not
-        finite is None.
+        A value is that of the largest layer or role. `outlier_share` is the largest of the three shares of
+        outliers; `smallest` has norm_over_radius. A value that was not finite is None.
         """
         if not self.state["looks"]:
             return {}
@@ -163,13 +166,13 @@ class StabilityMonitors:
         return (p for group in self.optimizer.param_groups for p in group["params"])
 
     def _rms_by_role(self, tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
-        """Root mean square over all entries of a role; a parameter without a tensor is left out."""
+        """Root mean square over all entries of each role; a parameter without a tensor is left out."""
         roles = [group["role"] for group in self.optimizer.param_groups for _ in group["params"]]
         squares: dict[str, list[Tensor]] = {role: [] for role in roles}
         entries = dict.fromkeys(roles, 0)
         for role, tensor in zip(roles, tensors, strict=True):
             if tensor is not None:
-                squares[role].append(_whole(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2)
+                squares[role].append(_full_tensor(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2)
                 entries[role] += tensor.numel()
         return {
             role: (torch.stack(found).sum() / entries[role]).sqrt()
@@ -178,11 +181,11 @@ class StabilityMonitors:
         }
 
     def _norms(self) -> dict[str, Tensor]:
-        """Spectral norm, Frobenius norm and radius of every matrix, in the order of `matrices`."""
-        spectral: dict[Matrices, Tensor] = {}
-        frobenius: dict[Matrices, Tensor] = {}
+        """Spectral norm, Frobenius norm and radius of every matrix, in the order of `self.matrices`."""
+        spectral: dict[MatrixStack, Tensor] = {}
+        frobenius: dict[MatrixStack, Tensor] = {}
         for batch in _batches(self.matrices):
-            W = stack_units([one.piece.read(_whole(one.parameter)) for one in batch])
+            W = stack_units([one.piece.read(_full_tensor(one.parameter)) for one in batch])
             counts = [one.piece.count for one in batch]
             spectral |= zip(batch, spectral_norm(W).split(counts), strict=True)
             frobenius |= zip(batch, torch.linalg.vector_norm(W, dim=(-2, -1)).split(counts), strict=True)
@@ -190,16 +193,16 @@ class StabilityMonitors:
         return {
             "spectral": torch.cat([spectral[one] for one in self.matrices]),
             "frobenius": torch.cat([frobenius[one] for one in self.matrices]),
-            "radius": _known_to_any_rank(radius),
+            "radius": _radius_of_any_rank(radius),
         }
 
     def _activations(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        ranks = world()
+        ranks = current_ranks()
         sequences = max(1, TOKENS // ids_BT.shape[-1] // ranks.size)
         device = next(self._parameters()).device
-        eagerly = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-        with eagerly, self.autocast:
-            return look_inside(self.model, ids_BT[:sequences].to(device), ranks)
+        with self.autocast:
+            ids_BT = ids_BT[:sequences].to(device)
+            return activation_statistics(self.model, ids_BT, ranks, self.compiled)
 
     def _make_row(self, found: dict[str, Any]) -> Row:
         norms = {name: iter(found.pop(name)) for name in ("spectral", "frobenius", "radius")}
@@ -208,44 +211,43 @@ class StabilityMonitors:
         for one in self.matrices:
             values = {name: [next(source) for _ in range(one.piece.count)] for name, source in norms.items()}
             own = None
-            if one.held:
-                own = [a / b for a, b in zip(values[one.held], values["radius"], strict=True)]
+            if one.held_norm:
+                own = [a / b for a, b in zip(values[one.held_norm], values["radius"], strict=True)]
                 ratios.setdefault(one.role, []).extend(own)
-            matrices[one.piece.key_for(one.name)] = _entry(values, own)
-        found["norm_over_radius"] = {
-            role: {"min": _extreme(min, values), "max": _extreme(max, values)}
-            for role, values in ratios.items()
-        }
-        return _rounded({**found, "matrices": matrices})
+            matrices[one.piece.key_for(one.name)] = _stack_entry(values, own)
+        found["norm_over_radius"] = {role: _extremes(values) for role, values in ratios.items()}
+        return _round_all({**found, "matrices": matrices})
 
     def _summarize(self, row: Row) -> None:
-        last = {name: _extreme(max, _leaves(v)) for name, v in row.items() if name != "matrices" and v}
+        last = {
+            name: _unless_nan(max, _leaf_values(v)) for name, v in row.items() if name != "matrices" and v
+        }
         outliers = [v for name, v in last.items() if name.endswith("_outliers")]
-        last["outlier_share"] = _extreme(max, outliers)
+        last["outlier_share"] = _unless_nan(max, outliers)
         state = self.state
         state["looks"] += 1
         state["last"] = last
         for name, value in last.items():
-            state["largest"][name] = _extreme(max, [value, state["largest"].get(name, value)])
+            state["largest"][name] = _unless_nan(max, [value, state["largest"].get(name, value)])
         ratios = [value["min"] for value in row["norm_over_radius"].values()]
         if ratios:
             before = state["smallest"].get("norm_over_radius", math.inf)
-            state["smallest"]["norm_over_radius"] = _extreme(min, [before, *ratios])
+            state["smallest"]["norm_over_radius"] = _unless_nan(min, [before, *ratios])
 
 
-def _matrices(optimizer: GroupedOptimizer) -> Iterator[Matrices]:
+def _matrices(optimizer: GroupedOptimizer) -> Iterator[MatrixStack]:
     for group in optimizer.param_groups:
         names = option_names(RULES[group["algorithm"]])
         rule = make_rule(group["algorithm"], {name: group[name] for name in names})
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.ndim >= 2:
                 for piece in unit_views(parameter.shape, group["split"], True):
-                    yield Matrices(name, group["role"], parameter, piece, rule)
+                    yield MatrixStack(name, group["role"], parameter, piece, rule)
 
 
-def _batches(matrices: Iterable[Matrices]) -> Iterator[list[Matrices]]:
-    """Those of one shape together, no more entries at once than an optimizer step takes."""
-    batches: dict[tuple[int, ...], list[Matrices]] = {}
+def _batches(matrices: Iterable[MatrixStack]) -> Iterator[list[MatrixStack]]:
+    """Batches of matrices of one shape, with no more entries than an optimizer step processes at once."""
+    batches: dict[tuple[int, ...], list[MatrixStack]] = {}
     for one in matrices:
         limit = LARGEST_BATCH["cpu" if one.parameter.device.type == "cpu" else "other"]
         batch = batches.setdefault(one.piece.shape, [])
@@ -257,13 +259,13 @@ def _batches(matrices: Iterable[Matrices]) -> Iterator[list[Matrices]]:
     yield from batches.values()
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def _known_to_any_rank(radius: Tensor) -> Tensor:
-    """State, and the radius with it, may lie on one rank alone."""
-    if not world().together:
+def _radius_of_any_rank(radius: Tensor) -> Tensor:
+    """The radius from the rank that knows it: the optimizer's state may be on one rank only."""
+    if not current_ranks().is_distributed:
         return radius
     radius = torch.where(radius.isnan(), -torch.inf, radius)
     dist.all_reduce(radius, op=dist.ReduceOp.MAX)
@@ -271,12 +273,12 @@ def _known_to_any_rank(radius: Tensor) -> Tensor:
 
 
 def _to_host(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of at most one dimension, in dicts, as floats and lists of floats, in one transfer.
+    """Convert tensors of at most one dimension, in nested dicts, to floats and lists, in one transfer.
 
-    Every rank gets the main one's, so that what is kept of them is the same.
+    Every rank gets the numbers of rank 0, so that all ranks keep the same ones.
     """
-    flat = torch.cat([value.reshape(-1).double() for value in _leaves(found)])
-    if world().together:
+    flat = torch.cat([value.reshape(-1).double() for value in _leaf_values(found)])
+    if current_ranks().is_distributed:
         dist.broadcast(flat, src=0)
     numbers = iter(flat.tolist())
 
@@ -288,39 +290,42 @@ def _to_host(found: Mapping[str, Any]) -> dict[str, Any]:
     return read(found)
 
 
-def _leaves(value: Any) -> list[Any]:
+def _leaf_values(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [leaf for inner in value for leaf in _leaves(inner)] if isinstance(value, list) else [value]
+    return [leaf for inner in value for leaf in _leaf_values(inner)] if isinstance(value, list) else [value]
 
 
-def _extreme(choose: Any, values: Sequence[float]) -> float:
-    """`min`, `max` or `median`; NaN if any value is."""
+def _unless_nan(choose: Any, values: Sequence[float]) -> float:
+    """`choose(values)`, such as their minimum or median; NaN if any value is NaN."""
     return math.nan if any(math.isnan(v) for v in values) else choose(values)
 
 
-def _entry(values: dict[str, list[float]], ratios: list[float] | None) -> Row:
-    """What the log says of the matrices of a parameter: every number of one matrix, of a stack its extremes.
+def _extremes(values: Sequence[float]) -> dict[str, float]:
+    return {"min": _unless_nan(min, values), "max": _unless_nan(max, values)}
 
-    One number a matrix would make nearly all of the log of a model with many experts.
+
+def _stack_entry(values: dict[str, list[float]], ratios: list[float] | None) -> Row:
+    """What is logged for one parameter: all numbers of a single matrix, or a summary of a stack.
+
+    Otherwise the numbers of single matrices would fill the log of a model with many experts.
     """
     known = {**values, "radius": None if ratios is None else values["radius"]}
     if len(values["spectral"]) == 1:
         return known
     entry: Row = {"count": len(values["spectral"])}
     for name, found in known.items():
-        ends = None if found is None else {"min": _extreme(min, found), "median": _extreme(median, found)}
-        entry[name] = None if ends is None or found is None else {**ends, "max": _extreme(max, found)}
+        chosen = {"min": min, "median": median, "max": max}
+        entry[name] = found and {key: _unless_nan(choose, found) for key, choose in chosen.items()}
     if ratios is not None:
         off = [math.inf if math.isnan(ratio) else abs(ratio - 1) for ratio in ratios]
-        ends = {"min": _extreme(min, ratios), "max": _extreme(max, ratios)}
-        entry["norm_over_radius"] = {**ends, "worst": off.index(max(off))}
+        entry["norm_over_radius"] = {**_extremes(ratios), "worst": off.index(max(off))}
     return entry
 
 
-def _rounded(value: Any) -> Any:
+def _round_all(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _round_all(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
+        return [_round_all(inner) for inner in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run logs while it trains, one line a logged step."""
+"""`metrics.jsonl`: what a run logs while it trains, one line for each logged step."""
 
 import json
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from hyperp.files import replacing
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one line a logged step. Opening it at step s drops later lines and any half line.
+    """A file of JSON lines, each with its step; a run that resumes at `step` drops the lines after it.
 
-    `also` is called with the step and the values of every line.
+    A line that was cut off when a process was killed is dropped too. `also` is called with the step and the
+    values of every line.
     """
 
     def __init__(self, path: Path, step: int, also: Callable[[int, dict[str, Any]], None] | None = None):
@@ -30,8 +31,8 @@ class MetricsLog:
         self.file = path.open("a")
 
     def write(self, step: int, **values: Any) -> None:
-        """Append one line; a value that is not finite is written as a string, since JSON has no NaN."""
-        self.file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
+        """Append one line; numbers that are not finite are written as strings, since JSON has no NaN."""
+        self.file.write(json.dumps(_as_strict_json({"step": step, **values}), allow_nan=False) + "\n")
         self.file.flush()
         if self.also:
             self.also(step, values)
@@ -42,18 +43,18 @@ class MetricsLog:
 
 
 class NoLog:
-    """In the place of a MetricsLog in a process that writes none."""
+    """Takes the place of a MetricsLog on ranks that write no files."""
 
     def write(self, step: int, **values: Any) -> None:
-        """Nothing."""
+        """Write nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Close nothing."""
 
 
-def _finite(value: Any) -> Any:
+def _as_strict_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _as_strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [_as_strict_json(inner) for inner in value]
     return repr(value) if isinstance(value, float) and value - value != 0 else value

@@ -2,9 +2,12 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from hyperp.files import write_json
 from hyperp.run_table import ENDED
@@ -23,21 +26,32 @@ CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
     "preempted",
     "node_failed",
     "cancelled",
-    "rank_lost",  # another process of the run was lost, and nobody has seen to what
+    "rank_lost",  # another process of the run was lost, and nobody saw why
 )
+# What a field must be, by pydantic's name for what is wrong with it.
+ALLOWED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "finite",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
 class Record:
-    """One ended run. `loss` is nats per token on the held-out set and is a number only if it finished.
+    """One ended run. `loss` is nats per token on the held-out set, and is a number only if it finished.
 
     `lr` is the peak rate of the hidden matrices after every factor, `base_lr` the rate before them, `factors`
-    the factors of every role and `algorithms` its algorithm with every option, defaults included; `config` is
-    the whole resolved configuration, of which `run_id` is the hash. `bits_per_byte` takes the bytes a token
-    of the whole corpus. `epochs` is the tokens trained over those that the corpus has to train on. `max_vio`
-    has the mean and the largest MaxVio of the run's steps, one number a layer; empty for a dense model.
-    `stability` is `StabilityMonitors.summary()`, empty if the run was not monitored.
-    `cause` is one of CAUSES for a run that failed; null in records that were written before there were any.
+    the factors of every role, and `algorithms` every role's algorithm with all its options, also defaults.
+    `config` is the whole resolved configuration, and `run_id` its hash. `bits_per_byte` uses the bytes per
+    token of the whole corpus. `epochs` is the tokens trained on over the training tokens of the corpus.
+    `max_vio` has the mean and the largest MaxVio over the run's steps, one number for each layer; it is empty
+    for a dense model. `stability` is `StabilityMonitors.summary()`, empty if the run was not monitored.
+    `cause` is one of CAUSES for a failed run, and null in records that are older than this field.
+
+    Raises pydantic's ValidationError, a ValueError, if a field has the wrong type or contradicts another.
     """
 
     run_id: str
@@ -73,16 +87,10 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scale, dict):
-            raise ValueError(f"scale must be a mapping, got {self.scale!r}")
-        Scale(**self.scale)
-        for name in ("config", "max_vio", "stability"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} must be a mapping, got {getattr(self, name)!r}")
-        for name in ("lr", "base_lr"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {value!r}")
+        try:
+            Scale(**self.scale)
+        except TypeError as error:  # a size that is missing or unknown
+            raise ValueError(f"scale must have the sizes of a run, got {self.scale!r} ({error})") from None
         if self.status not in ENDED:
             raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
         if self.cause is not None and (self.status != "failed" or self.cause not in CAUSES):
@@ -99,13 +107,13 @@ def save(record: Record, run_dir: Path) -> None:
 
 
 class OtherSchemaError(ValueError):
-    """A record that another version of this package wrote."""
+    """The record was written by another version of this package."""
 
 
 def load(run_dir: Path) -> Record | None:
     """The record of a run folder, or None if the run has not ended.
 
-    Raises ValueError, naming the file, if it is not a record of this schema.
+    Raises ValueError, naming the file, if it is not a record of this schema, OSError if it cannot be read.
     """
     path = run_dir / "record.json"
     try:
@@ -121,14 +129,25 @@ def load(run_dir: Path) -> Record | None:
     known = {f.name for f in fields(Record)}
     try:
         return Record(**{key: item for key, item in value.items() if key in known})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # of `Record.__post_init__`, which names the field
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{name} must be given, got nothing"
+    return f"{name} must be {ALLOWED.get(first['type'], first['msg'])}, got {first['input']!r}"
 
 
 def load_or_set_aside(run_dir: Path) -> Record | None:
-    """`load`, but a record that cannot be read is renamed to record.damaged, with a warning.
+    """`load`, but rename a record that cannot be read to record.damaged, with a warning, and return None.
 
-    That of another version can be read, by that version: it stays, and OtherSchemaError is raised.
+    A record of another version is left where it is, since that version can read it, and OtherSchemaError
+    is raised.
     """
     try:
         return load(run_dir)

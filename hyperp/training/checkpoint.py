@@ -1,4 +1,4 @@
-"""Atomic checkpoints of one process."""
+"""Checkpoints of a run with a single rank: one file, written atomically."""
 
 import logging
 from pathlib import Path
@@ -12,18 +12,21 @@ log = logging.getLogger(__name__)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write to a temporary name, flush, rename: a kill at any moment leaves the old one or the new one."""
+    """Write `state` to `path`; a kill at any moment leaves the old checkpoint or the new one."""
     with replacing(path, "wb") as file:
         torch.save(state, file)
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The saved state, on the CPU, or None if there is none. A damaged one is set aside, with a warning."""
+    """The saved state, on the CPU, or None if there is none or it is damaged.
+
+    A damaged file is renamed to checkpoint.damaged, with a warning.
+    """
     if not path.exists():
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # says nothing about the file's content
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # the file may be intact
         raise
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file
         aside = path.with_suffix(".damaged")

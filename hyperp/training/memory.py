@@ -1,19 +1,19 @@
-"""Whether a model can be held in memory at all, told before it is built: many layers take hours to fail."""
+"""Check that a model fits in memory before it is built: with many layers, building takes hours to fail."""
 
 import os
 
 from hyperp.flops import Shape, count_parameters
 from hyperp.scale import Scale
 
-BYTES = 4  # of a weight: models are built in float32, in the memory of the machine
+WEIGHT_BYTES = 4  # models are built in float32, in the memory of the host
 
 
-def check(scale: Scale, shape: Shape) -> None:
+def check_memory(scale: Scale, shape: Shape) -> None:
     """Raise ValueError if the weights alone need more memory than this machine has."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = BYTES * count_parameters(scale, shape)
+    needed = WEIGHT_BYTES * count_parameters(scale, shape)
     if needed > there > 0:
         raise ValueError(
             f"scale must be of a model that fits in memory, got {scale}, whose weights alone take "

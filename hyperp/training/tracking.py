@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, beside `metrics.jsonl`, when `runtime.wandb` names a project."""
+"""Send metrics to Weights & Biases, as well as to `metrics.jsonl`, when `runtime.wandb` names a project."""
 
 import logging
 import math
@@ -14,8 +14,8 @@ from hyperp.rundir.record import Record
 log = logging.getLogger(__name__)
 
 
-def check(config: Config) -> None:
-    """Raise ValueError if the run is to be tracked and the library is not here."""
+def require_wandb(config: Config) -> None:
+    """Raise ValueError if the run is to be tracked and the library wandb is not installed."""
     if config.runtime.wandb and find_spec("wandb") is None:
         raise ValueError(
             f"runtime.wandb={config.runtime.wandb} needs the wandb library: "
@@ -24,10 +24,10 @@ def check(config: Config) -> None:
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:
-    """A line of the log as flat numbers that a service can draw.
+    """Flatten a line of the log to numbers that can be plotted.
 
-    Of layers the largest, such as `monitors/residual_rms_max`; roles one by one, such as
-    `monitors/update_rms/hidden`. Norms of single matrices stay in metrics.jsonl.
+    Quantities of layers become their maximum, such as `monitors/residual_rms_max`, and those of roles one
+    number each, such as `monitors/update_rms/hidden`. Norms of single matrices are left out.
     """
     flat: dict[str, float] = {}
     for name, found in values.items():
@@ -53,11 +53,11 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class Tracker:
-    """One W&B run under the id of ours; a resumed run goes on in it. Does nothing without a project,
-    or if not `active`.
+    """A W&B run with the id of our run, which a resumed run continues.
 
-    WANDB_MODE=offline keeps everything in the run's folder. Once it has begun, an error of the service ends
-    the tracking, with a warning, and never the training.
+    Does nothing if no project is configured, or if not `active`. WANDB_MODE=offline keeps everything in the
+    run's folder. After the start, an error of the service ends the tracking, with a warning, but not the
+    training.
     """
 
     def __init__(self, config: Config, run_dir: Path, active: bool = True):

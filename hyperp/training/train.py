@@ -1,4 +1,4 @@
-"""Make a run folder end in a record: the loop over steps, its log, its checkpoints, and how it ended."""
+"""Do one run in its folder: the loop over steps, its log and checkpoints, and the record of how it ended."""
 
 import math
 import platform
@@ -16,32 +16,31 @@ from omegaconf import OmegaConf
 from hyperp import __version__
 from hyperp.config import Config
 from hyperp.data.corpus import Corpus
-from hyperp.distributed import ranks as distributed
-from hyperp.distributed.ranks import Ranks
+from hyperp.distributed.ranks import Ranks, current_ranks
 from hyperp.files import HeldError, is_locked, lock, remove_leftovers, replacing
 from hyperp.flops import training_flops
 from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
-from hyperp.rundir.failure import Failure, one_line
-from hyperp.rundir.heartbeat import Heartbeat
+from hyperp.rundir.failure import Failure, exception_summary
+from hyperp.rundir.heartbeat import HeartbeatWriter
 from hyperp.rundir.metrics import MetricsLog, NoLog
 from hyperp.rundir.record import Record
 from hyperp.training import checkpoint, sharded_checkpoint
-from hyperp.training.coordinates import Coordinates
+from hyperp.training.coordinates import CoordinateCheck
 from hyperp.training.tracking import Tracker
 from hyperp.training.trainer import Trainer
 
 LOCK, CHECKPOINT = ".lock", "checkpoint.pt"
-TAKEN = 2  # told to the other ranks in place of 1, a wish to stop
+TAKEN_OVER = 2  # sent to the other ranks in place of 1, which is a request to stop
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
 Report = Callable[[int, int, float, float], None]
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, and has saved `step` to go on from. Not an Exception: nothing has failed."""
+    """The run was asked to stop and has saved `step` to resume from. Not an Exception: nothing has failed."""
 
     def __init__(self, step: int):
         super().__init__(f"stopped at step {step}, which is saved")
@@ -49,14 +48,14 @@ class Stopped(BaseException):
 
 
 class Clock:
-    """Seconds of training, over restarts, and tokens per second of this process."""
+    """Seconds of training, summed over restarts, and the speed of this process."""
 
     def __init__(self, trainer: Trainer):
         self.start, self.earlier, self.first_step = time.monotonic(), trainer.seconds, trainer.step
         self.batch_tokens = trainer.config.scale.batch_tokens
 
     def seconds(self) -> float:
-        """Of training so far, those of earlier processes included."""
+        """Seconds of training so far, those of earlier processes included."""
         return self.earlier + time.monotonic() - self.start
 
     def speed(self, step: int) -> float:
@@ -71,63 +70,63 @@ def run_steps(
     report: Report | None,
     stop: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """Train to the end, or until the run has diverged: then returns the reason.
+    """Train to the last step and return None, or return the reason once the run has diverged.
 
-    `stop` is asked after every step; if it says so on any rank, the step is saved and Stopped raised.
+    `stop` is called after every step; if it is true on any rank, saves the step and raises Stopped.
     """
     config, steps, ranks = trainer.config, trainer.config.scale.steps, trainer.ranks
     runtime, clock = config.runtime, Clock(trainer)
     metrics = (
-        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.main else NoLog()
+        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.is_main else NoLog()
     )
     reason, losses = None, trainer.unlogged
 
-    def news() -> dict[str, Any]:
+    def progress() -> dict[str, Any]:
         speed = clock.speed(trainer.step)
         return {"step": trainer.step, "steps": steps, "tokens_per_second": speed}
 
-    activations = Coordinates(trainer, run_dir)
-    beating = Heartbeat(run_dir, news) if ranks.main else nullcontext()
-    with closing(metrics), closing(activations), beating as beat:
+    coordinates = CoordinateCheck(trainer, run_dir)
+    beating = HeartbeatWriter(run_dir, progress) if ranks.is_main else nullcontext()
+    with closing(metrics), closing(coordinates), beating as beat:
         while trainer.step < steps and reason is None:
             losses.append(trainer.train_step())
-            stopping, step = asked_to_stop(ranks, beat, stop), trainer.step
-            activations.look(step)
+            stopping, step = stop_requested(ranks, beat, stop), trainer.step
+            coordinates.measure(step)
             if step % runtime.log_every == 0 or step == steps:
                 mean, speed = float(torch.stack(losses).mean()), clock.speed(step)
                 losses.clear()
-                if report and ranks.main:
+                if report and ranks.is_main:
                     report(step, steps, mean, speed)
                 rate = config.schedule.factor(step - 1, steps) * trainer.rates["hidden"].lr
-                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance())
-                reason = ranks.share(lambda: trainer.monitor.reason(trainer.step))
+                metrics.write(step, loss=mean, lr=rate, tokens_per_second=speed, **trainer.balance_metrics())
+                reason = ranks.share(lambda: trainer.divergence.reason(trainer.step))
             if (seen := trainer.stability.take()) is not None:
                 metrics.write(step, stability=seen)
             if runtime.eval_every and step % runtime.eval_every == 0 and step < steps:
                 metrics.write(step, held_out_loss=trainer.evaluate())
             due = runtime.checkpoint_every and step % runtime.checkpoint_every == 0
             if (due or stopping) and step < steps:
-                reason = reason or ranks.share(lambda: trainer.monitor.reason(trainer.step))
+                reason = reason or ranks.share(lambda: trainer.divergence.reason(trainer.step))
                 if reason is None:
                     trainer.seconds = clock.seconds()
-                    save_state(trainer, run_dir)
+                    save_checkpoint(trainer, run_dir)
                     if stopping:
                         raise Stopped(step)
         trainer.seconds = clock.seconds()
     return reason
 
 
-def asked_to_stop(ranks: Ranks, beat: Heartbeat | None, stop: Callable[[], bool]) -> bool:
-    """Whether any rank was asked to; HeldError on all of them if another process has taken the run over."""
-    told = ranks.largest(TAKEN if beat and beat.lost else int(stop()))
-    if told == TAKEN:
+def stop_requested(ranks: Ranks, beat: HeartbeatWriter | None, stop: Callable[[], bool]) -> bool:
+    """Whether any rank was asked to stop. Raises HeldError on all ranks if the run was taken over."""
+    request = ranks.largest(TAKEN_OVER if beat and beat.lost else int(stop()))
+    if request == TAKEN_OVER:
         raise HeldError("the run was taken over by another process")
-    return bool(told)
+    return bool(request)
 
 
-def save_state(trainer: Trainer, run_dir: Path) -> None:
-    """What the run goes on from, on any number of processes; replaces what was there."""
-    if trainer.ranks.together:
+def save_checkpoint(trainer: Trainer, run_dir: Path) -> None:
+    """Save what the run resumes from, on any number of ranks, in place of the last checkpoint."""
+    if trainer.ranks.is_distributed:
         sharded_checkpoint.save(run_dir, trainer)
         trainer.ranks.share(lambda: (run_dir / CHECKPOINT).unlink(missing_ok=True))
     else:
@@ -135,8 +134,8 @@ def save_state(trainer: Trainer, run_dir: Path) -> None:
         sharded_checkpoint.remove(run_dir)
 
 
-def restore_state(trainer: Trainer, run_dir: Path) -> None:
-    """Go on from what was saved, if anything was."""
+def restore_checkpoint(trainer: Trainer, run_dir: Path) -> None:
+    """Resume from the last checkpoint, if there is one."""
     folder = trainer.ranks.share(lambda: sharded_checkpoint.newest(run_dir))
     if folder is not None:
         sharded_checkpoint.restore(trainer, folder)
@@ -147,7 +146,7 @@ def restore_state(trainer: Trainer, run_dir: Path) -> None:
 
 
 def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: Any) -> Record:
-    """A record of what is known from the configuration alone, with the rates of `roles`, and `values`."""
+    """A record of what the configuration alone determines, with the rates of `roles`, and of `values`."""
     rule = config.parametrization
     rates = {role: rule.effective_lr(role, config.scale, config.base_lr) for role in roles}
     rate = rule.effective_lr("hidden", config.scale, config.base_lr)
@@ -168,8 +167,8 @@ def base_record(config: Config, roles: Iterable[Role] = ("hidden",), **values: A
     return Record(**(known | values))
 
 
-def finish(trainer: Trainer, reason: str | None) -> Record:
-    """Evaluate, and say how the run ended."""
+def final_record(trainer: Trainer, reason: str | None) -> Record:
+    """Evaluate a run that has trained to its end, or has diverged for `reason`, and make its record."""
     config = trainer.config
     loss = None if reason else trainer.evaluate()
     if loss is not None and not math.isfinite(loss):
@@ -183,10 +182,10 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
         roles=trainer.rates,
         status="diverged" if reason else "finished",
         reason=reason,
-        algorithms={group["role"]: _algorithm(group) for group in trainer.optimizer.param_groups},
+        algorithms={group["role"]: _algorithm_options(group) for group in trainer.optimizer.param_groups},
         loss=loss,
         bits_per_byte=None if loss is None else loss / math.log(2) / trainer.corpus.bytes_per_token,
-        train_loss=trainer.monitor.mean_loss(),
+        train_loss=trainer.divergence.mean_loss(),
         steps=trainer.step,
         epochs=tokens / len(trainer.corpus.train),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
@@ -205,15 +204,15 @@ def finish(trainer: Trainer, reason: str | None) -> Record:
             "torch": torch.__version__,
             "threads": str(torch.get_num_threads()),
             "processes": str(trainer.ranks.size),
-            **({"parallel": config.runtime.parallel} if trainer.ranks.together else {}),
-            **allocation.environment(),
+            **({"parallel": config.runtime.parallel} if trainer.ranks.is_distributed else {}),
+            **allocation.slurm_environment(),
         },
     )
 
 
-def _algorithm(group: dict[str, Any]) -> dict[str, Any]:
+def _algorithm_options(group: dict[str, Any]) -> dict[str, Any]:
     options = {name: group[name] for name in option_names(RULES[group["algorithm"]])}
-    if "msign_dtype" in options:  # what was used, which a checkpoint says too
+    if "msign_dtype" in options:  # the one that was used, as in a checkpoint
         options["msign_dtype"] = resolve_msign_dtype(options["msign_dtype"], group["params"])
     return {"algorithm": group["algorithm"], **options}
 
@@ -225,111 +224,121 @@ def train(
     corpus: Corpus | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """Do the run in `run_dir`, or what is left of it, and return its record.
+    """Do the run in `run_dir`, or the rest of it, and return its record.
 
-    A run that has finished or diverged before is not done again; one that was killed resumes from its last
-    checkpoint to the same bits (on CPU). Raises ValueError for a configuration that cannot be run here,
-    before anything is written, HeldError if another process is doing the run, and Stopped once `stop` says
-    so. A later exception becomes the record of a failed run, which the next call does again; its traceback is
-    in `run_dir`/error.txt until then. Where this process is one of several (`distributed.joined`), all call
-    this alike; the main one writes, of the rank that failed first, and an exception leaves the others as it
-    is, with word of it in error.N.json.
+    A run that has finished or diverged is not done again; one that was killed resumes from its last
+    checkpoint to the same bits (on CPU). With several ranks (`join_process_group`), all of them call this
+    alike and rank 0 writes the files.
+
+    A later exception becomes the record of a failed run, with the traceback in `run_dir`/error.txt; the next
+    call does the run again. With several ranks the record is of the one that failed first; ranks other than 0
+    write their failure to error.N.json and raise the exception.
+
+    Raises:
+        ValueError: the configuration cannot be run here; nothing was written.
+        HeldError: another process is doing the run.
+        Stopped: `stop` returned true, and the step was saved.
     """
-    ranks = distributed.world()
-    ended = ranks.share(lambda: _ended(config, run_dir))
+    ranks = current_ranks()
+    ended = ranks.share(lambda: _completed_record(config, run_dir))
     if ended is not None:
         return ended
     trainer = Trainer(config, corpus)
     with ExitStack() as held:
-        ended = ranks.share(lambda: _take(config, run_dir, held))
+        ended = ranks.share(lambda: _claim_run(config, run_dir, held))
         if ended is not None:  # by the process that held the lock
             return ended
         try:
-            result = _train(trainer, run_dir, report, stop)
+            result = _train_to_record(trainer, run_dir, report, stop)
         except HeldError:  # whoever has the run now writes its record
             raise
         except Exception as error:
-            met = failure.tell(run_dir, error, ranks.rank, ranks.size)
-            if not ranks.main:
+            met = failure.report_failure(run_dir, error, ranks.rank, ranks.size)
+            if not ranks.is_main:
                 raise
-            return _record_first(config, run_dir, met)
-        if ranks.main:
+            return _record_first_failure(config, run_dir, met)
+        if ranks.is_main:
             sharded_checkpoint.remove(run_dir)
             for leftover in (CHECKPOINT, LOCK):
                 (run_dir / leftover).unlink(missing_ok=True)
     return result
 
 
-def _take(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
-    """Take the run: its lock is in `held` then. Returns the record if it has ended meanwhile."""
+def _claim_run(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
+    """Lock the run until `held` closes and clear its folder; or return its record if it has ended."""
     run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock(run_dir / LOCK, f"run {config.run_id()}"))
     record.load_or_set_aside(run_dir)
-    ended = _ended(config, run_dir)
+    ended = _completed_record(config, run_dir)
     if ended is not None:
         return ended
     heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
     remove_leftovers(run_dir)
-    failure.forget(run_dir)
+    failure.remove_errors(run_dir)
     with replacing(run_dir / "config.yaml") as file:
         OmegaConf.save(OmegaConf.create(asdict(config)), file)
     return None
 
 
-def _record_first(config: Config, run_dir: Path, met: Failure) -> Record:
-    """Of what the ranks have met, the main one `met`, what came first."""
-    return [record_failure(config, run_dir, first) for first in failure.what_came_first(run_dir, met)][-1]
+def _record_first_failure(config: Config, run_dir: Path, met: Failure) -> Record:
+    """Record the failure that came first; `met` is that of rank 0. Rewrites the record as more is known."""
+    tracked = failure.track_first_failure(run_dir, met)
+    return [write_failed_record(config, run_dir, first) for first in tracked][-1]
 
 
-def _ended(config: Config, run_dir: Path) -> Record | None:
+def _completed_record(config: Config, run_dir: Path) -> Record | None:
+    """The record of a run that need not be done again. Raises ValueError if the folder is another run's."""
     try:
         ended = record.load(run_dir)
     except record.OtherSchemaError:
         raise
-    except ValueError:  # damaged: set aside once this process holds the run
+    except ValueError:  # damaged: it is set aside once this process holds the run
         return None
     if ended is not None and ended.run_id != config.run_id():
         raise ValueError(
-            f"{run_dir} holds run {ended.run_id}, and not {config.run_id()}, which was to go there"
+            f"run_dir must be the folder of run {config.run_id()}, got {run_dir}, which holds {ended.run_id}"
         )
     return None if ended is None or ended.status == "failed" else ended
 
 
-def _train(trainer: Trainer, run_dir: Path, report: Report | None, stop: Callable[[], bool]) -> Record:
-    restore_state(trainer, run_dir)
-    tracker = Tracker(trainer.config, run_dir, trainer.ranks.main)
+def _train_to_record(
+    trainer: Trainer, run_dir: Path, report: Report | None, stop: Callable[[], bool]
+) -> Record:
+    restore_checkpoint(trainer, run_dir)
+    tracker = Tracker(trainer.config, run_dir, trainer.ranks.is_main)
     try:
-        result = finish(trainer, run_steps(trainer, run_dir, tracker, report, stop))
+        result = final_record(trainer, run_steps(trainer, run_dir, tracker, report, stop))
     except HeldError:
         raise
     except Exception as error:
-        tracker.finish(base_record(trainer.config, status="failed", reason=one_line(error)))
+        tracker.finish(base_record(trainer.config, status="failed", reason=exception_summary(error)))
         raise
     trainer.ranks.share(lambda: record.save(result, run_dir))
     tracker.finish(result)
     return result
 
 
-def record_failure(
+def write_failed_record(
     config: Config,
     run_dir: Path,
     met: Failure | str,
     environment: dict[str, str] | None = None,
     cause: str | None = None,
 ) -> Record:
-    """Write the record of a failed run: a reason and a `cause`, or what a rank met, with its error.txt.
+    """Write the record of a failed run, from the Failure of a rank, or from a reason and a `cause`.
 
-    `environment` is where the run was; None means here. The error.txt of another try is removed.
+    A Failure's traceback goes to error.txt; otherwise the error.txt of an earlier attempt is removed.
+    `environment` is where the run was; None means here.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    where = allocation.environment() if environment is None else environment
+    where = allocation.slurm_environment() if environment is None else environment
     if isinstance(met, Failure):
         reason, cause = met.reason, met.cause
         with replacing(run_dir / "error.txt") as file:
             file.write(met.traceback)
     else:
         reason = met
-        if not _guessed(run_dir, where):
+        if not _is_guess_of_same_attempt(run_dir, where):
             (run_dir / "error.txt").unlink(missing_ok=True)
     failed = base_record(config, status="failed", reason=reason, cause=cause, environment=where)
     record.save(failed, run_dir)
@@ -337,13 +346,13 @@ def record_failure(
     return failed
 
 
-def _guessed(run_dir: Path, where: dict[str, str]) -> bool:
-    """Whether the record that is there is of this very try of a Slurm job, and guesses what ended it."""
+def _is_guess_of_same_attempt(run_dir: Path, where: dict[str, str]) -> bool:
+    """Whether the record is of the same attempt of a Slurm job, and only guesses what ended it."""
     try:
         ended = record.load(run_dir)
     except ValueError:
         return False
-    if ended is None or ended.cause != failure.LOST or "slurm_job_id" not in where:
+    if ended is None or ended.cause != failure.RANK_LOST or "slurm_job_id" not in where:
         return False
     return all(ended.environment.get(n) == where.get(n) for n in ("slurm_job_id", "slurm_restart_count"))
 
@@ -354,20 +363,20 @@ def train_or_record_failure(
     report: Report | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """`train`, but a configuration that cannot be run here becomes the record of a failed run too.
+    """Call `train`, and record a configuration that cannot be run here as a failed run too.
 
-    A record that is there already, of this run by another process or of another run, is left alone.
+    A record that is there already, of this run by another process or of another run, stays as it is.
     """
-    ranks = distributed.world()
+    ranks = current_ranks()
     try:
-        ranks.share(lambda: None if is_locked(run_dir / LOCK) else failure.forget_words(run_dir))
+        ranks.share(lambda: None if is_locked(run_dir / LOCK) else failure.remove_rank_errors(run_dir))
         return train(config, run_dir, report, stop=stop)
     except HeldError:
         raise
     except Exception as error:
-        met = failure.tell(run_dir, error, ranks.rank, ranks.size)
-        if not ranks.main:
+        met = failure.report_failure(run_dir, error, ranks.rank, ranks.size)
+        if not ranks.is_main:
             raise
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock(run_dir / LOCK, f"run {config.run_id()}"):
-            return _ended(config, run_dir) or _record_first(config, run_dir, met)
+            return _completed_record(config, run_dir) or _record_first_failure(config, run_dir, met)

@@ -25,11 +25,11 @@ from pydantic import TypeAdapter
 
 from hyperp import files
 from hyperp.config import config_from_dict
+from hyperp.rundir.heartbeat import DEAD_SECONDS
 from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point
 from hyperp.sweeps.runs.manifest import Manifest
-from hyperp.sweeps.runs.status import FRESH_SECONDS
 
 NAME = "local.json"
 FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
@@ -96,7 +96,7 @@ def active_pool(root: Path) -> BackgroundPool | None:
     if files.is_locked(path):
         return pools[-1]
     with contextlib.suppress(FileNotFoundError):
-        fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+        fresh = time.time() - path.stat().st_mtime < DEAD_SECONDS
         return pools[-1] if fresh and pools[-1].host != socket.gethostname() else None
     return None
 

@@ -1,18 +1,16 @@
 """What became of every run below a root, from what the runs themselves wrote."""
 
 import contextlib
-import os
-import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from hyperp.run_table import DONE, STATUSES
 from hyperp.rundir import heartbeat
+from hyperp.rundir.heartbeat import Heartbeat
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan
@@ -21,8 +19,6 @@ from hyperp.sweeps.runs.run import load_record
 from hyperp.terminal import invalid_field
 
 UNDER_WAY = ("queued", "running")
-FRESH_SECONDS = 60.0  # a heartbeat older than this is of a process that is gone
-SKIPPED_SECONDS = 5.0  # a heartbeat older than this may be: its machine can tell
 
 
 @dataclass(frozen=True)
@@ -55,45 +51,6 @@ class Run:
         return self.planned.blocks[0] if self.planned and self.planned.blocks else None
 
 
-class Heartbeat(BaseModel):
-    """The sign of life of a run; `time` is in seconds of the epoch."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    step: int
-    steps: int
-    tokens_per_second: float
-    time: float
-    host: str | None = None
-    process: int | None = None
-    job: str | None = None
-
-    def fresh(self) -> bool:
-        """Whether the process that wrote it is taken to be alive."""
-        age = time.time() - self.time
-        if age > SKIPPED_SECONDS and self.process and self.host == socket.gethostname():
-            return age < FRESH_SECONDS and not _process_gone(self.process)
-        return age < FRESH_SECONDS
-
-
-def _process_gone(pid: int) -> bool:
-    """Whether a process of this machine is no more, or dead and waiting for its parent to hear of it.
-
-    The latter is for ever in a container whose first process reaps no orphans.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        pass
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # no Linux
-        return False
-    return stat.rpartition(")")[2].split()[0] == "Z"
-
-
 def survey_runs(root: Path) -> list[Run]:
     """Every planned run in the order of the plan, then those that no plan names, by id.
 
@@ -116,7 +73,7 @@ def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
     """The state of one run. A record, once written, decides; only a failed run may be running again."""
     run_dir = root / run_id
     beat, trouble = _heartbeat(run_dir)
-    fresh = beat is not None and beat.fresh()
+    fresh = beat is not None and beat.is_fresh()
     try:
         ended = load_record(run_dir)
     except (ValueError, OSError) as error:

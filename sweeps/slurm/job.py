@@ -116,9 +116,9 @@ def do_run(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
 
 
 def _do_with_ranks(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
-    from hyperp.distributed.ranks import joined
+    from hyperp.distributed.ranks import join_process_group
 
-    with joined(config["runtime"]["timeout"]) as ranks:
+    with join_process_group(config["runtime"]["timeout"]) as ranks:
         return _train_when_free(config, run_dir, stop, ranks)
 
 
@@ -132,7 +132,7 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
             (Path(run_dir) / STOPS).unlink(missing_ok=True)
             return ended
         except Stopped as stopped:
-            if not ranks.main:
+            if not ranks.is_main:
                 return "waits"
             if count_stops(Path(run_dir), stopped.step) <= MOST_STOPS:
                 return "stopped"
@@ -141,7 +141,7 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
         except HeldError as error:  # a job whose node was taken for dead may still be at work
             print(error, file=sys.stderr, flush=True)
             if ranks.largest(stop() or time.monotonic() > deadline):
-                return "stopped" if ranks.main else "waits"
+                return "stopped" if ranks.is_main else "waits"
             time.sleep(1)
 
 

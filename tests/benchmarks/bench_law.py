@@ -1,8 +1,8 @@
-"""How fast the estimators are against plain loops of curve_fit, and what their intervals cover.
+"""Time the estimators against plain loops of curve_fit, and simulate what their intervals cover.
 
     python tests/benchmarks/bench_law.py [--replicates 400] [--resamples 1000]
 
-One core, set before numpy loads. Times are the best of five; the loops run fewer resamples, scaled up.
+It uses one core. Times are the best of five; those of the loops are scaled up from fewer resamples.
 """
 
 # ruff: noqa: E402
@@ -32,7 +32,8 @@ def sweep(
 ) -> dict:
     """Skewed basins over a covariate's range of 16; logs are natural, `scatter` in octaves.
 
-    Curvature is the covariate to the power `growth`. Fewer than eight rates lie octaves apart about the law.
+    The curvature is the covariate to the power `growth`. Fewer than eight rates lie octaves apart, about the
+    law.
     """
     z = np.linspace(0.0, 4.0, slices) * LN2
     true = (-6 * LN2 + EXPONENT * (z - z.mean())) + scatter * LN2 * rng.standard_normal(slices)
@@ -49,7 +50,7 @@ def sweep(
 
 
 def predict(y: np.ndarray, se: np.ndarray | None, z: np.ndarray, at: float, new: bool) -> tuple[float, float]:
-    """Centre and half width of the 95% interval for a new slice's optimum (`new`), or for the line."""
+    """Centre and half width of the 95% interval for the optimum of a new slice (`new`), or for the line."""
     fit = meta_regression(y, se, np.column_stack([np.ones(len(z)), z]))
     x = np.array([1.0, at])
     variance = float(x @ fit.cov @ x) + (fit.tau2 + fit.unit_variance if new else 0.0)
@@ -57,7 +58,7 @@ def predict(y: np.ndarray, se: np.ndarray | None, z: np.ndarray, at: float, new:
 
 
 def coverage(replicates: int) -> None:
-    """Optima predicted at 8 times the range: how often the interval holds, and how wide it is."""
+    """Predict optima at 8 times the range: how often the interval holds the truth, and how wide it is."""
     print(f"coverage of nominal 95% intervals at 8 times the range, {replicates} sweeps each, 12 rates,")
     print(
         "scatter 0.15 octave; width in octaves. two-stage: a parabola over 3 octaves, then the regression and"
@@ -90,7 +91,7 @@ def coverage(replicates: int) -> None:
 
 
 def growth(replicates: int) -> None:
-    """The same where the curvature grows with the covariate, and how often its exponent's interval holds."""
+    """The same where the curvature grows with the covariate, with the coverage of the exponent's interval."""
     print(f"\ncurvature as covariate^growth, noise 0.2%, scatter 0.05 octave, {replicates} sweeps each:")
     print(
         "coverage of the exponent's interval, and its bias; coverage of the prediction at 8 times the range,"
@@ -141,7 +142,7 @@ def best_of(work: Callable[[], object], times: int = 5) -> float:
 
 
 def loop_two_stage(data: dict, resamples: int, rng: np.random.Generator) -> None:
-    """A parabola per slice and a line through the vertices, one curve_fit at a time."""
+    """A parabola for each slice and a line through the vertices, with one curve_fit at a time."""
     groups = [np.flatnonzero(data["slices"] == k) for k in range(len(data["z"]))]
     for _ in range(resamples):
         loss = data["loss"] * (1 + 0.002 * rng.standard_normal(len(data["loss"])))
@@ -156,7 +157,7 @@ def loop_two_stage(data: dict, resamples: int, rng: np.random.Generator) -> None
 
 
 def loop_shared(data: dict, resamples: int, rng: np.random.Generator) -> None:
-    """Floors, locations and one cubic shape together, one curve_fit a resample from the truth."""
+    """Floors, locations and one cubic shape together, one curve_fit for each resample, from the truth."""
     K = len(data["z"])
 
     def model(_: np.ndarray, *q: float) -> np.ndarray:
@@ -172,7 +173,7 @@ def loop_shared(data: dict, resamples: int, rng: np.random.Generator) -> None:
 
 
 def speed(resamples: int) -> None:
-    """The bootstraps against the loops, on 17 slices of 12 rates."""
+    """Time the bootstraps against the loops, on 17 slices of 12 rates."""
     data = sweep(np.random.default_rng(0), 17, 0.002, scatter=0.1, rates=12)
     z = data["z"]
     basin = fit_basin(data["U"], data["loss"], data["slices"], covariates=z)

@@ -1,10 +1,10 @@
-"""Times the loss law against a plain loop of scipy.optimize.minimize, on one core, in one run.
+"""Time the loss law against a plain loop of scipy.optimize.minimize, on one core, in one run.
 
     python tests/benchmarks/bench_loss.py [TABLE.csv]
 
-TABLE has the columns N, D, loss and kept; without it, 240 synthetic points take the place of the 240 that
-arXiv 2404.10102 read off the figure. The plain loop is theirs: L-BFGS from every point of a grid of starts,
-once for the fit and once for every resample. It is timed on a few starts and resamples and extrapolated.
+TABLE has the columns N, D, loss and kept. Without it, 240 synthetic points replace the 240 that the authors
+of arXiv 2404.10102 read off a figure. The plain loop is theirs: L-BFGS from every point of a grid of starts,
+once for the fit and once for every resample. It is timed on a few starts and resamples, and extrapolated.
 """
 
 # ruff: noqa: E402  the threads must be set first
@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import huber, logsumexp
 
-from hyperp.analysis.loss.bootstrap import bootstrap, intervals
-from hyperp.analysis.loss.fit import DELTA, fit_loss, parameters, profile
-from hyperp.analysis.loss.leverage import leverage
+from hyperp.analysis.loss.bootstrap import bootstrap_loss, parameter_intervals
+from hyperp.analysis.loss.fit import DELTA, fit_loss_law, profile_floor, published_parameters
+from hyperp.analysis.loss.leverage import compute_leverage
 from hyperp.analysis.loss.points import LossPoints, loss_points
-from hyperp.analysis.loss.solver import huber
 
 RESAMPLES = 1000
 SIMULATIONS = 300
@@ -40,7 +39,7 @@ STARTS = list(
 
 
 def read(path: str | None) -> LossPoints:
-    """The table given, or 240 synthetic points of about the same law and scatter."""
+    """Read the table, or make 240 synthetic points of about the same law and scatter."""
     if path is not None:
         frame = pd.read_csv(Path(path))
         frame = frame.loc[frame["kept"].astype(bool)]
@@ -53,7 +52,7 @@ def read(path: str | None) -> LossPoints:
 
 
 def timed(action, repeats: int = 5):
-    """The answer and the least time of some repeats, in seconds."""
+    """The result of `action`, and its shortest wall time over some repeats, in seconds."""
     begin = time.perf_counter()
     found = action()
     least = time.perf_counter() - begin
@@ -65,13 +64,13 @@ def timed(action, repeats: int = 5):
 
 
 def plain(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):
-    """One start of the plain loop: ln A, ln B, ln E, alpha, beta by L-BFGS with numerical gradients."""
+    """One start of the plain loop: fit ln A, ln B, ln E, alpha, beta by L-BFGS with numerical gradients."""
     log_N, log_D = np.log(points.x_Kn)
     target = np.log(points.loss_n)
 
     def objective(z):
         terms = [z[0] - z[3] * log_N, z[1] - z[4] * log_D, np.full_like(log_N, z[2])]
-        return float((weights * huber(logsumexp(terms, axis=0) - target, DELTA)).sum())
+        return float((weights * huber(DELTA, logsumexp(terms, axis=0) - target)).sum())
 
     return minimize(objective, np.array(start), method="L-BFGS-B")
 
@@ -106,7 +105,7 @@ def coverage(count: int, noise: float) -> tuple[float, float]:
             law = 1.7 + 1.2 * (ratio * flops / 1e19) ** -0.12
             loss = law * np.exp(noise * rng.normal(size=count))
             frames.append(pd.DataFrame({"optimizer": name, "flops": flops, "loss": loss}))
-        row = leverage(pd.concat(frames), "muon", resamples=300)[0].comparisons[0].at_largest
+        row = compute_leverage(pd.concat(frames), "muon", resamples=300)[0].comparisons[0].at_largest
         assert row is not None
         low, high = row.low or 0.0, row.high or np.inf
         inside.append(low <= 1.5 <= high)
@@ -115,16 +114,16 @@ def coverage(count: int, noise: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print every figure."""
+    """Print all times and coverages."""
     points = read(sys.argv[1] if len(sys.argv) > 1 else None)
-    fit, once = timed(lambda: fit_loss(points))
-    draws, many = timed(lambda: bootstrap(fit, RESAMPLES, seed=0), 3)
-    _, floors = timed(lambda: profile(fit), 3)
-    values = zip(fit.names, parameters(fit.z_P[None], fit.centre_K)[0], strict=True)
+    fit, once = timed(lambda: fit_loss_law(points))
+    draws, many = timed(lambda: bootstrap_loss(fit, RESAMPLES, seed=0), 3)
+    _, floors = timed(lambda: profile_floor(fit), 3)
+    values = zip(fit.names, published_parameters(fit.z_P[None], fit.centre_K)[0], strict=True)
     print(f"{len(points.loss_n)} points: " + ", ".join(f"{n} {v:.6g}" for n, v in values))
     print(f"objective {fit.objective:.9g}, converged {fit.converged}")
     print(f"fit {1e3 * once:.1f} ms; {RESAMPLES} resamples {many:.2f} s; profile of E {floors:.2f} s")
-    for name, (low, high) in intervals(fit, draws).items():
+    for name, (low, high) in parameter_intervals(fit, draws).items():
         print(f"  {name} 95% {low:.4g} to {high:.4g}")
     against_plain(points, once, many)
     print(

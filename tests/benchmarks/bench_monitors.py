@@ -1,9 +1,9 @@
-"""What the stability monitors cost: a look beside the training steps around it, and its share at every 50.
+"""The cost of the stability monitors: of one measurement, and as a share of training at every 50 steps.
 
     python tests/benchmarks/bench_monitors.py [--threads 1] [--rounds 9] [--every 50] [--device cpu]
 
-Each round times a few plain steps and then one that is looked at, of the same trainer; a look is the
-difference, and a figure the median over rounds with the least and the largest.
+Each round times a few plain steps and then one that is measured, of the same trainer; the cost is their
+difference. Figures are medians over rounds, with the least and the largest.
 """
 
 import argparse
@@ -20,12 +20,12 @@ MODELS = {
     "width 256, depth 4": ("scale.width=256", "scale.depth=4", "scale.tokens=1e7"),
     "experts (width 64, depth 2, k 4, S 4)": ("model=moe", "scale.granularity=4", "scale.sparsity=4"),
 }
-PLAIN = 4  # steps beside each look
+PLAIN = 4  # steps in each round that are not measured
 
 
-def seconds(trainer: Trainer, looked_at: bool) -> float:
-    """Of one step; the monitors look if the step's number is a multiple of `every`."""
-    trainer.stability.every = 1 if looked_at else 0
+def seconds(trainer: Trainer, measured: bool) -> float:
+    """Seconds of one step, with or without a measurement of the monitors."""
+    trainer.stability.every = 1 if measured else 0
     start = time.perf_counter()
     trainer.train_step()
     if trainer.device.type == "cuda":
@@ -34,11 +34,11 @@ def seconds(trainer: Trainer, looked_at: bool) -> float:
 
 
 def measure(words: tuple[str, ...], rounds: int, every: int) -> tuple[float, list[float]]:
-    """Milliseconds of a plain step, and the share that a look every `every` steps adds, of every round."""
+    """Milliseconds of a plain step, and for each round the share that measuring every `every` steps adds."""
     trainer = Trainer(resolve(compose(words)))
     trainer.stability.steps = 0  # so that no step is the last
-    for looked_at in (True, False, True):
-        seconds(trainer, looked_at)
+    for measured in (True, False, True):
+        seconds(trainer, measured)
     steps, shares = [], []
     for _ in range(rounds):
         plain = median(seconds(trainer, False) for _ in range(PLAIN))
@@ -48,7 +48,7 @@ def measure(words: tuple[str, ...], rounds: int, every: int) -> tuple[float, lis
 
 
 def main() -> None:
-    """Print a line a model and optimizer."""
+    """Print a line for each model and optimizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
@@ -62,8 +62,8 @@ def main() -> None:
         words = (f"optim={optimizer}", *MODELS[name], *runtime)
         step, shares = measure(words, options.rounds, options.every)
         low, middle, high = (f"{100 * share:.2f}" for share in (min(shares), median(shares), max(shares)))
-        told = f"step {step:8.2f} ms, monitors every {options.every}: {middle}% ({low} to {high})"
-        print(f"{name:38s} {optimizer:6s} {told}", flush=True)
+        text = f"step {step:8.2f} ms, monitors every {options.every}: {middle}% ({low} to {high})"
+        print(f"{name:38s} {optimizer:6s} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The models are those of arXiv 2603.28743: width 128 x depth, heads of 128, 4 key-value heads; a vocabulary of
 32,000, batches of 0.5M tokens. Tokens are random, so nothing waits for data. The peak is the vendor's for
-dense bfloat16; FLOPs are those of `hyperp.flops`, which leave nothing out for the causal mask.
+dense bfloat16; FLOPs are those of `hyperp.flops`, which do not discount the causal mask.
 """
 
 import argparse
@@ -30,13 +30,13 @@ WARM_UP, ROUNDS = 2, 3
 
 
 def random_corpus(tokens: int) -> Corpus:
-    """Ids without any structure."""
+    """A corpus of uniformly random ids."""
     ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens, dtype=np.uint16)
     return Corpus("tokens", ids, ids[: tokens // 8], VOCABULARY, 1.0, "0" * 64)
 
 
 def build(args: argparse.Namespace, optimizer: str, depth: int) -> Trainer:
-    """A trainer of one size, on the device."""
+    """A trainer of one depth, on the device of the arguments."""
     words = [
         "model=hyperp_paper",
         f"optim={optimizer}",
@@ -54,22 +54,22 @@ def build(args: argparse.Namespace, optimizer: str, depth: int) -> Trainer:
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, everything that it starts on the device included."""
-    wait(device)
+    """Seconds of one call, including all that it starts on the device."""
+    synchronize(device)
     start = time.perf_counter()
     work()
-    wait(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def measure(trainer: Trainer) -> dict[str, float]:
-    """Medians of a whole step and of the optimizer's part of it, in seconds."""
+    """Median seconds of a whole step (`step`) and of the optimizer's part of it (`optimizer`)."""
     steps, updates = [], []
     inner = trainer.optimizer.step
 
@@ -82,17 +82,17 @@ def measure(trainer: Trainer) -> dict[str, float]:
     return {"step": float(np.median(steps[WARM_UP:])), "optimizer": float(np.median(updates[WARM_UP:]))}
 
 
-def peak_of(device: torch.device) -> tuple[str, float | None]:
-    """The device in words, and its peak if it is known."""
+def name_and_peak(device: torch.device) -> tuple[str, float | None]:
+    """The device's name, and its peak in FLOP/s if it is known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return name, next((peak for key, peak in PEAKS.items() if key in name), None)
 
 
-def row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
-    """What is reported of one model and optimizer."""
+def report_row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
+    """Measure one model and optimizer, as a row of the report."""
     scale, found = trainer.config.scale, measure(trainer)
     flops = flops_per_token(scale, trainer.shape) * scale.batch_tokens
-    name, peak = peak_of(trainer.device)
+    name, peak = name_and_peak(trainer.device)
     model = found["step"] - found["optimizer"]
     memory = (
         torch.cuda.max_memory_allocated(trainer.device) / 2**30 if trainer.device.type == "cuda" else None
@@ -114,8 +114,8 @@ def row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
     names = [
         "optimizer",
         "depth",
@@ -140,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print the table, and write it with the figures if there is a folder for them."""
+    """Print the table, and write it and the figures to --out if that is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,14 +159,14 @@ def main() -> None:
         for optimizer in args.optimizers:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            rows.append(row(build(args, optimizer, depth), optimizer))
+            rows.append(report_row(build(args, optimizer, depth), optimizer))
             print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
+    print(markdown_table(rows))
     if args.out:
         write_json(
             args.out / "throughput.json", {"command": vars(args) | {"out": str(args.out)}, "rows": rows}
         )
-        (args.out / "table.md").write_text(table(rows) + "\n")
+        (args.out / "table.md").write_text(markdown_table(rows) + "\n")
 
 
 if __name__ == "__main__":

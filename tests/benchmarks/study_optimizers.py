@@ -23,8 +23,8 @@ from scipy.special import stdtrit
 from torch import nn
 
 from hyperp.analysis.law.schema import SliceRecord
-from hyperp.analysis.queries.check import check
-from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.report.figures.basins import transfer_panels
 from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.table.validate import Runs, read_runs
@@ -57,8 +57,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = read_runs(arguments.runs)
-    slices = check(runs).slices
-    answers = transfer(slices, "width")
+    slices = check_runs(runs).slices
+    answers = measure_transfer(slices, "width")
     figure, rows = transfer_panels(slices, answers)
     save_figure(figure, rows, arguments.out, "transfer")
     measured = {}
@@ -190,7 +190,7 @@ def seed_drifts(runs: Runs) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for seed in sorted(runs.frame["seed"].unique()):
         one = replace(runs, frame=runs.frame[runs.frame["seed"] == seed])
-        for answer in transfer(check(one).slices, "width"):
+        for answer in measure_transfer(check_runs(one).slices, "width"):
             if answer.drift is not None and not answer.excluded:
                 found.setdefault(answer.context["optimizer"], []).append(answer.drift.octaves_per_doubling)
     return found

@@ -1,11 +1,11 @@
-"""What `hyperp-sweep auto`'s stopping does to its interval: how often it holds the optimum of one more slice.
+"""Coverage of the interval at which `hyperp-sweep auto` stops: how often it holds one more slice's optimum.
 
     python tests/benchmarks/study_stopping.py --studies 120 --goal 0.3 --scatter 0.08
 
-Simulates the tiny token law (nine slices, three seeds, five rates, no skew) with that scatter of the true
-optima between slices, in ln(lr); adds slices from cheap to dear, stops at the first interval that is small
-enough, of no fewer slices than given. Prints the share of studies that stop, and of these the share whose
-interval at the largest size holds the optimum of a new slice there.
+Simulates the tiny token law (nine slices, three seeds, five rates, no skew); `--scatter` is the standard
+deviation, in ln(lr), of the true optima between slices. Slices are added from cheap to dear until the
+interval is as small as `--goal`, with at least three or at least six slices. Prints how many studies stop,
+and the share of these whose interval at the largest size holds the optimum of a new slice there.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import pandas as pd
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.table.validate import Runs, check_frame
 
 TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
@@ -25,12 +24,12 @@ SEEDS, RATES, NOISE, BEND = 3, 5, 0.002, 0.03
 
 
 def true_optimum(tokens: int) -> float:
-    """log2 of the true one, a fifth of an octave off the grid."""
+    """log2 of the true optimal rate; it lies a fifth of an octave off the grid."""
     return -4.4 - 0.5 * math.log2(tokens / 131072)
 
 
 def simulate_sweep(rng: np.random.Generator, scatter: float) -> pd.DataFrame:
-    """Every run of one sweep."""
+    """The table of one sweep's runs; `scatter` of the true optima is in ln(lr)."""
     rows = []
     for tokens in TOKENS:
         grid = true_optimum(tokens) - 0.2 + np.arange(RATES) - RATES // 2
@@ -42,21 +41,21 @@ def simulate_sweep(rng: np.random.Generator, scatter: float) -> pd.DataFrame:
 
 
 def interval_at_stop(frame: pd.DataFrame, goal: float, least: int) -> tuple[float, float] | None:
-    """The interval at the largest size where the search stops; None if it does not."""
+    """The interval at the largest size when the search stops; None if it never does."""
     for count in range(least, len(TOKENS) + 1):
         some = frame[frame["tokens"].isin(TOKENS[:count])]
         try:
             law = fit_law(Runs(check_frame(some), "runs.parquet", "0" * 64), ["tokens"])
         except Refusal:
             continue
-        _, low, high = predict(law, {"tokens": TOKENS[-1]})
+        _, low, high = law.interval_at({"tokens": TOKENS[-1]})
         if math.sqrt(high / low) - 1 <= goal:
             return low, high
     return None
 
 
 def main() -> None:
-    """Print both shares for each least number of slices."""
+    """Print how many studies stop and their coverage, for at least three and at least six slices."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -34,7 +35,7 @@ class Options:
 
 
 def corpus_of(train: int, held_out: int = 1000) -> Corpus:
-    """Ids that say where they are."""
+    """A corpus whose ids are their own positions."""
     ids = np.arange(train + held_out, dtype=np.uint32)
     return Corpus("tokens", ids[:train], ids[train:], train + held_out, 1.0, "0" * 64)
 
@@ -100,7 +101,7 @@ def test_epochs_differ_and_a_batch_may_straddle_two():
 
 
 def test_the_same_order_in_another_batch_size():
-    """Sequences are counted across steps, so the batch size cuts one and the same stream."""
+    """Sequences are counted across steps, so every batch size cuts the same stream."""
     corpus = corpus_of(5000)
     small, large = Batches(corpus, CONTEXT, 4, seed=1), Batches(corpus, CONTEXT, 12, seed=1)
     assert torch.equal(torch.cat([small.batch(step)[0] for step in range(9, 12)]), large.batch(3)[0])
@@ -116,7 +117,7 @@ def test_ranks_share_out_the_global_batch(world):
 
 
 def test_the_order_stays_the_same_between_versions():
-    """Pinned: raw Philox keys are kept for ever by NumPy, and a finished sweep must be extendable."""
+    """Pinned values: NumPy guarantees raw Philox keys, and a finished sweep must be extendable."""
     x_BT, _ = Batches(corpus_of(100 * CONTEXT + 1), CONTEXT, 8, seed=0).batch(0)
     assert (x_BT[:, 0] // CONTEXT).tolist() == [0, 72, 31, 8, 51, 19, 26, 9]
 
@@ -144,12 +145,10 @@ def test_held_out_windows_are_fixed_even_and_apart_from_training():
 @pytest.mark.parametrize("tokens", [0, CONTEXT - 1, 101 * CONTEXT])
 def test_a_held_out_set_that_does_not_exist_is_refused(tokens):
     batches = Batches(corpus_of(2000, held_out=100 * CONTEXT + 1), CONTEXT, 4, seed=0)
-    with pytest.raises(ValueError, match=rf"data.held_out_tokens must be in 16 ... 1600 .* got {tokens}"):
+    with pytest.raises(ValueError, match=rf"data\.held_out_tokens must .*16 \.\.\. 1600 .* got {tokens}"):
         batches.held_out(tokens)
     short = Batches(corpus_of(2000, held_out=CONTEXT), CONTEXT, 4, seed=0)
-    with pytest.raises(
-        ValueError, match=r"must be longer than model\.context=16 tokens, got 16: the corpus is too"
-    ):
+    with pytest.raises(ValueError, match=r"data\.source=.* must .*model\.context=16 .*got 16"):
         short.held_out(CONTEXT)
 
 
@@ -158,7 +157,7 @@ def test_a_held_out_set_that_does_not_exist_is_refused(tokens):
 
 def test_less_than_one_batch_is_refused():
     Batches(corpus_of(4 * CONTEXT + 1), CONTEXT, 4, seed=0).batch(3)
-    with pytest.raises(ValueError, match=r"must have at least 65 tokens to train on .* got 64"):
+    with pytest.raises(ValueError, match=r"data\.source=.* must .*65 .* got 64"):
         Batches(corpus_of(4 * CONTEXT), CONTEXT, 4, seed=0)
     with pytest.raises(ValueError, match="got 0"):
         Batches(corpus_of(0), CONTEXT, 4, seed=0)
@@ -167,11 +166,11 @@ def test_less_than_one_batch_is_refused():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"context": 0}, "context must be a whole number of at least 1, got 0"),
-        ({"batch_sequences": 2.5}, "batch_sequences must be a whole number of at least 1, got 2.5"),
-        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
-        ({"rank": 2, "world": 2}, r"rank must be in 0 ... 1 \(world - 1\), got 2"),
-        ({"world": 3}, "batch_sequences must be a multiple of world=3, got 4"),
+        ({"context": 0}, "context must .* got 0"),
+        ({"batch_sequences": 2.5}, r"batch_sequences must .* got 2\.5"),
+        ({"seed": -1}, "seed must .* got -1"),
+        ({"rank": 2, "world": 2}, r"rank must .*0 \.\.\. 1 .* got 2"),
+        ({"world": 3}, "batch_sequences must .*world=3, got 4"),
     ],
 )
 def test_bad_options_are_named(options, text):
@@ -180,7 +179,7 @@ def test_bad_options_are_named(options, text):
 
 
 def test_a_negative_step_is_refused():
-    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"step must .* got -1"):
         Batches(corpus_of(1000), CONTEXT, 4, seed=0).batch(-1)
 
 
@@ -261,20 +260,20 @@ def test_patterns(tmp_path):
 @pytest.mark.parametrize("pattern", ["nothing.txt", "*.nothing", "none/**/*.py", "empty"])
 def test_a_pattern_without_a_match_is_refused(tmp_path, pattern):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"data.files must match at least one file, got no match for"):
+    with pytest.raises(ValueError, match=rf"data\.files must .*{re.escape(pattern)}"):
         text_corpus([str(tmp_path / pattern)])
 
 
 def test_files_must_be_a_list_that_is_not_empty():
-    with pytest.raises(ValueError, match=r"data.files must name at least one file, folder or pattern"):
+    with pytest.raises(ValueError, match=r"data\.files must .* got none"):
         text_corpus([])
-    with pytest.raises(ValueError, match=r"data.files must be a list of patterns, got the string 'a.txt'"):
+    with pytest.raises(ValueError, match=r"data\.files must .*list.* got .*'a\.txt'"):
         text_corpus("a.txt")
 
 
 def test_empty_files_are_too_small(tmp_path):
     write_tree(tmp_path, {"a.txt": 0, "b.txt": 0})
-    with pytest.raises(ValueError, match=r"data.source=text must have at least 65 tokens to train on"):
+    with pytest.raises(ValueError, match=r"data\.source=text must .*65 .* got 0"):
         Batches(text_corpus([str(tmp_path)]), CONTEXT, 4, seed=0)
 
 
@@ -297,20 +296,18 @@ def test_tokens_are_mapped_and_their_end_is_held_out(tmp_path, dtype):
 def test_a_cut_file_is_refused(tmp_path):
     path = write_tokens(tmp_path / "ids.bin", np.zeros(100, dtype=np.uint16))
     path.write_bytes(path.read_bytes()[:150])
-    with pytest.raises(
-        ValueError, match=r"ids.bin must have the 200 bytes that .*ids.bin.json says, got 150"
-    ):
+    with pytest.raises(ValueError, match=r"ids\.bin must .*200 bytes .*ids\.bin\.json.* got 150"):
         tokens_corpus(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"dtype": "int64"}, "dtype of .*: Input should be 'uint16' or 'uint32', got 'int64'"),
-        ({"vocab_size": 0}, "vocab_size of .*got 0"),
-        ({"bytes": -1}, "bytes of .*got -1"),
-        ({"sha256": "abc"}, "sha256 of .*got 'abc'"),
-        ({"other": 1}, "other of .*Extra inputs are not permitted"),
+        ({"dtype": "int64"}, r"json: dtype: .*'uint16' or 'uint32', got 'int64'"),
+        ({"vocab_size": 0}, "json: vocab_size: .*got 0"),
+        ({"bytes": -1}, "json: bytes: .*got -1"),
+        ({"sha256": "abc"}, "json: sha256: .*got 'abc'"),
+        ({"other": 1}, "json: other .*got 1"),
     ],
 )
 def test_a_bad_sidecar_is_named(tmp_path, changes, text):
@@ -325,7 +322,7 @@ def test_missing_files_and_sources_are_named(tmp_path):
     (tmp_path / "alone.bin").write_bytes(b"12")
     with pytest.raises(ValueError, match=r"got no file .*alone.bin.json"):
         load_corpus(Options("tokens", path=tmp_path / "alone.bin"))
-    with pytest.raises(ValueError, match=r"data.path must be the .bin file"):
+    with pytest.raises(ValueError, match=r"data\.path must .* got nothing"):
         load_corpus(Options("tokens"))
-    with pytest.raises(ValueError, match=r"data.source must be one of stdlib, text, tokens, got 'web'"):
+    with pytest.raises(ValueError, match=r"data\.source must .*stdlib, text, tokens, got 'web'"):
         load_corpus(Options("web"))

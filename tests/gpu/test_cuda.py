@@ -1,4 +1,4 @@
-"""On a CUDA device: bf16 training, compilation, and every optimizer beside its CPU self."""
+"""On a CUDA device: bf16 training, compilation, and every optimizer against the same one on the CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Experts on a CUDA device: grouped products beside a loop, no waiting for it, and the same bits twice."""
+"""Experts on a CUDA device: grouped products against a loop, no waiting of the host, and determinism."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The decoder: causal, counted, initialised by its rule, and one matrix a parameter."""
+"""The decoder: it is causal, initialised by its rule, has the counted parameters, and one matrix in each."""
 
 import math
 

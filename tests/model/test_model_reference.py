@@ -1,4 +1,4 @@
-"""The decoder against an obvious one: float64, loops over heads and positions, written from the formulas.
+"""The decoder against a plain one: float64, loops over heads and positions, written from the formulas.
 
 Every gain is random and every size is one at which a dropped factor shows.
 """
@@ -36,7 +36,7 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, position: int, base: float) -> Tensor:
-    """Pair (i, i + size/2) turns by position / base^(2 i / size) (arXiv 2104.09864)."""
+    """Rotate the pair (i, i + size/2) by position / base^(2 i / size) (arXiv 2104.09864)."""
     half = len(x) // 2
     out = torch.empty_like(x)
     for i in range(half):
@@ -48,7 +48,7 @@ def rotated(x: Tensor, position: int, base: float) -> Tensor:
 
 
 def attention(weights: dict[str, Tensor], x_TD: Tensor, shape: Shape, base: float) -> Tensor:
-    """The heads of every position side by side, before the output matrix."""
+    """The outputs of all heads at every position, concatenated, before the output matrix."""
     n, positions = shape.head_size, len(x_TD)
     out_THN = torch.zeros(positions, shape.query_heads, n, dtype=x_TD.dtype)
 
@@ -78,7 +78,7 @@ def swiglu(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def experts(weights: dict[str, Tensor], x: Tensor, scale: Scale, shape: Shape) -> Tensor:
-    """k of the k S experts, a shared one among both; its weight and that of the others' sum are alike."""
+    """k of the k S experts, a shared one included in both; it weighs as much as the sum of the others."""
     shared = int(shape.shared_expert)
     scores = weights["router.weight"] @ x
     chosen = scores.topk(scale.granularity - shared).indices
@@ -123,7 +123,7 @@ def reference_forward(
 def decoder(
     shape: Shape, base: float = DEFAULT_BASE, rule: Parametrization = RULE, scale: Scale = SCALE
 ) -> Transformer:
-    """In float64, with every entry of every parameter drawn so that it matters."""
+    """A model in float64 with random parameters, so that every one of them affects the output."""
     net = Transformer(scale, shape, rule, base).double()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():

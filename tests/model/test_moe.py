@@ -1,4 +1,4 @@
-"""Mixture of experts: what a layer computes, what no token misses, and what SqrtGate is for."""
+"""Mixture of experts: what a layer computes, that no token is dropped, and what SqrtGate achieves."""
 
 import itertools
 import math
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hyperp.flops import Experts, Shape, count_parameters, parameters_by_role
-from hyperp.model.balance import LoadMonitor, balance_loss, max_vio, total_load
+from hyperp.model.balance import LoadMonitor, balance_loss, max_vio, stack_loads
 from hyperp.model.grouped import gather_rows, grouped_linear, has_grouped_mm, loop_linear
-from hyperp.model.moe import MoE, Router, Routing, sorted_by_expert
+from hyperp.model.moe import MoE, Router, Routing, sort_by_expert
 from hyperp.model.transformer import MLP, Block, Transformer
 from hyperp.optim import build
 from hyperp.parametrization import Parametrization
@@ -41,21 +41,21 @@ def experts_in(net: Transformer, layer: int = 0) -> MoE:
 
 
 def layer(width: int, k: int, s: int, sqrt_gate: bool = True, shared: bool = False) -> MoE:
-    """A layer as it is initialised, of a model of that width alone."""
+    """An initialised layer of a model of the given width."""
     scale = Scale(width, 1, 4096, 512, granularity=k, sparsity=s)
     shape = replace(SHAPE, query_heads=1, kv_heads=1, sqrt_gate=sqrt_gate, shared_expert=shared)
     return experts_in(model(scale, shape))
 
 
 def normed(tokens: int, width: int, seed: int = 0) -> Tensor:
-    """Tokens as they leave the norm: of RMS 1."""
+    """Random tokens with RMS 1, as after the norm."""
     return torch.nn.functional.rms_norm(
         torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed)), (width,)
     )
 
 
 def token_by_token(moe: MoE, x_PD: Tensor) -> Tensor:
-    """The layer as its definition reads, without a batch."""
+    """The layer by its definition, token by token."""
     e = moe.experts
     out = torch.zeros_like(x_PD)
     for p, x in enumerate(x_PD):
@@ -111,7 +111,7 @@ def test_rows_that_do_not_fit_the_kernel_go_through_the_loop():
 def test_gathering_rows_has_the_gradient_of_indexing():
     g = torch.Generator().manual_seed(0)
     expert_PK = torch.randint(0, 3, (5, 2), generator=g)
-    row_of_slot, slot_of_row = sorted_by_expert(expert_PK)
+    row_of_slot, slot_of_row = sort_by_expert(expert_PK)
     x = torch.randn(5, 3, generator=g, dtype=torch.float64, requires_grad=True)
     assert torch.equal(gather_rows(x, slot_of_row, row_of_slot, 2), x[slot_of_row // 2])
     assert torch.autograd.gradcheck(lambda t: gather_rows(t, slot_of_row, row_of_slot, 2), x)
@@ -119,9 +119,9 @@ def test_gathering_rows_has_the_gradient_of_indexing():
     assert torch.autograd.gradcheck(lambda t: gather_rows(t, row_of_slot, slot_of_row), y)
 
 
-def test_rows_are_sorted_by_expert_and_by_token_within_it():
+def test_rows_are_sort_by_expert_and_by_token_within_it():
     expert_PK = torch.tensor([[2, 0], [0, 1], [2, 1]])
-    row_of_slot, slot_of_row = sorted_by_expert(expert_PK)
+    row_of_slot, slot_of_row = sort_by_expert(expert_PK)
     assert slot_of_row.tolist() == [1, 2, 3, 5, 0, 4]
     assert row_of_slot[slot_of_row].tolist() == list(range(6))
 
@@ -197,7 +197,7 @@ def test_bfloat16_is_float32_rounded():
 
 
 def rms(k: int, s: int, sqrt_gate: bool, shared: bool = False) -> float:
-    """Of a layer's output at initialisation, width 64, over 1000 tokens."""
+    """RMS of a layer's output at initialisation, at width 64, over 1000 tokens."""
     moe = layer(64, k, s, sqrt_gate, shared)
     with torch.no_grad():
         return moe(normed(1000, 64))[0].square().mean().sqrt().item()
@@ -208,7 +208,7 @@ GRANULARITIES = (2, 4, 8, 16, 32, 64)
 
 @pytest.mark.parametrize("s", [1, 4])
 def test_sqrt_gate_keeps_the_output_as_large_at_every_granularity(s):
-    """The property it is for (arXiv 2603.28743): within 10% from k = 2 to 64; 1/sqrt(k) without it."""
+    """The purpose of SqrtGate (arXiv 2603.28743): within 10% from k = 2 to 64; without it 1/sqrt(k)."""
     with_it = [rms(k, s, sqrt_gate=True) for k in GRANULARITIES]
     mean = sum(with_it) / len(with_it)
     assert all(abs(value / mean - 1) < 0.1 for value in with_it), with_it
@@ -324,22 +324,22 @@ def test_the_balance_loss_is_switchs():
         f = sum(int(c == e) for row in expert.tolist() for c in row) / (P * K)
         want += E * f * probability[:, e].mean().item()
     routing = routing_of(expert, probability)
-    assert balance_loss([routing], total_load([routing])).item() == pytest.approx(want, rel=1e-5)
+    assert balance_loss([routing], stack_loads([routing])).item() == pytest.approx(want, rel=1e-5)
     both = [routing, routing]
-    assert balance_loss(both, total_load(both)).item() == pytest.approx(2 * want, rel=1e-5)
+    assert balance_loss(both, stack_loads(both)).item() == pytest.approx(2 * want, rel=1e-5)
 
 
 def test_the_balance_loss_is_one_a_layer_at_balance_and_more_with_a_favourite():
     even = Routing(torch.full((4,), 10), torch.full((4,), 20.0))
-    assert balance_loss([even], total_load([even])).item() == pytest.approx(1.0)
+    assert balance_loss([even], stack_loads([even])).item() == pytest.approx(1.0)
     lopsided = Routing(torch.tensor([20, 20, 0, 0]), torch.tensor([40.0, 40.0, 0.0, 0.0]))
-    assert balance_loss([lopsided], total_load([lopsided])).item() == pytest.approx(2.0)
+    assert balance_loss([lopsided], stack_loads([lopsided])).item() == pytest.approx(2.0)
 
 
 def test_parts_with_the_load_of_the_whole_have_the_loss_and_gradient_of_the_whole():
     moe, x = layer(16, 4, 4).double(), normed(40, 16).double()
     _, whole = moe(x)
-    load = total_load([whole])
+    load = stack_loads([whole])
     want = balance_loss([whole], load)
     parts = torch.stack([balance_loss([moe(part)[1]], load) for part in x.split(10)]).mean()
     torch.testing.assert_close(parts, want, rtol=1e-12, atol=1e-12)
@@ -347,7 +347,7 @@ def test_parts_with_the_load_of_the_whole_have_the_loss_and_gradient_of_the_whol
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, weight)[0] for loss in (parts, want)), rtol=1e-9, atol=1e-12
     )
-    alone = torch.stack([balance_loss([r], total_load([r])) for r in (moe(p)[1] for p in x.split(10))])
+    alone = torch.stack([balance_loss([r], stack_loads([r])) for r in (moe(p)[1] for p in x.split(10))])
     assert abs(alone.mean() - want) > 1e-3
 
 
@@ -359,7 +359,7 @@ def test_descending_the_balance_loss_evens_the_load_out():
     vio = []
     for _ in range(60):
         _, routing = moe(x)
-        load = total_load([routing])
+        load = stack_loads([routing])
         vio.append(max_vio(load).item())
         (grad,) = torch.autograd.grad(balance_loss([routing], load), moe.router.weight)
         with torch.no_grad():
@@ -379,9 +379,9 @@ def test_the_monitor_keeps_means_and_the_largest():
     steps = ([[10, 10], [20, 0]], [[15, 5], [10, 10]], [[20, 0], [10, 10]])
     for load in steps[:2]:
         monitor.update(torch.tensor(load))
-    assert monitor.look() == [0.25, 0.5]
+    assert monitor.take_mean() == [0.25, 0.5]
     monitor.update(torch.tensor(steps[2]))
-    assert monitor.look() == [1.0, 0.0]
+    assert monitor.take_mean() == [1.0, 0.0]
     assert monitor.summary() == {"mean": [0.5, pytest.approx(1 / 3)], "largest": [1.0, 1.0]}
 
 

@@ -1,12 +1,11 @@
-"""A run of six steps that the tests of monitors look into."""
+"""A run of six steps for the tests of monitors."""
 
 from typing import Any
-
-import numpy as np
 
 from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
 from hyperp.training.trainer import Trainer
+from tests.corpora import zipf_corpus
 
 VOCAB, CONTEXT, STEPS = 31, 16, 6
 TINY = (
@@ -40,8 +39,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % VOCAB).astype(np.uint8)
-    return Corpus("text", ids[:5_000], ids[5_000:], VOCAB, 1.0, digest="0" * 64)
+    return zipf_corpus(5_000, 1_000)
 
 
 def trainer_at(step: int, *words: str) -> Trainer:

@@ -1,9 +1,9 @@
-"""Scores of attention, computed again beside the fused kernel, which does not give them away."""
+"""Attention scores, which are computed again because the fused kernel does not return them."""
 
 import pytest
 import torch
 
-from hyperp.monitoring.activations import attention_lse
+from hyperp.monitoring.activations import attention_logsumexp
 
 torch.set_num_threads(1)
 
@@ -16,5 +16,5 @@ def test_scores_in_parts_are_those_of_the_whole(monkeypatch, heads):
     scores = torch.einsum("bthn,bshn->bhts", q, k.repeat_interleave(H // K, dim=2)) / 6**0.5
     want = scores.masked_fill(torch.ones(11, 11).triu(1).bool(), -torch.inf).logsumexp(-1)
     for rows in (512, 4, 11, 1):
-        monkeypatch.setattr("hyperp.monitoring.activations.QUERIES", rows)
-        torch.testing.assert_close(attention_lse(q, k), want, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr("hyperp.monitoring.activations.QUERIES_AT_ONCE", rows)
+        torch.testing.assert_close(attention_logsumexp(q, k), want, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The verdict on a run: where its limits lie, that it is kept, and what the mean loss is a mean of."""
+"""Divergence: where its limits are, that the verdict is final, and what the mean loss averages."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Stability monitors: what they report against a recomputation by hand."""
+"""Stability monitors: what they report, against a computation by hand."""
 
 import math
 from dataclasses import replace
@@ -21,8 +21,8 @@ OUTPUTS = ("attention_output", "mlp_output", "residual")
 
 
 def look(trainer: Trainer, step: int) -> None:
-    trainer.stability.before(step)
-    trainer.stability.after(trainer.batches.batch(step - 1)[0])
+    trainer.stability.before_step(step)
+    trainer.stability.after_step(trainer.batches.batch(step - 1)[0])
 
 
 def rms(x: Tensor) -> float:
@@ -42,7 +42,7 @@ def turned(x_TN: Tensor) -> Tensor:
 
 
 def attention_by_hand(layer: Attention, x_TD: Tensor) -> tuple[Tensor, list[float]]:
-    """Output (T, D) of one sequence, head by head and query by query, and every log-sum-exp of scores."""
+    """Output (T, D) for one sequence, by head and by query, and the log-sum-exp of every query's scores."""
     assert layer.query_norm is not None
     assert layer.key_norm is not None
     w = {name: p.detach().double() for name, p in layer.named_parameters()}
@@ -61,7 +61,7 @@ def attention_by_hand(layer: Attention, x_TD: Tensor) -> tuple[Tensor, list[floa
 
 
 def by_hand(trainer: Trainer, ids_BT: Tensor) -> dict[str, Any]:
-    """Outputs, as one tensor a layer, and log-sum-exps of a dense model, in float64."""
+    """Outputs, one tensor for each layer, and log-sum-exps of a dense model, in float64."""
     model = trainer.model
     found: dict[str, Any] = {name: [] for name in (*OUTPUTS, "lse")}
     x_BTD = model.embedding.weight.detach().double()[ids_BT]
@@ -138,8 +138,8 @@ def test_gradients_are_those_before_clipping_and_updates_what_the_weights_moved_
         assert rms(flat) > 0
 
 
-def told(values: Tensor) -> Any:
-    """What the log says of the matrices of a parameter."""
+def logged(values: Tensor) -> Any:
+    """What is logged for the matrices of a parameter."""
     if len(values) == 1:
         return pytest.approx(values.tolist(), rel=1e-5)
     ends = {"min": values.min(), "median": values.quantile(0.5), "max": values.max()}
@@ -166,8 +166,8 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
         W, W0, found = W.view(-1, *W.shape[-2:]), start[name].view(-1, *W.shape[-2:]), row["matrices"][name]
         sigma = torch.linalg.svdvals(W.double())[:, 0]
         frobenius = torch.linalg.matrix_norm(W.double())
-        assert found["spectral"] == told(sigma)
-        assert found["frobenius"] == told(frobenius)
+        assert found["spectral"] == logged(sigma)
+        assert found["frobenius"] == logged(frobenius)
         algorithm, role = algorithms[name]
         if algorithm == "sso":
             want = torch.full((len(W),), math.sqrt(W.shape[1] / W.shape[2]), dtype=torch.float64)
@@ -177,7 +177,7 @@ def test_every_matrix_has_its_norms_and_its_radius(words):
             own = frobenius / want
         else:
             want = own = None
-        assert found["radius"] == (None if want is None else told(want))
+        assert found["radius"] == (None if want is None else logged(want))
         assert found.get("count", 1) == len(W)
         if own is not None:
             ratios.setdefault(role, []).extend(own.tolist())

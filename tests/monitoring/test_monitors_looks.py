@@ -1,4 +1,4 @@
-"""When stability monitors look and what they leave of it; that they change nothing and cost little."""
+"""When stability monitors measure and what they record; that they change nothing and cost little."""
 
 import json
 from pathlib import Path
@@ -84,14 +84,14 @@ def test_every_run_of_the_small_experiments_is_looked_at_as_often():
 def test_the_host_waits_once_a_look(monkeypatch):
     trainer = trainer_at(0, "runtime.monitor_every=1")
     trainer.train_step()
-    trainer.stability.before(2)
+    trainer.stability.before_step(2)
     calls = []
     for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         original = getattr(Tensor, name)
         monkeypatch.setattr(
             Tensor, name, lambda *a, _name=name, _original=original: calls.append(_name) or _original(*a)
         )
-    trainer.stability.after(trainer.batches.batch(1)[0])
+    trainer.stability.after_step(trainer.batches.batch(1)[0])
     assert calls == ["tolist"]
 
 

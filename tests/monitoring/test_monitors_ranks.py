@@ -1,20 +1,19 @@
-"""Monitors over several processes see the gradients, updates and norms that one process sees."""
+"""Monitors of several ranks measure the gradients, updates and norms that a single rank measures."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from hyperp.config import compose, resolve
-from hyperp.data.corpus import Corpus
-from hyperp.distributed import ranks as distributed
+from hyperp.distributed.ranks import current_ranks
 from hyperp.model.transformer import Block
-from hyperp.monitoring.activations import look_inside
+from hyperp.monitoring.activations import activation_statistics
 from hyperp.training.trainer import Trainer
-from tests.ranks import together
+from tests.corpora import zipf_corpus
+from tests.ranks import run_on_ranks
 
 SMALL = (
     "scale.width=16",
@@ -35,13 +34,11 @@ CASES = {"sso": ("optim=sso",), "muonh moe": ("optim=muonh", *MOE)}
 
 
 def rows(parallel: str) -> dict[str, Any]:
-    """The second look of every case, and the summary."""
+    """The second measurement of every case, and the summary."""
     found = {}
     for name, words in CASES.items():
-        ids = (np.random.default_rng(0).zipf(1.3, size=6_000) % 31).astype(np.uint8)
-        corpus = Corpus("text", ids[:5_000], ids[5_000:], 31, 1.0, digest="0" * 64)
         made = resolve(compose([*SMALL, *words, f"runtime.parallel={parallel}"]))
-        trainer = Trainer(made, corpus)
+        trainer = Trainer(made, zipf_corpus(5_000, 1_000))
         for _ in range(4):
             trainer.train_step()
         row = trainer.stability.take()
@@ -53,22 +50,22 @@ def rows(parallel: str) -> dict[str, Any]:
 
 
 def write_rows(parallel: str, folder: Path) -> None:
-    (folder / f"{parallel}{distributed.world().rank}.json").write_text(json.dumps(rows(parallel)))
+    (folder / f"{parallel}{current_ranks().rank}.json").write_text(json.dumps(rows(parallel)))
 
 
 @torch.no_grad()
 def share_of_outliers(trainer: Trainer) -> float:
-    """In attention's output, with one channel far above the others."""
+    """Of attention's output, with one channel far above the others."""
     block = trainer.model.blocks[0]
     assert isinstance(block, Block)
     block.attention.out.weight[3] *= 1000
     x_BT, _ = trainer.batches.batch(0)
-    return float(look_inside(trainer.model, x_BT, distributed.world())["attention_output_outliers"][0])
+    return float(activation_statistics(trainer.model, x_BT, current_ranks())["attention_output_outliers"][0])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_see_what_one_sees(tmp_path, parallel):
-    together(2, write_rows, parallel, tmp_path)
+    run_on_ranks(2, write_rows, parallel, tmp_path)
     first, second = (json.loads((tmp_path / f"{parallel}{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What else is done with such sweeps, to stand beside the shared fit: argmin, pool, and a parabola per slice.
+"""Other ways to fit a law to sweeps, to compare with the shared fit: argmin, pool, and a parabola per slice.
 
-argmin regresses the best run of each slice; pool regresses every run within 0.25% of its slice's best, as
-StepLaw does (arXiv 2503.04715); two-stage regresses the vertex of a quadratic about each slice's best run.
-All in log space, by ordinary least squares.
+argmin regresses the best run of each slice. pool regresses every run within 0.25% of its slice's best, as
+StepLaw does (arXiv 2503.04715). two-stage regresses the vertex of a quadratic about each slice's best run.
+All of them use ordinary least squares on logs.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.shape import Curves, check_identifiable, inverse
+from hyperp.analysis.optima.basin.shape import LossCurves, check_identifiable, invert_small
 
 # K: slices   m: runs in the longest slice   p: what is tuned   q: covariates   C: 1 + p + p(p+1)/2
 
@@ -20,7 +20,7 @@ WINDOW = 1.5 * np.log(2)  # 1.5 octaves each side of the best run
 
 @dataclass(frozen=True)
 class Line:
-    """log optimum = beta[0] + beta[1:] @ log covariates, for one tuned quantity; `columns` are those used."""
+    """The law of one tuned quantity: ln optimum = beta[0] + beta[1:] @ (log covariates in `columns`)."""
 
     beta: np.ndarray
     se: np.ndarray
@@ -32,42 +32,42 @@ class Line:
 
 
 def argmin_fit(
-    curves: Curves, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
+    curves: LossCurves, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
 ) -> tuple[Line, ...]:
     """Regress the best run of each slice.
 
     Args:
         curves: the runs.
         covariates: (K, q) natural logs.
-        columns: for each tuned quantity the columns of the covariates; all of them by default.
+        columns: for each tuned quantity the columns of the covariates to use; all of them by default.
 
     Raises:
-        ValueError: collinear covariates, or fewer slices than coefficients plus one.
+        ValueError: covariates are collinear, or there are fewer slices than coefficients plus one.
     """
-    return _lines(curves.best, np.asarray(covariates, dtype=float), columns)
+    return _fit_lines(curves.best, np.asarray(covariates, dtype=float), columns)
 
 
 def pool_fit(
-    curves: Curves,
+    curves: LossCurves,
     covariates: np.ndarray,
     columns: Sequence[Sequence[int]] | None = None,
     threshold: float = POOL,
 ) -> tuple[Line, ...]:
-    """Regress every run with a loss of at most (1 + threshold) times its slice's best; see argmin_fit."""
+    """Regress every run with a loss of at most (1 + threshold) times its slice's best; see `argmin_fit`."""
     near = (curves.loss <= curves.loss.min(axis=1, keepdims=True) * (1 + threshold)) & (curves.count > 0)
     owner = np.nonzero(near)[0]
-    return _lines(curves.u[near], np.asarray(covariates, dtype=float)[owner], columns)
+    return _fit_lines(curves.u[near], np.asarray(covariates, dtype=float)[owner], columns)
 
 
 def two_stage_fit(
     parabolas: "Parabolas", covariates: np.ndarray, columns: Sequence[Sequence[int]] | None = None
 ) -> tuple[Line, ...]:
-    """Regress the vertices of the slices that have one; see argmin_fit."""
+    """Regress the vertices of the slices that have one; see `argmin_fit`."""
     used = parabolas.bowl
-    return _lines(parabolas.optimum[used], np.asarray(covariates, dtype=float)[used], columns)
+    return _fit_lines(parabolas.optimum[used], np.asarray(covariates, dtype=float)[used], columns)
 
 
-def _lines(
+def _fit_lines(
     y: np.ndarray, covariates: np.ndarray, columns: Sequence[Sequence[int]] | None
 ) -> tuple[Line, ...]:
     if covariates.ndim != 2 or len(covariates) != len(y):
@@ -95,11 +95,17 @@ def _lines(
 
 @dataclass(frozen=True)
 class Parabolas:
-    """A full quadratic in each slice: `coef` (K, C) about `centre` (K, p), in loss relative to the best.
+    """A full quadratic in each slice, fitted to the loss relative to the slice's best.
 
-    `optimum` (K, p) natural logs, NaN where not `bowl` (K,): no positive curvature, or a vertex outside the
-    runs. `cov` (K, p, p) by the delta method; `residual` (K, m) is inflated to degrees of freedom and 0
-    outside the window, `inside` (K, m), and `solve` (K, m, C) maps losses to coefficients.
+    Attributes:
+        centre: (K, p) the best run, natural logs.
+        coef: (K, C) coefficients about `centre`.
+        optimum: (K, p) natural logs; NaN where not `bowl`.
+        bowl: mask (K,) of the slices with positive curvature and a vertex among the runs.
+        cov: (K, p, p) covariance of the optimum by the delta method.
+        residual: (K, m) inflated for the degrees of freedom; 0 outside the window.
+        solve: (K, m, C) maps losses to coefficients.
+        inside: mask (K, m) of the runs in the window.
     """
 
     centre: np.ndarray
@@ -116,10 +122,10 @@ class Parabolas:
         return self.centre[keep] + _vertices(coef, self.centre.shape[1])
 
 
-def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
+def fit_parabolas(curves: LossCurves, window: float = WINDOW) -> Parabolas:
     """A quadratic over the runs within `window` (natural log) of each slice's best run in every direction.
 
-    Where the window holds fewer runs than coefficients, the nearest ones are taken.
+    Where the window holds fewer runs than coefficients, the nearest runs are used.
     """
     K, m, p = curves.u.shape
     centre, real = curves.best, curves.count > 0
@@ -143,11 +149,13 @@ def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
     bowl = np.all((optimum >= curves.low) & (optimum <= curves.high), axis=1)
     spread = noise * solve @ (solve / np.maximum(curves.count, 1e-300)[:, None, :]).swapaxes(1, 2)
     # d vertex / d coef by the implicit function theorem: A dv = -(d gradient + 2 dA v)/2.
-    _, A = _pieces(coef, p)
+    _, A = _gradient_and_form(coef, p)
     safe = np.where(bowl[:, None, None], A, np.eye(p))
     at = np.where(bowl[:, None], optimum - centre, 0.0)
-    D = np.stack([_pieces(e, p)[0] + 2 * at @ _pieces(e, p)[1] for e in np.eye(C)], axis=-1)
-    jacobian = -inverse(safe) @ D / 2
+    D = np.stack(
+        [_gradient_and_form(e, p)[0] + 2 * at @ _gradient_and_form(e, p)[1] for e in np.eye(C)], axis=-1
+    )
+    jacobian = -invert_small(safe) @ D / 2
     cov = jacobian @ spread @ jacobian.swapaxes(1, 2)
     inflated = residual * np.sqrt(inside.sum() / left)
     optimum = np.where(bowl[:, None], optimum, np.nan)
@@ -156,14 +164,14 @@ def fit_parabolas(curves: Curves, window: float = WINDOW) -> Parabolas:
 
 def _vertices(coef: np.ndarray, p: int) -> np.ndarray:
     """Bottoms relative to the centre (..., p), NaN without positive curvature."""
-    gradient, A = _pieces(coef, p)
+    gradient, A = _gradient_and_form(coef, p)
     det = A[..., 0, 0] if p == 1 else A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] ** 2
     positive = ((A[..., 0, 0] > 0) & (det > 0))[..., None]
     safe = np.where(positive[..., None], A, np.eye(p))
-    return np.where(positive, -(inverse(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
+    return np.where(positive, -(invert_small(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
 
 
-def _pieces(coef: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+def _gradient_and_form(coef: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
     """Gradient at the centre (..., p) and quadratic form (..., p, p) of coefficients (..., C)."""
     A = np.zeros((*coef.shape[:-1], p, p))
     for c, (i, j) in enumerate(zip(*np.triu_indices(p), strict=True)):

@@ -1,92 +1,97 @@
 """Bootstraps of the shared and of the two-stage estimate, all resamples at once.
 
-Two levels are drawn anew, and what somebody designed stays.
+They draw two levels anew, runs and slices, and keep the design of the sweep.
 
-Runs. The rates of a sweep are a design, so they stay, and each run gets new noise: a residual of any run,
-drawn by weight, with a random sign, inflated to the fit's noise. Drawing runs with replacement would lose the
-one rate below an optimum from a third of the resamples; signs on a run's own residual (the wild bootstrap)
-make the error of a slice hang on the two or three residuals nearest its bottom. Far from an optimum a
-residual is mostly what a cubic cannot follow, which is not noise: there the curve stays as observed, to the
-extent that the run's weight is small.
+Runs. The rates of a sweep are a design, so they stay. Each run gets new noise: a residual of any run, drawn
+by weight, with a random sign, inflated to the noise of the fit. Runs drawn with replacement would lose the
+one rate below an optimum in a third of the resamples. Random signs on a run's own residual (the wild
+bootstrap) would make the error of a slice depend on the two or three residuals nearest its bottom. Far from
+an optimum, a residual is mostly what a cubic cannot follow, which is not noise. There the curve stays as
+observed, to the extent that the weight of the run is small.
 
-Slices. They scatter about the law beyond their own errors. Five slices drawn with replacement are collinear,
-or fewer than the coefficients, too often, and five residuals are too few to draw from, so the scatter is
-normal with the fit's tau.
+Slices. They scatter about the law by more than their own errors. Five slices drawn with replacement are too
+often collinear, or fewer than the coefficients, and five residuals are too few to draw from. So the scatter
+is normal, with the tau of the fit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.fit import Basin, gauss_newton
-from hyperp.analysis.optima.basin.locate import locate
+from hyperp.analysis.optima.basin.fit import BasinFit
+from hyperp.analysis.optima.basin.joint import gauss_newton
+from hyperp.analysis.optima.basin.locate import fit_slices
 from hyperp.analysis.random_effects import meta_regression
 from tests.oracles.baselines import Parabolas
 
 # B: resamples   K: slices   m: runs in the longest slice   p: what is tuned   P: coefficients
 
-STEPS = 4  # Gauss-Newton steps from the fit to the data: a warm start is within 0.1% of its error by then
-NEWTON = 40  # at most; a dozen is usual
+STEPS = 4  # Gauss-Newton steps from the fit to the data; then the rest is 0.1% of the standard error
+NEWTON = 40  # at most so many steps; a dozen is usual
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """`optimum` (B, K, p) as refitted; `beta` p arrays (B, P_j) and `tau2` (B, p) of its regressions."""
+    """Fits of B resamples.
+
+    Attributes:
+        optimum: (B, K, p) natural logs.
+        beta: for each tuned quantity the coefficients (B, P_j) of its law.
+        tau2: (B, p) between-slice variances.
+    """
 
     optimum: np.ndarray
     beta: tuple[np.ndarray, ...]
     tau2: np.ndarray
 
     def predict(self, X: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Draws of a new slice's optimum at design rows X, one for each tuned quantity: (B, p)."""
+        """Draws (B, p) of the optimum of a new slice; X has one row of the design for each tuned quantity."""
         centre = np.stack([b @ x for b, x in zip(self.beta, X, strict=True)], axis=1)
         return centre + np.sqrt(self.tau2) * rng.standard_normal(centre.shape)
 
 
 def shared_bootstrap(
-    basin: Basin,
+    basin: BasinFit,
     designs: Sequence[np.ndarray],
     resamples: int = 1000,
     seed: int = 0,
     steps: int = STEPS,
 ) -> Bootstrap:
-    """Refit shape, optima and law to resampled losses; scale, amplitudes and states stay those of the fit.
+    """Fit shape, optima and law to resampled losses; scale, amplitudes and states stay those of the fit.
 
     Args:
         basin: the fit.
-        designs: for each tuned quantity (K, P_j) over ALL slices, ones first; only bracketed slices enter.
-        resamples: how many.
-        seed: of the random signs.
-        steps: Gauss-Newton steps of each refit.
+        designs: for each tuned quantity (K, P_j) over all slices, ones first; only bracketed slices are used.
+        resamples: number of resamples.
+        seed: of the random numbers.
+        steps: Gauss-Newton steps of each fit.
 
     Raises:
-        ValueError: no resamples, or designs that do not fit.
+        ValueError: `resamples` is below 1, or the designs have wrong shapes.
     """
-    _check(designs, basin.optimum.shape, resamples)
+    _check_designs(designs, basin.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
-    loss = basin.floor[:, None] * (1 + _resampled(basin, resamples, rng))
-    curves, powers = basin.curves, basin.shape.powers
-    used, part = basin.bracketed, curves.pick(basin.shaped)
-    arrays = (part.u, loss[:, basin.shaped], part.count, part.amplitude)
-    pose, _ = gauss_newton(*arrays, basin.X, powers, basin.pose, steps, basin.scale, damping=0.0)
+    loss = basin.floor[:, None] * (1 + _resampled_losses(basin, resamples, rng))
+    used, powers = basin.bracketed, basin.shape.powers
+    part = replace(basin.curves.select(basin.shaped), loss=loss[:, basin.shaped])
+    parameters, _ = gauss_newton(part, basin.X, powers, basin.parameters, steps, basin.scale, damping=0.0)
     start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
-    arrays = (curves.u[used], loss[:, used], curves.count[used])
-    coef = pose.coef[:, None] * curves.amplitude[used][:, None]
-    located = locate(*arrays, powers, coef, start, basin.floor[used], steps, basin.scale, damping=0.0)
-    # Less the curves without new noise: they keep their misfit, and so have optima a little off the fit's.
+    part, floor = replace(basin.curves.select(used), loss=loss[:, used]), basin.floor[used]
+    located = fit_slices(part, powers, parameters.coef, start, floor, steps, basin.scale, damping=0.0)
+    # Relative to the curves without new noise, whose optima differ from the fit's, as they keep their misfit.
     moved = located.optimum[1:] - located.optimum[0]
-    return _second_level(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
+    return _regress_resamples(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
 
 
 def two_stage_bootstrap(
     parabolas: Parabolas, designs: Sequence[np.ndarray], resamples: int = 1000, seed: int = 0
 ) -> Bootstrap:
-    """The same for a parabola of its own in each slice; the runs in the windows stay those of the fit.
+    """The same for each slice's own parabola; the windows hold the same runs as in the fit.
 
-    A vertex then is a fixed linear map of the losses, one division apart.
+    So the coefficients of a parabola are a fixed linear map of the losses.
     """
-    _check(designs, parabolas.optimum.shape, resamples)
+    _check_designs(designs, parabolas.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
     used = parabolas.bowl
     inside = parabolas.inside[used]
@@ -95,13 +100,15 @@ def two_stage_bootstrap(
     noise *= _signs(rng, noise.shape)
     moved = np.einsum("bkm,kmc->bkc", noise, parabolas.solve[used])
     optimum = parabolas.vertex(parabolas.coef[used] + moved, used) - parabolas.optimum[used]
-    # A resample without a bottom has no vertex; it counts as the fit's own.
+    # A resample without a bottom has no vertex; the vertex of the fit takes its place.
     moved = np.where(np.isfinite(optimum), optimum, 0.0)
-    return _second_level(parabolas.optimum[used], parabolas.cov[used], moved, [d[used] for d in designs], rng)
+    return _regress_resamples(
+        parabolas.optimum[used], parabolas.cov[used], moved, [d[used] for d in designs], rng
+    )
 
 
-def _resampled(basin: Basin, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Relative excess losses over the fitted floors, (1 + B, K, m); the first has no new noise."""
+def _resampled_losses(basin: BasinFit, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Relative excess losses (1 + B, K, m) over the fitted floors; the first has no new noise."""
     count = np.maximum(basin.curves.count, 1e-300)
     admitted = np.sqrt(basin.weight / count)
     pool, odds = basin.residual * np.sqrt(count), (admitted**2 * basin.shaped[:, None]).ravel()
@@ -118,7 +125,7 @@ def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.integers(0, 2, size=shape, dtype=np.int8) * 2.0 - 1.0
 
 
-def _check(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int) -> None:
+def _check_designs(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int) -> None:
     K, p = shape
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
@@ -126,14 +133,14 @@ def _check(designs: Sequence[np.ndarray], shape: tuple[int, ...], resamples: int
         raise ValueError(f"{p} designs of {K} rows are needed, got {[d.shape for d in designs]}")
 
 
-def _second_level(
+def _regress_resamples(
     optimum: np.ndarray,
     cov: np.ndarray,
     moved: np.ndarray,
     designs: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> Bootstrap:
-    """Regress every resample: the law, the slices' scatter about it, and the moves of the refitted optima."""
+    """Fit the law to every resample: the fitted line, new scatter of the slices, and their moved optima."""
     betas, tau2s = [], []
     for j, X in enumerate(designs):
         v = np.maximum(cov[:, j, j], 1e-16)

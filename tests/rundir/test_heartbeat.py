@@ -1,4 +1,4 @@
-"""The sign of life as a lease: of two processes that do the same run, one goes on and one leaves."""
+"""The heartbeat claims a run: of two processes that do the same run, one goes on and one stops."""
 
 import json
 import os
@@ -13,8 +13,7 @@ import torch
 from hyperp.config import compose, resolve
 from hyperp.files import HeldError
 from hyperp.rundir import heartbeat, record
-from hyperp.rundir.heartbeat import Heartbeat, wait_for_silence
-from hyperp.sweeps.runs import status
+from hyperp.rundir.heartbeat import Heartbeat, HeartbeatWriter, wait_for_silence
 from hyperp.training.train import train
 
 torch.set_num_threads(1)
@@ -34,7 +33,7 @@ def test_a_sign_that_changes_holds_the_run_and_one_that_does_not_gives_it_up(tmp
     assert time.monotonic() - start >= 1.5
     later = threading.Timer(0.2, path.write_text, [sign_of("elsewhere", step=4)])
     later.start()
-    with pytest.raises(HeldError, match="run a is held by process 1 on elsewhere"):
+    with pytest.raises(HeldError, match=r"run a .*process 1 on elsewhere"):
         wait_for_silence(tmp_path, "run a")
     later.join()
 
@@ -49,7 +48,7 @@ def test_without_a_recent_sign_nobody_waits(tmp_path, text):
 
 
 def test_on_the_same_machine_the_lock_has_decided(tmp_path):
-    with Heartbeat(tmp_path, lambda: NEWS):
+    with HeartbeatWriter(tmp_path, lambda: NEWS):
         start = time.monotonic()
         wait_for_silence(tmp_path, "run a")
         assert time.monotonic() - start < 0.5
@@ -57,7 +56,7 @@ def test_on_the_same_machine_the_lock_has_decided(tmp_path):
 
 
 def test_who_was_taken_for_dead_stops_and_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
     tiny = [
         "scale.width=16",
         "scale.depth=1",
@@ -70,11 +69,11 @@ def test_who_was_taken_for_dead_stops_and_writes_nothing(tmp_path, monkeypatch):
     theirs = sign_of("elsewhere")
 
     def take_over(step, *_):
-        if step == 20:
+        if step >= 20:  # more than once: the first may come just before this process's own beat
             (run_dir / heartbeat.FILE).write_text(theirs)
             time.sleep(0.5)
 
-    with pytest.raises(HeldError, match="was taken over by another process"):
+    with pytest.raises(HeldError, match="taken over"):
         train(config, run_dir, take_over)
     assert record.load(run_dir) is None
     assert (run_dir / heartbeat.FILE).read_text() == theirs
@@ -82,16 +81,16 @@ def test_who_was_taken_for_dead_stops_and_writes_nothing(tmp_path, monkeypatch):
 
 def test_a_dead_process_that_nobody_has_reaped_is_not_alive():
     with subprocess.Popen(["sleep", "60"]) as process:
-        beat = status.Heartbeat(
+        beat = Heartbeat(
             step=1,
             steps=2,
             tokens_per_second=1.0,
-            time=time.time() - 2 * status.SKIPPED_SECONDS,
+            time=time.time() - 2 * heartbeat.DOUBTFUL_SECONDS,
             host=socket.gethostname(),
             process=process.pid,
         )
-        assert beat.fresh()
+        assert beat.is_fresh()
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still there
-        assert not beat.fresh()
-    assert not beat.fresh()
+        assert not beat.is_fresh()
+    assert not beat.is_fresh()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hyperp.rundir import record
-from hyperp.rundir.failure import LOST
+from hyperp.rundir.failure import RANK_LOST
 from hyperp.rundir.record import CAUSES
 from hyperp.sweeps import account
 from hyperp.sweeps.account import SubmittedRun
@@ -61,9 +61,9 @@ def job_of(state, code, number, job_id="7"):
 @pytest.mark.parametrize(("state", "code", "number"), STATES)
 def test_slurm_knows_better_than_who_has_lost_a_process(one, state, code, number):
     job = job_of(state, code, number)
-    run = merged(one, job, LOST)
+    run = merged(one, job, RANK_LOST)
     if job.cause == "exited":  # which says no more
-        assert (run.status, run.reason, run.cause) == ("failed", "own", LOST)
+        assert (run.status, run.reason, run.cause) == ("failed", "own", RANK_LOST)
     elif state == "CANCELLED":
         assert (run.status, run.cause) == ("planned", None)
     else:
@@ -74,7 +74,7 @@ def test_slurm_knows_better_than_who_has_lost_a_process(one, state, code, number
         assert (written.cause, written.reason) == (run.cause, run.reason)
 
 
-@pytest.mark.parametrize("cause", [cause for cause in (None, *CAUSES) if cause != LOST])
+@pytest.mark.parametrize("cause", [cause for cause in (None, *CAUSES) if cause != RANK_LOST])
 @pytest.mark.parametrize(("state", "code", "number"), STATES)
 def test_a_record_that_is_sure_of_its_job_stands(one, cause, state, code, number):
     run = merged(one, job_of(state, code, number), cause)
@@ -82,9 +82,9 @@ def test_a_record_that_is_sure_of_its_job_stands(one, cause, state, code, number
 
 
 def test_a_guess_stands_where_slurm_has_forgotten_the_job_and_falls_with_a_new_one(one):
-    run = merged(one, None, LOST)
-    assert (run.status, run.reason, run.cause) == ("failed", "own", LOST)
-    run = merged(one, job_of("FAILED", 3, 0, "8"), LOST, job_id="8")
+    run = merged(one, None, RANK_LOST)
+    assert (run.status, run.reason, run.cause) == ("failed", "own", RANK_LOST)
+    run = merged(one, job_of("FAILED", 3, 0, "8"), RANK_LOST, job_id="8")
     assert (run.reason, run.cause) == ("exit code 3 (Slurm job 8)", "exited")
 
 
@@ -94,7 +94,7 @@ def test_the_traceback_of_who_lost_a_process_stays_when_slurm_says_what_became_o
     job = job_of("OUT_OF_MEMORY", 0, 0)
     for restart, queued in ((0, None), (1, None), (2, replace(job, restarts=2))):
         trace.write_text("trace of the record")
-        run = merged(one, job, LOST, restart=restart, queued=queued)
+        run = merged(one, job, RANK_LOST, restart=restart, queued=queued)
         assert run.cause == "out_of_memory"
         assert trace.read_text() == "trace of the record"
         written = record.load(one[1].run_dir)
@@ -108,5 +108,5 @@ def test_the_traceback_of_another_try_goes(one, job_id, restarts):
     trace = one[1].run_dir / "error.txt"
     trace.parent.mkdir(parents=True)
     trace.write_text("of an earlier try")
-    assert merged(one, job, LOST, job_id=job_id, queued=job).cause == "out_of_memory"
+    assert merged(one, job, RANK_LOST, job_id=job_id, queued=job).cause == "out_of_memory"
     assert not trace.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hyperp import files
-from hyperp.rundir.failure import LOST, TOLD, Failure
+from hyperp.rundir.failure import ERROR_FILE, RANK_LOST, Failure
 from hyperp.sweeps.logs import other_logs, read_logs
 from hyperp.sweeps.slurm import submissions
 from hyperp.sweeps.slurm.submissions import Submission
@@ -34,7 +34,7 @@ def run_dir(tmp_path):
 
 def leave(run_dir, *found):
     for one in found:
-        files.write_json(run_dir / TOLD.format(rank=one.rank), vars(one))
+        files.write_json(run_dir / ERROR_FILE.format(rank=one.rank), vars(one))
 
 
 def names(found):
@@ -53,7 +53,7 @@ def test_the_main_process_is_shown_and_the_others_named_in_order(run_dir):
 
 
 def test_the_process_that_failed_first_is_shown_too(run_dir):
-    leave(run_dir, word(10), word(2, time=2.0), word(3, cause=LOST, time=0.0))
+    leave(run_dir, word(10), word(2, time=2.0), word(3, cause=RANK_LOST, time=0.0))
     (run_dir / "error.txt").write_text("trace of the record")
     found = read_logs(run_dir.parent, ID, None)
     wanted = ["printed by 0", "printed by 10", "trace of the record", "outside 0", "outside 10"]
@@ -72,13 +72,13 @@ def test_one_process_is_shown_alone_with_what_it_met(run_dir):
 
 
 def test_the_process_that_was_lost_is_shown(run_dir):
-    leave(run_dir, *(word(rank, cause=LOST) for rank in range(RANKS) if rank != 11))
+    leave(run_dir, *(word(rank, cause=RANK_LOST) for rank in range(RANKS) if rank != 11))
     found = read_logs(run_dir.parent, ID, None)
     assert "printed by 11" in found.values()
     assert "trace 0" in found.values()  # nothing else says what was under way
     assert "trace 0" not in read_logs(run_dir.parent, ID, 11).values()
-    (run_dir / TOLD.format(rank=0)).unlink()
-    (run_dir / TOLD.format(rank=1)).unlink()
+    (run_dir / ERROR_FILE.format(rank=0)).unlink()
+    (run_dir / ERROR_FILE.format(rank=1)).unlink()
     assert "trace 2" in read_logs(run_dir.parent, ID, None).values()
     (run_dir / "error.txt").write_text("trace of the record")
     found = read_logs(run_dir.parent, ID, None)

@@ -13,7 +13,7 @@ from hyperp.sweeps.multirun import PlanSweeper
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.training.train import base_record
-from tests.forked import command
+from tests.forked import run_command
 
 TINY = [
     "hydra/sweeper=plan",
@@ -46,9 +46,9 @@ def plan_without_times(root):
 
 def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
     ours, hydras = tmp_path / "ours", tmp_path / "hydras"
-    done = command("hyperp-sweep", "run", *TINY[1:], GRID, f"runtime.root={ours}")
+    done = run_command("hyperp-sweep", "run", *TINY[1:], GRID, f"runtime.root={ours}")
     assert done.returncode == 0, done.stderr
-    done = command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}", cwd=tmp_path)
+    done = run_command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(losses(ours)) == 6
     assert losses(hydras) == losses(ours)
@@ -56,7 +56,7 @@ def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"ours", "hydras"}
 
     before = {path: path.stat().st_mtime_ns for path in hydras.rglob("*.json")}
-    again = command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}")
+    again = run_command("hyperp-train", "-m", *TINY, GRID, f"runtime.root={hydras}")
     assert again.returncode == 0
     assert f"nothing to do: 6 of 6 runs are done; {hydras}" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in hydras.rglob("*.json")} == before
@@ -74,7 +74,7 @@ def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
     record.save(base_record(points[0].config, status="finished", loss=1.0), points[0].run_dir)
     record.save(base_record(points[1].config, status="diverged", reason="why"), points[1].run_dir)
     record.save(base_record(points[2].config, status="failed", reason="why"), points[2].run_dir)
-    done = command("hyperp-train", "-m", *words)
+    done = run_command("hyperp-train", "-m", *words)
     assert done.returncode == 0, done.stderr
     found = losses(tmp_path)
     assert set(found) == {point.run_id for point in points}
@@ -87,7 +87,7 @@ def test_failed_runs_are_named_and_fail_the_command(tmp_path):
     file, log, good = make_plan(words).points
     file.run_dir.write_text("a file where the run's folder should be")
     log.run_dir.joinpath("metrics.jsonl").mkdir(parents=True)
-    done = command("hyperp-train", "-m", *words)
+    done = run_command("hyperp-train", "-m", *words)
     assert done.returncode == 1
     assert done.stdout.endswith(f"3 runs: 1 finished, 2 failed; {tmp_path}\n")
     assert len(done.stderr.splitlines()) == 2
@@ -102,7 +102,7 @@ def test_another_runs_record_is_set_aside_and_the_run_done(tmp_path):
     words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0]}"]
     point, other = make_plan(words).points[0], make_plan([*TINY, "seed=7"]).points[0]
     record.save(base_record(other.config, status="finished", loss=1.0), point.run_dir)
-    done = command("hyperp-train", "-m", *words)
+    done = run_command("hyperp-train", "-m", *words)
     assert done.returncode == 0, done.stderr
     assert f"run_id must be {point.run_id}, got '{other.run_id}'; set aside as record.damaged" in done.stderr
     assert losses(tmp_path).keys() == {point.run_id}
@@ -144,7 +144,7 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
     record.save(base_record(point.config, status="finished", loss=1.0), point.run_dir)
     for root in (done_root, new_root):  # without runs to do, and with
         with planfile.lock_sweep(root):
-            done = command("hyperp-train", "-m", *words, f"runtime.root={root}")
+            done = run_command("hyperp-train", "-m", *words, f"runtime.root={root}")
         expected = f"hyperp-train: error: {root / '.lock'} is held by process {os.getpid()} on "
         expected += f"{os.uname().nodename}; wait for it or stop it\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
@@ -162,7 +162,7 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
 )
 def test_a_bad_plan_is_one_line_and_nothing_written(tmp_path, word, message):
     words = [word_ for word_ in TINY if word_.partition("=")[0] != word.partition("=")[0]]
-    done = command("hyperp-train", "-m", *words, word, f"runtime.root={tmp_path / 'root'}", cwd=tmp_path)
+    done = run_command("hyperp-train", "-m", *words, word, f"runtime.root={tmp_path / 'root'}", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

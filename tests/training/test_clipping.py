@@ -1,4 +1,4 @@
-"""Clipping: torch's own for finite gradients, and a damaged gradient harms no other."""
+"""Clipping: as torch's own for finite gradients; a damaged gradient does not affect the others."""
 
 import pytest
 import torch

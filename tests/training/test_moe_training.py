@@ -1,4 +1,4 @@
-"""Runs of mixtures of experts: reported, resumed and accumulated exactly, swept over, and not collapsing."""
+"""Runs of mixtures of experts: records, exact resumption and accumulation, sweeps, and no collapse."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from hyperp.rundir import record
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
 from tests import forked
+from tests.corpora import zipf_corpus
 
 torch.set_num_threads(1)
 TINY = (
@@ -42,8 +43,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = (np.random.default_rng(0).zipf(1.3, size=20_000) % 31).astype(np.uint8)
-    return Corpus("text", ids[:16_000], ids[16_000:], 31, 1.0, digest="0" * 64)
+    return zipf_corpus(16_000, 4_000)
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -74,7 +74,7 @@ def test_the_record_and_the_log_have_the_balance_of_every_layer(tmp_path):
     twin, vio = Trainer(made, corpus()), []
     for _ in range(made.scale.steps):
         twin.train_step()
-        vio += [twin.balance()["max_vio"]]
+        vio += [twin.balance_metrics()["max_vio"]]
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == list(range(4, made.scale.steps + 1, 4))
     for row in logged:
@@ -105,7 +105,7 @@ def test_the_balance_loss_is_trained_on_and_not_reported():
     assert first[0] == pytest.approx(math.log(31), rel=0.1)
     routers = [dict(t.model.named_parameters())["blocks.0.mlp.router.weight"] for t in (plain, heavy)]
     assert not torch.equal(*routers)
-    monitored = [trainer.monitor.mean_loss() for trainer in (plain, heavy)]
+    monitored = [trainer.divergence.mean_loss() for trainer in (plain, heavy)]
     assert monitored[0] == monitored[1]
 
 
@@ -147,7 +147,7 @@ def test_a_sweep_over_granularity_and_sparsity_ends_in_the_table(tmp_path):
         ["run", *words, f"+sweep.blocks.experts={grid}"],
         ["collect", tmp_path, "-o", tmp_path / "runs.parquet"],
     ):
-        done = forked.command("hyperp-sweep", *command)
+        done = forked.run_command("hyperp-sweep", *command)
         assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "runs.parquet")
     assert (table["status"] == "finished").all()
@@ -158,14 +158,14 @@ def test_a_sweep_over_granularity_and_sparsity_ends_in_the_table(tmp_path):
 
 
 def max_vio_of(optimizer: str, *words: str, looks: int = 4, seed: int = 0) -> list[float]:
-    """The worst layer's MaxVio, mean of each of `looks` equal parts of the run; 3 is total collapse here."""
+    """MaxVio of the worst layer, averaged over `looks` equal parts of the run; 3 is total collapse here."""
     sizes = ("scale.granularity=4", "scale.sparsity=4", "scale.tokens=65536", f"seed={seed}")
     made = resolve(compose([f"optim={optimizer}", "model=moe", *sizes, "runtime.threads=1", *words]))
     trainer, vio = Trainer(made, load_corpus(made.data)), []
     for _ in range(looks):
         for _ in range(made.scale.steps // looks):
             trainer.train_step()
-        vio.append(max(trainer.balance()["max_vio"]))
+        vio.append(max(trainer.balance_metrics()["max_vio"]))
     return vio
 
 
@@ -182,7 +182,7 @@ def test_the_routers_rule_is_configuration(router):
 
 @pytest.mark.parametrize("optimizer", ["muonh", "sso"])
 def test_the_router_does_not_collapse_at_hyperp_rates(optimizer):
-    """Embeddings start at 1e-4, so that all tokens look alike at first and choose the same experts."""
+    """Embeddings start at 1e-4, so all tokens are similar at first and choose the same experts."""
     vio = max_vio_of(optimizer)
     assert vio[0] > 1.5
     assert vio[-1] < 1.0
@@ -193,7 +193,7 @@ def test_the_router_does_not_collapse_at_hyperp_rates(optimizer):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("optimizer", ["muonh", "sso"])
 def test_a_router_on_adamw_stays_collapsed_where_one_on_a_sphere_recovers(optimizer, seed):
-    """Without a balance loss, which would pull either out of it; the rule is `optim.algorithms.router`."""
+    """Without a balance loss, which would prevent collapse with both rules of `optim.algorithms.router`."""
     words = ("model.balance_weight=0",)
     sphere = max_vio_of(optimizer, *words, seed=seed)
     adamw = max_vio_of(optimizer, *words, "optim.algorithms.router=adamw", seed=seed)
@@ -209,5 +209,5 @@ def test_a_compiled_mixture_of_experts_trains_as_an_eager_one(precision):
     for compiled in ("false", "true"):
         trainer = Trainer(config(f"precision={precision}", f"runtime.compile={compiled}"), corpus())
         losses.append([float(trainer.train_step()) for _ in range(4)])
-        assert trainer.balance()["max_vio"]
+        assert trainer.balance_metrics()["max_vio"]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "float32" else 1e-2)

@@ -7,7 +7,6 @@ step, a schedule that moves, a rate of its own for every role.
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from hyperp.model.transformer import Transformer
 from hyperp.optim import MuonSphere, build
 from hyperp.roles import ROLES, Role, roles_of
 from hyperp.training.trainer import Trainer
+from tests.corpora import zipf_corpus
 
 torch.set_num_threads(1)
 VOCAB, STEPS = 31, 3
@@ -59,14 +59,12 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    ids = np.random.default_rng(0).zipf(1.3, size=8192) % VOCAB
-    ids = ids.astype(np.uint8)
-    return Corpus("text", ids[:6144], ids[6144:], vocab_size=VOCAB, bytes_per_token=1.0, digest="0" * 64)
+    return zipf_corpus(6144, 2048)
 
 
 @dataclass
 class ByHand:
-    """What a run is, spelled out.
+    """A run, spelled out step by step.
 
     `algorithms` differ from the optimizer's own; `norms` are those of the gradient before clipping.
     """
@@ -95,7 +93,7 @@ class ByHand:
         return loss.item(), list(torch.autograd.grad(loss, list(self.net.parameters())))
 
     def step(self, number: int, damaged: str | None = None) -> float:
-        """The mean of both halves' losses; `damaged` is a parameter whose gradient holds a NaN."""
+        """The mean of the losses of both halves; `damaged` is a parameter whose gradient holds a NaN."""
         x_BT, y_BT = self.batches.batch(number)
         first, one = self.gradients(x_BT[:4], y_BT[:4])
         second, two = self.gradients(x_BT[4:], y_BT[4:])
@@ -115,7 +113,7 @@ class ByHand:
 
 
 def follow(trainer: Trainer, hand: ByHand) -> None:
-    """Both do every step, and agree after each."""
+    """Let both do every step, and compare them after each."""
     assert_same(trainer.model, hand.net)
     for number in range(STEPS):
         before = copies(hand.net)
@@ -166,7 +164,7 @@ def test_the_settings_make_every_piece_show(optimizer):
 
 
 def damage(trainer: Trainer, steps: set[int]) -> None:
-    """One NaN in the gradient of UNLUCKY at these steps."""
+    """Put one NaN into the gradient of UNLUCKY at these steps."""
 
     def hook(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
@@ -214,9 +212,9 @@ def test_the_monitor_sees_the_norm_before_clipping(clip):
     damage(trainer, set(range(10)))
     for step in range(1, 10):
         trainer.train_step()
-        assert trainer.monitor.reason(step) is None
+        assert trainer.divergence.reason(step) is None
     trainer.train_step()
-    assert "gradient" in (trainer.monitor.reason(10) or "")
+    assert "gradient" in (trainer.divergence.reason(10) or "")
 
 
 @pytest.mark.parametrize("scale_mode", ["radius", "aspect", "original", "match_rms_adamw"])

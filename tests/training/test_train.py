@@ -1,4 +1,4 @@
-"""One run: it learns, it is deterministic, it survives SIGKILL to the same bits, and it says how it ended."""
+"""One run: it learns, is deterministic, resumes to the same bits after SIGKILL, and records how it ended."""
 
 import json
 import signal
@@ -177,7 +177,7 @@ def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
     for do in (train, train_or_record_failure):
         with (
             lock(run_dir / ".lock", "it"),
-            pytest.raises(HeldError, match=f"run {made.run_id()} is held by process"),
+            pytest.raises(HeldError, match=f"{made.run_id()} is held by process"),
         ):
             do(made, run_dir)
     assert record.load(run_dir) is None
@@ -196,7 +196,7 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
     one = run(tmp_path)
     other = config(tmp_path, "seed=1")
     for do in (train, train_or_record_failure):
-        with pytest.raises(ValueError, match=f"holds run {one.run_id}, and not {other.run_id()}"):
+        with pytest.raises(ValueError, match=f"run_dir must .*{other.run_id()}, got .*{one.run_id}"):
             do(other, tmp_path / one.run_id)
     assert record.load(tmp_path / one.run_id) == one
 
@@ -214,7 +214,7 @@ def test_a_run_does_not_go_on_with_other_text(tmp_path):
     text.write_bytes(bytes(range(32, 126)) * 4000)
     one = train(made, run_dir)
     assert one.status == "failed"
-    assert "data.source must be what the checkpoint was made with" in (one.reason or "")
+    assert (one.reason or "").startswith("ValueError: data.source must be that of the checkpoint")
     assert (run_dir / "checkpoint.pt").exists()
 
 
@@ -266,7 +266,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_to_the_same_bits
             steps.append(saved)
             return saved + 1 == after
 
-        with pytest.raises(Stopped, match=f"stopped at step {stop_after}, which is saved"):
+        with pytest.raises(Stopped, match=f"step {stop_after}\\b"):
             train(made, folder, stop=asked)
         assert record.load(folder) is None
     ended = train(made, folder)

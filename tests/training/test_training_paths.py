@@ -1,4 +1,4 @@
-"""What a run reports against what can be computed beside it: losses, bits, FLOPs, seconds, precision."""
+"""What a run reports, against separate computations: losses, bits, FLOPs, seconds, precision."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def config(*words: str) -> Config:
 
 
 def corpus() -> Corpus:
-    """Commoner ids in one half of the held-out part than in the other, so that its windows differ in loss."""
+    """A corpus whose held-out halves have ids of different frequency, so that windows differ in loss."""
     rng = np.random.default_rng(0)
     ids = (rng.zipf(1.3, size=20_000) % VOCAB).astype(np.uint8)
     held_out = np.concatenate([ids[16_000:18_000] % 4, ids[18_000:]])
@@ -65,7 +65,7 @@ def trained(made: Config) -> Trainer:
 
 @torch.no_grad()
 def held_out_loss(trainer: Trainer, windows: int) -> float:
-    """Mean over all targets of windows spread evenly over the held-out part, one window at a time."""
+    """Mean loss over all targets of windows spread evenly over the held-out part, one window at a time."""
     ids = trainer.corpus.held_out
     available = (len(ids) - 1) // CONTEXT
     losses = []
@@ -86,7 +86,7 @@ def test_the_loss_of_a_record_is_the_mean_over_the_held_out_windows(tmp_path, mo
     assert one.loss is not None
     assert one.loss == pytest.approx(held_out_loss(twin, 7), rel=1e-6)
     assert one.bits_per_byte == pytest.approx(one.loss / math.log(2) / BYTES_PER_TOKEN, rel=1e-12)
-    assert one.train_loss == pytest.approx(twin.monitor.mean_loss(), rel=1e-12)
+    assert one.train_loss == pytest.approx(twin.divergence.mean_loss(), rel=1e-12)
     assert one.train_loss != pytest.approx(one.loss, rel=1e-2)
     assert one.flops == flops_per_token(made.scale, made.shape(VOCAB)) * 4096
     assert one.parameters == sum(p.numel() for p in twin.model.parameters())
@@ -187,7 +187,7 @@ def test_a_logged_loss_is_the_mean_since_the_last_and_a_logged_rate_the_last_use
 
 
 class Stopwatch:
-    """A clock that only training steps move."""
+    """A clock that advances in training steps only."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step_seconds: float):
         self.now, self.step_seconds, self.stop_at = 1000.0, step_seconds, -1
@@ -233,7 +233,7 @@ def test_seconds_add_up_over_a_restart_and_speed_is_that_of_the_process(tmp_path
 
 
 def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
-    return forked.command("hyperp-train", *words, cwd=cwd)
+    return forked.run_command("hyperp-train", *words, cwd=cwd)
 
 
 def only_record(root: Path) -> dict[str, Any]:

@@ -22,12 +22,12 @@ import torch
 
 from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
-from hyperp.distributed import ranks as distributed
-from hyperp.rundir.failure import LENGTH, failing_rank
+from hyperp.distributed.ranks import current_ranks
+from hyperp.rundir.failure import MAX_REASON_LENGTH, first_failing_rank
 from hyperp.rundir.record import load
 from hyperp.training.train import Stopped, train
 from hyperp.training.trainer import Trainer
-from tests.ranks import ends_of, free_port, together
+from tests.ranks import exit_codes_of_ranks, free_port, run_on_ranks
 
 torch.set_num_threads(1)
 BIN = Path(sys.executable).parent
@@ -74,7 +74,7 @@ def config(root: Path, *words: str) -> Config:
 
 
 def cases() -> dict[str, list[str]]:
-    """Words of every case, by name."""
+    """The overrides of every case, by name."""
     found = {}
     for optimizer in OPTIMIZERS:
         for kind in ("dense", "moe"):
@@ -84,7 +84,7 @@ def cases() -> dict[str, list[str]]:
 
 
 def configs(root: Path, parallel: str) -> list[Config]:
-    """Of every case: composed once, since that takes longer than the training."""
+    """The configurations of all cases, composed once, since that takes longer than the training."""
     return [
         config(root / name.replace(" ", "-"), *words, f"runtime.parallel={parallel}")
         for name, words in cases().items()
@@ -92,7 +92,7 @@ def configs(root: Path, parallel: str) -> list[Config]:
 
 
 def run_all(configs: list[Config]) -> None:
-    """In the group that this process is in; the curves are what rank 0 logs."""
+    """Do all runs in the process group of this process; rank 0 logs the curves."""
     for made in configs:
         ended = train(made, Path(made.runtime.root) / "run", corpus=corpus())
         assert ended.status == "finished", (made.runtime.root, ended.reason)
@@ -115,7 +115,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
-    together(size, run_all, configs(tmp_path, parallel))
+    run_on_ranks(size, run_all, configs(tmp_path, parallel))
     for name in cases():
         folder = Path(name.replace(" ", "-")) / "run"
         one, many = curve(alone / folder), curve(tmp_path / folder)
@@ -129,13 +129,13 @@ def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
 
 
 def stop_at(root: Path, words: list[str], step: int, rank: int) -> None:
-    """Train until `rank` alone is asked to stop, at a step."""
+    """Train until `rank` alone is asked to stop at `step`."""
     calls = 0
 
     def stop() -> bool:
         nonlocal calls
         calls += 1
-        return distributed.world().rank == rank and calls == step
+        return current_ranks().rank == rank and calls == step
 
     with pytest.raises(Stopped, match=f"step {step}"):
         train(config(root, *words), root / "run", corpus=corpus(), stop=stop)
@@ -156,7 +156,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tmp_path, case, first
         if size == 1:
             work(*arguments)
         else:
-            together(size, work, *arguments)
+            run_on_ranks(size, work, *arguments)
         saved = {path.name for path in (tmp_path / "run").glob("checkpoint*")}
         assert saved == (set() if work is go_on else {"checkpoint.pt"} if size == 1 else {"checkpoint"})
     assert curve(tmp_path / "run") == pytest.approx(
@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tmp_path, case, first
 
 def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path):
     words = [*cases()["sso moe"], "runtime.parallel=fsdp"]
-    together(2, stop_at, tmp_path, words, 5, 0)
+    run_on_ranks(2, stop_at, tmp_path, words, 5, 0)
     part = max(tmp_path.glob("run/checkpoint/5/*.distcp"))
     part.write_bytes(part.read_bytes()[:100])
     ended = train(config(tmp_path, *words), tmp_path / "run", corpus=corpus())
@@ -176,7 +176,7 @@ def test_a_damaged_part_of_a_checkpoint_is_named(tmp_path):
 
 
 def stop_and_go_on(root: Path, cases_of: dict[str, list[str]]) -> None:
-    """As two processes after one another would, in one group."""
+    """Stop every run and resume it, in one process group."""
     for name, words in cases_of.items():
         stop_at(root / name, words, step=3, rank=1)
         go_on(root / name, words)
@@ -189,7 +189,7 @@ def test_the_same_number_of_ranks_goes_on_to_the_same_bits(tmp_path):
     for parallel in ("ddp", "fsdp"):
         for optimizer in ("sso", "muonh"):
             wanted[f"{optimizer}-{parallel}"] = [*cases()[f"{optimizer} moe"], f"runtime.parallel={parallel}"]
-    together(2, stop_and_go_on, tmp_path, wanted)
+    run_on_ranks(2, stop_and_go_on, tmp_path, wanted)
     for name in wanted:
         assert curve(tmp_path / name / "run") == curve(tmp_path / "whole" / name), name
 
@@ -204,12 +204,12 @@ def warn_of_nothing(root: Path) -> None:
 
 
 def test_several_processes_warn_of_nothing(tmp_path):
-    together(2, warn_of_nothing, tmp_path)
+    run_on_ranks(2, warn_of_nothing, tmp_path)
 
 
 def fail_on(root: Path, rank: int, killed: bool) -> None:
-    """One rank raises, or dies, at its third step; the others find their connections to it gone."""
-    if distributed.world().rank == rank:
+    """Let one rank raise, or be killed, at its third step; the others lose their connections to it."""
+    if current_ranks().rank == rank:
         step = Trainer.train_step
 
         def broken(self: Trainer) -> torch.Tensor:
@@ -230,13 +230,13 @@ def fail_on(root: Path, rank: int, killed: bool) -> None:
 
 @pytest.mark.parametrize(("size", "rank"), [(2, 0), (2, 1), (4, 3)])
 def test_the_record_names_what_the_failing_rank_met(tmp_path, size, rank):
-    assert ends_of(size, fail_on, tmp_path, rank, False) == [1] * size
+    assert exit_codes_of_ranks(size, fail_on, tmp_path, rank, False) == [1] * size
     ended = load(tmp_path / "run")
     assert ended is not None
     assert ended.status == "failed"
     assert ended.reason == f"rank {rank}: " * (rank > 0) + "RuntimeError: the device fell off the bus"
     assert ended.cause == "raised"
-    assert failing_rank(tmp_path / "run") == rank
+    assert first_failing_rank(tmp_path / "run") == rank
     assert "in broken" in (tmp_path / "run" / "error.txt").read_text()
 
 
@@ -245,13 +245,13 @@ def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "error.txt").write_text("of an earlier try")
     (tmp_path / "run" / "error.9.json").write_text("{}")
-    assert ends_of(size, fail_on, tmp_path, rank, True) == [1] * rank + [-signal.SIGKILL]
+    assert exit_codes_of_ranks(size, fail_on, tmp_path, rank, True) == [1] * rank + [-signal.SIGKILL]
     ended = load(tmp_path / "run")
     assert ended is not None
     assert (ended.status, ended.cause) == ("failed", "rank_lost")
-    pattern = rf"another process of the run was lost: rank {rank} \([^()]{{5,{LENGTH}}}\)"
+    pattern = rf"another process of the run was lost: rank {rank} \([^()]{{5,{MAX_REASON_LENGTH}}}\)"
     assert re.fullmatch(pattern, str(ended.reason)), ended.reason
-    assert failing_rank(tmp_path / "run") == rank
+    assert first_failing_rank(tmp_path / "run") == rank
     assert "in train_step" in (tmp_path / "run" / "error.txt").read_text()
     go_on(tmp_path, [], 0)
     left = {path.name for path in (tmp_path / "run").iterdir()}
@@ -259,7 +259,7 @@ def test_the_record_says_that_a_rank_was_killed(tmp_path, size, rank):
 
 
 def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:
-    """hyperp-train under torchrun."""
+    """Start hyperp-train under torchrun."""
     options = ["--nproc-per-node", str(size), "--master-port", str(free_port()), "--no-python"]
     command = [BIN / "torchrun", *options, BIN / "hyperp-train", *SMALL, f"runtime.root={root}", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -268,7 +268,7 @@ def torchrun(size: int, root: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def ranks_of(launcher: int) -> list[int]:
-    """The processes that torchrun has started."""
+    """The process ids of the ranks that torchrun has started."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children")
     return [int(pid) for pid in children.read_text().split()]
 

@@ -1,23 +1,24 @@
-"""One basin for all slices: the shape of loss about the best rate is estimated from every slice together.
+"""Fit one basin to all slices: every slice helps to estimate the shape of the loss about the best rate.
 
-Model, relative to the floor L of a slice:  loss / L - 1 = a S(u - X theta) + noise,  u the natural logs of
-what is tuned (rate, or rate and batch), X theta a law, S a quadratic form and all cubic terms, a one unless
-the curvature follows a law of its own (see basin_bend). Loss rises faster above the best rate than below it,
-and a parabola over a wide window leans by that; the cubic terms are more than one slice can tell, but all
-slices together can. Each slice's optimum then follows with S held.
+The model, relative to the floor L of a slice, is loss / L - 1 = a S(u - X theta) + noise. Here u holds the
+natural logs of what is tuned (rate, or rate and batch), X theta is a law in the covariates, S is a quadratic
+form plus all cubic terms, and a is one unless the curvature depends on the covariates (see `curvature`). Loss
+rises faster above the best rate than below it, so a parabola over a wide window is biased. One slice cannot
+identify the cubic terms, but all slices together can. Then each slice gets its own optimum, with S held.
 
-Runs far from the optimum say little about where it is. A run at excess r over the floor has the weight
-1 / (1 + (r/scale)^2) ON ITS RESIDUAL, so the square of that on its square: a cubic misses a far run by a
-fixed part of r, and with the plain weight on the square every far run pulls alike, however far out.
+Runs far from the optimum tell little about where it is. A run at excess r over the floor has the weight
+1 / (1 + (r/scale)^2) on its residual, and so the square of that on its squared residual. A cubic misses a far
+run by a fixed fraction of r; with the plain weight on the square, every far run would pull alike, however far
+out it lies.
 
-The scale is a bandwidth, and follows how densely the sweep covers its bottoms: it is the one at which the
-weights of the median slice sum to three times the number of its own parameters, floor and optimum. Dense
-12 x 10 grids over rate and batch get 0.003 so, a dozen rates at half octaves 0.02 to 0.03. In simulations of
-the latter 0.005 doubles the error of an optimum; in the former 0.002 to 0.004 cannot be told apart, and wider
-ones lean.
+The scale is a bandwidth that depends on how densely the sweep covers the bottoms: at the chosen scale, the
+weights of the median slice sum to three times the number of the slice's own parameters, floor and optimum. It
+is 0.003 for dense 12 x 10 grids over rate and batch, and 0.02 to 0.03 for a dozen rates at half octaves. In
+simulations of the latter, 0.005 doubles the error of an optimum; of the former, 0.002 to 0.004 cannot be told
+apart, and wider scales are biased.
 
-The floor is fitted: the lowest loss of a slice lies below its floor by the luck of the draw. On dense grids
-with a noise of 0.1% of the loss this has moved no prediction that matters.
+The floor is fitted too, because the lowest loss of a slice lies below its floor by the luck of the draw. On
+dense grids with noise of 0.1% of the loss this changes no prediction that matters.
 """
 
 import contextlib
@@ -28,71 +29,60 @@ import numpy as np
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optima.basin.curvature import (
-    GAIN,
+    LEAST_NOISE_FALL,
     ROUNDS,
     CurvatureLaw,
-    amplitudes,
-    curvature_law,
-    own_amplitudes,
+    curvature_amplitudes,
+    fit_curvature_law,
+    slice_amplitudes,
 )
-from hyperp.analysis.optima.basin.locate import Located, locate, second_valleys, state_of, too_few
+from hyperp.analysis.optima.basin.joint import ITERATIONS, TOLERANCE, BasinParameters, fit_shape
+from hyperp.analysis.optima.basin.locate import (
+    SliceFits,
+    few_values_reason,
+    fit_slices,
+    second_valley_reasons,
+    slice_state,
+)
 from hyperp.analysis.optima.basin.shape import (
-    Curves,
-    Shape,
-    centred,
-    design,
-    pack,
-    powers_of,
-    quadratic_form,
-    run_weights,
-    slope,
-    terms,
+    BasinShape,
+    LossCurves,
+    law_design,
+    monomial_powers,
+    pack_curves,
 )
 from hyperp.analysis.vocabulary import State
 
-# K: slices   m: runs in the longest slice   p: what is tuned   S: terms of the shape
-# P: coefficients of the law for one tuned quantity
+# K: slices   m: runs in the longest slice   p: what is tuned   P: coefficients of the law for one of these
 
-SCALE_START = 0.01  # the scale of the fit from which the scale is chosen
-SCALE_RANGE = (0.002, 0.03)  # below it is noise, above it a cubic is no longer a basin
-KEEP = 3.0  # effective runs in the median slice, for each of its own parameters: floor and optimum
-STEP = 0.7  # largest move of a location in one Gauss-Newton step, natural log
-ITERATIONS = 60
-TOLERANCE = 1e-9
-BLIND = ("too_few_rates", "not_convex")  # these say nothing about an optimum, nor about the shape
+BLIND = ("too_few_rates", "not_convex")  # slices in these states inform neither the shape nor an optimum
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Where a fit stands: `theta` (..., P, p), `coef` (..., S) of the shape, `floor` (..., K)."""
-
-    theta: np.ndarray
-    coef: np.ndarray
-    floor: np.ndarray
-
-
-@dataclass(frozen=True)
-class Basin:
-    """The shared fit; arrays are over all slices, in the order of `curves.labels`.
+class BasinFit:
+    """The fit of one basin to all slices; arrays are over the slices in the order of `curves.labels`.
 
     Attributes:
         curves: the runs.
-        shape: S, with `scale` of the weights that it was fitted at.
+        shape: S.
+        scale: relative excess loss at which the residual of a run counts half.
         noise: residual standard deviation of one run, relative to its loss.
-        df: degrees of freedom of the noise that the weights leave.
-        curvature: exponents of the curvature in the covariates as tested, and which are used; None without
-            covariates that identify one. The amplitude of each slice's basin is `curves.amplitude` (K,).
-        states, reasons: of each slice; `reasons` is None where bracketed.
+        df: degrees of freedom of `noise`.
+        curvature: the tested exponents of the curvature and which of them are used; None where the slices
+            identify none. The amplitude of each slice's basin is `curves.amplitude` (K,).
+        states, reasons: of each slice; the reason is None where the slice is bracketed.
         optimum: (K, p) natural logs; NaN for too_few_rates and not_convex, outside the rates for an edge.
-        cov: (K, p, p) covariance of each with the shape held.
+        cov: (K, p, p) covariance of each optimum with the shape held.
         floor: (K,) loss at the optimum.
         converged: whether the last Gauss-Newton step moved every location by less than 1e-6.
-        residual, weight: (K, m) of the slice fits, for the bootstrap and the pictures.
-        shaped, X, pose: the slices (K,) that the shape was fitted to, their design, and that fit.
+        residual, weight: (K, m) of each run in its slice's own fit.
+        shaped: mask (K,) of the slices that the shape was fitted to.
+        X: their design, with a row for each.
+        parameters: what was fitted to them.
     """
 
-    curves: Curves
-    shape: Shape
+    curves: LossCurves
+    shape: BasinShape
     scale: float
     noise: float
     df: float
@@ -107,22 +97,22 @@ class Basin:
     weight: np.ndarray
     shaped: np.ndarray
     X: np.ndarray
-    pose: Pose
+    parameters: BasinParameters
 
     @property
     def bracketed(self) -> np.ndarray:
-        """Mask (K,) of the slices that say where their optimum is."""
+        """Mask (K,) of the slices that bracket their optimum."""
         return np.array([state == "bracketed" for state in self.states])
 
     @property
     def se(self) -> np.ndarray:
-        """Standard errors of the optima in e-folds, (K, p)."""
+        """Standard errors of the optima in natural logs, (K, p)."""
         return np.sqrt(np.diagonal(self.cov, axis1=-2, axis2=-1))
 
     def penalty(self, du: np.ndarray, k: int | None = None) -> np.ndarray:
-        """Relative excess loss at `du` (..., p) natural logs from the optimum of slice `k`.
+        """Relative excess loss at a displacement `du` (..., p) natural logs from the optimum of slice `k`.
 
-        Without `k`, that of the common shape, which is the one at the geometric mean of the covariates.
+        Without `k`, it is that at the geometric mean of the covariates.
         """
         return self.shape.penalty(du) * (1.0 if k is None else self.curves.amplitude[k])
 
@@ -134,42 +124,43 @@ def fit_basin(
     weights: np.ndarray | None = None,
     covariates: np.ndarray | None = None,
     scale: float | None = None,
-) -> Basin:
-    """Fit one shape to all slices, then every slice's own optimum.
+) -> BasinFit:
+    """Fit one shape to all slices, then each slice's own optimum.
 
     Args:
         U: (n,), (n, 1) or (n, 2) natural logs of rate, or of rate and batch.
-        loss: (n,) positive; multiplying the losses of a slice by a constant changes nothing.
-        slices: (n,) integers.
-        weights: (n,) numbers of seeds that a loss averages.
-        covariates: (K, q) logs for the sorted slice labels: optima on a law while the shape is estimated,
-            free without. The slice optima are free either way; their regression says what they identify.
+        loss: (n,) positive losses; multiplying those of a slice by a constant does not change the optima.
+        slices: (n,) integers, the slice of each run.
+        weights: (n,) numbers of seeds that each loss averages; one each by default.
+        covariates: (K, q) natural logs, in the order of the sorted labels. With them, the optima follow a law
+            while the shape is estimated; without, they are free. Each slice's own optimum is free either way.
         scale: relative excess loss at which a residual counts half; chosen from the data by default.
 
     Raises:
-        ValueError: bad input; collinear covariates; fewer slices than coefficients plus one.
-        Refusal: no bottom.
+        ValueError: the input is bad, covariates are collinear, or there are fewer slices than coefficients
+            plus one.
+        Refusal: the curves have no bottom.
     """
-    curves = pack(U, loss, slices, weights)
+    curves = pack_curves(U, loss, slices, weights)
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if covariates is not None:
-        design(covariates, len(curves.labels))  # a fault of the whole design is bad input, not a refusal
+        law_design(covariates, len(curves.labels))  # a fault of the whole design is bad input, no refusal
         covariates = np.asarray(covariates, dtype=float).reshape(len(curves.labels), -1)
-    settled, curvature = _settle(curves, covariates, scale), None
+    settled, curvature = _fit_until_states_hold(curves, covariates, scale), None
     if covariates is not None:
-        settled, curvature = _bent(settled, covariates, scale)
+        settled, curvature = _with_curvature_law(settled, covariates, scale)
     fit, noise, found = settled.fit, settled.noise, settled.found
     located = fit.located
     blind = np.array([state in BLIND for state, _ in found])
     cov = noise**2 * located.cov
     cov[blind] = np.nan
-    return Basin(
+    return BasinFit(
         curves=settled.curves,
-        shape=Shape(fit.powers, fit.pose.coef),
+        shape=BasinShape(fit.powers, fit.parameters.coef),
         scale=fit.scale,
         noise=noise,
-        df=located.df(~blind, len(fit.pose.coef)),
+        df=located.df(~blind, len(fit.parameters.coef)),
         curvature=curvature,
         states=tuple(state for state, _ in found),
         reasons=tuple(reason for _, reason in found),
@@ -181,37 +172,44 @@ def fit_basin(
         weight=located.weight,
         shaped=fit.shaped,
         X=fit.X,
-        pose=fit.pose,
+        parameters=fit.parameters,
     )
 
 
 @dataclass(frozen=True)
-class _Fit:
-    pose: Pose
+class _ShapeFit:
+    """The shape fitted to the slices `shaped` (K,) with design X, and all slices located with it."""
+
+    parameters: BasinParameters
     powers: np.ndarray
     scale: float
     moved: float
-    located: Located
+    located: SliceFits
     shaped: np.ndarray
     X: np.ndarray
 
 
 @dataclass(frozen=True)
-class _Settled:
-    curves: Curves
-    fit: _Fit
+class _StateFit:
+    """A fit whose shape leaves out slices that are no bowl, the noise of one run and the states."""
+
+    curves: LossCurves
+    fit: _ShapeFit
     noise: float
     found: list[tuple[State, str | None]]
 
     def curvature(self, Z: np.ndarray, among: np.ndarray) -> CurvatureLaw | None:
+        """Test how the curvature of the bracketed slices depends on the covariates Z (K, q) in `among`."""
         keep = np.array([state == "bracketed" for state, _ in self.found])
         fit = self.fit
-        own = own_amplitudes(self.curves, fit.located, fit.powers, fit.pose.coef, self.noise, keep)
-        return curvature_law(*own, Z, among)
+        own = slice_amplitudes(self.curves, fit.located, fit.powers, fit.parameters.coef, self.noise, keep)
+        return fit_curvature_law(*own, Z, among)
 
 
-def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled, CurvatureLaw | None]:
-    """The fit with significant exponents of the curvature, if the noise falls by as much as it has to."""
+def _with_curvature_law(
+    plain: _StateFit, Z: np.ndarray, scale: float | None
+) -> tuple[_StateFit, CurvatureLaw | None]:
+    """Fit again with the significant exponents of the curvature; keep that if the noise falls by enough."""
     tested = plain.curvature(Z, np.ones(Z.shape[1], dtype=bool))
     if tested is None or not tested.significant.any():
         return plain, tested
@@ -220,169 +218,60 @@ def _bent(plain: _Settled, Z: np.ndarray, scale: float | None) -> tuple[_Settled
         law = bent.curvature(Z, used)
         if law is None:
             return plain, tested
-        amplitude = amplitudes(Z, np.nan_to_num(law.exponent))
+        amplitude = curvature_amplitudes(Z, np.nan_to_num(law.exponent))
         try:
-            bent = _settle(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
+            bent = _fit_until_states_hold(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
         except Refusal:
             return plain, tested
-    if bent.noise > (1 - GAIN) * plain.noise:
+    if bent.noise > (1 - LEAST_NOISE_FALL) * plain.noise:
         return plain, tested
     exponent, se = np.where(used, law.exponent, tested.exponent), np.where(used, law.se, tested.se)
     return bent, CurvatureLaw(exponent, se, np.where(used, law.p, tested.p), used)
 
 
-def _settle(curves: Curves, covariates: np.ndarray | None, scale: float | None) -> _Settled:
-    """Fit, name the slices that are no bowl, and fit again without them until all that are left are."""
+def _fit_until_states_hold(
+    curves: LossCurves, covariates: np.ndarray | None, scale: float | None
+) -> _StateFit:
+    """Fit, find the slices that are not convex, and fit again without them until all that remain are."""
     found: list[tuple[State, str | None]] = [("bracketed", None)] * len(curves.labels)
-    for k, (valley, few) in enumerate(zip(second_valleys(curves), too_few(curves), strict=True)):
-        if few or valley:
-            found[k] = ("too_few_rates", few) if few else ("not_convex", valley)
+    for k, valley in enumerate(second_valley_reasons(curves)):
+        if few := few_values_reason(curves, k):
+            found[k] = ("too_few_rates", few)
+        elif valley:
+            found[k] = ("not_convex", valley)
     while True:
         usable = np.array([state not in BLIND for state, _ in found])
         fit = _fit_usable(curves, usable, covariates, scale)
         located = fit.located
-        noise = located.noise(usable, len(fit.pose.coef))
+        noise = located.noise(usable, len(fit.parameters.coef))
         for k in np.flatnonzero(usable):
-            others = usable & (np.arange(len(usable)) != k)  # a slice that is no bowl must not excuse itself
-            yardstick = located.noise(others if others.any() else usable, len(fit.pose.coef))
-            found[k] = state_of(curves, int(k), located, fit.scale, yardstick)
+            # A slice that is no bowl would raise the noise and so hide that it is none.
+            others = usable & (np.arange(len(usable)) != k)
+            others_noise = located.noise(others if others.any() else usable, len(fit.parameters.coef))
+            found[k] = slice_state(curves, int(k), located, fit.scale, others_noise)
         if all(found[k][0] != "not_convex" for k in np.flatnonzero(usable)):
             break
-    return _Settled(curves, fit, noise, found)
+    return _StateFit(curves, fit, noise, found)
 
 
 def _fit_usable(
-    curves: Curves, usable: np.ndarray, covariates: np.ndarray | None, scale: float | None
-) -> _Fit:
-    """Shape from the usable slices, then every slice located with it."""
+    curves: LossCurves, usable: np.ndarray, covariates: np.ndarray | None, scale: float | None
+) -> _ShapeFit:
+    """Fit the shape to the slices in the mask `usable`, then locate every slice with it."""
     keep, X = usable, np.eye(int(usable.sum()))
     if covariates is not None:
-        # Too few slices left for the law: then each has a location of its own, and the states say the rest.
+        # Where too few slices are left for the law, each has its own location.
         with contextlib.suppress(ValueError):
-            X = design(covariates[usable], len(X))
-    if len(X) == X.shape[1]:  # nothing but a law holds the location of a curve that ends at its best run
+            X = law_design(covariates[usable], len(X))
+    if len(X) == X.shape[1]:  # without a law, a curve that ends at its best run determines no location
         inside = ((curves.best > curves.low) & (curves.best < curves.high)).all(axis=1)
         keep = usable & inside if (usable & inside).any() else usable
         X = np.eye(int(keep.sum()))
     if not keep.any():
         raise Refusal("no slice has three rates and a bottom")
-    part, powers = curves.pick(keep), powers_of(curves.u.shape[2])
-    pose, chosen, moved = fit_shape(part, X, powers, scale)
+    part, powers = curves.select(keep), monomial_powers(curves.u.shape[2])
+    parameters, chosen, moved = fit_shape(part, X, powers, scale)
     where, floor = curves.best, curves.loss.min(axis=1)
-    where[keep], floor[keep] = np.clip(X @ pose.theta, part.low, part.high), pose.floor
-    arrays = (curves.u, curves.loss, curves.count)
-    coef = pose.coef * curves.amplitude[:, None]
-    located = locate(*arrays, powers, coef, where, floor, ITERATIONS, chosen, TOLERANCE)
-    return _Fit(pose, powers, chosen, moved, located, keep, X)
-
-
-def fit_shape(
-    curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float | None
-) -> tuple[Pose, float, float]:
-    """Shape and law from the linear solution on; also the scale, and how far the last step moved.
-
-    Raises:
-        Refusal: the curves together have no bottom.
-    """
-    arrays = (curves.u, curves.loss, curves.count, curves.amplitude)
-    chosen = SCALE_START if scale is None else scale
-    pose, moved = linear_start(curves, X, powers, chosen), np.inf
-    if scale is None:
-        for _ in range(2):
-            pose, _ = gauss_newton(*arrays, X, powers, pose, 15, chosen)
-            chosen = choose_scale(curves, pose.floor)
-    pose, moved = gauss_newton(*arrays, X, powers, pose, ITERATIONS, chosen, TOLERANCE)
-    if not np.isfinite(pose.coef).all() or not _is_bowl(powers, pose.coef):
-        raise Refusal("the curves together have no bottom: the shared curvature is not positive")
-    return pose, chosen, moved
-
-
-def choose_scale(curves: Curves, floor: np.ndarray) -> float:
-    """The scale at which the runs of the median slice count as many as KEEP says, within SCALE_RANGE."""
-    p = curves.u.shape[2]
-    wanted = KEEP * (1 + p)
-    excess, real = curves.loss / floor[:, None] - 1, (curves.count > 0).astype(float)
-    low, high = np.log(SCALE_RANGE)
-    for _ in range(40):
-        middle = (low + high) / 2
-        enough = np.median(run_weights(excess, real, np.exp(middle)).sum(axis=1)) >= wanted
-        low, high = (low, middle) if enough else (middle, high)
-    return float(np.exp(high))
-
-
-def _is_bowl(powers: np.ndarray, coef: np.ndarray) -> bool:
-    return bool((np.linalg.eigvalsh(quadratic_form(powers, coef)) > 0).all())
-
-
-def linear_start(curves: Curves, X: np.ndarray, powers: np.ndarray, scale: float) -> Pose:
-    """The quadratic model multiplied out is linear: u'Au - 2 u'A X theta + a floor for each slice.
-
-    Raises:
-        Refusal: A is not positive definite, so the curves have no common bottom.
-    """
-    p, P = curves.u.shape[2], X.shape[1]
-    square = powers[powers.sum(axis=1) == 2]
-    origin = np.average(curves.u, axis=(0, 1), weights=np.repeat(curves.count[..., None], p, axis=2))
-    v = curves.u - origin
-    lowest = curves.loss.min(axis=1)
-    excess = curves.loss / lowest[:, None] - 1
-    linear = (v[..., :, None] * X[:, None, None, :]).reshape(*v.shape[:2], p * P)
-    J = np.concatenate([terms(v, square), linear], axis=-1) * curves.amplitude[:, None, None]
-    root = np.sqrt(run_weights(excess, curves.count, scale))
-    J, y = centred(J, excess, root**2)
-    beta = np.linalg.lstsq((J * root[..., None]).reshape(-1, J.shape[-1]), (y * root).ravel(), rcond=None)[0]
-    coef = np.concatenate([beta[: len(square)], np.zeros(len(powers) - len(square))])
-    A = quadratic_form(powers, coef)
-    if not _is_bowl(powers, coef):
-        raise Refusal("the curves together have no bottom: the shared curvature is not positive")
-    slopes = beta[len(square) :].reshape(p, P)
-    theta = (-np.linalg.solve(A, slopes) / 2).T
-    theta = theta + np.linalg.lstsq(X, np.tile(origin, (len(X), 1)), rcond=None)[0]
-    return Pose(theta, coef, lowest)
-
-
-def gauss_newton(
-    u: np.ndarray,
-    loss: np.ndarray,
-    count: np.ndarray,
-    amplitude: np.ndarray,
-    X: np.ndarray,
-    powers: np.ndarray,
-    start: Pose,
-    iterations: int,
-    scale: float,
-    tolerance: float = 0.0,
-    damping: float = 1e-3,
-) -> tuple[Pose, float]:
-    """Shape and law together, weights renewed at each step; `loss` (..., K, m) may hold many resamples.
-
-    Returns:
-        The pose, and the last move of a location in e-folds.
-    """
-    S, (P, p) = len(powers), start.theta.shape[-2:]
-    theta, coef, floor = start.theta, start.coef, start.floor
-    moved = np.inf
-    for step in range(iterations):
-        v = u - (X @ theta)[..., None, :]
-        F = terms(v, powers) * amplitude[:, None, None]
-        excess = loss / floor[..., None] - 1
-        w = run_weights(excess, count, scale)
-        residual = excess - (F @ coef[..., None, :, None])[..., 0]
-        G = -slope(v, powers, coef[..., None, None, :] * amplitude[:, None, None])
-        J = np.concatenate([F, (G[..., None] * X[:, None, None, :]).reshape(*G.shape[:-1], p * P)], axis=-1)
-        J_c, r_c = centred(J, residual, w)
-        flat = J_c.reshape(*J_c.shape[:-3], -1, J_c.shape[-1])
-        weighted = (flat * w.reshape(*w.shape[:-2], -1, 1)).swapaxes(-1, -2)
-        normal = weighted @ flat
-        gradient = weighted @ r_c.reshape(*r_c.shape[:-2], -1, 1)
-        ridge = np.diagonal(normal, axis1=-2, axis2=-1)[..., None] * np.eye(S + p * P)
-        delta = np.linalg.solve(normal + ridge * (damping * 0.3**step + 1e-12), gradient)[..., 0]
-        move = delta[..., S:].reshape(*delta.shape[:-1], p, P).swapaxes(-1, -2)
-        largest = np.abs(X @ move).max(axis=(-2, -1))
-        move = move * np.minimum(1.0, STEP / np.maximum(largest, 1e-300))[..., None, None]
-        mean = ((residual - (J @ delta[..., None, :, None])[..., 0]) * w).sum(axis=-1) / w.sum(axis=-1)
-        theta, coef, floor = theta + move, coef + delta[..., :S], floor * (1 + mean)
-        moved = float(largest.max())
-        if moved < tolerance and step >= 5:
-            break
-    return Pose(theta, coef, floor), moved
+    where[keep], floor[keep] = np.clip(X @ parameters.theta, part.low, part.high), parameters.floor
+    located = fit_slices(curves, powers, parameters.coef, where, floor, ITERATIONS, chosen, TOLERANCE)
+    return _ShapeFit(parameters, powers, chosen, moved, located, keep, X)

@@ -1,7 +1,8 @@
-"""Curves of loss about the best rate, packed into arrays, and the algebra of one polynomial shape for all.
+"""Curves of loss packed into arrays, and the algebra of the polynomial shape that they share.
 
-A shape is S(v) = quadratic form + cubic terms of the displacement v from the optimum, in natural logs of what
-is tuned (the rate, or the rate and the batch), and S is loss relative to the floor of its slice, less one.
+The shape S(v) is a quadratic form plus all cubic terms of the displacement v from the optimum, in natural
+logs of what is tuned (the rate, or the rate and the batch). S is the relative excess loss: loss over the
+floor of its slice, less one.
 """
 
 import itertools
@@ -12,16 +13,20 @@ import numpy as np
 # K: slices   m: runs in the longest slice (shorter ones padded with count 0)   p: what is tuned   n: runs
 # S: terms of the shape   q: covariates
 
-OWN_RANGE = 0.05  # natural log by which a covariate must vary on its own
+OWN_RANGE = 0.05  # natural log by which a covariate must vary independently of the others
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Runs sorted into slices: `u` (K, m, p), `loss` (K, m), `count` (K, m), how many seeds a loss averages.
+class LossCurves:
+    """Runs sorted into slices of equal length; padding repeats the first run of a slice with a count of 0.
 
-    Padding repeats the first run of the slice with a count of 0. `row` (K, m) is each run's place in the
-    input, -1 for padding, and `labels` (K,) the sorted slice indices. `amplitude` (K,) multiplies the common
-    shape in each slice.
+    Attributes:
+        u: (K, m, p) natural logs of what is tuned.
+        loss: (K, m) losses.
+        count: (K, m) how many seeds each loss averages.
+        row: (K, m) place of each run in the input; -1 for padding.
+        labels: (K,) sorted slice labels.
+        amplitude: (K,) factor of the common shape in each slice.
     """
 
     u: np.ndarray
@@ -33,59 +38,67 @@ class Curves:
 
     @property
     def low(self) -> np.ndarray:
-        """Smallest log rate of each slice, (K, p)."""
+        """Smallest value of each tuned quantity in each slice, (K, p)."""
         return self.u.min(axis=1)
 
     @property
     def high(self) -> np.ndarray:
-        """Largest log rate of each slice, (K, p)."""
+        """Largest value of each tuned quantity in each slice, (K, p)."""
         return self.u.max(axis=1)
 
     @property
     def best(self) -> np.ndarray:
-        """Log rates of the run with the lowest loss in each slice, (K, p)."""
+        """Where the run with the lowest loss of each slice lies, (K, p)."""
         index = self.loss.argmin(axis=1)
         return np.take_along_axis(self.u, index[:, None, None], axis=1)[:, 0]
 
-    def pick(self, keep: np.ndarray) -> "Curves":
+    def select(self, keep: np.ndarray) -> "LossCurves":
         """The slices in the mask `keep` (K,)."""
-        arrays = (self.u, self.loss, self.count, self.row, self.labels, self.amplitude)
-        return Curves(*(a[keep] for a in arrays))
+        return LossCurves(*(a[keep] for a in vars(self).values()))
 
 
 @dataclass(frozen=True)
-class Shape:
-    """S(v) = sum of coef * prod(v ** powers); `powers` (S, p) of degree two, then three; `coef` (S,)."""
+class BasinShape:
+    """S(v), the sum over s of coef[s] * prod(v ** powers[s]).
+
+    Attributes:
+        powers: (S, p) integers, the terms of degree two first, then those of degree three.
+        coef: (S,) coefficients.
+    """
 
     powers: np.ndarray
     coef: np.ndarray
 
     @property
     def quadratic(self) -> np.ndarray:
-        """The symmetric matrix A of the quadratic part v'Av, (p, p)."""
+        """The symmetric matrix A (p, p) of the quadratic part v'Av."""
         return quadratic_form(self.powers, self.coef)
 
     def penalty(self, du: np.ndarray) -> np.ndarray:
-        """Relative excess loss at the displacement `du` (..., p) from the optimum.
+        """Relative excess loss (...) at the displacement `du` (..., p) from the optimum, never negative.
 
-        A cubic turns over far out on its shallow side; from there the quadratic part alone is used where it
-        is larger, and a penalty is never negative.
+        A cubic turns over far out on its shallow side; from there on, the quadratic part alone is used.
+
+        Raises:
+            ValueError: `du` does not have p columns.
         """
         du = np.asarray(du, dtype=float)
         if du.shape[-1:] != (self.powers.shape[1],):
             raise ValueError(
                 f"du must have {self.powers.shape[1]} columns of natural logs, got shape {du.shape}"
             )
-        full = terms(du, self.powers) @ self.coef
+        full = monomials(du, self.powers) @ self.coef
         quadratic = np.einsum("...i,ij,...j->...", du, self.quadratic, du)
-        # Where the slope along the ray from the optimum is negative, the cubic has turned over.
+        # A negative slope along the ray from the optimum means that the cubic has turned over.
         degree = self.powers.sum(axis=1)
-        outward = terms(du, self.powers) @ (self.coef * degree)
+        outward = monomials(du, self.powers) @ (self.coef * degree)
         return np.maximum(np.where(outward < 0, quadratic, full), 0.0)
 
 
-def pack(U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarray | None = None) -> Curves:
-    """Sort runs into padded slices.
+def pack_curves(
+    U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarray | None = None
+) -> LossCurves:
+    """Sort runs into slices, padded to equal length.
 
     Args:
         U: (n, p) natural logs of what is tuned; (n,) is one column.
@@ -112,23 +125,29 @@ def pack(U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarra
     for name, array in (("loss", loss), ("weights", weights)):
         if not (array > 0).all():
             raise ValueError(f"{name} must be positive, got {array.min()}")
-    # Sorted by value, so that the order of the input changes no bit of the output.
+    # Sorted by value too, so that the order of the input does not change a bit of the output.
     order = np.lexsort((weights, loss, *U.T[::-1], slices))
     labels, size = np.unique(slices, return_counts=True)
     row = np.full((len(labels), size.max()), -1)
     row[np.arange(size.max()) < size[:, None]] = order
     index = np.where(row < 0, row[:, :1], row)
-    return Curves(
+    return LossCurves(
         U[index], loss[index], np.where(row < 0, 0.0, weights[index]), row, labels, np.ones(len(labels))
     )
 
 
-def design(covariates: np.ndarray, count: int) -> np.ndarray:
-    """(K, 1 + q): ones, then the log covariates centred and scaled; only their span matters to the shape.
+def law_design(covariates: np.ndarray, count: int) -> np.ndarray:
+    """Design (K, 1 + q) of the law: ones, then the log covariates, centred and scaled.
+
+    Only the span of its columns matters to the shape.
+
+    Args:
+        covariates: (K, q) natural logs.
+        count: K, the number of slices.
 
     Raises:
-        ValueError: shape, not finite, fewer slices than coefficients plus one, or an exponent that is not
-            identifiable.
+        ValueError: the covariates have a wrong shape or are not finite, there are fewer slices than
+            coefficients plus one, or an exponent is not identifiable.
     """
     Z = np.asarray(covariates, dtype=float)
     Z = Z[:, None] if Z.ndim == 1 else Z
@@ -145,17 +164,17 @@ def design(covariates: np.ndarray, count: int) -> np.ndarray:
 
 
 def check_identifiable(Z: np.ndarray) -> None:
-    """ValueError unless each log covariate in Z (n, q) moves by itself."""
-    problem = not_identifiable(Z)
+    """Raise ValueError unless each log covariate in Z (n, q) varies independently of the others."""
+    problem = unidentifiable_reason(Z)
     if problem is not None:
         raise ValueError(problem)
 
 
-def not_identifiable(Z: np.ndarray) -> str | None:
-    """Why a log covariate in Z (n, q) has no exponent of its own, in one line; None where each has.
+def unidentifiable_reason(Z: np.ndarray) -> str | None:
+    """Why the exponent of some log covariate in Z (n, q) is not identifiable; None if all are.
 
-    A design of full rank is not enough: total parameters that differ by 0.3% between architectures have one,
-    and an exponent for them would be noise over that.
+    Full rank is not enough: a design has it where total parameters differ by 0.3% between architectures, and
+    their exponent would be the noise divided by that.
     """
     spread = np.ptp(Z, axis=0)
     for j in np.flatnonzero(spread < OWN_RANGE):
@@ -175,22 +194,22 @@ def not_identifiable(Z: np.ndarray) -> str | None:
 
 
 def identifiable_columns(Z: np.ndarray) -> list[int]:
-    """The columns of Z (n, q), the first ones first, that n slices can tell apart with one to spare."""
+    """The columns of Z (n, q) whose exponents n slices identify with one to spare, earlier ones preferred."""
     chosen: list[int] = []
     for j in range(Z.shape[1]):
-        if len(Z) >= len(chosen) + 3 and not_identifiable(Z[:, [*chosen, j]]) is None:
+        if len(Z) >= len(chosen) + 3 and unidentifiable_reason(Z[:, [*chosen, j]]) is None:
             chosen.append(j)
     return chosen
 
 
-def powers_of(p: int, degree: int = 3) -> np.ndarray:
-    """Exponents of the monomials of degree 2 to `degree` in p variables, (S, p)."""
+def monomial_powers(p: int, degree: int = 3) -> np.ndarray:
+    """Powers (S, p) of the monomials of degree 2 to `degree` in p variables."""
     every = itertools.product(range(degree + 1), repeat=p)
     return np.array(sorted((e for e in every if 2 <= sum(e) <= degree), key=lambda e: (sum(e), -e[0])))
 
 
-def terms(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
-    """The monomials of v (..., p), shape (..., S)."""
+def monomials(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
+    """The monomials (..., S) of v (..., p) with `powers` (S, p)."""
     table = [np.ones_like(v), v]
     while len(table) <= powers.max():
         table.append(table[-1] * v)
@@ -200,18 +219,18 @@ def terms(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def slope(v: np.ndarray, powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """Gradient of S at v (..., p), with coefficients `coef` (..., S) that broadcast against v[..., 0]."""
+def shape_gradient(v: np.ndarray, powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
+    """Gradient (..., p) of S at v (..., p); `coef` (..., S) broadcasts against v[..., 0]."""
     parts = []
     for j in range(v.shape[-1]):
         factor = powers[:, j]
         lower = powers[factor > 0] - np.eye(v.shape[-1], dtype=int)[j]
-        parts.append((terms(v, lower) * coef[..., factor > 0] * factor[factor > 0]).sum(axis=-1))
+        parts.append((monomials(v, lower) * coef[..., factor > 0] * factor[factor > 0]).sum(axis=-1))
     return np.stack(parts, axis=-1)
 
 
 def quadratic_form(powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """Symmetric (..., p, p) matrix of the terms of degree two in `coef` (..., S)."""
+    """Symmetric matrix (..., p, p) of the terms of degree two in `coef` (..., S)."""
     p = powers.shape[1]
     A = np.zeros((*coef.shape[:-1], p, p))
     for s, e in enumerate(powers):
@@ -223,19 +242,19 @@ def quadratic_form(powers: np.ndarray, coef: np.ndarray) -> np.ndarray:
 
 
 def run_weights(excess: np.ndarray, count: np.ndarray, scale: float) -> np.ndarray:
-    """Weight of each squared residual: count / (1 + (excess/scale)^2)^2, see basin.py for the reason."""
+    """Weight of each squared residual, count / (1 + (excess/scale)^2)^2; see `fit` for the reason."""
     return count / (1 + (np.maximum(excess, 0) / scale) ** 2) ** 2
 
 
-def centred(J: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take the weighted mean of each slice off J (..., m, c) and y (..., m): the floors are eliminated."""
+def subtract_weighted_means(J: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Subtract the weighted means over runs from J (..., m, c) and y (..., m), to eliminate the floors."""
     total = w.sum(axis=-1, keepdims=True)
     mean_J = np.einsum("...m,...mc->...c", w, J) / total
     return J - mean_J[..., None, :], y - (w * y).sum(axis=-1, keepdims=True) / total
 
 
-def inverse(A: np.ndarray) -> np.ndarray:
-    """Inverses of many (..., 1, 1) or (..., 2, 2) matrices, in closed form."""
+def invert_small(A: np.ndarray) -> np.ndarray:
+    """Invert (..., 1, 1) or (..., 2, 2) matrices in closed form."""
     if A.shape[-1] == 1:
         return 1 / A
     a, b, c, d = A[..., 0, 0], A[..., 0, 1], A[..., 1, 0], A[..., 1, 1]

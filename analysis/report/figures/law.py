@@ -1,99 +1,124 @@
 """The law against one covariate: its optima, fit, prediction band and the published slope."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law, SliceRecord
-from hyperp.analysis.report.figures.style import COLOURS, STYLE, UNITS, Rows, rate_axis, size_text
-from hyperp.analysis.vocabulary import CENSORED, PUBLISHED
+from hyperp.analysis.report.figures.style import (
+    COLOURS,
+    STYLE,
+    UNITS,
+    Picture,
+    Rows,
+    bold_title,
+    figure_for,
+    rate_axis,
+    size_text,
+)
+from hyperp.analysis.vocabulary import CENSORED, PUBLISHED_EXPONENTS
 
 
+def plot_optimum(
+    law: Law, covariate: str, target: Mapping[str, float] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw `optimum_against` for a notebook, into `ax` or into new axes of pyplot's; returns the axes.
+
+    Raises:
+        ValueError: the law has no such covariate.
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt  # chooses the backend if nothing has yet, so only on request
+
+        ax = plt.subplots(figsize=(7.0, 4.4), layout="constrained")[1]
+    optimum_against(law, covariate, target, ax)
+    return ax
+
+
+@mpl.rc_context(STYLE)
 def optimum_against(
-    law: Law, covariate: str, target: Mapping[str, float] | None = None
-) -> tuple[Figure, Rows]:
+    law: Law, covariate: str, target: Mapping[str, float] | None = None, ax: Axes | None = None
+) -> Picture:
     """The slices' optima against one covariate, the fit with its prediction band, and the published slope.
 
     Other covariates of the law are moved to their geometric mean, along the fitted exponents.
+
+    Args:
+        law: a fitted law.
+        covariate: the horizontal axis, one of `law.ranges`.
+        target: sizes whose predicted rate is marked; the curve reaches beyond them.
+        ax: axes to draw into; a new figure if None.
+
+    Raises:
+        ValueError: the law has no such covariate.
     """
+    if covariate not in law.ranges:
+        raise ValueError(f"covariate must be one of {', '.join(law.ranges)}, got {covariate}")
     used = [s for s in law.slices if s.used]
     middle = {n: math.exp(np.mean([math.log(s.covariates[n]) for s in used])) for n in law.ranges}
-    exponents = {**{n: e.value for n, e in law.exponents.items()}, **law.fixed}
     low, high = law.ranges[covariate]
-    reach = high * 4.0 if target is None else max(high * 2.0, target[covariate] * 1.4)
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.0, 4.4))
-        rows = _draw_optima(axes, used, covariate, middle, exponents)
-        rows += _draw_censored(axes, law, covariate, middle, exponents)
-        rows += _draw_law(axes, law, covariate, middle, (low / 1.5, reach))
-        rows += _draw_published(axes, law, covariate, middle, (low / 1.5, reach))
-        if target is not None:
-            rows += _draw_target(axes, law, covariate, {**middle, covariate: target[covariate]})
-        axes.set_xscale("log")
-        axes.set_yscale("log", base=2)
-        rate_axis(axes.yaxis)
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(UNITS.get(covariate, covariate))
-        axes.set_ylabel("optimal learning rate of hidden matrices")
-        axes.set_title(
-            f"{law.context['optimizer']}: optimum against {covariate.replace('_', ' ')}",
-            loc="left",
-            fontweight="bold",
-        )
-        axes.legend(loc="best", fontsize=9)
+    ends = low / 1.5, high * 4.0 if target is None else max(high * 2.0, target[covariate] * 1.4)
+    figure, axes = figure_for(ax, (7.0, 4.4))
+    rows = _draw_optima(axes, law, covariate, middle)
+    rows += _draw_censored(axes, law, covariate, middle)
+    rows += _draw_law(axes, law, covariate, middle, ends)
+    rows += _draw_published(axes, law, covariate, middle, ends)
+    if target is not None:
+        rows += _draw_target(axes, law, covariate, {**middle, covariate: target[covariate]})
+    axes.set_xscale("log")
+    axes.set_yscale("log", base=2)
+    rate_axis(axes.yaxis)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(UNITS.get(covariate, covariate))
+    axes.set_ylabel("optimal learning rate of hidden matrices")
+    bold_title(axes, f"{law.context['optimizer']}: optimum against {covariate.replace('_', ' ')}")
+    axes.legend(loc="best", fontsize=9)
     return figure, rows
 
 
-def _draw_optima(
-    axes: Axes,
-    used: Sequence[SliceRecord],
-    covariate: str,
-    middle: Mapping[str, float],
-    exponents: Mapping[str, float],
-) -> Rows:
+def _move_factor(law: Law, one: SliceRecord, covariate: str, middle: Mapping[str, float]) -> float:
+    """What a slice's rate is multiplied by to move its other covariates to the middle."""
+    exponents = {**{n: e.value for n, e in law.exponents.items()}, **law.fixed}
+    others = [(n, b) for n, b in exponents.items() if n != covariate]
+    return math.prod((middle[n] / one.covariates[n]) ** b for n, b in others)
+
+
+def _draw_optima(axes: Axes, law: Law, covariate: str, middle: Mapping[str, float]) -> Rows:
     rows: Rows = []
-    for index, one in enumerate(used):
+    for one in law.slices:
+        if not one.used:
+            continue
         assert one.optimum is not None
-        others = [(n, b) for n, b in exponents.items() if n != covariate]
-        shift = math.prod((middle[n] / one.covariates[n]) ** b for n, b in others)
-        x, y = one.covariates[covariate], one.optimum.lr * shift
-        low, high = (None if end is None else end * shift for end in (one.optimum.low, one.optimum.high))
+        factor = _move_factor(law, one, covariate, middle)
+        x, y = one.covariates[covariate], one.optimum.lr * factor
+        low, high = (None if end is None else end * factor for end in (one.optimum.low, one.optimum.high))
         if low is not None and high is not None:
             axes.plot([x, x], [low, high], "-", color="black", lw=1.2, zorder=3)
-        label = "optimum of a slice, with its interval" if index == 0 else None
+        label = None if rows else "optimum of a slice, with its interval"
         axes.plot([x], [y], "o", color="black", ms=6, zorder=4, label=label)
         rows.append({"kind": "slice", covariate: x, "lr": y, "low": low, "high": high})
     return rows
 
 
-def _draw_censored(
-    axes: Axes, law: Law, covariate: str, middle: Mapping[str, float], exponents: Mapping[str, float]
-) -> Rows:
-    """Slices of the law whose best rate is their last: hollow arrowheads at that rate, where it continues."""
+def _draw_censored(axes: Axes, law: Law, covariate: str, middle: Mapping[str, float]) -> Rows:
+    """Slices whose optimum lies beyond their rates: hollow arrowheads at the last rate, pointing outwards."""
     rows: Rows = []
     for one in law.slices:
         same = all(one.covariates.get(n) == v for n, v in law.held.items()) and one.context == law.context
         if not same or one.state not in CENSORED or not one.points:
             continue
         low = one.state == "edge_low"
-        others = [(n, b) for n, b in exponents.items() if n != covariate]
-        shift = math.prod((middle[n] / one.covariates[n]) ** b for n, b in others)
-        rate = (min if low else max)(p.lr for p in one.points) * shift
-        label = "optimum beyond the slice's rates" if not rows else None
-        marker = "v" if low else "^"
-        axes.plot(
-            [one.covariates[covariate]], [rate], marker, color="black", mfc="none", ms=7, mew=1.2, label=label
-        )
-        rows.append({"kind": one.state, covariate: one.covariates[covariate], "lr": rate})
+        x = one.covariates[covariate]
+        rate = (min if low else max)(p.lr for p in one.points) * _move_factor(law, one, covariate, middle)
+        label = None if rows else "optimum beyond the slice's rates"
+        axes.plot([x], [rate], "v" if low else "^", color="black", mfc="none", ms=7, mew=1.2, label=label)
+        rows.append({"kind": one.state, covariate: x, "lr": rate})
     return rows
 
 
@@ -102,7 +127,7 @@ def _draw_law(
 ) -> Rows:
     low, high = law.ranges[covariate]
     x = np.unique(np.concatenate([np.geomspace(*ends, 121), [low, high]]))
-    curve = np.array([predict(law, {**middle, covariate: float(value)}) for value in x])
+    curve = np.array([law.interval_at({**middle, covariate: float(value)}) for value in x])
     inside = (x >= low) & (x <= high)
     band = f"{100 * law.level:g}% prediction interval"
     blue = COLOURS[0]
@@ -129,8 +154,8 @@ def _draw_published(
     axes: Axes, law: Law, covariate: str, middle: Mapping[str, float], ends: tuple[float, float]
 ) -> Rows:
     rows: Rows = []
-    rate = predict(law, middle)[0]
-    for published in PUBLISHED.get(covariate, ())[:1]:
+    rate = law.interval_at(middle)[0]
+    for published in PUBLISHED_EXPONENTS.get(covariate, ())[:1]:
         x = np.array(ends)
         y = rate * (x / middle[covariate]) ** published.exponent
         label = f"published slope {published.exponent:g} ({published.source})"
@@ -142,7 +167,7 @@ def _draw_published(
 
 
 def _draw_target(axes: Axes, law: Law, covariate: str, where: Mapping[str, float]) -> Rows:
-    rate, low, high = predict(law, where)
+    rate, low, high = law.interval_at(where)
     x = where[covariate]
     axes.errorbar(
         [x], [rate], [[rate - low], [high - rate]], fmt="none", ecolor=COLOURS[0], capsize=4, lw=1.6

@@ -3,27 +3,38 @@
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from hyperp.analysis.loss.bootstrap import Draws, band, floor_interval
-from hyperp.analysis.loss.fit import LossFit, Profile, parameters, predict
-from hyperp.analysis.loss.leverage import Leverage, Series
-from hyperp.analysis.report.figures.style import COLOURS, LINES, MARKERS, STYLE, Rows, save_figure, size_text
+from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band
+from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss, published_parameters
+from hyperp.analysis.loss.leverage import FittedSeries, Leverage
+from hyperp.analysis.report.figures.style import (
+    COLOURS,
+    LINES,
+    STYLE,
+    Picture,
+    Rows,
+    add_note,
+    bold_title,
+    figure_for,
+    make_folder,
+    new_figure,
+    save_figure,
+    series_style,
+    size_text,
+)
 from hyperp.analysis.vocabulary import LEVEL
 
-REACH = 10.0  # times the measured range, how far a law is drawn
-UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "tokens": "training tokens"}
+DRAWN_REACH = 10.0  # a law is drawn up to this many times the measured range
+LOSS_UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "tokens": "training tokens"}
 BLUE, RED = COLOURS[0], COLOURS[1]
-Picture = tuple[Figure, Rows]
 
 
-def write_loss_figures(fit: LossFit, draws: Draws | None, profile: Profile, folder: Path) -> list[Path]:
+def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--plots")
     power = fit.points.form == "power"
     pictures = {
         "loss-law": law_against_compute(fit, draws) if power else compute_frontier(fit, draws),
@@ -33,14 +44,10 @@ def write_loss_figures(fit: LossFit, draws: Draws | None, profile: Profile, fold
     return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
 
 
-def write_leverage_figure(answer: Leverage, series: list[Series], folder: Path) -> list[Path]:
+def write_leverage_figure(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
     """Write leverage to a folder, made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--plots")
     return save_figure(*leverage_panels(answer, series), folder, "leverage")
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontweight="bold")
 
 
 def _title_prefix(fit: LossFit) -> str:
@@ -49,12 +56,12 @@ def _title_prefix(fit: LossFit) -> str:
 
 def _compute_axis(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.set_xlabel(UNITS["flops"])
+    axes.set_xlabel(LOSS_UNITS["flops"])
 
 
 def _drawn_places(low: float, high: float) -> np.ndarray:
     """Where a law is drawn: over its range, whose ends are among the places, and beyond."""
-    return np.unique([*np.geomspace(low / 1.5, high * REACH, 161), low, high])
+    return np.unique([*np.geomspace(low / 1.5, high * DRAWN_REACH, 161), low, high])
 
 
 def _gaps_at_jumps(values: np.ndarray) -> np.ndarray:
@@ -63,31 +70,27 @@ def _gaps_at_jumps(values: np.ndarray) -> np.ndarray:
     return np.where(np.r_[jump, False], np.nan, values)
 
 
-def law_against_compute(fit: LossFit, draws: Draws | None) -> Picture:
+@mpl.rc_context(STYLE)
+def law_against_compute(fit: LossFit, draws: Draws | None, ax: Axes | None = None) -> Picture:
     """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
     measured = fit.points.x_Kn[0]
     x = _drawn_places(measured.min(), measured.max())
-    y = predict(fit, fit.z_P[None], x[None])[0]
-    low, high = (None, None) if draws is None else band(fit, draws, x[None])
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.0, 4.4))
-        e, a, b = parameters(fit.z_P[None], fit.centre_K)[0]
-        label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
-        rows = _draw_curve(
-            axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True
-        )
-        axes.plot(
-            measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute"
-        )
-        rows += _finish_compute_axes(axes, fit, measured, "loss against compute")
+    y = predict_loss(fit, fit.z_P[None], x[None])[0]
+    low, high = (None, None) if draws is None else loss_band(fit, draws, x[None])
+    figure, axes = figure_for(ax, (7.0, 4.4))
+    e, a, b = published_parameters(fit.z_P[None], fit.centre_K)[0]
+    label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
+    rows = _draw_curve(axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True)
+    axes.plot(measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute")
+    rows += _finish_compute_axes(axes, fit, measured, "loss against compute")
     return figure, rows
 
 
 def _finish_compute_axes(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
-    """Name what is drawn; the rows of the points."""
+    """Set the axes, title and legend; returns the rows of the points."""
     _compute_axis(axes)
     axes.set_ylabel(fit.points.metric)
-    _title(axes, f"{_title_prefix(fit)}{title}")
+    bold_title(axes, f"{_title_prefix(fit)}{title}")
     axes.legend(loc="upper right", fontsize=9)
     return [
         {"kind": "point", "flops": float(flops), "loss": float(loss)}
@@ -100,7 +103,8 @@ def _draw_curve(
 ) -> Rows:
     """A line over its band, dotted where extrapolated; curve is (x, y, low, high), the band None or not."""
     x, y, low, high = curve
-    colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+    look = series_style(index)
+    colour, line = look["color"], look["ls"]
     inside = (x >= ends[0]) & (x <= ends[1])
     if low is not None:
         name = f"{100 * LEVEL:g}% interval of the law" if band_name else None
@@ -123,13 +127,14 @@ def _draw_curve(
 
 def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndarray:
     """The lowest loss (R, m) of a Chinchilla law at a compute of 6 N D (arXiv 2203.15556, section 3.3)."""
-    e, a, b, alpha, beta = (column[:, None] for column in parameters(z_RP, fit.centre_K).T)
+    e, a, b, alpha, beta = (column[:, None] for column in published_parameters(z_RP, fit.centre_K).T)
     balance = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n = balance * (flops_m / 6) ** (beta / (alpha + beta))
     return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
 
 
-def compute_frontier(fit: LossFit, draws: Draws | None) -> Picture:
+@mpl.rc_context(STYLE)
+def compute_frontier(fit: LossFit, draws: Draws | None, ax: Axes | None = None) -> Picture:
     """Every point at its compute 6 N D, and the lowest loss that the law allows there, with its band."""
     c = 6 * fit.points.x_Kn.prod(axis=0)
     x = _drawn_places(c.min(), c.max())
@@ -137,126 +142,168 @@ def compute_frontier(fit: LossFit, draws: Draws | None) -> Picture:
     low = high = None
     if draws is not None:
         low, high = np.quantile(optimal_loss(fit, draws.z_RP, x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.0, 4.4))
-        axes.plot(c, fit.points.loss_n, "o", color="#666666", ms=3.5, alpha=0.6, mew=0, label="runs")
-        rows = _draw_curve(
-            axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True
-        )
-        rows += _finish_compute_axes(axes, fit, c, "lowest loss at each compute")
-        axes.set_xlabel("training compute 6 N D (FLOPs)")
+    figure, axes = figure_for(ax, (7.0, 4.4))
+    axes.plot(c, fit.points.loss_n, "o", color="#666666", ms=3.5, alpha=0.6, mew=0, label="runs")
+    rows = _draw_curve(axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True)
+    rows += _finish_compute_axes(axes, fit, c, "lowest loss at each compute")
+    axes.set_xlabel("training compute 6 N D (FLOPs)")
     return figure, rows
 
 
+@mpl.rc_context(STYLE)
 def residual_panels(fit: LossFit) -> Picture:
     """Residual of every point in % of the loss, against each covariate, with Huber's threshold."""
     names = ("flops",) if fit.points.form == "power" else ("parameters", "tokens")
-    percent = 100 * np.expm1(fit.residual_n)
-    with mpl.rc_context(STYLE):
-        width = 7.0 if len(names) == 1 else 8.6
-        figure, grid = plt.subplots(1, len(names), figsize=(width, 3.9), squeeze=False, sharey=True)
-        for axes, name, x in zip(grid[0], names, fit.points.x_Kn, strict=True):
-            axes.axhspan(-100 * fit.delta, 100 * fit.delta, color="#bbbbbb", alpha=0.6, lw=0)
-            axes.axhline(0, color="black", lw=1)
-            axes.plot(x, percent, "o", color=BLUE, ms=4.5, alpha=0.75, mec="white", mew=0.4)
-            axes.set_xscale("log")
-            axes.set_xlabel(UNITS[name])
-            if name != "flops":
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
-        grid[0][0].set_ylabel("loss above the law (%)")
-        _title(grid[0][0], f"{_title_prefix(fit)}residuals of the loss law")
-        note = f"grey: within Huber's threshold of {100 * fit.delta:g}%; "
-        note += f"standard deviation {100 * fit.scatter:.2g}%"
-        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
     columns = dict(zip(names, fit.points.x_Kn, strict=True))
-    rows: Rows = [
-        {**{n: float(v[i]) for n, v in columns.items()}, "loss": float(fit.points.loss_n[i]),
-         "residual_percent": float(percent[i])}
+    percent = 100 * np.expm1(fit.residual_n)
+    figure, grid = new_figure((7.0 if len(names) == 1 else 8.6, 3.9), 1, len(names), sharey=True)
+    for axes, (name, x) in zip(grid[0], columns.items(), strict=True):
+        draw_residuals(axes, fit, name, x)
+    grid[0, 0].set_ylabel("loss above the law (%)")
+    bold_title(grid[0, 0], f"{_title_prefix(fit)}residuals of the loss law")
+    threshold = f"grey: within Huber's threshold of {100 * fit.delta:g}%"
+    add_note(figure, f"{threshold}; standard deviation {100 * fit.scatter:.2g}%")
+    return figure, [
+        {
+            **{name: float(x[i]) for name, x in columns.items()},
+            "loss": float(fit.points.loss_n[i]),
+            "residual_percent": float(percent[i]),
+        }
         for i in range(len(percent))
-    ]  # fmt: skip
-    return figure, rows
+    ]
 
 
-def floor_profile(fit: LossFit, profile: Profile, draws: Draws | None) -> Picture:
+def draw_residuals(axes: Axes, fit: LossFit, name: str, x_n: np.ndarray) -> None:
+    """Draw the residuals in % of the loss against one covariate into axes."""
+    axes.axhspan(-100 * fit.delta, 100 * fit.delta, color="#bbbbbb", alpha=0.6, lw=0)
+    axes.axhline(0, color="black", lw=1)
+    percent = 100 * np.expm1(fit.residual_n)
+    axes.plot(x_n, percent, "o", color=BLUE, ms=4.5, alpha=0.75, mec="white", mew=0.4)
+    axes.set_xscale("log")
+    axes.set_xlabel(LOSS_UNITS[name])
+    if name != "flops":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value)))
+
+
+@mpl.rc_context(STYLE)
+def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> Picture:
     """Above, the objective with the floor held at each value; below, what that floor makes of the rest."""
-    K, names = len(fit.centre_K), fit.names[1 + len(fit.centre_K) :]
-    least = max(float(profile.objective_F.min()), 1e-30)
-    ratio, floors = profile.objective_F / least, profile.floor_F
-    with mpl.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.0, 6.0), sharex=True, height_ratios=(3, 2))
-        top.plot(floors, ratio, "-", color=BLUE, lw=2)
-        top.plot([fit.z_P[0]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4)
-        top.set_ylim(1 - 0.04 * (min(ratio.max(), 4) - 1), min(ratio.max() * 1.02, 4))
-        top.set_ylabel("objective / least objective")
-        _title(top, f"{_title_prefix(fit)}profile of the floor E")
-        for k, name in enumerate(names):
-            style = {"ls": LINES[k], "color": COLOURS[k], "lw": 1.8}
-            bottom.plot(floors, _gaps_at_jumps(profile.z_FP[:, 1 + K + k]), label=f"exponent {name}", **style)
-        other = bottom.twinx()
-        other.plot(
-            floors, profile.extrapolated_F, ls=LINES[3], color="black", lw=1.8, label="loss (right axis)"
-        )
-        other.set_ylabel("loss at 10 times\nthe largest compute")
-        other.grid(visible=False)
-        other.spines["right"].set_visible(True)
-        bottom.set_ylabel("exponent")
-        bottom.set_ylim(0, 1.25 * min(float(profile.z_FP[:, 1 + K :].max()), 1.2))
-        bottom.set_xlabel(f"floor E held ({fit.points.metric})")
-        handles = [*bottom.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
-        bottom.legend(handles=handles, loc="upper left", fontsize=9)
-        note = "star: the law" + (", pinned" if "E" in fit.pins else "")
-        if draws is not None and "E" not in fit.pins:
-            low, high = floor_interval(draws)
-            for axes in (top, bottom):
-                axes.axvspan(low, high, color="#999999", alpha=0.3, lw=0)
-            note += f"; grey: {100 * LEVEL:g}% bootstrap interval of E, {low:.4g} to {high:.4g}"
-        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
-    rows: Rows = [
-        {"E": float(floors[i]), "objective": float(profile.objective_F[i]), "ratio": float(ratio[i]),
-         **{n: float(profile.z_FP[i, 1 + K + k]) for k, n in enumerate(names)},
-         "loss_at_10x": float(profile.extrapolated_F[i])}
-        for i in range(len(floors))
-    ]  # fmt: skip
-    return figure, rows
+    figure, grid = new_figure((7.0, 6.0), 2, 1, sharex=True, height_ratios=(3, 2))
+    top, bottom = grid[:, 0]
+    draw_floor_objective(top, fit, profile)
+    draw_held_floor(bottom, fit, profile)
+    note = "star: the law" + (", pinned" if "E" in fit.pins else "")
+    if draws is not None and "E" not in fit.pins:
+        low, high = floor_interval(draws)
+        for axes in (top, bottom):
+            axes.axvspan(low, high, color="#999999", alpha=0.3, lw=0)
+        note += f"; grey: {100 * LEVEL:g}% bootstrap interval of E, {low:.4g} to {high:.4g}"
+    add_note(figure, note)
+    exponents = _exponents(fit, profile)
+    ratio = profile.objective_F / _least_objective(profile)
+    return figure, [
+        {
+            "E": float(floor),
+            "objective": float(profile.objective_F[i]),
+            "ratio": float(ratio[i]),
+            **{name: float(exponent[i]) for name, exponent in exponents.items()},
+            "loss_at_10x": float(profile.extrapolated_F[i]),
+        }
+        for i, floor in enumerate(profile.floor_F)
+    ]
 
 
-def leverage_panels(answer: Leverage, series: list[Series]) -> Picture:
+def draw_floor_objective(axes: Axes, fit: LossFit, profile: FloorProfile) -> None:
+    """Draw the objective over the least one, with the floor held at each value, into axes."""
+    least = _least_objective(profile)
+    ratio = profile.objective_F / least
+    axes.plot(profile.floor_F, ratio, "-", color=BLUE, lw=2)
+    axes.plot([fit.z_P[0]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4)
+    axes.set_ylim(1 - 0.04 * (min(ratio.max(), 4) - 1), min(ratio.max() * 1.02, 4))
+    axes.set_ylabel("objective / least objective")
+    bold_title(axes, f"{_title_prefix(fit)}profile of the floor E")
+
+
+def draw_held_floor(axes: Axes, fit: LossFit, profile: FloorProfile) -> None:
+    """Draw the exponents and the extrapolated loss, with the floor held at each value, into axes."""
+    exponents = _exponents(fit, profile)
+    for k, (name, values) in enumerate(exponents.items()):
+        look = {"ls": LINES[k], "color": COLOURS[k], "lw": 1.8}
+        axes.plot(profile.floor_F, _gaps_at_jumps(values), label=f"exponent {name}", **look)
+    other = axes.twinx()
+    look = {"ls": LINES[3], "color": "black", "lw": 1.8, "label": "loss (right axis)"}
+    other.plot(profile.floor_F, profile.extrapolated_F, **look)
+    other.set_ylabel("loss at 10 times\nthe largest compute")
+    other.grid(visible=False)
+    other.spines["right"].set_visible(True)
+    axes.set_ylabel("exponent")
+    axes.set_ylim(0, 1.25 * min(max(float(values.max()) for values in exponents.values()), 1.2))
+    axes.set_xlabel(f"floor E held ({fit.points.metric})")
+    handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="upper left", fontsize=9)
+
+
+def _least_objective(profile: FloorProfile) -> float:
+    return max(float(profile.objective_F.min()), 1e-30)
+
+
+def _exponents(fit: LossFit, profile: FloorProfile) -> dict[str, np.ndarray]:
+    """The fitted exponents by name, each (F,), one value for each floor of the profile."""
+    first = 1 + len(fit.centre_K)
+    return dict(zip(fit.names[first:], profile.z_FP[:, first:].T, strict=True))
+
+
+@mpl.rc_context(STYLE)
+def leverage_panels(answer: Leverage, series: list[FittedSeries]) -> Picture:
     """Left, every curve with its points; right, the leverage over the baseline with its band."""
-    with mpl.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.4), gridspec_kw={"wspace": 0.06})
-        rows: Rows = []
-        for index, one in enumerate(series):
-            rows += _leverage_curve(left, one, index)
-        right.axhline(1, color="black", lw=1.2)
-        for index, found in enumerate(answer.comparisons, start=1):
-            if found.rows:
-                rows += _leverage_band(right, found.other.name, found.rows, index)
-        right.text(0.99, 1, f" {answer.baseline.name} ", transform=right.get_yaxis_transform(), ha="right",
-                   va="bottom", fontsize=9)  # fmt: skip
-        _compute_axis(left)
-        _compute_axis(right)
-        right.set_xlabel(f"training compute of {answer.baseline.name} (FLOPs)")
-        right.set_yscale("log")
-        for set_formatter in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
-            set_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        right.set_ylabel("compute-efficiency leverage")
-        left.set_ylabel(answer.metric)
-        _title(left, "loss against compute")
-        _title(right, f"leverage over {answer.baseline.name}")
-        left.legend(loc="upper right", fontsize=9)
-        right.legend(loc="best", fontsize=9)
-        note = f"bands: {100 * answer.level:g}% intervals; leverage only at losses that both curves reached"
-        figure.supxlabel(note, fontsize=8.5, color="#444444", x=0.01, ha="left")
+    figure, grid = new_figure((10.4, 4.4), 1, 2, gridspec_kw={"wspace": 0.06})
+    left, right = grid[0]
+    rows = draw_loss_curves(left, answer, series)
+    rows += draw_leverage(right, answer)
+    add_note(
+        figure, f"bands: {100 * answer.level:g}% intervals; leverage only at losses that both curves reached"
+    )
     return figure, rows
 
 
-def _leverage_curve(axes: Axes, one: Series, index: int) -> Rows:
+def draw_loss_curves(axes: Axes, answer: Leverage, series: list[FittedSeries]) -> Rows:
+    """Draw every series' law and points into axes; returns the numbers drawn."""
+    rows = [row for index, one in enumerate(series) for row in _leverage_curve(axes, one, index)]
+    _compute_axis(axes)
+    axes.set_ylabel(answer.metric)
+    bold_title(axes, "loss against compute")
+    axes.legend(loc="upper right", fontsize=9)
+    return rows
+
+
+def draw_leverage(axes: Axes, answer: Leverage) -> Rows:
+    """Draw each series' leverage over the baseline into axes; returns the numbers drawn."""
+    rows: Rows = []
+    axes.axhline(1, color="black", lw=1.2)
+    for index, found in enumerate(answer.comparisons, start=1):
+        if found.rows:
+            rows += _leverage_band(axes, found.other.name, found.rows, index)
+    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+    axes.text(0.99, 1, f" {answer.baseline.name} ", fontsize=9, **place)
+    _compute_axis(axes)
+    axes.set_xlabel(f"training compute of {answer.baseline.name} (FLOPs)")
+    axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.set_ylabel("compute-efficiency leverage")
+    bold_title(axes, f"leverage over {answer.baseline.name}")
+    axes.legend(loc="best", fontsize=9)
+    return rows
+
+
+def _leverage_curve(axes: Axes, one: FittedSeries, index: int) -> Rows:
     x = np.geomspace(one.flops[0], one.flops[1], 121)
-    y = predict(one.fit, one.fit.z_P[None], x[None])[0]
-    rows = _draw_curve(axes, (x, y, *band(one.fit, one.draws, x[None])), one.flops, index, one.name, False)
+    y = predict_loss(one.fit, one.fit.z_P[None], x[None])[0]
+    rows = _draw_curve(
+        axes, (x, y, *loss_band(one.fit, one.draws, x[None])), one.flops, index, one.name, False
+    )
     measured, losses = one.fit.points.x_Kn[0], one.fit.points.loss_n
-    marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
-    axes.plot(measured, losses, marker, color=colour, ms=6, mec="white", mew=0.6, zorder=4)
+    axes.plot(measured, losses, **{**series_style(index), "ls": ""}, ms=6, mec="white", mew=0.6, zorder=4)
     return rows + [
         {"kind": "point", "series": one.name, "flops": float(c), "loss": float(v)}
         for c, v in zip(measured, losses, strict=True)
@@ -264,12 +311,10 @@ def _leverage_curve(axes: Axes, one: Series, index: int) -> Rows:
 
 
 def _leverage_band(axes: Axes, name: str, found, index: int) -> Rows:
-    colour, x = COLOURS[index % len(COLOURS)], [r.baseline_flops for r in found]
+    look = series_style(index)
     bounded = [r for r in found if r.low is not None and r.high is not None]
     low, high = [r.low for r in bounded], [r.high for r in bounded]
-    axes.fill_between([r.baseline_flops for r in bounded], low, high, color=colour, alpha=0.22, lw=0)
-    marker, line = MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
-    axes.plot(
-        x, [r.leverage for r in found], ls=line, marker=marker, markevery=6, color=colour, lw=2, label=name
-    )
+    axes.fill_between([r.baseline_flops for r in bounded], low, high, color=look["color"], alpha=0.22, lw=0)
+    x, y = [r.baseline_flops for r in found], [r.leverage for r in found]
+    axes.plot(x, y, **look, markevery=6, lw=2, label=name)
     return [{"kind": "leverage", "series": name, **r.model_dump()} for r in found]

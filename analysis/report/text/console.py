@@ -1,4 +1,4 @@
-"""Answers for people: tables on a terminal, the same columns without colour or lines when piped."""
+"""Print tables: with colour and lines on a terminal, with plain columns when piped."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 
-def console() -> Console:
+def open_console() -> Console:
     """A console that never wraps a piped table."""
     out = Console(highlight=False, soft_wrap=True)
     return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=240, no_color=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; numbers and text alike come as text."""
-    out = console()
+    """Print a table whose cells are formatted already."""
+    out = open_console()
     table = Table(
         title=title,
         title_justify="left",

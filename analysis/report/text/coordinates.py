@@ -1,4 +1,4 @@
-"""The slopes of a coordinate check, as a table for people and as rows for programs."""
+"""The slopes of a coordinate check, as a table to print and as the rows of slopes.csv."""
 
 from collections.abc import Sequence
 
@@ -12,29 +12,29 @@ from hyperp.analysis.diagnostics.coordinates import (
     diverged_text,
 )
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.wording import format_number, format_percent
 
 SLOPE_COLUMNS = [
     "parametrization",
     "optimizer",
     "base_lr",
     "activation",
-    "of its size",
-    f"{percent()} interval",
-    "is",
-    "of its change",
-    f"{percent()} interval",
-    "is",
+    "slope of its size",
+    f"{format_percent()} interval",
+    "verdict",
+    "slope of its change",
+    f"{format_percent()} interval",
+    "verdict",
 ]
 
 
 def show_coordinates(found: Sequence[WidthSeries], tolerance: float) -> None:
-    """Print the slopes at the last step, what other steps say differently, and what was left out."""
+    """Print the slopes at the last step, steps with another verdict, and the runs that were left out."""
     step = last_step(found)
     widths = sorted({width for one in found for width in one.widths})
     title = (
         f"d log(size) / d log(width) at step {step}, widths {', '.join(map(str, widths))}; "
-        f"flat is within {tolerance:g} of 0; beside it the step of the largest slope, if it says otherwise"
+        f"flat: within {tolerance:g} of 0; the step of the largest slope is added where its verdict differs"
     )
     show_table(title, SLOPE_COLUMNS, slope_table(found))
     for one in found:
@@ -48,11 +48,11 @@ def last_step(found: Sequence[WidthSeries]) -> int:
 
 
 def slope_table(found: Sequence[WidthSeries]) -> list[list[str]]:
-    """One row a series and activation, at the last step of each; one if all of a series diverged."""
+    """One row per series and activation, at its last step; a single row if all runs of a series diverged."""
     rows = []
     for one in found:
         names = [one.context["parametrization"] or "-", one.context["optimizer"] or "-"]
-        names.append(number(one.held.get("base_lr")))
+        names.append(format_number(one.held.get("base_lr")))
         for kind in one.kinds:
             cells = [cell for measure in MEASURES for cell in _slope_cells(kind, measure)]
             rows.append([*names, ACTIVATIONS[kind.quantity], *cells])
@@ -63,13 +63,13 @@ def slope_table(found: Sequence[WidthSeries]) -> list[list[str]]:
 
 
 def last_slope(kind: Activation, measure: Measure) -> Slope | None:
-    """The slope at the last step."""
+    """The slope at the last step, None if the measure has none."""
     slopes = (slope for slope in kind.slopes if slope.measure == measure)
     return max(slopes, key=lambda slope: slope.step, default=None)
 
 
 def steepest_slope(kind: Activation, measure: Measure) -> Slope | None:
-    """The step with the largest slope, either way, if its verdict is not that of the last step."""
+    """The slope of largest magnitude over the steps; None if its verdict is that of the last step."""
     end = last_slope(kind, measure)
     slopes = [slope for slope in kind.slopes if slope.measure == measure and slope.value is not None]
     found = max(slopes, key=lambda slope: abs(slope.value or 0.0), default=None)
@@ -77,7 +77,7 @@ def steepest_slope(kind: Activation, measure: Measure) -> Slope | None:
 
 
 def steepest_text(kind: Activation, measure: Measure) -> str:
-    """Such as "step 1: -0.50 shrinks", empty where the last step says it all."""
+    """Such as "step 1: -0.50 shrinks", empty if the last step has the same verdict."""
     found = steepest_slope(kind, measure)
     return "" if found is None else f"step {found.step}: {found.value:+.2f} {found.text}"
 
@@ -95,7 +95,7 @@ def _slope_cells(kind: Activation, measure: Measure) -> list[str]:
 
 
 def slope_records(found: Sequence[WidthSeries]) -> list[dict[str, object]]:
-    """Every slope, at every step; one row without a slope if all of a series diverged."""
+    """Every slope at every step; a single row without a slope if all runs of a series diverged."""
     rows = []
     for one in found:
         names: dict[str, object] = {name: one.context[name] for name in ("parametrization", "optimizer")}

@@ -1,10 +1,10 @@
 """A fitted law, as people read it."""
 
 import math
+from statistics import median
 
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.recommend import published_lines
+from hyperp.analysis.queries.recommend import published_exponents
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import (
     SLICE_COLUMNS,
@@ -13,15 +13,15 @@ from hyperp.analysis.report.text.slices import (
     format_value,
     slice_rows,
 )
-from hyperp.analysis.wording import degrees, interval, number, percent
+from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
-PUBLISHED = "published, not used"
+PUBLISHED_COLUMN = "published, not used"
 
 
 def exponent_rows(law: Law) -> list[list[str]]:
-    """One row a covariate: measured or fixed exponent, interval, and what was published."""
+    """One row per covariate: measured or fixed exponent, interval, and what was published."""
     a = law.a
-    ends = interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
+    ends = format_interval(math.exp(min(a.low, 700)), math.exp(min(a.high, 700)))
     rows = [["exp(a)", f"{math.exp(a.value):.4g} (factor)", "-", ends, "-", "-"]]
     for name in law.ranges:
         e = law.exponents.get(name)
@@ -36,7 +36,7 @@ def exponent_rows(law: Law) -> list[list[str]]:
                 name,
                 *measured,
                 f"{format_value(low)} to {format_value(high)}",
-                "; ".join(published_lines(name)) or "-",
+                "; ".join(published_exponents(name)) or "-",
             ]
         )
     return rows
@@ -44,8 +44,8 @@ def exponent_rows(law: Law) -> list[list[str]]:
 
 def exponent_columns(law: Law) -> list[str]:
     """The header of exponent_rows."""
-    ends = f"{percent(law.level)} interval"
-    return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED]
+    ends = f"{format_percent(law.level)} interval"
+    return ["covariate", "exponent", "SE", ends, "fitted range", PUBLISHED_COLUMN]
 
 
 def formula(law: Law, response: str = "lr") -> str:
@@ -58,12 +58,12 @@ def formula(law: Law, response: str = "lr") -> str:
 
 
 def context_text(context: dict[str, str]) -> str:
-    """The context columns that say something, or that none does."""
-    return ", ".join(v for v in context.values() if v) or "runs that are not told apart"
+    """The values of the context columns that are not empty."""
+    return ", ".join(v for v in context.values() if v) or "runs without a context"
 
 
 def tuned_with_lr_rows(law: Law) -> list[list[str]]:
-    """One row an exponent of what was tuned beside the rate."""
+    """One row per exponent of what was tuned together with the rate."""
     return [
         [name, n, f"{e.value:.3f}", f"{e.se:.3f}", f"{e.low:.3f} to {e.high:.3f}"]
         for name, found in law.also.items()
@@ -73,22 +73,20 @@ def tuned_with_lr_rows(law: Law) -> list[list[str]]:
 
 def tuned_with_lr_columns(law: Law) -> list[str]:
     """The header of tuned_with_lr_rows."""
-    return ["tuned beside lr", "covariate", "exponent", "SE", f"{percent(law.level)} interval"]
+    return ["tuned with lr", "covariate", "exponent", "SE", f"{format_percent(law.level)} interval"]
 
 
 def other_method_rows(law: Law) -> list[list[str]]:
-    """One row a method: its exponents and its rate in the middle of the law's slices."""
+    """One row per method: its exponents, and its rate in the middle of the law's slices."""
     own = [law.method, str(sum(s.used for s in law.slices))]
     own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
-    rows = [[*own, number(_middle_rate(law)), "this law"]]
+    rows = [[*own, format_number(law.interval_at(law.middle)[0]), "this law"]]
     for other in law.beside:
         exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
-        rows.append([other.method, str(other.slices), *exponents, number(other.lr), other.problem or ""])
+        rows.append(
+            [other.method, str(other.slices), *exponents, format_number(other.lr), other.problem or ""]
+        )
     return rows
-
-
-def _middle_rate(law: Law) -> float:
-    return predict(law, law.middle)[0]
 
 
 def other_method_columns(law: Law) -> list[str]:
@@ -97,29 +95,30 @@ def other_method_columns(law: Law) -> list[str]:
 
 
 def diagnostic_lines(law: Law) -> list[str]:
-    """What was tested: fixed exponents, curvature, and each slice left out."""
+    """The tests of a law, a line each: fixed exponents, curvature, seeds alone, and slices left out."""
     lines = []
     for name, t in law.fixed_tests.items():
         if t.free is None or t.p_value is None:
-            lines.append(f"{name}^{t.fixed:g} is held and cannot be tested: {t.problem}")
+            lines.append(f"{name}^{t.fixed:g} is fixed and cannot be tested: {t.problem}")
             continue
-        verdict = "the data speak against it" if t.p_value < 1 - law.level else "the data allow it"
+        verdict = "the data contradict it" if t.p_value < 1 - law.level else "the data allow it"
         lines.append(
-            f"{name}^{t.fixed:g} is held; free it would be {t.free.value:.3f} "
+            f"{name}^{t.fixed:g} is fixed; fitted freely it is {t.free.value:.3f} "
             f"({t.free.low:.3f} to {t.free.high:.3f}), p = {t.p_value:.3g}: {verdict}"
         )
     for name, c in law.curvature_tests.items():
-        verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of a bend"
+        verdict = "a power law may be too simple" if c.p_value < 1 - law.level else "no sign of curvature"
         lines.append(
             f"Curvature in log {name}: {c.value:+.3f} +- {c.se:.3f}, p = {c.p_value:.3g}, "
-            f"{degrees(c.df)}: {verdict}"
+            f"{format_degrees(c.df)}: {verdict}"
         )
     for name, seeds in law.by_seed.items():
         count = f"{len(seeds.values)} of {seeds.of}" if seeds.of > len(seeds.values) else f"{seeds.of}"
         ends = f"{min(seeds.values.values()):.3f} to {max(seeds.values.values()):.3f}"
         lines.append(
             f"Exponent of {name} from each of {count} seeds alone: {ends}, "
-            f"mean {seeds.mean:.3f} ({percent(law.level)} interval {seeds.low:.3f} to {seeds.high:.3f})"
+            f"mean {seeds.mean:.3f} ({format_percent(law.level)} interval "
+            f"{seeds.low:.3f} to {seeds.high:.3f})"
         )
     if law.leave_one_out:
         lines.append(leave_one_out_line(law))
@@ -130,22 +129,18 @@ def leave_one_out_line(law: Law) -> str:
     """Median and largest error of predicting a slice from the others, in the rate and in the loss."""
     errors = sorted(abs(math.expm1(o.error)) for o in law.leave_one_out)
     text = (
-        f"Each slice predicted from the others: rate off by {100 * _median(errors):.1f}% in the median, "
-        f"{100 * errors[-1]:.1f}% at most"
+        "Each slice predicted from the others: the rate is off by "
+        f"{100 * median(errors):.1f}% in the median, {100 * errors[-1]:.1f}% at most"
     )
     costs = sorted(o.loss_penalty for o in law.leave_one_out if o.loss_penalty is not None)
     if costs:
-        middle, worst = 100 * _median(costs), 100 * costs[-1]
-        text += f"; that costs {middle:.3f}% of the loss in the median, {worst:.3f}% at most"
+        middle, worst = 100 * median(costs), 100 * costs[-1]
+        text += f"; this costs {middle:.3f}% of the loss in the median, {worst:.3f}% at most"
     return text
 
 
-def _median(values: list[float]) -> float:
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-
-
 def scatter_line(law: Law) -> str:
-    """The three scatters of a law in one line."""
+    """The scatter of a law in one line: between slices, of one slice's optimum, and about the line."""
     between, own, total = (f"{v:.3f}" for v in (law.tau, law.slice_sd, law.residual_sd))
     if law.rate_sd is not None:
         return f"Fitted in linear space: the rates scatter about the curve by {law.rate_sd:.3g}."
@@ -161,14 +156,16 @@ def show_law(law: Law) -> None:
     for name in law.also:
         print(formula(law, name))
     window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
-    print(f"{len(used)} slices, {degrees(law.df)}, {law.method} in {law.space} space{window}\n")
+    print(f"{len(used)} slices, {format_degrees(law.df)}, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
     if law.also:
         show_table(
-            "Exponents of what was tuned beside the rate", tuned_with_lr_columns(law), tuned_with_lr_rows(law)
+            "Exponents of what was tuned together with the rate",
+            tuned_with_lr_columns(law),
+            tuned_with_lr_rows(law),
         )
     if law.beside:
-        show_table("Beside other methods", other_method_columns(law), other_method_rows(law))
+        show_table("Other methods on the same slices", other_method_columns(law), other_method_rows(law))
     names = changing_columns(used)
     show_table("Slices used", [*names, *SLICE_COLUMNS], slice_rows(used, names))
     names = changing_columns(law.slices)

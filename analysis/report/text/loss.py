@@ -1,32 +1,36 @@
-"""How a loss law and a leverage look when a person asked for them."""
+"""Print a loss law and a compute-efficiency leverage."""
 
 from hyperp.analysis.loss.leverage import Comparison, Leverage
 from hyperp.analysis.loss.schema import LossLaw, ProfileRow
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import interval, number, percent
+from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 
 def show_loss(law: LossLaw) -> None:
-    """Print a loss law, its status and the sensitivity to its floor."""
+    """Print a loss law, its status, and how sensitive it is to its floor."""
     dropped = ", ".join(f"{count} {reason}" for reason, count in law.dropped.items()) or "none"
     print(f"{law.formula}, {law.metric}; Huber({law.delta:g}) on ln L")
     print(f"{law.rows} rows, dropped: {dropped}; {len(law.points)} points: {_points_text(law)}")
     rows = [
         [
             n,
-            number(p.value, 5),
-            "pinned" if p.pinned else interval(p.low, p.high, 4) if law.resampling else "-",
+            format_number(p.value, 5),
+            "pinned" if p.pinned else format_interval(p.low, p.high, 4) if law.resampling else "-",
         ]
         for n, p in law.parameters.items()
     ]
-    show_table("Parameters", ["parameter", "value", f"{percent()} interval"], rows)
-    print(f"status: {law.status}; {law.agree} of {law.starts} basins lead to this optimum")
+    show_table("Parameters", ["parameter", "value", f"{format_percent()} interval"], rows)
+    print(f"status: {law.status}; {law.agree} of {law.starts} starting basins lead to this optimum")
     for words in law.at_bounds:
         print(f"at a bound: {words}")
     print(f"objective {law.objective:.7g}; scatter about the law {100 * law.scatter:.3g}% of the loss")
     if law.resampling is not None:
         how = law.resampling
-        what = "points drawn with replacement" if how.kind == "pairs" else "new noise about the law, t-like"
+        what = (
+            "points drawn with replacement"
+            if how.kind == "pairs"
+            else "new noise about the law, from Student's t"
+        )
         lost = f", {how.not_converged} not converged" if how.not_converged else ""
         print(f"intervals: {how.count} resamples, {what}, seed {how.seed}{lost}")
     if law.edges:
@@ -38,13 +42,15 @@ def show_loss(law: LossLaw) -> None:
 
 
 def convergence_warnings(law: LossLaw) -> list[str]:
-    """What of a loss law did not converge: itself, or more than one in a hundred of its resamples."""
+    """A line if the fit has not converged, and one if more than 1% of its resamples have not."""
     lines = []
     if law.status != "converged":
-        lines.append("the fit has not converged: its parameters are not the best ones, do not rely on them")
+        lines.append("the fit has not converged: do not rely on its parameters, they are not the best ones")
     how = law.resampling
     if how is not None and how.not_converged > 0.01 * how.count:
-        lines.append(f"{how.not_converged} of {how.count} resamples have not converged: intervals are rough")
+        lines.append(
+            f"{how.not_converged} of {how.count} resamples have not converged: the intervals are rough"
+        )
     return lines
 
 
@@ -54,7 +60,7 @@ def _points_text(law: LossLaw) -> str:
     runs = sum(p.runs for p in law.points)
     if runs == len(law.points):
         return "one run each"
-    return f"of {runs} runs, in each the lowest mean-over-seeds loss among its rates"
+    return f"from {runs} runs, each the lowest mean-over-seeds loss among its rates"
 
 
 def _show_floor_profile(law: LossLaw) -> None:
@@ -69,10 +75,10 @@ def _show_floor_profile(law: LossLaw) -> None:
     at = ", ".join(f"{name} {value:.3g}" for name, value in law.extrapolated_at.items())
     rows = [
         [
-            number(r.E),
+            format_number(r.E),
             _objective_text(r),
-            *(number(e, 3) for e in r.exponents.values()),
-            number(r.extrapolated),
+            *(format_number(e, 3) for e in r.exponents.values()),
+            format_number(r.extrapolated),
         ]
         for r in sorted(shown.values(), key=lambda r: r.E)
     ]
@@ -85,7 +91,7 @@ def _show_floor_profile(law: LossLaw) -> None:
 
 
 def _objective_text(row: ProfileRow) -> str:
-    return number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
+    return format_number(row.objective) if row.rise_percent is None else f"+{row.rise_percent:.2f}%"
 
 
 def show_leverage(answer: Leverage) -> None:
@@ -94,11 +100,11 @@ def show_leverage(answer: Leverage) -> None:
     rows = [
         [
             c.name,
-            *(number(c.parameters[n]) for n in ("E", "A", "b")),
+            *(format_number(c.parameters[n]) for n in ("E", "A", "b")),
             f"{100 * c.scatter:.2g}%",
             str(c.points),
-            interval(*c.flops),
-            interval(*c.losses, 4),
+            format_interval(*c.flops),
+            format_interval(*c.losses, 4),
         ]
         for c in curves
     ]
@@ -107,8 +113,9 @@ def show_leverage(answer: Leverage) -> None:
     for c in curves:
         dropped = ", ".join(f"{count} {reason}" for reason, count in c.dropped.items())
         edge = f"{c.edges} best rates at the edge of those tried" if c.edges else ""
-        bound = "; ".join(c.at_bounds) + ("" if c.converged else "not converged")
-        for words in filter(None, (dropped and f"dropped {dropped}", edge, bound)):
+        bound = "; ".join(c.at_bounds)
+        status = "" if c.converged else "not converged"
+        for words in filter(None, (dropped and f"dropped {dropped}", edge, bound, status)):
             print(f"{c.name}: {words}")
     for problem in answer.unfitted:
         print(f"not fitted: {problem}")
@@ -124,16 +131,16 @@ def _show_comparison(answer: Leverage, found: Comparison) -> None:
     columns = ["loss", f"FLOPs of {answer.baseline.name}", f"FLOPs of {found.other.name}", "leverage"]
     shown = found.rows[:: (len(found.rows) - 1) // 4]
     rows = [
-        [number(r.loss), *(number(v, 3) for v in (r.baseline_flops, r.other_flops, r.leverage))]
+        [format_number(r.loss), *(format_number(v, 3) for v in (r.baseline_flops, r.other_flops, r.leverage))]
         for r in shown
     ]
     for row, r in zip(rows, shown, strict=True):
-        row.append(interval(r.low, r.high))
-    show_table(title, [*columns, f"{percent()} interval"], rows)
+        row.append(format_interval(r.low, r.high))
+    show_table(title, [*columns, f"{format_percent()} interval"], rows)
     r = found.at_largest
     sure = r.low is not None and r.high is not None and not r.low <= 1 <= r.high
-    verdict = "" if sure else "; the interval includes 1: not told apart"
+    verdict = "" if sure else "; the interval includes 1, so the two cannot be told apart"
     print(
         f"at the largest common compute, {r.baseline_flops:.3g} FLOPs of {answer.baseline.name}, "
-        f"{found.other.name} has leverage {r.leverage:.3g} ({interval(r.low, r.high)}){verdict}"
+        f"{found.other.name} has leverage {r.leverage:.3g} ({format_interval(r.low, r.high)}){verdict}"
     )

@@ -1,42 +1,42 @@
-"""A recommended rate, the runs that would make it surer, and whether it held, as people read them."""
+"""Print a recommended rate, the runs that would narrow its interval, and whether it held."""
 
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.law import PUBLISHED, context_text
+from hyperp.analysis.report.text.law import PUBLISHED_COLUMN, context_text
 from hyperp.analysis.report.text.slices import format_value
-from hyperp.analysis.wording import degrees, interval, number, percent
+from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # these import pandas, which a recommendation does without
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.validate import Validation
 
-FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED]
+FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED_COLUMN]
 
 
 def factor_rows(answer: Recommendation) -> list[list[str]]:
-    """One row a factor of a recommended rate; the rate is the product of the contributions."""
+    """One row per factor of a recommended rate; the rate is the product of the contributions."""
     rows = []
     for f in answer.factors:
         exponent = "-" if f.exponent is None else f"{f.exponent:.3f}" + (" (fixed)" if f.fixed else "")
         out = next((e.factor for e in answer.extrapolation if e.covariate == f.name), None)
         reach = "-" if out is None else ("inside" if out == 1 else f"{out:.3g} x outside")
-        ends = "-" if f.low is None else interval(f.low, f.high)
+        ends = "-" if f.low is None else format_interval(f.low, f.high)
         published = "; ".join(f.published) or "-"
         value = "-" if f.value is None else format_value(f.value)
-        rows.append([f.name, value, exponent, ends, number(f.contribution), reach, published])
+        rows.append([f.name, value, exponent, ends, format_number(f.contribution), reach, published])
     return rows
 
 
 def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
-    """The rate, its interval, and the base rate where that is known."""
+    """The rate, its interval, its cost at the ends of the interval, and the base rate where that is known."""
     target = ", ".join(f"{n}={format_value(answer.target[n])}" for n in law.ranges)
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
     lines = [
         f"lr = {answer.lr:.4g}   for {target}; {context_text(answer.context)}",
-        f"{percent(answer.level)} prediction interval {ends}, {degrees(answer.df)}",
+        f"{format_percent(answer.level)} prediction interval {ends}, {format_degrees(answer.df)}",
     ]
     for name, b in answer.also.items():
         lines.append(f"{name} = {b.value:.4g}, interval {b.low:.4g} to {b.high:.4g}")
@@ -56,21 +56,21 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
 def show_recommendation(law: Law, answer: Recommendation) -> None:
     """Print a recommended rate with its interval and factors."""
     print("\n".join(recommendation_lines(law, answer)) + "\n")
-    title = f"Factors; the rate is the product of the contributions; intervals {percent(answer.level)}"
+    title = f"Factors; the rate is the product of the contributions; intervals {format_percent(answer.level)}"
     show_table(title, FACTOR_COLUMNS, factor_rows(answer))
 
 
 def show_next_runs(law: Law, answer: "NextRuns") -> None:
-    """Print the slices to run and what they would do to the interval at the target."""
+    """Print the slices to run next and the interval at the target that each would leave."""
     target = ", ".join(f"{n}={format_value(v)}" for n, v in answer.target.items())
-    print(f"At {target} the {percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
+    print(f"At {target} the {format_percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
     for point in answer.bracket:
         sizes = ", ".join(f"{n} {format_value(point[n])}" for n in law.ranges)
-        print(f"{sizes} has no optimum yet; add the rates {', '.join(number(r) for r in point['lr'])}")
+        print(f"{sizes} has no optimum yet; add the rates {', '.join(format_number(r) for r in point['lr'])}")
     rows = [
         [
             *(format_value(c.covariates[n]) for n in law.covariates),
-            f"{number(c.rates[0])} to {number(c.rates[-1])}, {len(c.rates)} rates",
+            f"{format_number(c.rates[0])} to {format_number(c.rates[-1])}, {len(c.rates)} rates",
             str(c.seeds),
             "-" if c.cost is None else f"{c.cost:.3g}",
             f"{c.width:.3g}",
@@ -81,8 +81,8 @@ def show_next_runs(law: Law, answer: "NextRuns") -> None:
         *law.covariates,
         "rates",
         "seeds",
-        "cost, in the dearest slice's",
-        "interval then, a factor of",
+        "cost (dearest slice = 1)",
+        "interval afterwards, a factor of",
     ]
     show_table("Slices to run next", columns, rows)
 
@@ -93,20 +93,20 @@ VALIDATION_COLUMNS = [
     "seeds",
     "mean loss",
     "SD over seeds",
-    "recommended less this",
+    "recommended minus this",
     "allowed",
     "",
 ]
 
 
 def validation_rows(answer: "Validation") -> list[list[str]]:
-    """One row a rate: its mean loss and the comparison with the recommended one."""
+    """One row per rate: its mean loss and the comparison with the recommended one."""
     rows = []
     for r in answer.rows:
         mark = "recommended" if r.recommended else f"{r.ratio:.3g} x"
         loss = "-" if r.mean_loss is None else f"{r.mean_loss:.4f}"
-        sds = [number(r.loss_sd, 2), number(r.difference, 3), number(r.allowed, 2)]
-        rows.append([number(r.lr), mark, str(r.seeds), loss, *sds, r.note])
+        sds = [format_number(r.loss_sd, 2), format_number(r.difference, 3), format_number(r.allowed, 2)]
+        rows.append([format_number(r.lr), mark, str(r.seeds), loss, *sds, r.note])
     return rows
 
 

@@ -4,29 +4,29 @@ from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.wording import interval, number, percent
+from hyperp.analysis.vocabulary import State
+from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
-    from hyperp.analysis.queries.check import Check
+    from hyperp.analysis.queries.check import TableCheck
 
-STATE_WORDS = {
-    "bracketed": "bracketed",
-    "edge_low": "edge low",
-    "edge_high": "edge high",
-    "too_few_rates": "too few rates",
-    "not_convex": "not convex",
-}
+SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
 
 
 def format_value(value: float | str) -> str:
-    """A size without an exponent where that reads well."""
+    """Format a size without an exponent where that reads well; text stays as it is."""
     if isinstance(value, float):
         return f"{value:.0f}" if value == value // 1 and abs(value) < 1e6 else f"{value:.6g}"
     return str(value)
 
 
+def state_text(state: State) -> str:
+    """A slice's state as text, such as "too few rates"."""
+    return state.replace("_", " ")
+
+
 def changing_columns(slices: list[SliceRecord]) -> list[str]:
-    """Context columns and covariates with more than one value among the slices."""
+    """The context columns and covariates that have more than one value among the slices."""
     if not slices:
         return []
     names = [*slices[0].context, *slices[0].covariates]
@@ -35,7 +35,7 @@ def changing_columns(slices: list[SliceRecord]) -> list[str]:
 
 
 def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
-    """One row a slice: what tells it apart, counts, state, optimum with interval."""
+    """One row per slice: the columns `names`, counts, state, and the optimum with its interval."""
     rows = []
     for s in slices:
         values = {**s.context, **s.covariates}
@@ -43,31 +43,25 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         o = s.optimum
         optimum = ["-", "-"]
         if o is not None:
-            optimum = [number(o.lr), "unknown" if o.se is None else interval(o.low, o.high)]
-        counts = [
-            str(len({p.lr for p in s.points})),
-            str(max((p.seeds for p in s.points), default=0)),
-            dropped,
-        ]
-        rows.append([*(format_value(values[n]) for n in names), *counts, STATE_WORDS[s.state], *optimum])
+            optimum = [format_number(o.lr), "unknown" if o.se is None else format_interval(o.low, o.high)]
+        seeds = max((p.seeds for p in s.points), default=0)
+        counts = [str(len({p.lr for p in s.points})), str(seeds), dropped]
+        rows.append([*(format_value(values[n]) for n in names), *counts, state_text(s.state), *optimum])
     return rows
 
 
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{percent()} interval"]
-
-
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
-    """One row a slice that the law does not use: what tells it apart, its state, and why."""
+    """One row per slice that the law does not use: the columns `names`, its state, and the reason."""
     out = [s for s in law.slices if not s.used]
     values = [{**s.context, **s.covariates} for s in out]
     return [
-        [*(format_value(v[n]) for n in names), STATE_WORDS[s.state], str(s.reason)]
+        [*(format_value(v[n]) for n in names), state_text(s.state), str(s.reason)]
         for s, v in zip(out, values, strict=True)
     ]
 
 
-def show_check(answer: "Check") -> None:
-    """Print what `check` found."""
+def show_check(answer: "TableCheck") -> None:
+    """Print what a table of runs holds, its slices, and the exponents that could be fitted."""
     print(
         f"{answer.records}: {answer.rows} rows: " + ", ".join(f"{n} {s}" for s, n in answer.statuses.items())
     )
@@ -81,7 +75,7 @@ def show_check(answer: "Check") -> None:
     for s in (s for s in answer.slices if s.optimum is None):
         values = {**s.context, **s.covariates}
         where = ", ".join(f"{n} {values[n]}" for n in names) or "the slice"
-        add = f"; add the rates {', '.join(number(r) for r in s.next_rates)}" if s.next_rates else ""
+        add = f"; add the rates {', '.join(format_number(r) for r in s.next_rates)}" if s.next_rates else ""
         print(f"{where}: {s.reason}{add}")
     rows = [
         [v.covariate, "yes" if v.identified else "no", "; ".join(v.groups) if v.identified else str(v.reason)]
@@ -90,5 +84,5 @@ def show_check(answer: "Check") -> None:
     for line in answer.warnings:
         print(f"warning: {line}")
     show_table(
-        "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or why not"], rows
+        "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or the reason"], rows
     )

@@ -1,33 +1,34 @@
-"""How far an optimum moves along an axis, as tables for people."""
+"""Print how far an optimum moves along an axis, and what ignoring that costs."""
 
 import math
 
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.report.text.slices import STATE_WORDS, format_value
-from hyperp.analysis.wording import number, percent
+from hyperp.analysis.report.text.slices import format_value, state_text
+from hyperp.analysis.wording import format_number, format_percent
 
 TRANSFER_COLUMNS = [
     "held",
     "optima",
     "octaves per doubling",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty",
 ]
 
 
 def context_columns(answers: list[Transfer]) -> list[str]:
-    """What tells the contexts apart."""
+    """The context columns to print; setting only where any context has one."""
     shown = any(t.context.get("setting") for t in answers)
     return ["optimizer", "parametrization", *(["setting"] if shown else [])]
 
 
 def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
-    """One row a context: optima along the axis, drift with interval, penalty."""
+    """One row per context: optima along the axis, drift with interval, penalty."""
     rows, names = [], context_columns(answers)
     for t in answers:
         optima = ", ".join(
-            f"{format_value(p.value)}: {number(p.lr) if p.lr else STATE_WORDS[p.state]}" for p in t.points
+            f"{format_value(p.value)}: {format_number(p.lr) if p.lr else state_text(p.state)}"
+            for p in t.points
         )
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
@@ -41,29 +42,21 @@ def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
         held = ", ".join(
             f"{n} {format_value(t.held[n])}" for n in ("width", "depth", "tokens") if n in t.held
         )
-        rows.append(
-            [
-                *(t.context[name] or "-" for name in names),
-                held,
-                optima,
-                *drift,
-                penalty,
-            ]
-        )
+        rows.append([*(t.context[name] or "-" for name in names), held, optima, *drift, penalty])
     return rows
 
 
 PENALTY_COLUMNS = [
     "at",
     "octaves from the smallest one's optimum",
-    f"{percent()} interval",
+    f"{format_percent()} interval",
     "loss penalty of that optimum",
     "over the interval",
 ]
 
 
 def penalty_rows(answers: list[Transfer]) -> list[list[str]]:
-    """One row a context and value: measured penalties, then the drift carried further."""
+    """One row per context and value: measured penalties first, then extrapolated ones."""
     rows, shown = [], context_columns(answers)
     for t in answers:
         names = [t.context[name] or "-" for name in shown]
@@ -89,8 +82,13 @@ def show_transfer(over: str, answers: list[Transfer]) -> None:
     """Print drift and penalty for every context."""
     names = context_columns(answers)
     show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))
-    print(f"Loss penalty: what training at the largest {over} costs with the optimum of the smallest.\n")
-    show_table(
-        f"The smallest {over}'s optimum at larger ones", [*names, *PENALTY_COLUMNS], penalty_rows(answers)
+    print(
+        f"Loss penalty: the extra loss of training at the largest {over} "
+        "with the optimal rate of the smallest.\n"
     )
-    print("Extrapolated: the drift and the curvature at the largest measured one, carried on.")
+    show_table(
+        f"Using the optimum of the smallest {over} at larger ones",
+        [*names, *PENALTY_COLUMNS],
+        penalty_rows(answers),
+    )
+    print("Extrapolated rows carry on the drift, with the basin's curvature at the largest measured value.")

@@ -1,6 +1,8 @@
-"""The command hyperp-law: answers, one-line errors, exit codes, nothing written without an answer."""
+"""The command hyperp-law: help, options, one-line errors, exit codes, and no output without an answer."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -10,14 +12,74 @@ import pytest
 
 from tests.analysis.law_command import one_line, run
 
-COMMANDS = ("check", "fit", "recommend", "loss", "leverage", "transfer", "next", "validate", "report")
+COMMANDS = (
+    "check",
+    "fit",
+    "recommend",
+    "next",
+    "validate",
+    "report",
+    "loss",
+    "leverage",
+    "transfer",
+    "coordinates",
+)
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches_with_an_example(command):
-    result = run(command, "--help")
+def test_help_teaches_with_an_example_and_says_the_exit_codes(command, flag):
+    result = run(command, flag)
     assert result.exit_code == 0
-    assert f"Example: hyperp-law {command}" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert re.search(rf"Examples?: hyperp-law {command} ", text)
+    assert re.search(r"Exit codes: 0 .* 2 .* 3 ", text)
+
+
+def test_the_list_of_commands_cuts_no_summary():
+    text = run("-h").stdout
+    assert set(COMMANDS) == {line.split()[0] for line in text.partition("Commands:")[2].strip().splitlines()}
+    assert "..." not in text.partition("Options:")[2]
+
+
+@pytest.mark.parametrize(("old", "new"), [("--out", "--output"), ("--over", "--tuned")])
+def test_former_names_of_options_are_accepted_and_not_listed(demo, tmp_path, old, new):
+    out = tmp_path / "law.json"
+    words = {"--output": out, "--tuned": "lr", "--by": "tokens"}
+    for words_of_old in ([old, words[new]], [f"{old}={words[new]}"]):
+        rest = [word for name, value in words.items() if name != new for word in (name, value)]
+        assert run("fit", demo, *words_of_old, *rest).exit_code == 0
+        assert out.is_file()
+        out.unlink()
+    text = run("fit", "-h").stdout
+    assert f"{new} " in text
+    assert f"{old} " not in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "found", "absent"),
+    [
+        ("rec", "recommend", "validate"),
+        ("fit --method po", "pool", "argmin"),
+        ("fit --tu", "--tuned", "--by"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_methods(shell, typed, found, absent):
+    """As the shell asks: what is typed comes in the environment, the answer goes to standard output."""
+    code = "import sys; sys.argv[:] = ['hyperp-law']; from hyperp.analysis.cli.main import main; main()"
+    asked = {
+        "_HYPERP_LAW_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": f"hyperp-law {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+        "_TYPER_COMPLETE_ARGS": f"hyperp-law {typed}",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert found in done.stdout
+    assert absent not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -28,7 +90,7 @@ def test_help_teaches_with_an_example(command):
         (["chek"], 2, "", "error: No such command"),
     ],
 )
-def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err):
+def test_no_arguments_print_the_help_and_a_typo_is_an_error(words, code, out, err):
     command = [sys.executable, "-m", "hyperp.analysis.cli.main", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
@@ -38,7 +100,7 @@ def test_the_command_alone_its_version_and_a_typing_error(words, code, out, err)
     assert bool(out) == bool(done.stdout)
 
 
-def test_check_says_what_is_there(demo):
+def test_check_describes_the_table(demo):
     result = run("check", demo)
     assert result.exit_code == 0
     assert "4 diverged, 118 finished" in result.stdout
@@ -65,15 +127,21 @@ def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--over", "foo"], "--over must be lr, or lr and one more column, got foo"),
-        (["--over", "loss"], "--over must be lr, or lr and one more column, got loss"),
-        (["--over", "lr,foo"], "--over must be lr, or lr and one more column that was tuned, such as width"),
-        (["--over", "lr,loss"], "that was tuned, such as width or depth"),
-        (["--by", "foo"], "covariate must be one of width"),
-        (["--by", "batch_tokens", "--over", "lr,batch_tokens"], "batch_tokens is given twice in --by, --fix"),
-        (["--window", "-1"], "--window must be a positive number of octaves, got -1"),
-        (["--window", "nan"], "--window must be a positive number of octaves, got nan"),
-        (["--method", "guess"], "--method must be one of shared, two-stage"),
+        (["--tuned", "foo"], "--tuned must be lr ... got foo"),
+        (["--tuned", "loss"], "--tuned must be lr ... got loss"),
+        (
+            ["--tuned", "lr,foo"],
+            "--tuned must be lr ... width ... got lr,foo",
+        ),
+        (["--tuned", "lr,loss"], "--tuned must be lr ... width or depth ... got lr,loss"),
+        (["--by", "foo"], "covariate must ... width ... got 'foo'"),
+        (
+            ["--by", "batch_tokens", "--tuned", "lr,batch_tokens"],
+            "batch_tokens ... --by, --fix and --tuned",
+        ),
+        (["--window", "-1"], "--window must be ... got -1"),
+        (["--window", "nan"], "--window must be ... got nan"),
+        (["--method", "guess"], "--method must be ... shared, two-stage ... got 'guess'"),
     ],
 )
 def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
@@ -82,13 +150,13 @@ def test_check_refuses_what_fit_refuses(demo, tmp_path, words, text):
     one_line(run("fit", demo, *by, *words, "-o", tmp_path / "law.json"), 2, text)
 
 
-def test_check_takes_what_fit_takes_beside_the_rate(make_ladder, tmp_path):
+def test_check_takes_a_column_tuned_with_the_rate_as_fit_does(make_ladder, tmp_path):
     frame = pd.concat(
         make_ladder(covariates={"batch_tokens": b}, log2_at_64k=c, tokens=(65536,))
         for b, c in ((256, -5.2), (512, -4.7), (1024, -4.2))
     )
     frame.to_parquet(tmp_path / "runs.parquet")
-    answer = json.loads(run("check", tmp_path, "--over", "lr,batch_tokens", "--json").stdout)
+    answer = json.loads(run("check", tmp_path, "--tuned", "lr,batch_tokens", "--json").stdout)
     assert len(answer["slices"]) == 1
     assert "batch_tokens" not in answer["slices"][0]["covariates"]
 
@@ -105,7 +173,7 @@ def test_a_law_edited_by_hand_is_refused_by_every_command(demo, tmp_path):
         ["validate", law, demo],
         ["report", law, "-o", tmp_path / "report"],
     ):
-        one_line(run(*words), 2, f"{law} was changed after it was fitted; fit it again")
+        one_line(run(*words), 2, f"{law} ... changed")
 
 
 def test_an_output_never_overwrites_a_table(demo):
@@ -155,7 +223,7 @@ def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["x.points.yaml"]
     (tmp_path / "file").write_text("")
     result = run("fit", demo, "--by", "tokens", "-o", tmp_path / "file" / "x.json")
-    one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json: {tmp_path}/file is not a folder")
+    one_line(result, 2, f"error: cannot write {tmp_path}/file/x.json ... {tmp_path}/file is not a folder")
     result = run("fit", demo, "--by", "width", "-o", tmp_path / "file" / "x.json")  # nowhere to put points
     assert result.exit_code == 3
     assert f"note: cannot write {tmp_path}/file/x.points.yaml" in result.stderr
@@ -164,47 +232,51 @@ def test_outputs_make_their_folder_and_are_named_as_asked(demo, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["check", "absent.parquet"], 2, "RUNS=absent.parquet does not exist"),
-        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must be one of width, depth"),
+        (["check", "absent.parquet"], 2, "RUNS=absent.parquet"),
+        (["fit", "RUNS", "--by", "flops", "-o", "OUT"], 2, "covariate must ... width, depth ... got 'flops'"),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--where", "optimizer"],
             2,
-            "--where must be COLUMN=VALUE",
+            "--where must be COLUMN=VALUE ... got 'optimizer'",
         ),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--fix", "depth=x"],
             2,
-            "--fix must be such as depth=-0.5",
+            "--fix must be ... got 'depth=x'",
         ),
         (
             ["fit", "RUNS", "--by", "tokens", "-o", "OUT", "--window", "-1"],
             2,
-            "--window must be a positive number",
+            "--window must be ... got -1",
         ),
-        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "the exponents of width are not identified"),
-        (["recommend", "LAW"], 2, "the law needs --tokens"),
-        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be a whole number of at least 1"),
-        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be a whole number of at least 1"),
-        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "the law holds depth at 2"),
+        (["fit", "RUNS", "--by", "width", "-o", "OUT"], 3, "width ... not identified"),
+        (["recommend", "LAW"], 2, "needs --tokens"),
+        (["recommend", "LAW", "--tokens", "many"], 2, "tokens must be ... got 'many'"),
+        (["recommend", "LAW", "--tokens", "-3"], 2, "tokens must be ... at least 1 ... got '-3'"),
+        (["recommend", "LAW", "--tokens", "1e5", "--depth", "8"], 3, "holds depth at 2"),
         (
             ["recommend", "LAW", "--tokens", "1e5", "--json", "--hydra"],
             2,
-            "--json and --hydra exclude each other",
+            "--json and --hydra",
         ),
-        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json cannot be read"),
-        (["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"], 2, "tokens is given twice, as 50000"),
+        (["recommend", "absent.json", "--tokens", "1e5"], 2, "absent.json"),
+        (
+            ["recommend", "LAW", "--tokens", "5e4", "--at", "tokens=6e4"],
+            2,
+            "tokens must ... once, got 50000 and 6e4",
+        ),
         (
             ["recommend", "LAW", "--at", "tokens=1", "--at", "tokens=2"],
             2,
-            "tokens is given twice, as 1 and 2",
+            "tokens must be given once, got 1 and 2",
         ),
-        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where gives width twice"),
-        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: nothing reads foo; the name must be one of"),
-        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr is read as lr already"),
-        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr is read as lr already"),
-        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must be one of width"),
+        (["check", "RUNS", "--where", "width=32", "--where", "width=64"], 2, "--where ... width ... twice"),
+        (["check", "RUNS", "--map", "foo=lr"], 2, "--map foo=lr: NAME must be ... got foo"),
+        (["check", "RUNS", "--map", "foo=lr", "--by", "foo"], 2, "--map foo=lr: lr must not ... second name"),
+        (["check", "RUNS", "--map", "loss=lr*2"], 2, "--map loss=lr*2: lr must not ... second name"),
+        (["transfer", "RUNS", "--over", "colour"], 2, "covariate must ... width ... got 'colour'"),
         (["transfer", "RUNS", "--over", "depth"], 3, "depth has one value"),
-        (["report", "LAW", "-o", "LAW"], 2, "must be a folder, it is a file"),
+        (["report", "LAW", "-o", "LAW"], 2, "must be a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, text):
@@ -213,7 +285,7 @@ def test_bad_input_is_one_line_and_writes_nothing(demo, tmp_path, words, code, t
     assert {p.name for p in tmp_path.iterdir()} <= ({"out.points.yaml"} if code == 3 else set())
 
 
-def test_a_wrong_option_is_one_line_too(demo):
+def test_an_unknown_option_is_one_line_too(demo):
     command = [
         sys.executable,
         "-m",
@@ -225,4 +297,4 @@ def test_a_wrong_option_is_one_line_too(demo):
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: No such option: --colour\n"
+    assert result.stderr == "hyperp-law: error: No such option: --colour\n"

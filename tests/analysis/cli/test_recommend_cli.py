@@ -1,10 +1,10 @@
-"""hyperp-law recommend and next: a rate in every form, for what the law can speak for, and what to run."""
+"""hyperp-law recommend and next: the rate in three forms, what the law refuses, and the runs to do next."""
 
 import json
 
 import yaml
 
-from tests.analysis.law_command import one_line, run
+from tests.analysis.law_command import one_line, run, says
 
 
 def test_recommend_in_three_forms(demo):
@@ -25,25 +25,25 @@ def test_recommend_in_three_forms(demo):
     assert "note: base_lr = lr / 1" in words.stderr
 
 
-def test_a_law_speaks_for_its_own_optimizer_and_reach_alone(demo, tmp_path):
+def test_a_law_refuses_other_optimizers_and_far_targets(demo, tmp_path):
     law = demo / "law.json"
     result = run("recommend", law, "--tokens", "3e5", "--optimizer", "muon")
-    one_line(result, 3, "the law was fitted for optimizer 'muonh' and cannot speak for 'muon'")
+    one_line(result, 3, "optimizer 'muonh' ... 'muon'")
     assert run("recommend", law, "--tokens", "3e5", "--optimizer", "muonh").exit_code == 0
     far = ["recommend", law, "--tokens", "4e6"]
     result = run(*far, "--points", tmp_path / "far.yaml")
     assert result.exit_code == 3
-    assert "tokens=4000000 lies 15.3 times outside the fitted range 32768 to 262144" in result.stderr
+    assert says(result.stderr, "tokens=4000000 lies 15.3 times ... 32768 to 262144")
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {1024000}
-    assert "from a slice at 4e+05 or more" in result.stderr
+    assert "4e+05 or more" in result.stderr
     run(
         "recommend", law, "--tokens", "1e13", "--points", tmp_path / "far.yaml"
     )  # as far as the law itself reaches
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {2621440}
     below = run("recommend", law, "--tokens", "600").stderr
-    assert "from a slice at 6e+03 or less" in below
+    assert "6e+03 or less" in below
     assert "tokens=4434" in below  # half way, in log
     assert run(*far, "--extrapolate").exit_code == 0
 
@@ -55,13 +55,13 @@ def test_next_writes_points_and_says_how_to_run_them(demo, tmp_path):
     assert yaml.safe_load((tmp_path / "points.yaml").read_text())["blocks"]["points"]["points"]
 
 
-def test_a_rate_that_is_hardly_known_is_refused_with_the_runs_that_would_tell(make_ladder, tmp_path):
+def test_a_very_wide_interval_is_refused_with_the_runs_that_would_narrow_it(make_ladder, tmp_path):
     frame = make_ladder(tokens=(32768, 65536, 131072), scatter=2.0, octaves=(-12, 2))
     frame.to_parquet(tmp_path / "runs.parquet")
     law, points = tmp_path / "law.json", tmp_path / "points.yaml"
     assert run("fit", tmp_path, "--by", "tokens", "-o", law).exit_code == 0
     words = ["recommend", law, "--tokens", "262144"]
-    text = "the prediction interval of lr spans a factor of"
+    text = "interval of lr spans a factor of"
     for more in ([], ["--hydra"]):
         refused = run(*words, *more, "--points", points)
         assert (refused.exit_code, refused.stdout) == (3, "")
@@ -76,17 +76,17 @@ def test_a_rate_that_is_hardly_known_is_refused_with_the_runs_that_would_tell(ma
     assert "hardly identify it" in shown.stderr
 
 
-def test_next_says_so_where_nothing_it_may_choose_is_a_further_slice(demo, tmp_path):
+def test_next_fails_if_no_offered_slice_is_new(demo, tmp_path):
     for among in ("width=64", "tokens=65536"):
         result = run("next", demo / "law.json", "--among", among, "-o", tmp_path / "points.yaml")
         assert result.exit_code == 2
-        assert "--among: none is a further slice of the law" in result.stderr
+        assert "--among" in result.stderr
         assert not (tmp_path / "points.yaml").exists()
     result = run("next", demo / "law.json", "--among", "tokens=1e5,2e5", "-o", tmp_path / "points.yaml")
-    assert "--among must be NAME=SIZE with a positive size, such as N=1e9, got '2e5'" in result.stderr
+    assert says(result.stderr, "--among must be NAME=SIZE ... got '2e5'")
 
 
-def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path):
+def test_a_refusal_for_another_schedule_asks_for_runs_with_it(demo, tmp_path):
     points = tmp_path / "points.yaml"
     words = ["recommend", demo / "law.json", "--tokens", "5e4", "--schedule", "cosine", "--points", points]
     result = run(*words)
@@ -98,18 +98,18 @@ def test_a_refusal_for_another_schedule_says_so_in_the_runs_to_do(demo, tmp_path
     assert "schedule=cosine" in yaml.safe_load(points.read_text())["blocks"]["points"]["overrides"]
 
 
-def test_hydra_words_are_not_printed_for_what_hyperp_train_cannot_do(make_ladder, tmp_path):
+def test_hydra_overrides_need_an_optimizer_of_hyperp_train_and_base_lr(make_ladder, tmp_path):
     law = tmp_path / "law.json"
     recommend = ["recommend", law, "--tokens", "1e5", "--hydra"]
     for change, text in (
-        (lambda f: f.assign(optimizer="foo"), "fitted for optimizer=foo, which is no option of hyperp-train"),
-        (lambda f: f.drop(columns="base_lr"), "the law's table had no base_lr"),
+        (lambda f: f.assign(optimizer="foo"), "--hydra: ... optimizer=foo"),
+        (lambda f: f.drop(columns="base_lr"), "--hydra: ... base_lr"),
     ):
         change(make_ladder()).to_parquet(tmp_path / "runs.parquet")
         assert run("fit", tmp_path, "--by", "tokens", "-o", law).exit_code == 0
         result = run(*recommend)
         assert result.exit_code == 2
-        assert text in result.stderr.splitlines()[-1]
+        assert says(result.stderr.splitlines()[-1], text)
         rate = json.loads(run(*recommend[:-1], "--json").stdout)["lr"]
         assert f"use the plain rate, lr={rate:.6g}" in result.stderr
         assert "run next" not in result.stderr

@@ -24,11 +24,11 @@ WIDTHS, SEEDS = (32, 64, 128, 256), (0, 1, 2, 3)
 TRUE = {"attention": 0.0, "mlp": 0.5, "residual": 1.0, "logits": -0.5}
 
 
-def run(*words):
-    return CliRunner().invoke(app, ["coordinates", *(str(word) for word in words)])
+def run_coordinates(*arguments):
+    return CliRunner().invoke(app, ["coordinates", *(str(one) for one in arguments)])
 
 
-def synthetic(folder: Path, widths=WIDTHS, seeds=SEEDS, noise=0.02, depth=2) -> Path:
+def write_synthetic_runs(folder: Path, widths=WIDTHS, seeds=SEEDS, noise=0.02, depth=2) -> Path:
     """One series whose sizes are w^TRUE after one step, with changes w^(TRUE + 0.3), times (1 + step)."""
     rng, runs, rows = np.random.default_rng(0), [], []
     for width in widths:
@@ -52,18 +52,18 @@ def synthetic(folder: Path, widths=WIDTHS, seeds=SEEDS, noise=0.02, depth=2) -> 
     return folder / "runs.parquet"
 
 
-def checked(path: Path, **options) -> list[WidthSeries]:
+def check_series(path: Path, **options) -> list[WidthSeries]:
     runs = read_runs(path, loss=False)
     return coordinate_check(runs, read_coordinates(runs), **options)
 
 
-def edit(path: Path, change) -> None:
+def edit_table(path: Path, change) -> None:
     change(frame := pd.read_parquet(path))
     frame.to_parquet(path)
 
 
 def test_known_exponents_are_recovered_with_their_verdicts(tmp_path):
-    (series,) = checked(synthetic(tmp_path))
+    (series,) = check_series(write_synthetic_runs(tmp_path))
     assert series.widths == list(WIDTHS)
     for kind in series.kinds:
         for slope in kind.slopes:
@@ -77,8 +77,8 @@ def test_known_exponents_are_recovered_with_their_verdicts(tmp_path):
 
 
 def test_the_interval_is_that_of_students_t_over_the_slopes_of_seeds(tmp_path):
-    path = synthetic(tmp_path, noise=0.2)
-    (series,) = checked(path, level=0.9)
+    path = write_synthetic_runs(tmp_path, noise=0.2)
+    (series,) = check_series(path, level=0.9)
     long = read_coordinates(read_runs(path, loss=False)).query(
         "quantity == 'mlp' and layer == 1 and step == 4"
     )
@@ -109,13 +109,13 @@ def test_a_verdict_takes_the_whole_interval(low, high, expected):
 
 
 def test_a_seed_without_every_width_is_in_no_slope_and_the_left_out_are_counted(tmp_path):
-    path = synthetic(tmp_path)
+    path = write_synthetic_runs(tmp_path)
 
     def diverge(frame):
         frame.loc[(frame["width"] == 256) & (frame["seed"] == 0), "status"] = "diverged"
 
-    edit(path, diverge)
-    (series,) = checked(path)
+    edit_table(path, diverge)
+    (series,) = check_series(path)
     assert series.left_out == {"diverged": 1}
     assert {slope.seeds for kind in series.kinds for slope in kind.slopes} == {3}
     assert {slope.text for kind in series.kinds for slope in kind.slopes} == {"diverged at width 256"}
@@ -124,20 +124,20 @@ def test_a_seed_without_every_width_is_in_no_slope_and_the_left_out_are_counted(
 
 
 def test_one_seed_gives_slopes_and_no_verdict(tmp_path):
-    (series,) = checked(synthetic(tmp_path, seeds=(0,)))
+    (series,) = check_series(write_synthetic_runs(tmp_path, seeds=(0,)))
     slopes = [slope for kind in series.kinds for slope in kind.slopes]
     assert all(s.value is not None and s.low is None and s.verdict == "unclear" for s in slopes)
-    assert "unknown, one seed" in run(tmp_path).stdout
+    assert "unknown, one seed" in run_coordinates(tmp_path).stdout
 
 
 def test_what_is_not_finite_is_missing(tmp_path):
-    path = synthetic(tmp_path)
+    path = write_synthetic_runs(tmp_path)
 
     def spoil(frame):
         frame.loc[(frame["run_id"] == f"{256:08d}0000") & (frame["step"] == 4), "change_rms"] = np.nan
 
-    edit(tmp_path / "runs.coordinates.parquet", spoil)
-    (series,) = checked(path)
+    edit_table(tmp_path / "runs.coordinates.parquet", spoil)
+    (series,) = check_series(path)
     assert {(s.measure, s.step): s.seeds for s in series.kinds[0].slopes} == {
         ("size", 0): 4,
         ("size", 1): 4,
@@ -151,7 +151,7 @@ def test_what_is_not_finite_is_missing(tmp_path):
 
 
 def test_one_width_is_refused_with_what_to_run(tmp_path):
-    done = run(synthetic(tmp_path, widths=(32,)), "-o", tmp_path / "out")
+    done = run_coordinates(write_synthetic_runs(tmp_path, widths=(32,)), "-o", tmp_path / "out")
     assert done.exit_code == 3
     first, *more = done.stderr.splitlines()
     assert "refused: width has one value, 32" in first
@@ -160,14 +160,14 @@ def test_one_width_is_refused_with_what_to_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def fail(optimizer):
+def fail_optimizer(optimizer):
     def change(frame):
         frame.loc[frame["optimizer"] == optimizer, "status"] = "failed"
 
     return change
 
 
-def diverge(rows):
+def diverge_rows(rows):
     def change(frame):
         frame.loc[rows(frame), "status"] = "diverged"
 
@@ -175,14 +175,14 @@ def diverge(rows):
 
 
 def test_a_width_at_which_every_seed_diverged_is_no_flat_series(tmp_path):
-    path = synthetic(tmp_path)
-    edit(path, diverge(lambda frame: frame["width"] == 256))
-    (series,) = checked(path)
+    path = write_synthetic_runs(tmp_path)
+    edit_table(path, diverge_rows(lambda frame: frame["width"] == 256))
+    (series,) = check_series(path)
     assert (series.widths, series.diverged) == ([32, 64, 128], [256])
     (attention,) = [kind for kind in series.kinds if kind.quantity == "attention"]
     sizes = [slope for slope in attention.slopes if slope.measure == "size"]
     assert all(s.seeds == 4 and s.verdict == "diverged" and abs(s.value or 1) < 0.1 for s in sizes)
-    done = run(path, "-o", tmp_path / "out")
+    done = run_coordinates(path, "-o", tmp_path / "out")
     assert done.stdout.count("diverged at width 256") == 8
     assert "flat" not in done.stdout.split("\n", 1)[1]
     figure, _ = coordinate_panels([series])
@@ -197,17 +197,17 @@ def test_a_width_at_which_every_seed_diverged_is_no_flat_series(tmp_path):
 
 @pytest.mark.parametrize("name", ["aaa", "sso"])  # before the other series and after it
 def test_a_series_that_diverged_at_every_width_has_its_row_and_its_panels(name, tmp_path):
-    path = synthetic(tmp_path)
+    path = write_synthetic_runs(tmp_path)
     frames = [pd.read_parquet(tmp_path / name) for name in ("runs.parquet", "runs.coordinates.parquet")]
     other = frames[0].assign(run_id="b" + frames[0]["run_id"].str[1:], optimizer=name, status="diverged")
     pd.concat([frames[0], other]).to_parquet(path)
     long = frames[1].assign(run_id="b" + frames[1]["run_id"].str[1:])
     pd.concat([frames[1], long]).to_parquet(tmp_path / "runs.coordinates.parquet")
-    done = run(path, "-o", tmp_path / "out")
+    done = run_coordinates(path, "-o", tmp_path / "out")
     lines = [line.split() for line in done.stdout.splitlines() if name in line.split()]
     assert len(lines) == 1
     assert " ".join(lines[0]).count("diverged at width 32, 64, 128, 256") == 2
-    figure, _ = coordinate_panels(checked(path))
+    figure, _ = coordinate_panels(check_series(path))
     assert len(figure.axes) == 8
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["step 0, itself", "step 1", "step 4"]
@@ -220,7 +220,7 @@ def test_a_series_that_diverged_at_every_width_has_its_row_and_its_panels(name, 
 
 
 def test_another_step_that_says_otherwise_is_named_beside_the_last(tmp_path):
-    path = synthetic(tmp_path)
+    path = write_synthetic_runs(tmp_path)
     long = tmp_path / "runs.coordinates.parquet"
 
     def tilt(frame):  # logits shrink at step 1 alone, and by more than they do at the last step
@@ -228,8 +228,8 @@ def test_another_step_that_says_otherwise_is_named_beside_the_last(tmp_path):
         own = frame["quantity"] == "logits"
         frame.loc[own, "change_rms"] *= width ** np.where(frame["step"] == 1, -0.6, 0.2)
 
-    edit(long, tilt)
-    (series,) = checked(path)
+    edit_table(long, tilt)
+    (series,) = check_series(path)
     kinds = {kind.quantity: kind for kind in series.kinds}
     found = steepest_slope(kinds["logits"], "change")
     assert found is not None
@@ -238,33 +238,33 @@ def test_another_step_that_says_otherwise_is_named_beside_the_last(tmp_path):
     assert end is not None
     assert (end.step, end.verdict) == (4, "flat")
     assert steepest_slope(kinds["mlp"], "change") is None
-    assert re.search(r"flat; step 1: -0\.[78]\d shrinks", run(path).stdout)
+    assert re.search(r"flat; step 1: -0\.[78]\d shrinks", run_coordinates(path).stdout)
     figure, _ = coordinate_panels([series])
     assert "step 1: -0." in figure.axes[3].texts[0].get_text()
     assert "step" not in figure.axes[1].texts[0].get_text()
 
 
 def test_runs_of_which_none_finished_are_refused(tmp_path):
-    path = synthetic(tmp_path)
-    edit(path, fail("adamw"))
-    done = run(path)
+    path = write_synthetic_runs(tmp_path)
+    edit_table(path, fail_optimizer("adamw"))
+    done = run_coordinates(path)
     assert done.exit_code == 3
     assert "refused: no finished run has activations" in done.stderr
 
 
 def test_a_series_that_failed_is_named_beside_the_others(tmp_path):
-    path = synthetic(tmp_path)
+    path = write_synthetic_runs(tmp_path)
     frames = [pd.read_parquet(tmp_path / name) for name in ("runs.parquet", "runs.coordinates.parquet")]
     for frame, name in zip(frames, ("runs.parquet", "runs.coordinates.parquet"), strict=True):
         other = frame.assign(run_id="b" + frame["run_id"].str[1:])
         if name == "runs.parquet":
             other = other.assign(optimizer="sso")
         pd.concat([frame, other]).to_parquet(tmp_path / name)
-    edit(path, fail("sso"))
-    done = run(path)
+    edit_table(path, fail_optimizer("sso"))
+    done = run_coordinates(path)
     assert done.exit_code == 0, done.output
     assert "mup, sso: left out 16 runs, failed" in done.stdout
-    found = checked(path)
+    found = check_series(path)
     assert [len(one.kinds) for one in found] == [4, 0]
     figure, rows = coordinate_panels(found)
     assert len(figure.axes) == 4
@@ -274,29 +274,30 @@ def test_a_series_that_failed_is_named_beside_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words", "text"),
     [
-        (lambda d: (d / "runs.coordinates.parquet").unlink(), (), "runs.coordinates.parquet does not exist"),
+        (lambda d: (d / "runs.coordinates.parquet").unlink(), (), "runs.coordinates.parquet"),
         (
-            lambda d: edit(d / "runs.coordinates.parquet", lambda f: f.pop("rms")),
+            lambda d: edit_table(d / "runs.coordinates.parquet", lambda f: f.pop("rms")),
             (),
-            "lacks the column rms; it has run_id, step",
+            "column rms",
         ),
-        (lambda d: edit(d / "runs.parquet", lambda f: f.pop("run_id")), (), "lacks the column run_id"),
-        (lambda d: edit(d / "runs.parquet", lambda f: f.pop("width")), (), "lacks the column width"),
-        (lambda d: None, ("--tolerance", "0"), "--tolerance must be positive and finite, got 0"),
-        (lambda d: None, ("--where", "optimizer=sso"), "--where optimizer=sso matches no row"),
-        (lambda d: (d / "out").write_text(""), ("-o", "out"), "-o out must be a folder"),
+        (lambda d: edit_table(d / "runs.parquet", lambda f: f.pop("run_id")), (), "column run_id"),
+        (lambda d: edit_table(d / "runs.parquet", lambda f: f.pop("width")), (), "column width"),
+        (lambda d: None, ("--tolerance", "0"), r"tolerance must .* got 0"),
+        (lambda d: None, ("--where", "optimizer=sso"), "optimizer=sso"),
+        (lambda d: (d / "out").write_text(""), ("-o", "out"), "out must be a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, monkeypatch, spoil, words, text):
-    synthetic(tmp_path)
+    write_synthetic_runs(tmp_path)
     monkeypatch.chdir(tmp_path)
     spoil(tmp_path)
-    done = run("runs.parquet", *words)
+    done = run_coordinates("runs.parquet", *words)
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert "error: " in line
-    assert text in line
+    assert re.search(text, line)
 
 
 def test_help_teaches_with_an_example():
-    assert "Example: hyperp-law coordinates runs/coord_check" in " ".join(run("--help").stdout.split())
+    text = " ".join(run_coordinates("--help").stdout.split())
+    assert "Example: hyperp-law coordinates runs/coord_check" in text

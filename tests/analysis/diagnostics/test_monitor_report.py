@@ -8,7 +8,13 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from hyperp.analysis.diagnostics.monitors import ratio_of_means, read_monitors
+from hyperp.analysis.diagnostics.monitors import (
+    NO_RATE,
+    NOT_FINITE,
+    NOT_MONITORED,
+    ratio_of_means,
+    read_monitors,
+)
 from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.report.figures.monitors import monitors_against_size, monitors_against_steps
 from hyperp.analysis.report.report import write_report
@@ -18,7 +24,7 @@ from hyperp.analysis.table.validate import read_runs
 TOKENS = (32768, 65536, 131072, 262144)
 
 
-def monitored(make_ladder) -> pd.DataFrame:
+def monitored_ladder(make_ladder) -> pd.DataFrame:
     """A ladder in tokens and a second width at one of them; Z falls and logits grow with tokens."""
     wide = make_ladder(tokens=(131072,), covariates={"width": 64}, rng_seed=1, seeds=2)
     frame = pd.concat([make_ladder(tokens=TOKENS, noise=1e-4), wide], ignore_index=True)
@@ -32,7 +38,7 @@ def monitored(make_ladder) -> pd.DataFrame:
     return frame
 
 
-def by_step(frame: pd.DataFrame) -> pd.DataFrame:
+def metrics_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for number, run_id in enumerate(frame["run_id"]):
         for step in (50, 100):
@@ -44,27 +50,27 @@ def by_step(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def made(make_ladder, tmp_path_factory):
+def monitored_law(make_ladder, tmp_path_factory):
     """A folder with both tables, their frame, and the law of width 32."""
     folder = tmp_path_factory.mktemp("monitored")
-    frame = monitored(make_ladder)
+    frame = monitored_ladder(make_ladder)
     frame.to_parquet(folder / "runs.parquet")
-    by_step(frame).to_parquet(folder / "runs.metrics.parquet")
+    metrics_table(frame).to_parquet(folder / "runs.metrics.parquet")
     return folder, frame, fit_law(read_runs(folder / "runs.parquet"), ["tokens"])
 
 
-def best(frame: pd.DataFrame, tokens: int, width: int) -> pd.DataFrame:
+def best_runs(frame: pd.DataFrame, tokens: int, width: int) -> pd.DataFrame:
     own = frame[(frame["tokens"] == tokens) & (frame["width"] == width)]
     return own[own["lr"] == own.groupby("lr")["loss"].mean().idxmin()]
 
 
-def test_every_scale_counts_with_the_runs_at_its_best_rate(made):
-    _, frame, law = made
+def test_every_scale_counts_with_the_runs_at_its_best_rate(monitored_law):
+    _, frame, law = monitored_law
     found = read_monitors(law)
     assert found is not None
     assert len(found.scales) == 5
     for row in found.scales.to_dict("records"):
-        runs = best(frame, row["tokens"], row["width"])
+        runs = best_runs(frame, row["tokens"], row["width"])
         assert row["lr"] == runs["lr"].iloc[0]
         assert row["seeds"] == 2
         assert row["attention_z_max"] == pytest.approx(runs["attention_z_max"].mean(), rel=1e-12)
@@ -73,8 +79,8 @@ def test_every_scale_counts_with_the_runs_at_its_best_rate(made):
     assert found.axes == ["width", "tokens"]
 
 
-def test_a_ratio_is_the_largest_size_over_the_smallest_with_the_others_held(made):
-    found = read_monitors(made[2])
+def test_a_ratio_is_the_largest_size_over_the_smallest_with_the_others_held(monitored_law):
+    found = read_monitors(monitored_law[2])
     assert found is not None
     ratios = {(r.quantity, r.axis): r for r in found.ratios("tokens") + found.ratios("width")}
     assert set(ratios) == {(q, a) for q in ("attention_z_max", "logit_max") for a in ("tokens", "width")}
@@ -113,27 +119,29 @@ def test_without_spread_or_a_positive_mean_there_is_no_interval():
 
 
 @pytest.fixture
-def seen_of(made, tmp_path):
+def monitors_of_frame(monitored_law, tmp_path):
     """What the monitors saw of another frame under the same law: no fit is needed for that."""
 
     def see(frame: pd.DataFrame):
         path = tmp_path / "runs.parquet"
         frame.to_parquet(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return read_monitors(made[2].model_copy(update={"records": str(path), "records_sha256": digest}))
+        return read_monitors(
+            monitored_law[2].model_copy(update={"records": str(path), "records_sha256": digest})
+        )
 
     return see
 
 
-def test_a_rate_that_lost_a_seed_is_not_the_best_and_the_lost_are_counted(make_ladder, seen_of):
-    frame = monitored(make_ladder)
-    at = best(frame, 65536, 32)
+def test_a_rate_that_lost_a_seed_is_not_the_best_and_the_lost_are_counted(make_ladder, monitors_of_frame):
+    frame = monitored_ladder(make_ladder)
+    at = best_runs(frame, 65536, 32)
     lost, at_rate = at.index[0], at["lr"].iloc[0]
     frame.loc[lost, ["status", "loss"]] = ["diverged", np.nan]
     frame.loc[at.index[1], "loss"] = 0.1  # which alone would make the rate the best
     failed = frame.index[(frame["tokens"] == 65536) & (frame["lr"] == frame["lr"].max())]
     frame.loc[failed, ["status", "loss"]] = ["failed", np.nan]
-    found = seen_of(frame)
+    found = monitors_of_frame(frame)
     assert found is not None
     (scale,) = found.scales.index[found.scales["tokens"] == 65536]
     row = found.scales.loc[scale]
@@ -144,61 +152,59 @@ def test_a_rate_that_lost_a_seed_is_not_the_best_and_the_lost_are_counted(make_l
     assert rows[scale][-1] == "2 failed, 1 diverged"
 
 
-def test_a_scale_at_which_every_rate_lost_a_seed_is_left_out_and_said(make_ladder, seen_of):
-    frame = monitored(make_ladder)
+def test_a_scale_at_which_every_rate_lost_a_seed_is_left_out_and_said(make_ladder, monitors_of_frame):
+    frame = monitored_ladder(make_ladder)
     frame.loc[(frame["tokens"] == 32768) & (frame["seed"] == 1), "status"] = "diverged"
     frame.loc[frame["width"] == 64, ["attention_z_max", "logit_max"]] = np.nan
-    found = seen_of(frame)
+    found = monitors_of_frame(frame)
     assert found is not None
     assert [(sizes["tokens"], sizes["width"], reason) for sizes, reason in found.left_out] == [
-        (32768, 32, "no rate at which every seed finished"),
-        (131072, 64, "without monitors"),
+        (32768, 32, NO_RATE),
+        (131072, 64, NOT_MONITORED),
     ]
     assert sorted(found.scales["tokens"]) == [65536, 131072, 262144]
     names, rows = scale_table(found)
     assert names[:2] == ["width", "tokens"]
-    assert [row[-1] for row in rows] == ["none"] * 3 + [
-        "all: no rate at which every seed finished",
-        "all: without monitors",
-    ]
+    assert [row[-1] for row in rows] == ["none"] * 3 + [f"all: {NO_RATE}", f"all: {NOT_MONITORED}"]
 
 
-def test_a_seed_without_monitors_or_with_an_infinite_value_is_counted(make_ladder, seen_of):
-    frame = monitored(make_ladder)
-    small, large = best(frame, 32768, 32), best(frame, 262144, 32)
+def test_a_seed_without_monitors_or_with_an_infinite_value_is_counted(make_ladder, monitors_of_frame):
+    frame = monitored_ladder(make_ladder)
+    small, large = best_runs(frame, 32768, 32), best_runs(frame, 262144, 32)
     frame.loc[small.index[0], ["attention_z_max", "logit_max"]] = np.nan
     frame.loc[large.index[0], "logit_max"] = np.nan  # as the record has it for what was not finite
-    found = seen_of(frame)
+    found = monitors_of_frame(frame)
     assert found is not None
     excluded = {row["tokens"]: found.excluded[i] for i, row in enumerate(found.scales.to_dict("records"))}
-    assert excluded[32768] == {"without monitors": 1}
-    assert excluded[262144] == {"with a value that is not finite": 1}
+    assert excluded[32768] == {NOT_MONITORED: 1}
+    assert excluded[262144] == {NOT_FINITE: 1}
     z, logit = found.ratios("tokens")
     assert (z.ends[0].seeds, z.low, z.high) == (1, None, None)
     assert [end.size for end in logit.ends] == [32768, 131072]
 
 
-def test_runs_that_differ_in_length_are_said_to(made, make_ladder, seen_of):
-    found = read_monitors(made[2])
+def test_runs_that_differ_in_length_are_said_to(monitored_law, make_ladder, monitors_of_frame):
+    found = read_monitors(monitored_law[2])
     assert found is not None
-    assert "64 to 512 steps and 8 to 64 looks" in str(run_length_note(found, "tokens"))
-    assert "larger by chance alone" in str(run_length_note(found, "tokens"))
+    note = str(run_length_note(found, "tokens"))
+    assert "64 to 512 steps" in note
+    assert "8 to 64 looks" in note
     assert run_length_note(found, "width") is None
-    even = seen_of(monitored(make_ladder).assign(monitor_looks=8))
+    even = monitors_of_frame(monitored_ladder(make_ladder).assign(monitor_looks=8))
     assert even is not None
     note = str(run_length_note(even, "tokens"))
-    assert "all looked at 8 times" in note
+    assert "8 looks" in note
     assert "share" not in note  # looks every 50 steps may be as many, at other shares of each run
 
 
-def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, seen_of, tmp_path):
-    frame = monitored(make_ladder)
-    steps = by_step(frame)
+def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, monitors_of_frame, tmp_path):
+    frame = monitored_ladder(make_ladder)
+    steps = metrics_table(frame)
     steps = steps[(steps["step"] == 100) | (steps["quantity"] != "update_rms")]  # one look
     spoiled = (steps["quantity"] == "attention_z") & (steps["layer"] == 0) & (steps["step"] == 100)
     steps.loc[spoiled, "value"] = np.nan  # beside a layer that is finite
     steps.to_parquet(tmp_path / "runs.metrics.parquet")
-    found = seen_of(frame)
+    found = monitors_of_frame(frame)
     assert found is not None
     figure, rows = monitors_against_steps(found)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
@@ -212,8 +218,8 @@ def test_every_look_has_a_marker_and_what_is_not_finite_a_cross(make_ladder, see
     assert one == 1
 
 
-def test_the_picture_against_a_size_has_the_spread_over_seeds(made):
-    found = read_monitors(made[2])
+def test_the_picture_against_a_size_has_the_spread_over_seeds(monitored_law):
+    found = read_monitors(monitored_law[2])
     assert found is not None
     _, rows = monitors_against_size(found, "tokens")
     (row,) = [r for r in rows if r["quantity"] == "attention_z_max" and r["tokens"] == 32768]
@@ -222,10 +228,12 @@ def test_the_picture_against_a_size_has_the_spread_over_seeds(made):
 
 
 @pytest.mark.parametrize("same", [9.15527e-05, 0.1])
-def test_seeds_that_agree_exactly_have_a_mean_that_is_theirs_and_a_picture(same, make_ladder, seen_of):
-    frame = monitored(make_ladder)
+def test_seeds_that_agree_exactly_have_their_value_as_mean_and_a_picture(
+    same, make_ladder, monitors_of_frame
+):
+    frame = monitored_ladder(make_ladder)
     third = frame[frame["seed"] == 1].assign(seed=2, run_id="third" + frame["run_id"])
-    found = seen_of(pd.concat([frame, third], ignore_index=True).assign(outlier_share=same))
+    found = monitors_of_frame(pd.concat([frame, third], ignore_index=True).assign(outlier_share=same))
     assert found is not None
     for ratio in found.ratios("tokens"):
         if ratio.quantity == "outlier_share":
@@ -234,21 +242,21 @@ def test_seeds_that_agree_exactly_have_a_mean_that_is_theirs_and_a_picture(same,
     assert {row["value"] for row in rows if row["quantity"] == "outlier_share"} == {same}
 
 
-def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(made):
-    _, frame, law = made
+def test_steps_are_those_of_the_best_run_its_largest_layer_and_the_hidden_role(monitored_law):
+    _, frame, law = monitored_law
     found = read_monitors(law)
     assert found is not None
     for scale, row in enumerate(found.scales.to_dict("records")):
         own = found.steps[found.steps["scale"] == scale]
-        run = int(best(frame, row["tokens"], row["width"])["loss"].to_numpy().argmin())
-        run = int(best(frame, row["tokens"], row["width"]).index.to_numpy()[run])
+        run = int(best_runs(frame, row["tokens"], row["width"])["loss"].to_numpy().argmin())
+        run = int(best_runs(frame, row["tokens"], row["width"]).index.to_numpy()[run])
         assert own[own["quantity"] == "attention_z"]["value"].tolist() == [50 + run, 100 + run]
         assert own[own["quantity"] == "update_rms"]["value"].tolist() == [1e-3, 1e-3]
         assert own[own["quantity"] == "outlier_share"]["value"].tolist() == [0.25, 0.25]
 
 
-def test_the_report_draws_and_says_it(made, tmp_path):
-    write_report(made[2], tmp_path, "hyperp-law report")
+def test_the_report_draws_and_says_it(monitored_law, tmp_path):
+    write_report(monitored_law[2], tmp_path, "hyperp-law report")
     text = (tmp_path / "report.md").read_text()
     section = text.split("## Stability\n")[1].split("\n## ")[0]
     for picture in ("stability-tokens", "stability-width", "stability-steps"):
@@ -269,8 +277,8 @@ def test_the_report_draws_and_says_it(made, tmp_path):
             assert lines[index - 1] == lines[index + 1] == "", line
 
 
-def test_without_the_table_by_step_the_summaries_are_drawn_alone(made, tmp_path):
-    folder, _, law = made
+def test_without_the_table_by_step_the_summaries_are_drawn_alone(monitored_law, tmp_path):
+    folder, _, law = monitored_law
     (folder / "runs.metrics.parquet").rename(folder / "aside")
     try:
         write_report(law, tmp_path, "hyperp-law report")
@@ -281,7 +289,7 @@ def test_without_the_table_by_step_the_summaries_are_drawn_alone(made, tmp_path)
 
 
 def test_tables_that_changed_or_have_no_monitors_leave_the_report_as_it_was(make_ladder, tmp_path):
-    frame = monitored(make_ladder)
+    frame = monitored_ladder(make_ladder)
     path = tmp_path / "runs.parquet"
     frame.to_parquet(path)
     law = fit_law(read_runs(path), ["tokens"])

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import penalty, predict
-from hyperp.analysis.optima.methods import available
-from hyperp.analysis.queries.check import check
-from hyperp.analysis.queries.recommend import recommend
+from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.random_effects import meta_regression, paule_mandel, t_quantile
 from hyperp.analysis.table.validate import Runs, check_frame
 from hyperp.analysis.vocabulary import METHODS
@@ -114,7 +112,7 @@ def test_a_known_law_is_recovered_inside_its_interval(make_ladder):
     e = law.exponents["tokens"]
     assert e.low < -0.45 < e.high
     assert abs(e.value + 0.45) < 0.05
-    _, low, high = predict(law, {"tokens": 2**22})
+    _, low, high = law.interval_at({"tokens": 2**22})
     assert low < 2 ** (-4.7 - 0.45 * 6) < high
     assert (law.df, len(law.slices), law.held["width"], law.rate_factor) == (3, 5, 32, 1.0)
     assert law.ranges == {"tokens": (32768, 524288)}
@@ -150,7 +148,7 @@ def test_prediction_intervals_cover_at_eight_times_the_range(make_ladder, tokens
         frame = make_ladder(tokens=tokens, octaves=(-11, 1), scatter=0.05, seed_shift=0.1, rng_seed=seed)
         law = fit_law(_runs(frame), ["tokens"])
         target = 8 * max(tokens)
-        _, low, high = predict(law, {"tokens": target})
+        _, low, high = law.interval_at({"tokens": target})
         inside += low < 2 ** (-4.7 - 0.5 * math.log2(target / 65536)) < high
     assert inside >= 0.93 * 80
 
@@ -162,7 +160,7 @@ def test_scaled_rates_scale_the_law_and_order_changes_nothing(make_ladder, octav
     scaled = frame.assign(lr=frame["lr"] * 2.0**octaves)
     shuffled = frame.loc[order.sample(list(frame.index), len(frame))]
     laws = [fit_law(_runs(one), ["tokens"]) for one in (frame, scaled, shuffled)]
-    base, other = (np.array(predict(law, {"tokens": 10**6})) for law in laws[:2])
+    base, other = (np.array(law.interval_at({"tokens": 10**6})) for law in laws[:2])
     np.testing.assert_allclose(other / base, 2.0**octaves, rtol=1e-5, atol=0)
     skip = {"created"}
     assert laws[0].model_dump(exclude=skip) == laws[2].model_dump(exclude=skip)
@@ -292,11 +290,11 @@ def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
     last = law.leave_one_out[-1]
     rest = fit_law(_runs(frame[frame["tokens"] < 524288]), ["tokens"])
     # The others alone have another tau and pooled errors, which move the weights a little.
-    np.testing.assert_allclose(last.predicted, predict(rest, {"tokens": 524288})[0], rtol=0.01, atol=0)
+    np.testing.assert_allclose(last.predicted, rest.interval_at({"tokens": 524288})[0], rtol=0.01, atol=0)
     np.testing.assert_allclose(last.error, math.log(last.predicted / last.lr), rtol=1e-9, atol=1e-12)
     assert law.basin is not None
     assert last.loss_penalty is not None
-    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, [last.error]), rtol=1e-9, atol=0)
+    np.testing.assert_allclose(last.loss_penalty, law.basin.penalty([last.error]), rtol=1e-9, atol=0)
     quadratic = law.basin.coef[law.basin.powers.index([2])] * last.error**2
     np.testing.assert_allclose(last.loss_penalty, quadratic, rtol=0.3, atol=0)
 
@@ -304,7 +302,7 @@ def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
 def test_methods_stand_beside_and_one_that_disagrees_is_a_warning(make_ladder):
     frame = make_ladder(exponent=-0.35, noise=1e-4, skew=0)
     law = fit_law(_runs(frame), ["tokens"])
-    assert [b.method for b in law.beside] == [n for n in METHODS if n in available() and n != law.method]
+    assert [b.method for b in law.beside] == [n for n in METHODS if n != law.method]
     argmin = fit_law(_runs(frame), ["tokens"], method="argmin")
     (same,) = [b for b in law.beside if b.method == "argmin"]
     np.testing.assert_allclose(same.exponents["tokens"], argmin.exponents["tokens"].value, rtol=1e-12, atol=0)
@@ -352,20 +350,20 @@ def test_leaving_a_slice_out_costs_what_missing_rate_and_batch_together_costs():
     assert law.basin is not None
     assert own is not None
     assert last.loss_penalty is not None
-    missed = math.log(predict(rest, at, "batch_tokens")[0] / own.also["batch_tokens"])
-    np.testing.assert_allclose(last.loss_penalty, penalty(law.basin, [last.error, missed]), rtol=0.1, atol=0)
-    assert last.loss_penalty > 10 * penalty(law.basin, last.error)
-    found = recommend(law, at)
+    missed = math.log(rest.interval_at(at, "batch_tokens")[0] / own.also["batch_tokens"])
+    np.testing.assert_allclose(last.loss_penalty, law.basin.penalty([last.error, missed]), rtol=0.1, atol=0)
+    assert last.loss_penalty > 10 * law.basin.penalty(last.error)
+    found = recommend_rate(law, at)
     ends = found.also["batch_tokens"]
     assert found.penalty_low is not None
     for end in (ends.low, ends.high):
         both = [math.log(found.lr / found.low), math.log(ends.value / end)]
-        assert found.penalty_low >= penalty(law.basin, both) * (1 - 1e-9)
+        assert found.penalty_low >= law.basin.penalty(both) * (1 - 1e-9)
 
 
 def test_a_prediction_in_linear_space_adds_the_scatter_in_rates(make_ladder):
     law = fit_law(_runs(make_ladder(scatter=0.3)), ["tokens"], space="linear")
-    rate, low, high = predict(law, {"tokens": 2**20})
+    rate, low, high = law.interval_at({"tokens": 2**20})
     x = np.array([1.0, math.log(2**20)])
     assert law.rate_sd is not None
     variance = x @ np.array(law.covariance) @ x + (law.rate_sd / rate) ** 2
@@ -395,8 +393,8 @@ def test_runs_that_have_not_finished_may_lack_a_rate(make_ladder):
 
 def test_sizes_that_may_be_one_are_a_warning_of_the_check(make_ladder):
     frame = pd.concat([make_ladder(), make_ladder(tokens=(66000,), rng_seed=1)])
-    assert [w[:30] for w in check(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
-    assert check(_runs(make_ladder())).warnings == []
+    assert [w[:30] for w in check_runs(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
+    assert check_runs(_runs(make_ladder())).warnings == []
 
 
 def test_mostly_censored_slices_are_refused(make_ladder):
@@ -424,14 +422,14 @@ def test_linear_space_is_least_squares_in_the_rates(make_ladder):
     beta, cov = curve_fit(lambda t, a, b: np.exp(a + b * np.log(t)), x, y, p0=[1.0, -0.4])
     np.testing.assert_allclose([law.a.value, law.exponents["tokens"].value], beta, rtol=1e-4, atol=0)
     np.testing.assert_allclose(law.covariance, cov, rtol=1e-3, atol=0)
-    rate, low, high = predict(law, {"tokens": 65536})
+    rate, low, high = law.interval_at({"tokens": 65536})
     assert low < rate < high
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"over": ("batch_tokens",)}, "--over must be lr, or lr and one more column"),
+        ({"over": ("batch_tokens",)}, "--tuned must be lr, or lr and one more column"),
         ({"over": ("lr", "tokens")}, "covariate tokens is given twice"),
         ({"method": "magic"}, "--method must be one of"),
         ({"space": "square"}, "--space must be log or linear, got 'square'"),

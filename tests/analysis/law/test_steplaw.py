@@ -13,7 +13,7 @@ import pytest
 from scipy.interpolate import LinearNDInterpolator
 
 from hyperp.analysis.optima.basin.fit import fit_basin
-from hyperp.analysis.optima.basin.shape import Curves, pack
+from hyperp.analysis.optima.basin.shape import LossCurves, pack_curves
 from hyperp.analysis.random_effects import meta_regression
 from tests.oracles.baselines import argmin_fit, pool_fit
 from tests.paths import PUBLIC_SWEEPS
@@ -28,16 +28,16 @@ def table(name: str) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def cells() -> tuple[Curves, np.ndarray]:
+def cells() -> tuple[LossCurves, np.ndarray]:
     """The 17 dense cells and their (ln N, ln D)."""
     frame = table("steplaw_dense_lr_bs_loss.csv")
     groups = frame.groupby(["N", "D"])
     U = np.log(np.column_stack([frame["lr"], frame["bs"] * 2048.0]))
     Z = np.log(np.array([key for key, _ in groups], dtype=float))
-    return pack(U, frame["smooth loss"].to_numpy(), groups.ngroup().to_numpy()), Z
+    return pack_curves(U, frame["smooth loss"].to_numpy(), groups.ngroup().to_numpy()), Z
 
 
-def regret(curves: Curves, k: int, at: np.ndarray) -> float:
+def regret(curves: LossCurves, k: int, at: np.ndarray) -> float:
     """Relative excess loss of cell k at the log (rate, batch) `at`; the nearest run's outside the grid."""
     rows = np.argsort(np.where(curves.row[k] < 0, np.iinfo(int).max, curves.row[k]))
     rows = rows[: int((curves.count[k] > 0).sum())]
@@ -47,17 +47,17 @@ def regret(curves: Curves, k: int, at: np.ndarray) -> float:
     return (value if np.isfinite(value) else nearest) / loss.min() - 1
 
 
-def leave_one_out(cells: tuple[Curves, np.ndarray], predict) -> np.ndarray:
+def leave_one_out(cells: tuple[LossCurves, np.ndarray], predict) -> np.ndarray:
     """Regrets in % of loss; `predict(curves, Z, z)` sees all cells but one and gives its log optimum."""
     curves, Z = cells
     found = []
     for k in range(len(Z)):
         rest = np.arange(len(Z)) != k
-        found.append(100 * regret(curves, k, predict(curves.pick(rest), Z[rest], Z[k])))
+        found.append(100 * regret(curves, k, predict(curves.select(rest), Z[rest], Z[k])))
     return np.array(found)
 
 
-def shared(curves: Curves, Z: np.ndarray, z: np.ndarray) -> np.ndarray:
+def shared(curves: LossCurves, Z: np.ndarray, z: np.ndarray) -> np.ndarray:
     real = curves.count > 0
     owner = np.nonzero(real)[0]
     basin = fit_basin(curves.u[real], curves.loss[real], owner, covariates=Z)

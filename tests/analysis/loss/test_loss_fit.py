@@ -1,24 +1,31 @@
-"""Loss laws: known laws come back, the published optimum is met, the floor's uncertainty is shown."""
+"""Loss laws: known laws and the published optimum are recovered, and the floor's uncertainty is shown."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize, nnls
+from scipy.special import huber
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.loss.bootstrap import band, bootstrap, intervals
+from hyperp.analysis.loss.bootstrap import bootstrap_loss, loss_band, parameter_intervals
 from hyperp.analysis.loss.fit import (
     DELTA,
     LossFit,
-    farther,
-    fit_loss,
-    parameters,
-    predict,
-    profile,
+    extrapolation_point,
+    fit_loss_law,
+    predict_loss,
+    profile_floor,
+    published_parameters,
     solver_points,
 )
 from hyperp.analysis.loss.points import loss_points
-from hyperp.analysis.loss.solver import basins, bounds, evaluate, huber, nonnegative, polish
+from hyperp.analysis.loss.solver import (
+    evaluate_huber_sum,
+    nonnegative_least_squares,
+    parameter_bounds,
+    polish,
+    starting_points,
+)
 from tests.paths import PUBLIC_SWEEPS
 
 BESIROGLU = PUBLIC_SWEEPS / "chinchilla_besiroglu_245.csv"
@@ -31,7 +38,7 @@ def besiroglu() -> LossFit:
         pytest.skip(f"needs {BESIROGLU.name} in the folder shared beside the repository")
     frame = pd.read_csv(BESIROGLU)
     frame = frame.loc[frame["kept"]].rename(columns={"N": "parameters", "D": "tokens"})
-    return fit_loss(loss_points(frame, "chinchilla"))
+    return fit_loss_law(loss_points(frame, "chinchilla"))
 
 
 def grid(noise: float = 0.0, n: int = 60, seed: int = 0) -> pd.DataFrame:
@@ -50,7 +57,7 @@ def curve(E: float = 1.7, b: float = 0.12, noise: float = 0.0, n: int = 8, seed:
 
 
 def values(fit: LossFit) -> dict[str, float]:
-    return dict(zip(fit.names, parameters(fit.z_P[None], fit.centre_K)[0].tolist(), strict=True))
+    return dict(zip(fit.names, published_parameters(fit.z_P[None], fit.centre_K)[0].tolist(), strict=True))
 
 
 def test_the_optimum_of_the_240_points_is_met(besiroglu):
@@ -62,9 +69,9 @@ def test_the_optimum_of_the_240_points_is_met(besiroglu):
 
 
 def test_bootstrap_intervals_of_the_240_points(besiroglu):
-    draws = bootstrap(besiroglu, 1000, seed=0)
+    draws = bootstrap_loss(besiroglu, 1000, seed=0)
     assert (draws.kind, draws.not_converged) == ("pairs", 0)
-    found = intervals(besiroglu, draws)
+    found = parameter_intervals(besiroglu, draws)
     # within three Monte Carlo standard errors of the ends, twice a thousand resamples apart
     for name, low, high, atol in (("alpha", 0.319, 0.372, 5e-3), ("beta", 0.331, 0.417, 8e-3)):
         np.testing.assert_allclose(found[name], (low, high), atol=atol, rtol=0)
@@ -75,35 +82,35 @@ def test_warm_resamples_are_as_good_as_cold_ones(besiroglu):
     rng = np.random.default_rng(0)
     n = len(besiroglu.points.loss_n)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(float)
-    warm = bootstrap(besiroglu, 1000, seed=0)
+    warm = bootstrap_loss(besiroglu, 1000, seed=0)
     data = solver_points(besiroglu.points, besiroglu.centre_K, DELTA)
-    low, high = bounds(data, {})
+    low, high = parameter_bounds(data, {})
     for i in range(10):
         one = type(data)(data.u_Kn, data.y_Rn, weights[i : i + 1], DELTA)
-        cold = polish(basins(one, low, high), one, low, high).objective_R.min()
-        assert evaluate(warm.z_RP[i : i + 1], one).value_R[0] <= cold * (1 + 1e-8)
+        cold = polish(starting_points(one, low, high), one, low, high).objective_R.min()
+        assert evaluate_huber_sum(warm.z_RP[i : i + 1], one).value_R[0] <= cold * (1 + 1e-8)
 
 
 def test_no_random_start_finds_a_better_optimum():
     for seed in range(4):
         points = loss_points(grid(0.01, seed=seed), "chinchilla")
-        fit = fit_loss(points)
+        fit = fit_loss_law(points)
         rng = np.random.default_rng(seed)
         z = np.column_stack(
             [rng.uniform(0, 2.5, 100), rng.uniform(-5, 1, (100, 2)), rng.uniform(0.02, 2, (100, 2))]
         )
         data = solver_points(points, fit.centre_K, DELTA)
-        low, high = bounds(data, {})
+        low, high = parameter_bounds(data, {})
         assert polish(z, data, low, high).objective_R.min() >= fit.objective * (1 - 1e-8)
 
 
 def test_an_independent_minimiser_gains_nothing():
-    fit = fit_loss(loss_points(grid(0.005), "chinchilla"))
+    fit = fit_loss_law(loss_points(grid(0.005), "chinchilla"))
     data = solver_points(fit.points, fit.centre_K, DELTA)
 
     def objective(z):
         law = z[0] + np.exp(z[1] - z[3] * data.u_Kn[0]) + np.exp(z[2] - z[4] * data.u_Kn[1])
-        return huber(np.log(law) - data.y_Rn[0], DELTA).sum() / fit.objective
+        return huber(DELTA, np.log(law) - data.y_Rn[0]).sum() / fit.objective
 
     assert objective(fit.z_P) == pytest.approx(1, rel=1e-12, abs=0)
     options = {"xatol": 1e-10, "fatol": 1e-13, "maxiter": 5000, "maxfev": 5000}
@@ -117,16 +124,16 @@ def test_gradient_is_that_of_the_objective():
     data = solver_points(points, np.exp(np.log(points.x_Kn).mean(axis=1)), DELTA)
     z = np.array([1.7, -0.9, -1.1, 0.33, 0.4])
     step = 1e-6 * np.eye(5)
-    ahead, behind = evaluate(z + step, data).value_R, evaluate(z - step, data).value_R
+    ahead, behind = evaluate_huber_sum(z + step, data).value_R, evaluate_huber_sum(z - step, data).value_R
     np.testing.assert_allclose(
-        evaluate(z[None], data).gradient_RP[0], (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-9
+        evaluate_huber_sum(z[None], data).gradient_RP[0], (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-9
     )
 
 
 def test_inner_problem_is_nonnegative_least_squares():
     rng = np.random.default_rng(0)
     design, target = rng.normal(size=(50, 3, 20)), rng.normal(size=(50, 20))
-    found = nonnegative(design, target, None)
+    found = nonnegative_least_squares(design, target, None)
     some = 0
     for matrix, b, x in zip(design, target, found, strict=True):
         expected = nnls(matrix.T, b)[0]
@@ -137,11 +144,11 @@ def test_inner_problem_is_nonnegative_least_squares():
 
 
 def test_known_laws_come_back():
-    found = values(fit_loss(loss_points(grid(), "chinchilla")))
+    found = values(fit_loss_law(loss_points(grid(), "chinchilla")))
     for name, value in TRUTH.items():
         assert found[name] == pytest.approx(value, rel=1e-4, abs=0), name
     for E, b in ((1.7, 0.12), (3.0, 0.5), (0.4, 0.05)):
-        fit = fit_loss(loss_points(curve(E, b), "power"))
+        fit = fit_loss_law(loss_points(curve(E, b), "power"))
         assert fit.converged
         found = values(fit)
         assert (found["E"], found["b"]) == (
@@ -154,100 +161,100 @@ def test_known_laws_come_back():
 def test_a_few_wild_points_move_little():
     frame = grid(0.001, n=80)
     frame.loc[:5, "loss"] *= 1.2
-    found = values(fit_loss(loss_points(frame, "chinchilla")))
+    found = values(fit_loss_law(loss_points(frame, "chinchilla")))
     assert found["E"] == pytest.approx(TRUTH["E"], rel=0, abs=0.03)
 
 
 def test_a_law_without_a_floor_is_reported_as_such():
     frame = curve(E=0.0)
     frame["loss"] *= np.exp(-5e-4 * np.log(frame["flops"] / 1e18) ** 2)  # falls faster than a power law
-    fit = fit_loss(loss_points(frame, "power"))
+    fit = fit_loss_law(loss_points(frame, "power"))
     assert fit.at_bounds == ("E is at 0: the data show no floor",)
-    floors = profile(fit)
+    floors = profile_floor(fit)
     assert floors.objective_F[0] == floors.objective_F.min()
-    assert fit_loss(loss_points(curve(noise=0.001), "power")).at_bounds == ()
+    assert fit_loss_law(loss_points(curve(noise=0.001), "power")).at_bounds == ()
 
 
 def test_a_floor_at_its_bound_converges():
-    """Losses that fall ever faster want E below 0: the steps end at E = 0 exactly, in resamples too."""
+    """Losses that fall ever faster would fit with E below 0, so E ends at 0 exactly, in resamples too."""
     flops = [1.087e10, 1.529e10, 2.174e10, 3.058e10, 4.349e10, 6.149e10, 8.697e10, 1.3207e11]
     loss = [2.4388, 2.3717, 2.2774, 2.1868, 2.0975, 1.9589, 1.8490, 1.9142]
     points = loss_points(pd.DataFrame({"flops": flops, "loss": loss}), "power")
-    fit = fit_loss(points)
+    fit = fit_loss_law(points)
     assert fit.converged
     assert fit.z_P[0] == 0
-    assert fit.objective == pytest.approx(fit_loss(points, {"E": 0.0}).objective, rel=1e-9, abs=0)
-    assert bootstrap(fit, 500, seed=0).not_converged <= 10
+    assert fit.objective == pytest.approx(fit_loss_law(points, {"E": 0.0}).objective, rel=1e-9, abs=0)
+    assert bootstrap_loss(fit, 500, seed=0).not_converged <= 10
 
 
 def test_a_covariate_that_does_nothing_is_reported_as_such():
     frame = grid(n=80)
     frame["loss"] = TRUTH["E"] + TRUTH["B"] * frame["tokens"] ** -TRUTH["beta"]
     frame["loss"] *= np.exp(0.001 * np.random.default_rng(0).normal(size=80))
-    fit = fit_loss(loss_points(frame, "chinchilla"))
+    fit = fit_loss_law(loss_points(frame, "chinchilla"))
     assert fit.at_bounds  # A at zero, or alpha at one of its ends
-    assert np.ptp(predict(fit, fit.z_P[None], fit.points.x_Kn[:, :1] * [[1, 10], [1, 1]])) < 0.01
+    assert np.ptp(predict_loss(fit, fit.z_P[None], fit.points.x_Kn[:, :1] * [[1, 10], [1, 1]])) < 0.01
 
 
 def test_pins_are_held_and_cost_what_the_profile_says():
     points = loss_points(grid(0.003), "chinchilla")
-    free, pinned = fit_loss(points), fit_loss(points, {"E": 1.6})
+    free, pinned = fit_loss_law(points), fit_loss_law(points, {"E": 1.6})
     assert (pinned.z_P[0], pinned.free) == (1.6, 4)
     assert pinned.objective > free.objective
-    assert intervals(pinned, bootstrap(pinned, 20))["E"] == (1.6, 1.6)
-    alpha = fit_loss(points, {"alpha": 0.3})
+    assert parameter_intervals(pinned, bootstrap_loss(pinned, 20))["E"] == (1.6, 1.6)
+    alpha = fit_loss_law(points, {"alpha": 0.3})
     assert alpha.z_P[3] == 0.3
-    floors = profile(free)
+    floors = profile_floor(free)
     assert np.interp(1.6, floors.floor_F, floors.objective_F) == pytest.approx(
         pinned.objective, rel=0.02, abs=0
     )
     for name, value in (("A", 3.0), ("E", 9.0), ("alpha", 7.0), ("E", float("nan"))):
         with pytest.raises(ValueError, match=f"--pin.*{name}"):
-            fit_loss(points, {name: value})
+            fit_loss_law(points, {name: value})
 
 
 def test_profile_is_the_best_fit_at_each_floor():
     points = loss_points(grid(0.004, n=50), "chinchilla")
-    fit = fit_loss(points)
-    floors = profile(fit, (1.7, 1.9))
+    fit = fit_loss_law(points)
+    floors = profile_floor(fit, (1.7, 1.9))
     assert floors.objective_F.min() == pytest.approx(fit.objective, rel=1e-9, abs=0)
     assert floors.floor_F[floors.objective_F.argmin()] == fit.z_P[0]
     for i in range(0, len(floors.floor_F), 7):
-        pinned = fit_loss(points, {"E": float(floors.floor_F[i])})
+        pinned = fit_loss_law(points, {"E": float(floors.floor_F[i])})
         assert floors.objective_F[i] == pytest.approx(pinned.objective, rel=1e-6, abs=0)
-    far = predict(fit, floors.z_FP, farther(points)[:, None])[:, 0]
+    far = predict_loss(fit, floors.z_FP, extrapolation_point(points)[:, None])[:, 0]
     np.testing.assert_allclose(floors.extrapolated_F, far, rtol=1e-12, atol=0)
 
 
 def test_rows_in_another_order_give_the_same_bits():
     frame = grid(0.004)
     first, second = (
-        fit_loss(loss_points(f, "chinchilla")) for f in (frame, frame.sample(frac=1, random_state=1))
+        fit_loss_law(loss_points(f, "chinchilla")) for f in (frame, frame.sample(frac=1, random_state=1))
     )
     np.testing.assert_array_equal(first.z_P, second.z_P)
-    np.testing.assert_array_equal(bootstrap(first, 30, 5).z_RP, bootstrap(second, 30, 5).z_RP)
+    np.testing.assert_array_equal(bootstrap_loss(first, 30, 5).z_RP, bootstrap_loss(second, 30, 5).z_RP)
 
 
 def test_units_change_only_what_they_should():
     frame = grid(0.004)
-    plain = values(fit_loss(loss_points(frame, "chinchilla")))
-    scaled = values(fit_loss(loss_points(frame.assign(tokens=frame["tokens"] * 2048), "chinchilla")))
+    plain = values(fit_loss_law(loss_points(frame, "chinchilla")))
+    scaled = values(fit_loss_law(loss_points(frame.assign(tokens=frame["tokens"] * 2048), "chinchilla")))
     assert scaled.pop("B") == pytest.approx(plain["B"] * 2048 ** plain["beta"], rel=1e-4, abs=0)
     assert scaled == {n: pytest.approx(plain[n], rel=1e-5, abs=0) for n in scaled}
-    bits = values(fit_loss(loss_points(frame.assign(loss=frame["loss"] / np.log(2)), "chinchilla")))
+    bits = values(fit_loss_law(loss_points(frame.assign(loss=frame["loss"] / np.log(2)), "chinchilla")))
     for name in ("E", "A", "B"):
         assert bits[name] * np.log(2) == pytest.approx(plain[name], rel=1e-4, abs=0)
     assert bits["alpha"] == pytest.approx(plain["alpha"], rel=1e-5, abs=0)
 
 
 def test_band_holds_the_truth_beyond_the_data():
-    """Few points: noise resamples, whose intervals are as wide as Student's t is."""
+    """With few points, noise is resampled, and the intervals are as wide as Student's t."""
     inside, repeats = 0, 60
     for seed in range(repeats):
-        fit = fit_loss(loss_points(curve(noise=0.002, n=7, seed=seed), "power"))
-        draws = bootstrap(fit, 200, seed)
+        fit = fit_loss_law(loss_points(curve(noise=0.002, n=7, seed=seed), "power"))
+        draws = bootstrap_loss(fit, 200, seed)
         assert draws.kind == "noise"
-        low, high = band(fit, draws, np.array([[1e22]]))
+        low, high = loss_band(fit, draws, np.array([[1e22]]))
         inside += bool(low[0] <= 1.7 + 1.2 * 1e3**-0.12 <= high[0])
     assert inside >= 0.88 * repeats  # 95% less three standard errors of 60 repeats
 
@@ -255,32 +262,32 @@ def test_band_holds_the_truth_beyond_the_data():
 @pytest.mark.parametrize(
     ("frame", "form", "reason"),
     [
-        (curve(n=3), "power", "3 distinct .flops. cannot fit 3 parameters, 4 are needed; run 1 more"),
+        (curve(n=3), "power", r"3 distinct \(flops\) .*3 parameters, 4 .*run 1 more"),
         (
             curve().assign(flops=1e18, lr=range(8)),
             "power",
-            r"flops does not vary, it is 1e\+18 everywhere",
+            r"flops does not vary.* 1e\+18",
         ),
-        (grid(n=5), "chinchilla", "cannot fit 5 parameters, 6 are needed"),
+        (grid(n=5), "chinchilla", "5 distinct .*5 parameters, 6 "),
         (
             grid().assign(tokens=lambda f: 20 * f["parameters"]),
             "chinchilla",
-            "move together .* run the same",
+            r"parameters and tokens .*correlation 1\.0",
         ),
         (
             grid().assign(parameters=[1e8, 2e8] * 30),
             "chinchilla",
-            "parameters has 2 values .* needs 3; run",
+            "parameters .*2 values .*3; run",
         ),
     ],
 )
 def test_data_that_cannot_tell_is_refused_with_what_to_run(frame, form, reason):
     with pytest.raises(Refusal, match=reason):
-        fit_loss(loss_points(frame, form))
+        fit_loss_law(loss_points(frame, form))
 
 
 def sweep() -> pd.DataFrame:
-    """Eight computes, three rates, two seeds; the middle rate is best but at the first compute."""
+    """Eight computes, three rates, two seeds; the middle rate is best at every compute except the first."""
     frame = curve().merge(pd.DataFrame({"lr": [0.01, 0.02, 0.04]}), how="cross")
     frame = frame.merge(pd.DataFrame({"seed": [0, 1]}), how="cross")
     worse = np.where(frame["lr"] == 0.02, 0.0, 0.1) * np.where(frame["flops"] == 1e18, -1, 1)
@@ -308,13 +315,13 @@ def test_rows_that_are_dropped_are_counted():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flops": None}, r"lacks the column\(s\) flops .*--map flops=COLUMN; there are"),
-        ({"loss": "low"}, "column loss must be a number, got 'low' in row 1"),
-        ({"loss": -1.0}, "column loss must be positive in a finished run, got -1 in row 1"),
-        ({"flops": 0.0}, "column flops must be positive"),
+        ({"flops": None}, r"flops .*--map flops="),
+        ({"loss": "low"}, "loss must .*got 'low' in row 1"),
+        ({"loss": -1.0}, "loss must .*got -1 in row 1"),
+        ({"flops": 0.0}, "flops must .*got 0 in row 1"),
         ({"status": "failed"}, "no finished run"),
-        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must have one value .*, got muon, sso; use --where"),
-        ({"seed": 0}, "rows 1 and 2 are alike in every column"),
+        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must .*got muon, sso.*--where"),
+        ({"seed": 0}, "rows 1 and 2 "),
     ],
 )
 def test_bad_tables_are_one_line(change, text):

@@ -1,4 +1,4 @@
-"""Every method takes slices and returns an optimum for each, right where the truth is known."""
+"""Every method finds the optimum of each slice where the truth is known."""
 
 import re
 
@@ -8,10 +8,11 @@ import pytest
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.optima.estimation import Options
-from hyperp.analysis.optima.methods import POOL, available, estimate
+from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.optima.methods import POOL, estimate_optima
 from hyperp.analysis.table.slices import Slice, split
 from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.vocabulary import METHODS
 from tests.paths import PUBLIC_SWEEPS
 
 TRUTH = -4.7 - 0.5 * np.arange(-1, 4)  # log2 of the ladder's optima
@@ -27,21 +28,24 @@ def _where(found) -> np.ndarray:
 )
 def test_optima_of_skewed_basins_are_found(make_ladder, name, off):
     slices = split(check_frame(make_ladder(noise=2e-4)))
-    assert np.abs(_where(estimate(name, slices, Options(by=("tokens",)))) - TRUTH).max() < off
+    assert np.abs(_where(estimate_optima(name, slices, MethodOptions(by=("tokens",)))) - TRUTH).max() < off
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", METHODS)
 def test_an_optimum_does_not_depend_on_the_order_of_slices_or_on_other_contexts(make_ladder, name):
-    options = Options(by=("tokens",))
+    options = MethodOptions(by=("tokens",))
     slices = split(check_frame(make_ladder()))
     context = {**slices[0].context, "optimizer": "adamw"}
     other = split(check_frame(make_ladder(log2_at_64k=-8.0, octaves=(-12, -4), depth=0.03, context=context)))
-    alone, mixed = estimate(name, slices, options), estimate(name, [*other, *slices[::-1]], options)
+    alone, mixed = (
+        estimate_optima(name, slices, options),
+        estimate_optima(name, [*other, *slices[::-1]], options),
+    )
     np.testing.assert_allclose(_where(mixed)[:4:-1], _where(alone), rtol=0, atol=1e-6)
 
 
 def test_rate_and_batch_are_found_together(make_ladder):
-    """A valley that lies askew: the best rate grows with the square root of the batch."""
+    """The valley is tilted: the best rate at a batch grows with the batch."""
     rng = np.random.default_rng(0)
     frames = []
     for k, tokens in enumerate((2**15, 2**16, 2**17, 2**18)):
@@ -51,33 +55,35 @@ def test_rate_and_batch_are_found_together(make_ladder):
         frames.append(pd.DataFrame({"tokens": tokens, "lr": 2.0**x, "batch_tokens": 2.0**b, "loss": loss}))
     over = ("lr", "batch_tokens")
     slices = split(check_frame(pd.concat(frames)), over=over)
-    found = estimate("shared", slices, Options(over=over, by=("tokens",)))
+    found = estimate_optima("shared", slices, MethodOptions(over=over, by=("tokens",)))
     np.testing.assert_allclose(_where(found), -5 - 0.3 * np.arange(4), rtol=0, atol=0.05)
     batch = [o.also["batch_tokens"] for o in found.optima]
     np.testing.assert_allclose(batch, 10.2 + 0.5 * np.arange(4), rtol=0, atol=0.08)
     assert all(0 < o.also_se["batch_tokens"] < 0.1 for o in found.optima)
     for name in ("pool", "argmin"):
-        rough = estimate(name, slices, Options(over=over))
+        rough = estimate_optima(name, slices, MethodOptions(over=over))
         np.testing.assert_allclose([o.also["batch_tokens"] for o in rough.optima], batch, rtol=0, atol=0.8)
-    with pytest.raises(ValueError, match="two-stage tunes lr alone, got --over lr,batch_tokens"):
-        estimate("two-stage", slices, Options(over=over))
+    with pytest.raises(ValueError, match=r"two-stage .*got --tuned lr,batch_tokens"):
+        estimate_optima("two-stage", slices, MethodOptions(over=over))
 
 
 def test_a_pool_counts_every_run_near_the_best_once():
     lr = 2.0 ** np.arange(-8, 0)
     loss = 3 * (1 + np.array([0.05, 0.02, 0.9 * POOL, 0.0, 0.5 * POOL, 0.9 * POOL, 0.02, 0.05]))
     one = Slice({"optimizer": ""}, {"tokens": 1}, lr, np.zeros(8, dtype=int), loss, {}, (), None)
-    (found,) = estimate("pool", [one], Options()).optima
+    (found,) = estimate_optima("pool", [one], MethodOptions()).optima
     assert (found.runs, found.rates) == (4, tuple(lr[2:6]))
     np.testing.assert_allclose(found.log2_lr, -4.5, rtol=0, atol=1e-12)  # pyright: ignore
-    (best,) = estimate("argmin", [one], Options()).optima
+    (best,) = estimate_optima("argmin", [one], MethodOptions()).optima
     assert best.log2_lr == -5
 
 
 def test_a_flat_curve_has_no_optimum_by_any_method():
     lr = 2.0 ** np.arange(-8, 0)
     one = Slice({"optimizer": ""}, {"tokens": 1}, lr, np.zeros(8, dtype=int), np.full(8, 3.0), {}, (), None)
-    assert all(estimate(name, [one], Options()).optima[0].state != "bracketed" for name in available())
+    assert all(
+        estimate_optima(name, [one], MethodOptions()).optima[0].state != "bracketed" for name in METHODS
+    )
 
 
 @pytest.mark.parametrize("seed_shift", [0.0, 0.2])
@@ -85,7 +91,9 @@ def test_the_interval_of_a_slice_holds_though_seeds_move_the_optimum(make_ladder
     held = []
     for rng_seed in range(60):
         noise = {"seed_shift": seed_shift, "noise": 1e-3, "rng_seed": rng_seed}
-        found = estimate("shared", split(check_frame(make_ladder(**noise))), Options(by=("tokens",)))
+        found = estimate_optima(
+            "shared", split(check_frame(make_ladder(**noise))), MethodOptions(by=("tokens",))
+        )
         assert all(o.low is not None and o.high is not None for o in found.optima)
         held += [o.low <= 2.0**t <= o.high for o, t in zip(found.optima, TRUTH, strict=True)]  # pyright: ignore
     assert 0.88 <= np.mean(held) <= 0.995
@@ -96,23 +104,23 @@ def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder)
         make_ladder(tokens=(tokens,), depth=0.01 * 2.0 ** (0.5 * k), noise=2e-4, rng_seed=k)
         for k, tokens in enumerate((32768, 65536, 131072, 262144, 524288))
     ]
-    found = estimate("shared", split(check_frame(pd.concat(frames))), Options(by=("tokens",)))
+    found = estimate_optima("shared", split(check_frame(pd.concat(frames))), MethodOptions(by=("tokens",)))
     np.testing.assert_allclose(_where(found), TRUTH, rtol=0, atol=0.05)
     bends = [o.curvature / o.loss for o in found.optima]  # pyright: ignore
     np.testing.assert_allclose(bends, 0.01 * 2.0 ** (0.5 * np.arange(5)), rtol=0.15, atol=0)
     assert re.search(r"curvature changes as tokens\^0\.(4|5)\d", found.notes[0])
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", METHODS)
 def test_a_size_that_hardly_varies_does_not_stop_a_law_for_another(make_ladder, name):
     odd = make_ladder(tokens=(65536,), covariates={"batch_tokens": 520})
     frame = check_frame(pd.concat([make_ladder(covariates={"batch_tokens": 512}), odd]))
-    assert estimate(name, split(frame), Options(by=("tokens",))).optima[0].state == "bracketed"
+    assert estimate_optima(name, split(frame), MethodOptions(by=("tokens",))).optima[0].state == "bracketed"
     law = fit_law(_runs(frame), ("tokens",), method=name)
     assert law.exponents["tokens"].value == pytest.approx(-0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("name", [n for n in available() if n != "two-stage"])
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "two-stage"])
 def test_a_size_that_hardly_varies_is_refused_by_every_method(name):
     """StepLaw's mixtures of experts: total N moves by a quarter of a percent."""
     path = PUBLIC_SWEEPS / "steplaw_moe_lr_bs_loss.csv"

@@ -1,4 +1,4 @@
-"""The runs proposed next do shrink the interval as promised, and the file that names them can be run."""
+"""The next runs shrink the interval as much as promised, and a sweep can run the file that names them."""
 
 import math
 import shlex
@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import predict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.next_runs import next_runs
 from hyperp.analysis.queries.points_file import run_command, save_points
@@ -28,7 +27,7 @@ def law(make_ladder) -> Law:
 
 def test_the_width_now_is_that_of_the_recommendation(law):
     found = next_runs(law, {"tokens": 2**22})
-    _, low, high = predict(law, {"tokens": 2**22})
+    _, low, high = law.interval_at({"tokens": 2**22})
     np.testing.assert_allclose(found.width, high / low, rtol=1e-9, atol=0)
 
 
@@ -41,7 +40,7 @@ def test_each_slice_shrinks_the_interval_and_none_is_run_twice(law):
     assert len({*sizes, *(s.covariates["tokens"] for s in law.slices)}) == 7
 
 
-def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
+def test_only_new_sizes_are_chosen_among_those_of_a_plan(law):
     known = law.slices[0].covariates
     done = [s.covariates["tokens"] for s in law.slices]
     among = [{"tokens": t} for t in (*done, 3 * 2**17, 2**21)] + [
@@ -51,7 +50,7 @@ def test_a_plan_s_sizes_are_chosen_among_and_others_passed_over(law):
     assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
     assert {c.covariates["width"] for c in found.choices} == {known["width"]}
     assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
-    with pytest.raises(ValueError, match=r"--among must give sizes of the law's .*tokens.*, got experts"):
+    with pytest.raises(ValueError, match=r"--among must .*tokens.*, got experts"):
         next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
 
 
@@ -73,7 +72,7 @@ def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
 
 def test_rates_lie_about_the_predicted_optimum(law):
     choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
-    rate = predict(law, choice.covariates)[0]
+    rate = law.interval_at(choice.covariates)[0]
     np.testing.assert_allclose(math.sqrt(choice.rates[0] * choice.rates[-1]), rate, rtol=1e-3, atol=0)
     assert choice.rates[-1] / choice.rates[0] >= 8
 
@@ -105,7 +104,7 @@ def test_runs_of_two_optimizers_are_two_blocks_that_say_so(tmp_path):
     ]
     assert save_points(points, tmp_path / "points.yaml", "both")
     text = (tmp_path / "points.yaml").read_text()
-    assert "# optimizer=lion: no option of hyperp-train, run these points in your own way" in text
+    assert "# not in hyperp-train: optimizer=lion;" in text
     blocks = yaml.safe_load(text)["blocks"]
     assert blocks["points"]["overrides"] == ["optim=muonh", "schedule=linear"]
     assert blocks["points1"]["overrides"] == [
@@ -118,15 +117,15 @@ POINTS = [{"optimizer": "muonh", "tokens": 131072, "width": 32, "lr": [0.01, 0.0
 
 
 def _plan_of(path, words: list[str]):
-    """The plan of the printed command, its WORDS replaced by a sweep's own."""
+    """The plan of the printed command, with OVERRIDES replaced by those of a sweep."""
     command = shlex.split(run_command(path))
     assert command[:2] == ["hyperp-sweep", "run"]
-    at = command.index("WORDS")
+    at = command.index("OVERRIDES")
     return make_plan([*command[2:at], *words, *command[at + 1 :]])
 
 
 def _own_sweep(folder) -> str:
-    """A folder with a sweep and an experiment of the user's own, as a word."""
+    """The override that adds a folder with a sweep and an experiment of the user's own."""
     for group, text in (
         ("sweep", "blocks: {own: {grid: {scale.tokens: [32768]}}}\n"),
         ("experiment", "# @package _global_\ndefaults: [{override /sweep: own}]\nmodel: {context: 64}\n"),
@@ -147,10 +146,10 @@ def _own_sweep(folder) -> str:
         "_a/b/c.d.yaml",
     ],
 )
-def test_the_printed_command_runs_the_points_with_the_words_of_the_sweep(tmp_path, name):
+def test_the_printed_command_runs_the_points_with_the_overrides_of_the_sweep(tmp_path, name):
     path = tmp_path / name
     assert save_points(POINTS, path, "why")
-    assert "WORDS are those of the sweep, less" in path.read_text()
+    assert "# OVERRIDES: " in path.read_text()
     own = _own_sweep(tmp_path / "own")
     plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
     assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
@@ -164,7 +163,7 @@ def test_searchpaths_joined_as_the_note_says_find_the_users_own_experiment(tmp_p
     assert len(_plan_of(path, ["+experiment=demo"]).points) == 2
     own = _own_sweep(tmp_path / "own").removeprefix("hydra.searchpath=[").removesuffix("]")
     search, *rest = shlex.split(run_command(path))[2:]
-    rest = [w for w in rest if w != "WORDS"]
+    rest = [w for w in rest if w != "OVERRIDES"]
     plan = make_plan([f"{search.removesuffix(']')},{own}]", "+experiment=own", *rest])
     assert {p.config.model.context for p in plan.points} == {64}
     assert len(plan.points) == 2
@@ -179,11 +178,11 @@ def test_a_very_small_rate_is_still_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("target", "count", "message"),
     [
-        ({"depth": 4}, 1, "target must be of the law's tokens, got 'depth'"),
-        ({"tokens": -1}, 1, "tokens must be positive, got -1"),
-        ({}, 0, "--slices must be at least 1, got 0"),
+        ({"depth": 4}, 1, "target must .* tokens, got 'depth'"),
+        ({"tokens": -1}, 1, "tokens must .* got -1"),
+        ({}, 0, "--slices must .* 1, got 0"),
     ],
 )
-def test_targets_that_are_none(law, target, count, message):
+def test_bad_targets_are_named_in_the_error(law, target, count, message):
     with pytest.raises(ValueError, match=message):
         next_runs(law, target, count)

@@ -1,4 +1,4 @@
-"""A recommended rate is the product of its factors, and says how far it reaches beyond the law."""
+"""A recommended rate is the product of its factors, and says how far the target lies beyond the law."""
 
 import math
 import subprocess
@@ -10,10 +10,10 @@ import pytest
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import penalty, predict
 from hyperp.analysis.law.schema import BasinRecord, Law
-from hyperp.analysis.queries.recommend import hydra_words, recommend
-from hyperp.analysis.queries.validate import validate
+from hyperp.analysis.queries.overrides import hydra_overrides
+from hyperp.analysis.queries.recommend import recommend_rate
+from hyperp.analysis.queries.validate import validate_law
 from hyperp.analysis.table.validate import Runs, check_frame
 
 
@@ -27,7 +27,7 @@ def law(make_ladder) -> Law:
 
 
 def test_the_rate_is_the_product_of_its_factors(law):
-    found = recommend(law, {"tokens": 2**21})
+    found = recommend_rate(law, {"tokens": 2**21})
     np.testing.assert_allclose(math.prod(f.contribution for f in found.factors), found.lr, rtol=1e-12, atol=0)
     assert found.low < found.lr < found.high
     tokens = found.factors[1]
@@ -39,7 +39,7 @@ def test_the_interval_adds_the_scatter_of_one_more_slice(law):
     """Variance: of the line at the target, between slices, and of one slice's own optimum."""
     x = np.array([1.0, math.log(2**21)])
     variance = x @ np.array(law.covariance) @ x + law.tau**2 + law.slice_sd**2
-    found = recommend(law, {"tokens": 2**21})
+    found = recommend_rate(law, {"tokens": 2**21})
     assert law.slice_sd > 0
     np.testing.assert_allclose(
         math.log(found.high / found.low), 2 * 3.182446 * math.sqrt(variance), rtol=1e-6, atol=0
@@ -49,7 +49,7 @@ def test_the_interval_adds_the_scatter_of_one_more_slice(law):
 def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
     """Basins steeper towards high rates: a rate too high, the optimum at the low end, costs more."""
     law = fit_law(_runs(make_ladder(seed_shift=0.05, noise=5e-4, skew=0.3)), ["tokens"])
-    found = recommend(law, {"tokens": 2**20})
+    found = recommend_rate(law, {"tokens": 2**20})
     assert law.basin is not None
     for cost, end in ((found.penalty_low, found.low), (found.penalty_high, found.high)):
         assert cost is not None
@@ -62,44 +62,44 @@ def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
 
 
 def test_refusals_come_with_the_runs_that_would_answer(law):
-    with pytest.raises(Refusal, match="cannot speak for 'muon'") as caught:
-        recommend(law, {"tokens": 65536}, {"optimizer": "muon"})
+    with pytest.raises(Refusal, match=r"optimizer 'muonh'.* 'muon'") as caught:
+        recommend_rate(law, {"tokens": 65536}, {"optimizer": "muon"})
     assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(15, 20)]
     assert {p["optimizer"] for p in caught.value.next_points} == {"muon"}
     assert all(len(p["lr"]) == 9 for p in caught.value.next_points)
-    with pytest.raises(Refusal, match="the law holds depth at 2") as caught:
-        recommend(law, {"tokens": 65536, "depth": 4})
+    with pytest.raises(Refusal, match=r"depth at 2 .* 4 ") as caught:
+        recommend_rate(law, {"tokens": 65536, "depth": 4})
     (point,) = caught.value.next_points
     assert (point["depth"], point["tokens"], point["width"]) == (4, 65536, 32)
-    assert point["lr"][2] == pytest.approx(recommend(law, {"tokens": 65536}).lr, rel=1e-3)
+    assert point["lr"][2] == pytest.approx(recommend_rate(law, {"tokens": 65536}).lr, rel=1e-3)
 
 
 def test_the_published_exponent_moves_nothing(law):
-    ratio = predict(law, {"tokens": 2**22})[0] / predict(law, {"tokens": 2**21})[0]
+    ratio = law.interval_at({"tokens": 2**22})[0] / law.interval_at({"tokens": 2**21})[0]
     np.testing.assert_allclose(ratio, 2 ** law.exponents["tokens"].value, rtol=1e-12, atol=0)
     assert abs(law.exponents["tokens"].value + 0.5) < 0.1
 
 
 def test_it_warns_outside_the_fitted_range_and_widens(law):
-    inside, outside = recommend(law, {"tokens": 100000}), recommend(law, {"tokens": 2**22})
+    inside, outside = recommend_rate(law, {"tokens": 100000}), recommend_rate(law, {"tokens": 2**22})
     assert inside.warnings == []
     assert outside.warnings == ["tokens=4194304 lies 8 times outside the fitted range 32768 to 524288"]
     assert outside.extrapolation[0].factor == 8
     assert outside.high / outside.low > inside.high / inside.low
-    assert recommend(law, {"tokens": 8192}).extrapolation[0].factor == 4
+    assert recommend_rate(law, {"tokens": 8192}).extrapolation[0].factor == 4
 
 
 def test_what_the_law_holds_may_be_repeated_but_not_changed(law):
-    assert recommend(law, {"tokens": 65536, "width": 32}) == recommend(law, {"tokens": 65536})
-    with pytest.raises(Refusal, match="the law holds depth at 2 in every slice and cannot say what 4 does"):
-        recommend(law, {"tokens": 65536, "depth": 4})
+    assert recommend_rate(law, {"tokens": 65536, "width": 32}) == recommend_rate(law, {"tokens": 65536})
+    with pytest.raises(Refusal, match=r"depth at 2 .* 4 "):
+        recommend_rate(law, {"tokens": 65536, "depth": 4})
 
 
 def test_a_fixed_exponent_carries_to_another_size(make_ladder):
     law = fit_law(_runs(make_ladder(seed_shift=0.05)), ["tokens"], fix={"depth": -0.5})
-    shallow, deep = (predict(law, {"tokens": 65536, "depth": d})[0] for d in (2, 8))
+    shallow, deep = (law.interval_at({"tokens": 65536, "depth": d})[0] for d in (2, 8))
     np.testing.assert_allclose(deep / shallow, 0.5, rtol=1e-12, atol=0)
-    found = recommend(law, {"tokens": 65536, "depth": 8})
+    found = recommend_rate(law, {"tokens": 65536, "depth": 8})
     assert found.warnings == ["depth=8 lies 4 times outside the fitted range 2 to 2"]
     assert [f.fixed for f in found.factors] == [False, False, True]
 
@@ -107,34 +107,34 @@ def test_a_fixed_exponent_carries_to_another_size(make_ladder):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({}, "the law needs --tokens: it varies with it"),
-        ({"tokens": 0}, "tokens must be at least 1, got 0"),
-        ({"flops": 5}, "covariate must be one of width, .* got 'flops'"),
+        ({}, "needs --tokens"),
+        ({"tokens": 0}, "tokens must .* 1, got 0"),
+        ({"flops": 5}, "covariate must .* width, .* got 'flops'"),
     ],
 )
-def test_a_target_that_is_none(law, target, message):
+def test_a_bad_target_is_named_in_the_error(law, target, message):
     with pytest.raises(ValueError, match=message):
-        recommend(law, target)
+        recommend_rate(law, target)
 
 
-def test_hydra_words_hold_the_base_rate_and_every_size_of_the_law(law, make_ladder):
-    found = recommend(law, {"tokens": 520000})
+def test_hydra_overrides_hold_the_base_rate_and_every_size_of_the_law(law, make_ladder):
+    found = recommend_rate(law, {"tokens": 520000})
     words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} "
     sizes = "width=32 depth=2 tokens=520000 batch_tokens=512 granularity=1 sparsity=1"
     words += " ".join(f"scale.{size}" for size in sizes.split())
-    assert hydra_words(law, found) == words
+    assert hydra_overrides(law, found) == words
     foreign = law.model_copy(update={"context": {**law.context, "optimizer": "lion", "schedule": "wsd"}})
-    with pytest.raises(ValueError, match="optimizer=lion, schedule=wsd, which is no option of hyperp-train"):
-        hydra_words(foreign, found)
+    with pytest.raises(ValueError, match=r"--hydra: .* optimizer=lion, schedule=wsd"):
+        hydra_overrides(foreign, found)
     # Every run at 0.7 times its base rate: the base rate is that much larger.
     frame = make_ladder(seed_shift=0.05)
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] / 0.7)), ["tokens"])
-    found = recommend(law, {"tokens": 520000})
+    found = recommend_rate(law, {"tokens": 520000})
     assert found.base_lr == pytest.approx(found.lr / 0.7, rel=1e-6)
     # A factor that moves with tokens cannot be carried to the target.
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] * frame["tokens"] ** 0.32)), ["tokens"])
-    with pytest.raises(Refusal, match="lr/base_lr differs between the law's slices"):
-        hydra_words(law, recommend(law, {"tokens": 520000}))
+    with pytest.raises(Refusal, match="lr/base_lr differs between"):
+        hydra_overrides(law, recommend_rate(law, {"tokens": 520000}))
 
 
 def test_a_recommendation_imports_neither_torch_nor_pandas():
@@ -162,7 +162,7 @@ def test_no_part_of_the_analysis_imports_torch():
 
 
 def _target_runs(law, make_curve, optimum_shift: float, seeds: int, ratios=(0.5, 1.0, 2.0), noise=0.001):
-    rate, _, _ = predict(law, {"tokens": 2**20})
+    rate, _, _ = law.interval_at({"tokens": 2**20})
     points = make_curve(
         math.log2(rate) + optimum_shift, rate * np.array(ratios), seeds, np.random.default_rng(3), noise=noise
     )
@@ -171,14 +171,14 @@ def _target_runs(law, make_curve, optimum_shift: float, seeds: int, ratios=(0.5,
 
 
 def test_the_recommended_rate_passes_where_it_is_best(law, make_curve):
-    found = validate(law, _runs(_target_runs(law, make_curve, 0.0, seeds=2)))
+    found = validate_law(law, _runs(_target_runs(law, make_curve, 0.0, seeds=2)))
     assert found.passed
     assert [r.recommended for r in found.rows] == [False, True, False]
     assert found.verdict.endswith("has the lowest mean loss")
 
 
 def test_it_fails_where_half_the_rate_is_better(law, make_curve):
-    found = validate(law, _runs(_target_runs(law, make_curve, -1.0, seeds=2)))
+    found = validate_law(law, _runs(_target_runs(law, make_curve, -1.0, seeds=2)))
     assert not found.passed
     assert [r.passed for r in found.rows] == [False, True, True]
     assert "FAIL" in found.verdict
@@ -189,7 +189,7 @@ def test_the_spread_decides_a_near_tie(law, make_curve):
     frame = _target_runs(law, make_curve, 0.0, seeds=2).sort_values(["lr", "seed"]).reset_index(drop=True)
     for gap, passed in ((0.01, True), (0.04, False)):
         frame["loss"] = [3.0, 3.0, 3 + gap - 0.03, 3 + gap + 0.03, 3.0, 3.0]
-        found = validate(law, _runs(frame))
+        found = validate_law(law, _runs(frame))
         assert found.rows[0].allowed == pytest.approx(0.03, rel=1e-9)
         assert found.passed is passed
 
@@ -200,7 +200,7 @@ def test_a_single_seed_takes_the_spread_of_the_law(law, make_curve):
     assert allowed is not None
     for gap, passed in ((0.9 * allowed, True), (1.1 * allowed, False)):
         frame["loss"] = [3.0, 3 + gap, 3.5]
-        found = validate(law, _runs(frame))
+        found = validate_law(law, _runs(frame))
         assert found.passed is passed
         assert "the law's records" in found.spread_from
 
@@ -208,26 +208,26 @@ def test_a_single_seed_takes_the_spread_of_the_law(law, make_curve):
 def test_divergence_loses(law, make_curve):
     frame = _target_runs(law, make_curve, 0.0, seeds=2)
     top = frame["lr"] == frame["lr"].max()
-    found = validate(law, _runs(frame.assign(status=np.where(top, "diverged", "finished"))))
+    found = validate_law(law, _runs(frame.assign(status=np.where(top, "diverged", "finished"))))
     assert found.passed
     assert found.rows[-1].note == "diverged"
     middle = ~top & (frame["lr"] != frame["lr"].min())
     one = middle & (frame["seed"] == 1)
-    found = validate(law, _runs(frame.assign(status=np.where(one, "diverged", "finished"))))
+    found = validate_law(law, _runs(frame.assign(status=np.where(one, "diverged", "finished"))))
     assert not found.passed
     assert "has a run that diverged" in found.verdict
 
 
-def test_runs_that_cannot_check_the_law(law, make_curve, make_ladder):
+def test_runs_that_cannot_validate_the_law(law, make_curve, make_ladder):
     frame = _target_runs(law, make_curve, 0.0, seeds=1)
-    with pytest.raises(ValueError, match="lr must include the recommended"):
-        validate(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
-    with pytest.raises(ValueError, match="RUNS must hold one target scale, but tokens vary"):
-        validate(law, _runs(make_ladder()))
-    with pytest.raises(ValueError, match="optimizer must be the law's 'muonh', got 'adamw'"):
-        validate(law, _runs(frame.assign(optimizer="adamw")))
-    with pytest.raises(Refusal, match="only the recommended rate was run") as caught:
-        validate(law, _runs(frame.iloc[1:2]))
+    with pytest.raises(ValueError, match=r"lr must include the recommended .* has"):
+        validate_law(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
+    with pytest.raises(ValueError, match=r"RUNS must .* tokens vary"):
+        validate_law(law, _runs(make_ladder()))
+    with pytest.raises(ValueError, match=r"optimizer must .* 'muonh', got 'adamw'"):
+        validate_law(law, _runs(frame.assign(optimizer="adamw")))
+    with pytest.raises(Refusal, match="half and twice that rate") as caught:
+        validate_law(law, _runs(frame.iloc[1:2]))
     assert len(caught.value.next_points[0]["lr"]) == 2
 
 
@@ -236,4 +236,4 @@ def test_a_basin_that_narrows_with_a_size_costs_more_there():
     assert basin.at({"tokens": 1000}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
     assert basin.at({"width": 64}).coef == pytest.approx([0.01, 0.001], rel=1e-12)
     assert basin.at({"tokens": 4000}).coef == pytest.approx([0.02, 0.002], rel=1e-12)
-    assert penalty(basin.at({"tokens": 4000}), 0.3) == pytest.approx(2 * penalty(basin, 0.3), rel=1e-12)
+    assert basin.at({"tokens": 4000}).penalty(0.3) == pytest.approx(2 * basin.penalty(0.3), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Transfer along an axis: the drift that was put in, what ignoring it costs, and both carried on."""
+"""Transfer along an axis: the drift of synthetic curves, what ignoring it costs, and both extrapolated."""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyperp.analysis.queries.check import check
-from hyperp.analysis.queries.transfer import Transfer, transfer
+from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
 from hyperp.analysis.report.text.transfer import transfer_rows
 from hyperp.analysis.table.validate import Runs, check_frame
 
@@ -29,7 +29,7 @@ def answer(make_ladder) -> Transfer:
         for k in range(4)
     ]
     runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
-    (found,) = transfer(check(runs).slices, "width")
+    (found,) = measure_transfer(check_runs(runs).slices, "width")
     return found
 
 
@@ -46,7 +46,7 @@ def test_every_larger_value_has_its_penalty(answer):
     assert answer.penalty == answer.penalties[-1]
 
 
-def test_drift_and_penalty_are_carried_on_with_their_interval(answer):
+def test_drift_and_penalty_are_extrapolated_with_their_interval(answer):
     assert [a.at for a in answer.ahead] == [512, 1024, 2048]
     for found in answer.ahead:
         doublings = math.log2(found.at / 32)
@@ -58,7 +58,7 @@ def test_drift_and_penalty_are_carried_on_with_their_interval(answer):
         np.testing.assert_allclose(found.percent, (DRIFT * doublings) ** 2, rtol=0.25, atol=0)
 
 
-def _along(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[float, ...]) -> Transfer:
+def _transfer_of(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[float, ...]) -> Transfer:
     frames = [
         make_ladder(
             tokens=(131072,),
@@ -72,26 +72,26 @@ def _along(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[flo
         for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
     runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
-    (found,) = transfer(check(runs, method="two-stage").slices, "width")
+    (found,) = measure_transfer(check_runs(runs, method="two-stage").slices, "width")
     return found
 
 
 @pytest.mark.parametrize("widths", [(32, 256), (32, 128, 512, 2048)])
 def test_drift_is_for_each_doubling_however_far_apart_the_values(make_ladder, widths):
-    found = _along(make_ladder, -0.25, widths, (0.01,) * len(widths))
+    found = _transfer_of(make_ladder, -0.25, widths, (0.01,) * len(widths))
     assert found.drift is not None
     np.testing.assert_allclose(found.drift.octaves_per_doubling, -0.25, rtol=0, atol=0.02)
 
 
 def test_the_extrapolated_cost_is_by_the_basin_of_the_largest(make_ladder):
-    found = _along(make_ladder, -0.5, (32, 64, 128), (0.01, 0.01, 0.04))
+    found = _transfer_of(make_ladder, -0.5, (32, 64, 128), (0.01, 0.01, 0.04))
     for ahead in found.ahead:
         assert ahead.percent is not None
         np.testing.assert_allclose(ahead.percent, 4.0 * ahead.octaves**2, rtol=0.1, atol=0)
 
 
-def test_a_drift_that_may_be_none_may_cost_nothing(make_ladder):
-    found = _along(make_ladder, 0.0, (32, 64, 128, 256), (0.01,) * 4)
+def test_a_drift_whose_interval_holds_zero_may_cost_nothing(make_ladder):
+    found = _transfer_of(make_ladder, 0.0, (32, 64, 128, 256), (0.01,) * 4)
     assert found.drift is not None
     assert found.drift.low is not None
     assert found.drift.low < 0
@@ -105,19 +105,33 @@ def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
         for k, span in enumerate([(-9, -1), (-9, -1), (-14, -9), (-9, -1)])
     ]
     runs = Runs(check_frame(pd.concat(parts)), "runs.parquet", "0" * 64)
-    (found,) = transfer(check(runs).slices, "width")
+    (found,) = measure_transfer(check_runs(runs).slices, "width")
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
 
 
-def test_an_axis_that_is_not_there_is_named(make_ladder):
+def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(make_ladder):
+    """Optima above every rate, each 0.7 times its base rate: the file of points needs both."""
+    parts = [
+        make_ladder(tokens=(131072,), covariates={"width": width}, octaves=(-14, -9)) for width in (32, 64)
+    ]
+    frame = pd.concat(parts)
+    runs = Runs(check_frame(frame.assign(base_lr=frame["lr"] / 0.7)), "runs.parquet", "0" * 64)
+    slices = check_runs(runs).slices
+    points = bracketing_points(slices, measure_transfer(slices, "width"))
+    assert [p["width"] for p in points] == [32, 64]
+    assert all(min(p["lr"]) > 2**-9 for p in points)
+    np.testing.assert_allclose([p["factor"] for p in points], 0.7, rtol=1e-9, atol=0)
+
+
+def test_an_unknown_axis_is_named_in_the_error(make_ladder):
     runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
-    with pytest.raises(ValueError, match=r"--over must be one of width, .* got 'N'"):
-        transfer(check(runs).slices, "N")
+    with pytest.raises(ValueError, match=r"--over must .* width, .* got 'N'"):
+        measure_transfer(check_runs(runs).slices, "N")
 
 
 @pytest.mark.parametrize("seed_shift", [0.05, 0.2])
-def test_intervals_of_a_few_coarse_curves_cover_and_are_of_use(make_ladder, seed_shift):
+def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladder, seed_shift):
     """Four sizes, five rates an octave apart, three seeds: hardly a residual beside the shared basin."""
     inside, halves, drifts, wide = [], [], [], []
     for sample in range(40):
@@ -136,7 +150,9 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_of_use(make_ladder, seed
             )
             for k in range(4)
         ]
-        (found,) = transfer(check(Runs(check_frame(pd.concat(frames)), "r", "0" * 64)).slices, "width")
+        (found,) = measure_transfer(
+            check_runs(Runs(check_frame(pd.concat(frames)), "r", "0" * 64)).slices, "width"
+        )
         true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
         inside += [point.low < true < point.high for point in found.points]
         halves += [math.log2(point.high / point.low) / 2 for point in found.points]

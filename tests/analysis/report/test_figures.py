@@ -1,19 +1,21 @@
 """Every picture comes as PNG, SVG and CSV, and the CSV holds the law's own numbers."""
 
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.predict import penalty, predict
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.transfer import transfer
+from hyperp.analysis.queries.transfer import measure_transfer
 from hyperp.analysis.report.figures import style
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
-from hyperp.analysis.report.figures.law import optimum_against
+from hyperp.analysis.report.figures.law import optimum_against, plot_optimum
 from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.table.validate import Runs, check_frame
 
@@ -30,7 +32,7 @@ def law(make_ladder) -> Law:
     return fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), ["tokens"])
 
 
-def _save(figure_and_rows, folder, name):
+def _save_and_read(figure_and_rows, folder, name):
     figure, rows = figure_and_rows
     paths = save_figure(figure, rows, folder, name)
     assert [p.suffix for p in paths] == [".png", ".svg", ".csv"]
@@ -46,7 +48,7 @@ def test_basins_hold_every_point_and_mark_the_excluded(law, tmp_path):
     assert faces["width 64, 131k tokens (excluded)"] == "none"
     assert faces["1.05M tokens (excluded)"] == "none"
     assert faces["65.5k tokens"] != "none"
-    saved = _save((figure, rows), tmp_path, "basins")
+    saved = _save_and_read((figure, rows), tmp_path, "basins")
     points = [r for r in saved if r["kind"] == "point"]
     assert len(points) == sum(len(s.points) for s in law.slices)
     optima = sorted(float(r["lr"]) for r in saved if r["kind"] == "optimum")
@@ -55,10 +57,12 @@ def test_basins_hold_every_point_and_mark_the_excluded(law, tmp_path):
 
 
 def test_optimum_against_tokens_holds_fit_band_and_published_slope(law, tmp_path):
-    saved = _save(optimum_against(law, "tokens", {"tokens": 2**21}), tmp_path, "optimum")
+    saved = _save_and_read(optimum_against(law, "tokens", {"tokens": 2**21}), tmp_path, "optimum")
     for row in (r for r in saved if r["kind"] == "fit"):
         numbers = [float(row[name]) for name in ("lr", "low", "high")]
-        np.testing.assert_allclose(numbers, predict(law, {"tokens": float(row["tokens"])}), rtol=1e-9, atol=0)
+        np.testing.assert_allclose(
+            numbers, law.interval_at({"tokens": float(row["tokens"])}), rtol=1e-9, atol=0
+        )
     published = [(float(r["tokens"]), float(r["lr"])) for r in saved if r["kind"] == "published"]
     (x0, y0), (x1, y1) = published
     np.testing.assert_allclose(np.log(y1 / y0) / np.log(x1 / x0), -0.32, rtol=1e-9, atol=0)
@@ -78,28 +82,28 @@ def test_other_covariates_are_moved_along_the_fit(make_ladder, tmp_path):
         for k in range(3)
     ]
     law = fit_law(Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64), ["tokens", "batch_tokens"])
-    saved = _save(optimum_against(law, "tokens"), tmp_path, "optimum")
+    saved = _save_and_read(optimum_against(law, "tokens"), tmp_path, "optimum")
     for row in (r for r in saved if r["kind"] == "slice"):
         at = {"tokens": float(row["tokens"]), "batch_tokens": 1024.0}
-        np.testing.assert_allclose(float(row["lr"]), predict(law, at)[0], rtol=0.01, atol=0)
+        np.testing.assert_allclose(float(row["lr"]), law.interval_at(at)[0], rtol=0.01, atol=0)
 
 
 def test_leave_one_out_bars_hold_the_laws_own_errors(law, tmp_path):
-    saved = _save(leave_one_out_bars(law), tmp_path, "left")
+    saved = _save_and_read(leave_one_out_bars(law), tmp_path, "left")
     ours = [100 * (o.predicted / o.lr - 1) for o in law.leave_one_out]
     np.testing.assert_allclose([float(r["percent"]) for r in saved], ours, rtol=1e-9, atol=1e-9)
 
 
 def test_all_slices_collapse_on_the_basin_of_the_law(law, tmp_path):
-    saved = _save(basin_collapse(law), tmp_path, "collapse")
+    saved = _save_and_read(basin_collapse(law), tmp_path, "collapse")
     runs = [r for r in saved if r["kind"] == "run" and abs(float(r["octaves"])) < 1]
-    off = [float(r["percent"]) - 100 * penalty(law.basin, float(r["octaves"]) * np.log(2)) for r in runs]
+    off = [float(r["percent"]) - 100 * law.basin.penalty(float(r["octaves"]) * np.log(2)) for r in runs]
     assert len({r["slice"] for r in runs}) == 5
     assert np.abs(off).max() < 0.6  # noise of 0.2% and seeds that move the optimum
 
 
 def test_more_rates_per_slice_end_at_the_law(law, tmp_path):
-    saved = _save(fewer_rates_panels(law), tmp_path, "rates")
+    saved = _save_and_read(fewer_rates_panels(law), tmp_path, "rates")
     assert [int(r["rates"]) for r in saved] == list(range(3, 10))
     np.testing.assert_allclose(float(saved[-1]["value"]), law.exponents["tokens"].value, rtol=0, atol=0.02)
 
@@ -110,16 +114,45 @@ def test_a_censored_slice_is_a_hollow_mark_at_its_last_rate(law, tmp_path):
     assert (mark["kind"], mark["tokens"], mark["lr"]) == ("edge_low", 2**20, 2.0**-5)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 1
-    _save((figure, rows), tmp_path, "optimum")
+    _save_and_read((figure, rows), tmp_path, "optimum")
 
 
 def test_transfer_has_a_panel_for_each_context(law, tmp_path):
-    answers = transfer(law.slices, "width")
+    answers = measure_transfer(law.slices, "width")
     figure, rows = transfer_panels(law.slices, answers)
     assert len(figure.axes) == len(answers) == 1
-    saved = _save((figure, rows), tmp_path, "transfer")
+    saved = _save_and_read((figure, rows), tmp_path, "transfer")
     assert {r["slice"] for r in saved} == {"width 32", "width 64"}
     assert {r["optimizer"] for r in saved} == {"muonh"}
+
+
+def test_figures_are_drawn_into_given_axes_and_leave_their_figure_alone(law):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plot_optimum(law, "tokens", ax=left) is left
+    _, rows = optimum_against(law, "tokens")
+    assert len(left.lines) > len([row for row in rows if row["kind"] == "slice"])
+    assert basin_curves(law, right)[0] is figure
+    assert right.get_xlabel()
+    assert (figure.axes, figure.texts, figure.get_supxlabel()) == ([left, right], [], "")
+
+
+def test_an_unknown_covariate_is_named_with_those_that_there_are(law):
+    with pytest.raises(ValueError, match=r"covariate must be one of tokens, got depth"):
+        plot_optimum(law, "depth")
+
+
+def test_drawing_leaves_the_users_backend_alone():
+    code = (
+        "import sys, matplotlib; matplotlib.use('svg')\n"
+        "import hyperp.analysis.report.report, hyperp.analysis.report.figures.loss\n"
+        "import hyperp.analysis.report.figures.coordinates\n"
+        "from hyperp.analysis.report.figures.style import figure_for\n"
+        "figure_for(None, (1, 1))\n"
+        "assert matplotlib.get_backend() == 'svg', matplotlib.get_backend()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_same_law_gives_the_same_svg(law, tmp_path):

@@ -137,11 +137,7 @@ def test_the_same_rate_and_seed_twice_is_refused_or_averaged(make_ladder):
         ("tokens", 0, "column tokens must be a positive finite number, got 0"),
         ("width", np.inf, "column width must be a positive finite number, got inf"),
         ("seed", -1, "column seed must be a whole number of at least 0, got -1"),
-        (
-            "status",
-            "done",
-            "column status must be one of planned, running, finished, diverged, failed, got 'done'",
-        ),
+        ("status", "done", "status must be one of planned, .*finished, diverged, .*got 'done'"),
         ("optimizer", " ", "column optimizer must be text that is not empty, got ' '"),
         ("loss", "low", "column loss must be a number, got 'low'"),
     ],

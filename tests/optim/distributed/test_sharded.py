@@ -14,11 +14,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hyperp.distributed.ranks import world
+from hyperp.distributed.ranks import current_ranks
 from hyperp.optim import GroupedOptimizer, build
 from hyperp.optim.distributed.sharded import Ownership, cost
 from hyperp.optim.split import qkv_split
-from tests.ranks import together
+from tests.ranks import run_on_ranks
 
 torch.set_num_threads(1)
 STEPS, BATCH = 4, 8
@@ -259,13 +259,13 @@ def refuse_columns(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 
 def entry(task: Any, arguments: list[tuple[str, str]]) -> None:
-    ranks = world()
+    ranks = current_ranks()
     for how, algorithm in arguments:
         task(ranks.rank, ranks.size, how, algorithm)
 
 
 def spawn(task: Any, ranks: int, arguments: list[tuple[str, str]]) -> None:
-    together(ranks, entry, task, arguments)
+    run_on_ranks(ranks, entry, task, arguments)
 
 
 EVERY = [

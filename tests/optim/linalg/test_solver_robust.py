@@ -55,7 +55,7 @@ def test_a_run_at_an_absurd_rate_is_found_diverged(optimizer: str):
     trainer = Trainer(resolve(compose(words)))
     for _ in range(12):
         trainer.train_step()
-    assert trainer.monitor.reason(trainer.step) is not None
+    assert trainer.divergence.reason(trainer.step) is not None
 
 
 @pytest.mark.parametrize("name", ["sso", "muonsphere"])

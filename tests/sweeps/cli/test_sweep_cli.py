@@ -37,7 +37,7 @@ def words(root):
 
 
 def sweep(*args):
-    return forked.command("hyperp-sweep", *args)
+    return forked.run_command("hyperp-sweep", *args)
 
 
 def table(root):
@@ -256,7 +256,7 @@ def test_version():
     ],
 )
 def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
-    done = forked.command("hyperp-sweep", *args, cwd=tmp_path)
+    done = forked.run_command("hyperp-sweep", *args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(f"hyperp-sweep: error: {message}\n", done.stderr), done.stderr

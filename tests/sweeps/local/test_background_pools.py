@@ -38,7 +38,7 @@ def words(root, tokens, seeds):
 
 
 def sweep(*args):
-    return forked.command("hyperp-sweep", *args)
+    return forked.run_command("hyperp-sweep", *args)
 
 
 def report(root):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperp.config import compose, resolve
-from hyperp.data.tokenize import prepare
+from hyperp.data.tokenize import tokenize_files
 from hyperp.flops import count_parameters
 from hyperp.sweeps.plan.plan import Plan, Point, check_buildable, make_plan
 from hyperp.sweeps.printing import plan_summary
@@ -46,7 +46,7 @@ def corpus(tmp_path_factory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "text.txt").write_text("w1 w2 w3 w4\n")
     out = folder / "corpus.bin"
-    made = prepare([str(folder / "text.txt")], out, folder / "tokenizer.json", progress=False)
+    made = tokenize_files([str(folder / "text.txt")], out, folder / "tokenizer.json", progress=False)
     assert made["vocab_size"] == 32_000
     return out
 

@@ -18,7 +18,7 @@ from hyperp.sweeps.plan.overrides import expand_choices, format_override
 from hyperp.sweeps.plan.plan import check_buildable, make_plan, model_shape
 from hyperp.sweeps.plan.sweep import LearningRates
 from hyperp.sweeps.runs.cost import AssumedGpu
-from hyperp.training import memory
+from hyperp.training.memory import check_memory
 from hyperp.training.trainer import Trainer
 
 LADDER = "+sweep.blocks.ladder={grid:{scale.tokens:[32768,65536],seed:[0,1]},lr:{center:-4.7,octaves:1}}"
@@ -212,11 +212,11 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
     (point,) = make_plan(["scale.width=65536", "scale.depth=100000", "model.head_size=64"]).points
     shape = model_shape(point.config)
     with pytest.raises(ValueError, match=r"scale must be of a model that fits in memory.*depth=100000.* GiB"):
-        memory.check(point.config.scale, shape)
+        check_memory(point.config.scale, shape)
     with pytest.raises(ValueError, match="scale must be of a model that fits in memory"):
         Trainer(point.config)
     (small,) = make_plan([]).points
-    memory.check(small.config.scale, model_shape(small.config))
+    check_memory(small.config.scale, model_shape(small.config))
 
 
 def test_gpu_hours_are_flops_over_what_a_gpu_is_assumed_to_do():

@@ -1,4 +1,4 @@
-"""The shared basin: known shapes come back, states are named, errors and bootstraps are honest."""
+"""The shared basin: known shapes are recovered, states are named, errors and bootstraps are right."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.optima.basin.fit import Basin, fit_basin
-from hyperp.analysis.optima.basin.shape import Shape, pack, powers_of, slope, terms
+from hyperp.analysis.optima.basin.fit import BasinFit, fit_basin
+from hyperp.analysis.optima.basin.shape import (
+    BasinShape,
+    monomial_powers,
+    monomials,
+    pack_curves,
+    shape_gradient,
+)
 from hyperp.analysis.random_effects import meta_regression, t_quantile
 from tests.oracles.baselines import argmin_fit, fit_parabolas, pool_fit, two_stage_fit
 from tests.oracles.basin_bootstrap import paule_mandel_many, shared_bootstrap, two_stage_bootstrap
@@ -24,10 +30,10 @@ def sweep(
     exponent: float = -0.4,
     growth: float = 0.0,
 ) -> dict:
-    """Exponential-like basins, which no cubic is, over a covariate's range of 16; everything natural log.
+    """Basins like exponentials, which no cubic follows exactly, over a covariate's range of 16; natural logs.
 
     The curvature grows as the covariate to the power `growth`. Fewer than eight rates lie octaves apart about
-    the law's optimum, as on a grid of powers of two.
+    the optimum of the law, as on a grid of powers of two.
     """
     z = np.linspace(0.0, 4.0, slices) * LN2
     true = -6 * LN2 + exponent * (z - z.mean()) + scatter * LN2 * rng.standard_normal(slices)
@@ -43,7 +49,7 @@ def sweep(
     return {"z": z, "true": true, **data}
 
 
-def fit(data: dict, **options) -> Basin:
+def fit(data: dict, **options) -> BasinFit:
     return fit_basin(data["U"], data["loss"], data["slices"], covariates=data["z"], **options)
 
 
@@ -67,7 +73,7 @@ def test_two_dimensions_with_all_cubic_terms_come_back_exactly():
     true = rng.uniform(-0.5, 0.5, (4, 2))
     grid = np.stack(np.meshgrid(np.linspace(-1.5, 1.5, 8), np.linspace(-1.5, 1.5, 7)), axis=-1).reshape(-1, 2)
     coef = np.array([0.02, -0.012, 0.018, 0.002, -0.001, 0.002, -0.0015])
-    loss = 3 * (1 + terms(grid - true[:, None], powers_of(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
     basin = fit_basin(np.tile(grid, (4, 1)), loss.ravel(), np.repeat(np.arange(4), len(grid)))
     np.testing.assert_allclose(basin.optimum, true, atol=1e-6, rtol=0)
     np.testing.assert_allclose(basin.shape.coef, coef, atol=1e-7, rtol=1e-4)
@@ -76,12 +82,12 @@ def test_two_dimensions_with_all_cubic_terms_come_back_exactly():
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_slope_is_the_derivative(p):
     rng = np.random.default_rng(2)
-    powers, v = powers_of(p), rng.normal(size=(5, p))
+    powers, v = monomial_powers(p), rng.normal(size=(5, p))
     coef, h = rng.normal(size=len(powers)), 1e-6
     for j in range(p):
         step = h * np.eye(p)[j]
-        numeric = (terms(v + step, powers) - terms(v - step, powers)) @ coef / (2 * h)
-        np.testing.assert_allclose(slope(v, powers, coef)[:, j], numeric, atol=1e-7, rtol=1e-6)
+        numeric = (monomials(v + step, powers) - monomials(v - step, powers)) @ coef / (2 * h)
+        np.testing.assert_allclose(shape_gradient(v, powers, coef)[:, j], numeric, atol=1e-7, rtol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)
@@ -133,7 +139,7 @@ def test_errors_and_noise_are_as_large_as_they_say():
 
 @pytest.mark.parametrize("slices", [5, 12])
 def test_a_prediction_interval_at_eight_times_the_range_covers(slices):
-    """The full table, beside the plain two-stage interval, is printed by benchmarks/bench_law.py."""
+    """benchmarks/bench_law.py prints the full table, beside the plain two-stage interval."""
     held = []
     for seed in range(80):
         rng = np.random.default_rng([5, seed])
@@ -229,7 +235,7 @@ def test_a_slice_that_curves_down_in_one_direction_is_not_convex():
     basin = fit_basin(np.tile(grid, (4, 1)), loss, np.repeat(np.arange(4), len(grid)), scale=0.01)
     assert basin.states[:3] == ("bracketed",) * 3
     assert basin.states[3] == "not_convex"
-    assert "curvature is negative" in str(basin.reasons[3])
+    assert "negative" in str(basin.reasons[3])
 
 
 def test_noise_alone_rarely_makes_a_second_valley():
@@ -240,26 +246,26 @@ def test_noise_alone_rarely_makes_a_second_valley():
 
 
 def test_a_penalty_is_zero_at_the_optimum_and_never_less_elsewhere():
-    shape = Shape(powers_of(1), np.array([0.02, 0.005]))
+    shape = BasinShape(monomial_powers(1), np.array([0.02, 0.005]))
     du = np.linspace(-20, 20, 401)[:, None]
     penalty = shape.penalty(du)
     assert penalty[200] == 0
     assert (np.delete(penalty, 200) > 0).all()
     assert (np.diff(penalty[200:]) > 0).all()
-    with pytest.raises(ValueError, match="du must have 1 columns"):
+    with pytest.raises(ValueError, match=r"du must .*1 columns.*got shape \(3, 2\)"):
         shape.penalty(np.zeros((3, 2)))
 
 
 BAD = {
-    "shape": ({"loss": np.ones(5)}, "U, loss, slices and weights must be"),
-    "nan": ({"U": np.full(72, np.nan)}, "U must be finite, got nan"),
-    "negative": ({"loss": np.full(72, -1.0)}, "loss must be positive, got -1.0"),
-    "weights": ({"weights": np.zeros(72)}, "weights must be positive, got 0.0"),
-    "rows": ({"covariates": np.ones(3)}, r"covariates must be \(6, q\), a row for each slice, got \(3, 1\)"),
-    "still": ({"covariates": np.ones(6)}, "column 0 does not vary"),
-    "together": ({"covariates": np.outer(np.arange(6.0), [1, 2])}, "moves together"),
+    "shape": ({"loss": np.ones(5)}, r"U, loss, slices and weights must .*got \(72, 1\), \(5,\)"),
+    "nan": ({"U": np.full(72, np.nan)}, "U must .*got nan"),
+    "negative": ({"loss": np.full(72, -1.0)}, "loss must .*got -1.0"),
+    "weights": ({"weights": np.zeros(72)}, "weights must .*got 0.0"),
+    "rows": ({"covariates": np.ones(3)}, r"covariates must .*\(6, q\).*got \(3, 1\)"),
+    "still": ({"covariates": np.ones(6)}, "covariate column 0 .*vary"),
+    "together": ({"covariates": np.outer(np.arange(6.0), [1, 2])}, "covariate column 0 .*collinear"),
     "few": ({"covariates": np.random.default_rng(0).normal(size=(6, 5))}, "7 slices are needed"),
-    "scale": ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+    "scale": ({"scale": 0.0}, "scale must .*got 0.0"),
 }
 
 
@@ -275,7 +281,7 @@ def test_bad_input_is_one_line(change, message):
 def test_curves_without_a_bottom_are_refused():
     data = sweep(np.random.default_rng(11), noise=0)
     hills = {**data, "loss": 3 - 0.01 * (data["U"] - data["U"].mean()) ** 2}
-    with pytest.raises(Refusal, match=r"no bottom|a bottom"):
+    with pytest.raises(Refusal, match="bottom"):
         fit(hills)
 
 
@@ -295,9 +301,9 @@ def test_bootstrap_spread_is_the_standard_error_and_three_steps_are_enough():
     again = shared_bootstrap(basin, [X], 200, seed=1)
     assert np.array_equal(fast.beta[0], again.beta[0])
     assert boot.predict([np.array([1.0, 5.0])], np.random.default_rng(0)).shape == (1000, 1)
-    with pytest.raises(ValueError, match="1 designs of 12 rows are needed"):
+    with pytest.raises(ValueError, match=r"1 designs of 12 rows.*got"):
         shared_bootstrap(basin, [X[:5]])
-    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"resamples must .*got 0"):
         shared_bootstrap(basin, [X], 0)
 
 
@@ -307,7 +313,7 @@ def test_a_bootstrap_over_rate_and_batch_leaves_edges_out():
     true = np.column_stack([np.linspace(-0.6, 0.6, 6), np.linspace(-0.3, 0.5, 6)])
     true[5] = (2.4, 0.0)
     coef = np.array([0.02, -0.012, 0.018, 0.002, 0.0, 0.002, 0.0])
-    loss = 3 * (1 + terms(grid - true[:, None], powers_of(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
     loss *= 1 + 0.001 * rng.standard_normal(loss.shape)
     basin = fit_basin(np.tile(grid, (6, 1)), loss.ravel(), np.repeat(np.arange(6), len(grid)))
     assert basin.states == (*["bracketed"] * 5, "edge_high")
@@ -319,7 +325,7 @@ def test_a_bootstrap_over_rate_and_batch_leaves_edges_out():
 
 def test_two_stage_bootstrap_spread_is_the_delta_method():
     data = sweep(np.random.default_rng(14), slices=12, noise=0.001)
-    bowls = fit_parabolas(pack(data["U"], data["loss"], data["slices"]))
+    bowls = fit_parabolas(pack_curves(data["U"], data["loss"], data["slices"]))
     boot = two_stage_bootstrap(bowls, [np.column_stack([np.ones(12), data["z"]])], 1000)
     said = np.sqrt(bowls.cov[bowls.bowl, 0, 0])
     np.testing.assert_allclose(boot.optimum.std(axis=0)[:, 0], said, atol=0, rtol=0.25)
@@ -339,7 +345,7 @@ def test_many_regressions_at_once_are_each_the_one():
 
 def test_baselines_recover_a_law_on_a_fine_noiseless_grid():
     data = sweep(np.random.default_rng(16), rates=601, noise=0.0)
-    curves = pack(data["U"], data["loss"], data["slices"])
+    curves = pack_curves(data["U"], data["loss"], data["slices"])
     Z = data["z"][:, None]
     (lowest,) = argmin_fit(curves, Z)
     (pooled,) = pool_fit(curves, Z)
@@ -350,5 +356,5 @@ def test_baselines_recover_a_law_on_a_fine_noiseless_grid():
     assert lowest.predict(Z[2]) == pytest.approx(data["true"][2], abs=0.01)
     assert pooled.predict(Z[2]) < data["true"][2]
     assert vertex.predict(Z[2]) < data["true"][2]
-    with pytest.raises(ValueError, match="moves together"):
+    with pytest.raises(ValueError, match=r"column 0 .*collinear"):
         argmin_fit(curves, np.column_stack([Z, 2 * Z]))
