@@ -24,7 +24,7 @@ from hyperp import __version__
 from hyperp.config import Config, compose, register_schema, resolve
 from hyperp.files import HeldError
 from hyperp.rundir.record import load_or_set_aside
-from hyperp.suggestions import compose_with_hint
+from hyperp.suggestions import compose_with_hint, parse_overrides
 from hyperp.terminal import BAD_INPUT, FAILED, STOPPED, closed_pipe_is_no_error, one_line, print_error
 
 PROGRAM = "hyperp-train"
@@ -165,7 +165,7 @@ def print_record(record, run_dir: Path) -> None:
 
 
 class ModeParser(argparse.ArgumentParser):
-    """The options of a mode of hyperp-train. Raises ValueError for wrong ones, so that errors are one line."""
+    """The options of one mode of hyperp-train. Wrong ones raise ValueError, so that errors are one line."""
 
     def __init__(self, mode: str, **texts: Any):
         super().__init__(
@@ -181,8 +181,8 @@ def print_factors(arguments: list[str]) -> None:
     """Print the learning rate of every role, and the factors that make it from base_lr."""
     parser = ModeParser(
         "--factors",
-        description="Print the learning rate of every role (embedding, hidden, ...) and the factors for batch, "
-        "depth,\ntokens and width that the parametrization multiplies base_lr with. Trains nothing, needs no data.",
+        description="Print the learning rate of every role (embedding, hidden, ...) and the factors for\n"
+        "batch, depth, tokens and width by which the parametrization multiplies base_lr. Trains nothing.",
         epilog="examples:\n"
         "  hyperp-train --factors\n"
         "  hyperp-train --factors scale.depth=8 base_lr=0.02\n"
@@ -192,7 +192,7 @@ def print_factors(arguments: list[str]) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="of the configuration, as for a run; see hyperp-train -h",
+        help="overrides as for a run, see hyperp-train -h",
     )
     overrides = parser.parse_args(arguments).overrides
     from hyperp.parametrization import factors_table
@@ -220,7 +220,7 @@ def prepare_tokens(arguments: list[str]) -> None:
         "--out",
         type=Path,
         required=True,
-        help="the .bin to write; a description goes to OUT.json beside it",
+        help="the .bin to write, with a description in .json beside it",
     )
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tokenizer", type=Path, help="a tokenizer.json of the tokenizers library")
@@ -251,12 +251,9 @@ def run_hydra(arguments: list[str]) -> None:
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
-        overrides = [
-            word for word in arguments if not word.startswith("-") and ("=" in word or word[0] == "~")
-        ]
-        compose_with_hint(
-            overrides, compose
-        )  # raises the same error in one line, if overrides were the fault
+        words = [word for word in arguments if word[:1] == "~" or ("=" in word and word[:1] != "-")]
+        overrides = [one.input_line for one in parse_overrides(words) if not one.is_sweep_override()]
+        compose_with_hint([str(line) for line in overrides], compose)  # raises the error again, with a hint
         raise ValueError(one_line(error)) from None
 
 
