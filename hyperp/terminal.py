@@ -82,7 +82,11 @@ def run_app(app: "typer.Typer", program: str, failures: tuple[type[Exception], .
     code = ANSWERED
     try:
         with closed_pipe_is_no_error():
-            code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or ANSWERED
+            command = typer.main.get_command(app)
+            for option in command.params:  # --help says once how to install it
+                if option.name in ("install_completion", "show_completion"):
+                    setattr(option, "hidden", True)  # noqa: B010 - of options, which Typer types as parameters
+            code = command(sys.argv[1:] or ["--help"], prog_name=program, standalone_mode=False) or ANSWERED
     except (typer.Abort, KeyboardInterrupt):
         code = STOPPED
     except (ValueError, OSError, YAMLError) as error:

@@ -1,6 +1,6 @@
-"""Plan, run, fit, and run what the fit asks for, until the rate is known well enough at a target.
+"""Run, fit a law, and run what the law asks for, until the rate is known well enough at a target.
 
-The fitting is `hyperp-law`'s, as a command: the two parts of this package share files and nothing else.
+The fitting is done by the command `hyperp-law`: `hyperp.sweeps` and `hyperp.analysis` share files alone.
 """
 
 import json
@@ -21,19 +21,22 @@ from hyperp.sweeps.plan.plan import Plan, Point, make_plan
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.runs.status import DONE
-from hyperp.sweeps.table.runs import setting_hash
+from hyperp.sweeps.table.runs import collect, setting_hash
+from hyperp.terminal import REFUSED
 
 LAW_COMMAND = Path(sys.executable).with_name("hyperp-law")
-REFUSED = 3  # hyperp-law's exit code where the runs do not identify an answer
-FIRST_SLICES = 3  # that a fit begins with
+FIRST_SLICES = 3  # slices that are run before the first fit
 SEARCH = "hydra.searchpath"
-MIN_SLICES = 6  # that must be done before an interval is believed to be small enough
-TARGET_FACTOR = 8  # the target, in times the plan's largest size, where none is given
+MIN_SLICES = 6  # slices that must be done before a small interval is believed
+TARGET_FACTOR = 8  # the default target over the plan's largest size
 
 
 @dataclass(frozen=True)
 class AutoGoal:
-    """`half` is the asked half-width of the interval, 0.15 for 15%; `flops` and `rounds` are the budget."""
+    """When to stop: at `target`, a value of the size `by`, the interval is within a factor 1 + `half`.
+
+    `flops` (spent below the root) and `rounds` (fits) are the budget.
+    """
 
     by: str
     half: float
@@ -44,9 +47,9 @@ class AutoGoal:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: runs done so far, and the half-width that they give, None without a law yet.
+    """One round: runs done so far, their FLOPs, and the interval's half-width, None while there is no law.
 
-    `reason` is why there is no law yet, or, of the last step, why the search ended without its goal.
+    `reason` says why there is no law yet or, of the last round, why the search ended before its goal.
     """
 
     runs: int
@@ -56,7 +59,7 @@ class Round:
 
 
 def parse_until(text: str) -> float:
-    """0.15 of `interval=15%` or `interval=0.15`. Raises ValueError for anything else."""
+    """0.15 from `interval=15%` or `interval=0.15`. Raises ValueError for anything else."""
     match = re.fullmatch(r"interval=(\d+(?:\.\d+)?)(%?)", text)
     half = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not half > 0:
@@ -65,12 +68,14 @@ def parse_until(text: str) -> float:
 
 
 def law_slices(plan: Plan, by: str) -> list[list[Point]]:
-    """The slices of the plan that one law over `by` is about, cheapest first: those with most sizes of it.
+    """The slices of the plan that one law over the size `by` can use, cheapest first.
 
-    Slices differ in `by` alone, and not in the optimizer or anything else; other runs are no use to it.
+    They differ in `by` alone, not in the optimizer or anything else. Of several such sets, the one with the
+    most sizes is taken.
 
     Raises:
-        ValueError: runs have no size of that name, fewer than FIRST_SLICES sizes, or several such ladders.
+        ValueError: there is no size of that name, or fewer than FIRST_SLICES values of it, or several sets
+            of slices have the most.
     """
     names = [field.name for field in fields(Scale)]
     if by not in names:
@@ -99,6 +104,22 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
     return sorted(longest[0].values(), key=_flops_of)
 
 
+def make_goal(
+    plan: Plan, by: str, half: float, target: float | None, flops: float | None, rounds: int
+) -> AutoGoal:
+    """A goal with defaults from the plan: TARGET_FACTOR times its largest size, and its FLOPs as the budget.
+
+    Raises ValueError for a target or budget that is no positive number, and as `law_slices` does.
+    """
+    largest = max(getattr(points[0].config.scale, by) for points in law_slices(plan, by))
+    if target is not None and not 1 <= target < math.inf:
+        raise ValueError(f"--target must be a size of at least 1, got {target:g}")
+    if flops is not None and not flops > 0:
+        raise ValueError(f"--most-flops must be positive, got {flops:g}")
+    where = TARGET_FACTOR * largest if target is None else target
+    return AutoGoal(by, half, where, _flops_of(plan.points) if flops is None else flops, rounds)
+
+
 def _flops_of(points: Sequence[Point]) -> float:
     return sum(point.flops for point in points)
 
@@ -106,19 +127,20 @@ def _flops_of(points: Sequence[Point]) -> float:
 def search_rate(
     plan: Plan,
     goal: AutoGoal,
-    do: Callable[[Plan], object],
+    do_runs: Callable[[Plan], object],
     show: Callable[[Round], None],
-    table: Callable[[], Path],
 ) -> Round:
-    """Do the cheapest slices of the plan, then those that the law asks for; returns the last round.
+    """Do the cheapest slices of the plan, then those that the law asks for; return the last round.
 
-    Slices that an earlier call began come first, with what failed in them.
-    `do` does the runs of a plan, `table` collects them and returns the path. The law chooses among the slices
-    of the plan while it has any, and freely after them. Where the runs so far identify no law, the cheapest
-    slice that waits is done. An interval that is small enough counts from MIN_SLICES slices on: scatter that
-    few slices show is small by luck too often, and who stops at the first small one picks the luck.
+    `do_runs` does the runs of a plan and returns when they have ended (its value is ignored); `show` is
+    called after every round. Slices that an earlier call began come first, with the runs that failed in them.
+    The law chooses among the slices of the plan while any is left, then freely. If the runs so far identify
+    no law, the cheapest slice that is left is done. A small interval counts from MIN_SLICES slices on: few
+    slices show too little scatter by luck, and stopping at the first small interval selects for that luck.
 
-    Raises RuntimeError if hyperp-law fails, ValueError for a plan without one such law.
+    Raises:
+        RuntimeError: hyperp-law fails.
+        ValueError: the plan has no such slices, or more than one set of them.
     """
     slices = law_slices(plan, goal.by)
     begun = [one for one in slices[FIRST_SLICES:] if any((p.run_dir / "record.json").exists() for p in one)]
@@ -133,11 +155,11 @@ def search_rate(
             return replace(
                 step, reason=f"the next runs would bring it to {cost:.3g} FLOPs of {goal.flops:.3g}"
             )
-        do(replace(plan, points=tuple(todo)))
+        do_runs(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
         done = _done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        half, reason, asked = ask_law(plan, goal, table(), number, waiting)
+        half, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
         step = Round(len(done), sum(done.values()), half, reason)
         show(step)
         if (
@@ -155,7 +177,7 @@ def search_rate(
 
 
 def _done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
-    """FLOPs of the runs that need not be done, by id: those that ended well, and those tried just now."""
+    """FLOPs by run id of the runs that need not be done: those that ended well, and those tried just now."""
     return {
         one.run_id: one.flops
         for one in planfile.read_plan(plan.root)
@@ -174,11 +196,11 @@ def _ended_well(run_dir: Path) -> bool:
 def ask_law(
     plan: Plan, goal: AutoGoal, table: Path, number: int, waiting: Sequence[Sequence[Point]]
 ) -> tuple[float | None, str | None, list[Point]]:
-    """The half-width at the target, or why there is none; and the runs that hyperp-law wants next."""
+    """Fit a law; return the half-width at the target, or why there is none, and the runs to do next."""
     law, folder = plan.root / "law.json", plan.root / "auto"
     folder.mkdir(exist_ok=True)
     points = folder / f"round{number}.yaml"
-    points.unlink(missing_ok=True)  # of an earlier call
+    points.unlink(missing_ok=True)  # left by an earlier call
     fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
         return None, _first_line(fit), [*waiting[0]] if waiting else read_points(plan, points)
@@ -186,12 +208,12 @@ def ask_law(
     offers = [_sizes(members[0]) for members in waiting]
     among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
     after = _law("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
-    if after.returncode == REFUSED:  # the slices lie exactly on the law
+    if after.returncode == REFUSED:  # the optima lie exactly on the law
         return 0.0, _first_line(after), []
     found = json.loads(after.stdout)
     chosen = [one["covariates"] for one in found["choices"]]
     ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
-    theirs = read_points(plan, points)  # with rates of its own for the slice that it chose
+    theirs = read_points(plan, points)  # for a chosen slice of the plan, with other rates than the plan's
     asked = [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
     return math.sqrt(found["width"]) - 1, None, asked
 
@@ -201,7 +223,7 @@ def _sizes(point: Point) -> dict[str, int]:
 
 
 def read_points(plan: Plan, path: Path) -> list[Point]:
-    """The runs of a file of points, with the overrides of the plan; none without the file."""
+    """The runs of a file that `hyperp-law --points` wrote, on the plan's overrides; none without the file."""
     if not path.exists():
         return []
     keys = _keys_of(path)
@@ -222,13 +244,13 @@ def read_points(plan: Plan, path: Path) -> list[Point]:
 
 
 def _search_path(overrides: Sequence[str]) -> list[str]:
-    """Where the user's own configuration is; only one list of such folders counts."""
+    """The folders of the user's own configuration; Hydra takes only the last list of them."""
     given = [one.value() for one in parse_overrides(overrides) if one.key_or_group == SEARCH]
     return [str(folder) for folder in given[-1]] if given and isinstance(given[-1], list) else []
 
 
 def _keys_of(path: Path) -> set[str]:
-    """What the blocks of a file of points set themselves: the law's context, sizes, rates and seeds."""
+    """The keys that the blocks of a file of points set: the law's context, sizes, rates and seeds."""
     sweep = Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     named = [
         override.key_or_group

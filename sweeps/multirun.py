@@ -1,4 +1,4 @@
-"""`hyperp-train -m +experiment=...`: a Hydra sweeper that hands a plan's runs to any Hydra launcher."""
+"""`hyperp-train -m +experiment=...`: a Hydra sweeper that gives a plan's runs to any Hydra launcher."""
 
 import sys
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from hyperp.sweeps import printing
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point, check_buildable, make_plan
 from hyperp.sweeps.runs.status import DONE, counts_line, final_states, plan_states, set_damaged_aside
-from hyperp.terminal import one_line
+from hyperp.terminal import one_line, print_error
 
-# Hydra 1.3 instantiates plugins of the namespace hydra_plugins only: hydra/core/plugins.py.
+# Hydra 1.3 only instantiates plugins of the namespace hydra_plugins: hydra/core/plugins.py.
 ALIAS = "hydra_plugins.hyperp.PlanSweeper"
 
 
 class PlanSweeper(Sweeper):
-    """Expands the plan of the command line; makes the same runs, ids and plan.json as `hyperp-sweep run`.
+    """Expands the plan of the command line, with the same runs, ids and plan.json as `hyperp-sweep run`.
 
     Finished and diverged runs are skipped. Comma choices on the command line (`seed=0,1`) multiply the plan.
     """
@@ -41,9 +41,9 @@ class PlanSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Launch what is missing, and exit with code 1 if a run failed.
+        """Launch what is missing. Exits with code 1 if a run failed.
 
-        Raises ValueError for a bad plan, before anything is written.
+        Raises ValueError for a bad plan, before it writes anything.
         """
         plan = make_plan(arguments, self._compose)
         before = plan_states(plan)
@@ -64,17 +64,17 @@ class PlanSweeper(Sweeper):
         return [results]
 
     def _launch(self, todo: Sequence[Point]) -> Sequence[JobReturn] | None:
-        """What the jobs returned, None if the launcher gave up on them."""
+        """What the jobs returned; None if the launcher gave up."""
         assert self.launcher is not None
         try:
             return self.launcher.launch([list(point.overrides) for point in todo], initial_job_idx=0)
-        except RuntimeError as error:  # submitit's for a job that died; others may still be under way
+        except RuntimeError as error:  # of submitit, for a job that died; others may still be under way
             text = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"hyperp-train: error: the launcher gave up: {text}", file=sys.stderr)
+            print_error("hyperp-train", f"the launcher gave up: {text}")
             return None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        """What `hyperp.config.compose` does, inside the Hydra that is running already."""
+        """Compose as `hyperp.config.compose` does, with the Hydra that is already running."""
         assert self.hydra_context is not None
         assert self.config is not None
         hydra_overrides = OmegaConf.to_container(self.config.hydra.overrides.hydra)
@@ -93,7 +93,7 @@ class PlanSweeper(Sweeper):
 
 
 def _reasons(todo: Sequence[Point], results: Sequence[JobReturn]) -> dict[str, str]:
-    """What the jobs raised, by run id: mostly that there was no place for a record."""
+    """What the jobs raised, by run id; mostly that no record could be written."""
     errors = {
         point.run_id: result._return_value  # `return_value` prints a line of its own
         for point, result in zip(todo, results, strict=False)

@@ -1,4 +1,4 @@
-"""Tables that `hyperp-sweep` prints of a plan and of what became of it."""
+"""Tables that `hyperp-sweep` prints: a plan's cost, and the status of its runs."""
 
 import sys
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from hyperp.sweeps.plan.plan import Plan
 from hyperp.sweeps.runs.cost import DEFAULT_GPU, AssumedGpu
 from hyperp.sweeps.runs.status import DONE, STATUSES, Run, count_statuses, counts_line
 
-WIDE = 160  # columns where the output is no terminal, so that no line is folded
+WIDE = 160  # columns if the output is not a terminal, so that no line is folded
 
 
 def print_table(table: Table) -> None:
-    """Print to standard output."""
+    """Print a table to standard output."""
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
-    """A table whose first `text` columns are left-aligned, the others right."""
+    """A table whose first `text` columns are left-aligned and the others right-aligned."""
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < text else "right", overflow="fold")
@@ -31,7 +31,7 @@ def new_table(*columns: str, text: int = 1, title: str | None = None) -> Table:
 
 
 def plan_summary(plan: Plan, done: set[str], assumed: AssumedGpu = DEFAULT_GPU) -> list[dict[str, Any]]:
-    """Counts and costs of each block, in order; a run of two blocks counts in the first."""
+    """Counts and costs of each block, in order; a run of two blocks counts in the first one."""
     blocks: dict[str, dict[str, Any]] = {}
     for point in plan.points:
         name = point.blocks[0] if point.blocks else "(one run)"
@@ -50,7 +50,7 @@ def plan_summary(plan: Plan, done: set[str], assumed: AssumedGpu = DEFAULT_GPU) 
 
 
 def print_plan(summary: list[dict[str, Any]]) -> None:
-    """Runs, tokens, FLOPs and GPU-hours by block, and their sums."""
+    """Print runs, tokens, FLOPs and GPU-hours by block, and their sums."""
     table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs", "GPU-hours")
     for row in summary:
         rates = f"{row['lowest_lr']:.3g} ... {row['highest_lr']:.3g}"
@@ -76,7 +76,7 @@ def group_by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def notable_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs that a person wants to hear of: running, diverged, failed, or stopped half-way."""
+    """Runs that are running, diverged, failed or lost, or that were stopped half-way."""
     return [run for run in runs if run.status not in ("planned", "queued", "finished") or _says_more(run)]
 
 
@@ -85,7 +85,7 @@ def _says_more(run: Run) -> bool:
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """One run as plain values."""
+    """One run as plain values, for JSON."""
     config = run.planned.config if run.planned else asdict(run.record) if run.record else {}
     return {
         "run_id": run.run_id,
@@ -107,7 +107,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 
 def print_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
-    """Counts by block and status, the listed runs, and the sum in a line."""
+    """Print counts by block and status, the listed runs, and the totals in one line."""
     there = count_statuses(runs)
     shown = [status for status in STATUSES if status in there or status not in ("queued", "lost")]
     table = new_table("block", *shown)
@@ -132,7 +132,7 @@ def _restarts(run: Run) -> int | None:
 
 
 def print_undone(runs: Sequence[Run], root: Path) -> bool:
-    """A line on standard error for each run that neither finished nor diverged; whether there is any."""
+    """Print a line on standard error for each run that is not done; return whether there is any."""
     left = [run for run in runs if run.status not in DONE]
     for run in left:
         reason = f"{run.reason} " if run.reason else ""

@@ -122,7 +122,7 @@ def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
 
 def _refuse_duplicates(frame: pd.DataFrame) -> None:
     """Raise ValueError if two rows are alike in every column."""
-    if not {"seed", "run_id"} & set(frame.columns):  # two unnamed seeds may have the same loss to rounding
+    if not {"seed", "run_id"} & set(frame.columns):  # without either column, two seeds may look alike
         return
     twins = frame.duplicated(keep=False).to_numpy()
     if twins.any():

@@ -1,18 +1,16 @@
-"""AdamW (arXiv 1711.05101): for embeddings, vectors and whatever has no better geometry."""
+"""AdamW (arXiv 1711.05101), for embeddings, vectors and all tensors that have no better geometry."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperp.optim import checks
+from hyperp.optim.arguments import LearningRate, OptimizerArguments, takes_arguments
 from hyperp.optim.base import GroupedOptimizer
-from hyperp.optim.groups import resolve
-from hyperp.optim.rule import Rate, Rule, State, descend, register_rule, rule_of
-from hyperp.roles import Role
+from hyperp.optim.rule import Rate, Rule, State, descend, register_rule
 
 
 def check_adam(betas: tuple[float, float], eps: float) -> None:
@@ -25,7 +23,7 @@ def check_adam(betas: tuple[float, float], eps: float) -> None:
 
 
 def adam_state(W: Tensor) -> State:
-    """Both moments at zero, and a count of steps for each unit, for a unit can miss steps."""
+    """Both moments at zero, and a count of steps for each unit, since a unit can miss steps."""
     return {
         "first": torch.zeros_like(W),
         "second": torch.zeros_like(W),
@@ -40,7 +38,8 @@ def adam_direction(G: Tensor, state: State, betas: tuple[float, float], eps: flo
     step = state["step"] + 1
     count = step.to(G.dtype).view(-1, *[1] * (G.ndim - 1))
 
-    def correction(beta: float) -> Tensor:  # 1 - beta^count, without the rounding of a beta near 1
+    def correction(beta: float) -> Tensor:
+        """1 - beta^count, without the rounding of a beta near 1."""
         return -torch.expm1(count * math.log(beta)) if beta else torch.ones_like(count)
 
     denominator = (second / correction(betas[1])).sqrt_().add_(eps)
@@ -49,9 +48,15 @@ def adam_direction(G: Tensor, state: State, betas: tuple[float, float], eps: flo
 
 
 @register_rule
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdamWRule(Rule):
-    """Decay rates of the two moments, the term that keeps the division finite, decoupled weight decay."""
+    """Adam's direction element by element, with decoupled weight decay.
+
+    Args:
+        betas: decay rates of the first and the second moment.
+        eps: term in the denominator that keeps the division finite.
+        weight_decay: W <- (1 - lr weight_decay) W before each step.
+    """
 
     name, needs_matrices = "adamw", False
 
@@ -73,24 +78,24 @@ class AdamWRule(Rule):
         return descend(W * (1 - lr * self.weight_decay), direction, lr), state
 
 
+@dataclass(frozen=True)
+class AdamWArguments(OptimizerArguments, AdamWRule):
+    """Arguments of `AdamW`.
+
+    Args:
+        lr: about the change of a single entry in a step: one rate, or one for each role of a module.
+    """
+
+    lr: LearningRate = 1e-3
+
+
 class AdamW(GroupedOptimizer):
     """AdamW with decoupled weight decay, W <- (1 - lr weight_decay) W - lr m / (sqrt(v) + eps).
 
-    `params` is a module or what any torch optimizer takes. `lr` is one rate, or one for each role of a
-    module; `unembedding` marks the output modules of a foreign model. `maximize` is that of
-    `GroupedOptimizer`.
+    It trains every parameter of a module. It updates tensors where they lie, on every rank its own part, so
+    that `process_group` changes nothing here.
     """
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float | Mapping[Role, float] = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        unembedding: Iterable[nn.Module] = (),
-        maximize: bool = False,
-    ) -> None:
-        rule = rule_of(AdamWRule, locals())
-        super().__init__(**resolve(params, lr, rule, unembedding=unembedding), maximize=maximize)
+    @takes_arguments(AdamWArguments)
+    def __init__(self, arguments: AdamWArguments) -> None:
+        super().__init__(**arguments.for_groups())

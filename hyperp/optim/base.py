@@ -1,8 +1,9 @@
-"""One torch optimizer over groups that each follow an algorithm of their own.
+"""One torch optimizer over parameter groups that each follow an algorithm of their own.
 
 Units of equal shape and dtype in a group are stacked and updated in one batch, so that a small model costs a
-few batched products and not a loop over layers (see `units`). Rules (see `rule`) are pure functions of
-stacked tensors; this file alone touches parameters and state, which may lie on several ranks (`sharded`).
+few batched products instead of a loop over its layers (see `units`). Rules (see `rule`) are pure functions of
+stacked tensors. Only this file touches parameters and state, which may lie on several ranks (see
+`distributed.sharded`). `state_dict` saves and loads them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,24 +22,27 @@ from hyperp.optim.distributed.exchange import (
     LocalChunk,
     ReplicatedChunk,
     WholeParameter,
-    local_tensor,
     run_pipelined,
-    shard_rows,
 )
 from hyperp.optim.distributed.sharded import (
     FiniteCheck,
     Ownership,
     check_layout,
     finish_finite_check,
-    sharded_entry,
     start_finite_check,
 )
-from hyperp.optim.linalg.msign import resolve_msign_dtype
-from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, option_names
+from hyperp.optim.rule import RULES, Rule, SphereError, make_rule, rule_of_group
 from hyperp.optim.split import check_split
+from hyperp.optim.state_dict import (
+    add_missing_options,
+    check_algorithms,
+    gather_state,
+    own_state,
+    record_msign_dtypes,
+)
 from hyperp.optim.units import UnitView, stack_units, unit_views
 
-# What a group may hold beside its algorithm's options.
+# Keys of a group that are not hyperparameters of its algorithm.
 _GROUP_KEYS = {
     "params", "param_names", "role", "algorithm", "lr", "initial_lr", "name", "maximize", "split",
 }  # fmt: skip
@@ -55,15 +59,20 @@ class _Stage(NamedTuple):
 class GroupedOptimizer(torch.optim.Optimizer):
     """Optimizer whose parameter groups each name an algorithm: sso, muonsphere, muonh, adamh, muon or adamw.
 
-    `params` is what any torch optimizer takes: tensors, (name, tensor) pairs or groups. A group without
-    "algorithm" is split: its matrices follow `algorithm`, its tensors of at most one dimension AdamW.
-    `options` holds each algorithm's hyperparameters, which a group may override by keys of its own. A group's
-    "split" divides fused parameters into their matrices (see `split`). `maximize` climbs. With
-    `process_group` the matrices of parameters that every rank holds (DDP) are dealt out over its ranks;
-    sharded parameters (FSDP2) need no word (see `sharded`).
+    State is kept per parameter, in at least float32. A unit whose gradient has a norm that is not finite
+    keeps its weight and its state, and is counted in `skipped`. Parameters without a gradient stay as they
+    are.
 
-    State is kept per parameter in at least float32. A unit whose gradient has a norm that is not finite is
-    left alone, weight and state, and counted in `skipped`. Parameters without a gradient are passed over.
+    Args:
+        params: what any torch optimizer takes: tensors, (name, tensor) pairs or groups. A group without
+            "algorithm" is divided: its matrices follow `algorithm`, its tensors of at most one dimension
+            AdamW. The "split" of a group divides fused parameters into their matrices (see `split`).
+        lr: learning rate of the groups that have none.
+        algorithm: algorithm of the matrices in groups that name none.
+        options: hyperparameters of each algorithm; keys of a group override them.
+        maximize: ascend instead of descending.
+        process_group: the ranks among which to divide the matrices that every rank holds, as under DDP.
+            Parameters sharded by FSDP2 are recognised without it (see `distributed.sharded`).
     """
 
     def __init__(
@@ -77,7 +86,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         checks.learning_rate("lr", lr)
-        _refuse_a_set(params)
+        _refuse_unordered(params)
         for name, values in (options or {}).items():
             checks.one_of("algorithm", name, RULES)
             if not isinstance(values, Mapping):
@@ -100,7 +109,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """Steps of single units skipped on this rank because a gradient was not finite; reads the device."""
+        """Updates of single units that this rank has skipped for a gradient that was not finite.
+
+        Reads the count from the device.
+        """
         counts = (v for state in self.state.values() for k, v in state.items() if k.startswith("skipped"))
         return sum(int(count.sum()) for count in counts)
 
@@ -109,11 +121,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
         A group that is refused leaves the optimizer as it was.
         """
-        _refuse_a_set(param_group["params"])
+        _refuse_unordered(param_group["params"])
         before = len(self.param_groups)
         try:
             for group in _split_by_algorithm(param_group, self.default_algorithm):
-                self._add(group)
+                self._add_checked(group)
         except Exception:
             del self.param_groups[before:]
             raise
@@ -121,7 +133,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if RULES[group["algorithm"]].needs_matrices:
                 self.ownership.assign(group["params"])
 
-    def _add(self, group: dict[str, Any]) -> None:
+    def _add_checked(self, group: dict[str, Any]) -> None:
         checks.one_of("algorithm", group.get("algorithm"), RULES)
         common = {key: self.defaults[key] for key in ("lr", "maximize", "split")}
         group = {**self.options.get(group["algorithm"], {}), **common, **group}
@@ -131,13 +143,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
         group.update(asdict(rule), params=self._with_names(group["params"]))
         super().add_param_group(group)
         added = self.param_groups[-1]
-        for name, parameter in _named(added):
+        for name, parameter in zip(_names_of(added), added["params"], strict=True):
             _check_parameter(rule, name, parameter)
             if added["split"] is not None:
                 added["split"] = check_split(added["split"], parameter.shape[-2], name)
 
     def _with_names(self, params: Any) -> list[Any]:
-        """torch wants all groups with names or none: a group without gets some if the others have them."""
+        """Name the parameters if those of other groups have names: torch wants all groups named, or none."""
         members = [params] if isinstance(params, Tensor) else list(params)
         named = any("param_names" in group for group in self.param_groups)
         if not named or any(isinstance(member, tuple) for member in members):
@@ -149,74 +161,77 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def project_(self) -> None:
         """Put every matrix that is to train on a sphere onto it: call once, before training and evaluation.
 
-        SSO and MuonSphere rescale to their radius. MuonH and AdamH leave the matrix as it is and take its
-        Frobenius norm as the radius; without this call they do so at their first step, and SSO rescales then.
-        Parameters that already have state are left alone, so that a resumed run is not disturbed. Raises
-        ValueError for a matrix that is zero or not finite. Over several processes all have to call it.
+        SSO and MuonSphere rescale matrices to their radius. MuonH and AdamH leave a matrix as it is and take
+        its Frobenius norm as the radius. Without this call, all four do so at their first step. Parameters
+        that already have state are left alone, so that a resumed run is not disturbed. With several
+        processes, all have to call it. Raises ValueError for a matrix that is zero or not finite.
         """
         self._ensure_state(self._make_stages(lambda p: p.requires_grad), project=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient; returns what `closure` returns."""
+        """Update every parameter that has a gradient; returns what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         stages = self._make_stages(self._takes_part)
+        checked = self.ownership.checked_equal
         for chunk in (stage.chunk for stage in stages):
-            if isinstance(chunk, ReplicatedChunk) and not self.ownership.checked_equal.issuperset(
-                chunk.parameters
-            ):
+            if isinstance(chunk, ReplicatedChunk) and not checked.issuperset(chunk.parameters):
                 chunk.check_averaged()
-                self.ownership.checked_equal.update(chunk.parameters)
+                checked.update(chunk.parameters)
         self._ensure_state(stages, project=False)
         elementwise = (group for group in self.param_groups if not RULES[group["algorithm"]].needs_matrices)
-        asked = start_finite_check(p for group in elementwise for p in group["params"])
-        alone = [stage for stage in stages if isinstance(stage.chunk, LocalChunk)]
+        pending = start_finite_check(p for group in elementwise for p in group["params"])
+        local = [stage for stage in stages if isinstance(stage.chunk, LocalChunk)]
         dealt = [(s.chunk, partial(self._update, s)) for s in stages if not isinstance(s.chunk, LocalChunk)]
-        run_pipelined(dealt, meanwhile=lambda: self._update_local(alone, asked))
+        run_pipelined(dealt, meanwhile=lambda: self._update_local(local, pending))
         return loss
 
     def _takes_part(self, parameter: nn.Parameter) -> bool:
-        # What is dealt out always does, since the ranks have to agree without asking each other.
-        return parameter.grad is not None or (parameter.requires_grad and self._dealt(parameter))
+        # A matrix that is dealt out always takes part, since ranks have to agree without asking each other.
+        dealt = parameter in self.ownership.owners
+        return parameter.grad is not None or (parameter.requires_grad and dealt)
 
     def _make_stages(self, wanted: Callable[[nn.Parameter], bool]) -> list[_Stage]:
         stages = []
         for group in self.param_groups:
-            rule = _rule(group)
+            rule = rule_of_group(group)
             members = [p for p in group["params"] if p.numel() and wanted(p)]
             chunks = self.ownership.chunks(members) if rule.needs_matrices else [LocalChunk(members)]
             stages += [_Stage(group, rule, chunk) for chunk in chunks]
         return stages
 
-    def _update_local(self, stages: list[_Stage], asked: list[FiniteCheck]) -> None:
-        sound = finish_finite_check(asked)
+    def _update_local(self, stages: list[_Stage], pending: list[FiniteCheck]) -> None:
+        finite = finish_finite_check(pending)
         for stage in stages:
             stage.chunk.send()
             for whole in stage.chunk.arrive():
-                if whole.parameter in sound and whole.G is not None:
-                    whole.G = torch.where(sound[whole.parameter], whole.G, torch.nan)
+                if whole.parameter in finite and whole.G is not None:
+                    whole.G = torch.where(finite[whole.parameter], whole.G, torch.nan)
             self._update(stage, stage.chunk.wholes)
             stage.chunk.send_back()
 
     def _update(self, stage: _Stage, wholes: list[WholeParameter]) -> None:
         group = stage.group
-        self._make_states(stage, wholes)  # where somebody has cleared it
+        self._make_states(stage, wholes)  # again, where somebody has cleared them
         lr = group["lr"] if isinstance(group["lr"], Tensor) else float(group["lr"])
-        for batch in make_batches(self._jobs(stage.rule, group, wholes)):
+        for batch in make_batches(self._jobs(stage, wholes)):
             update_batch(stage.rule, batch, lr, bool(group.get("maximize")))
 
-    def _jobs(self, rule: Rule, group: Mapping[str, Any], wholes: list[WholeParameter]) -> Iterator[UnitJob]:
+    def _jobs(self, stage: _Stage, wholes: list[WholeParameter]) -> Iterator[UnitJob]:
         for whole in wholes:
             assert whole.G is not None
-            for view in _unit_views(rule, group, whole):
+            for view in _views_of(stage, whole):
                 state = view.own_entries(self.state[whole.parameter])
                 yield UnitJob(view, whole.W, whole.G, state)
 
     def _ensure_state(self, stages: list[_Stage], project: bool) -> None:
-        """State for what has none yet. An error on one rank is one on all, or the others would wait."""
+        """Make the state of parameters that have none yet.
+
+        An error on one rank is raised on all of them, since the others would wait for it.
+        """
         for stage in stages:
             chunk, error = stage.chunk, None
             if self._has_state(chunk):
@@ -226,7 +241,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 self._make_states(stage, chunk.arrive(), project)
             except SphereError as found:
                 error = found
-            chunk.agree(error)
+            chunk.raise_on_all_ranks(error)
             if project:
                 chunk.send_back()
                 chunk.finish()
@@ -238,126 +253,48 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return self.ownership.with_state.issuperset(chunk.parameters)
 
     def _make_states(self, stage: _Stage, wholes: list[WholeParameter], project: bool = False) -> None:
-        group, rule, _ = stage
         new = [whole for whole in wholes if not self.state.get(whole.parameter)]
-        names = dict(zip(group["params"], _names(group), strict=True)) if new else {}
+        names = dict(zip(stage.group["params"], _names_of(stage.group), strict=True)) if new else {}
         for whole in new:
             with _NameParameter(names[whole.parameter]):
-                self.state[whole.parameter] = _first_state(
-                    rule, _unit_views(rule, group, whole), whole.W, project
-                )
+                views = _views_of(stage, whole)
+                self.state[whole.parameter] = _first_state(stage.rule, views, whole.W, project)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; the dtype of matrix signs is that of this device, if none was given.
-
-        A run that resumes on another device then computes as it did.
-        """
-        made = super().state_dict()
-        for saved, group in zip(made["param_groups"], self.param_groups, strict=True):
-            if "msign_dtype" in saved:
-                saved["msign_dtype"] = resolve_msign_dtype(saved["msign_dtype"], group["params"])
-        return made
+        """The state that this rank keeps, in torch's format; `msign_dtype` is the dtype that is in use."""
+        return record_msign_dtypes(super().state_dict(), self.param_groups)
 
     def gathered_state_dict(self) -> dict[str, Any]:
-        """`state_dict` as one process would have it: what each rank keeps, put together, on all of them.
+        """A copy of the state of all ranks, as a single process would have it; all ranks have to call it.
 
-        A copy, to be asked for on all ranks. `load_state_dict` takes it on any number; each keeps its share.
+        `load_state_dict` takes it on any number of ranks.
         """
-        made = self.state_dict()
-        for ranks in self.ownership.loads:
-            shares: list[Any] = [None] * ranks.size()
-            mine = {
-                index: {key: value.cpu() for key, value in made["state"][index].items()}
-                for index, _, parameter in self._indexed(made)
-                if self._dealt(parameter)
-                and self.ownership.group_of(parameter) == ranks
-                and index in made["state"]
-            }
-            dist.all_gather_object(shares, mine, group=ranks)
-            for share in shares:
-                made["state"] = {**share, **made["state"]}
-        for index, _, parameter in self._indexed(made):
-            if index in made["state"]:
-                entries = made["state"][index].items()
-                made["state"][index] = {key: self._full_entry(parameter, value) for key, value in entries}
-        in_order = sorted(made["state"].items())
-        made["state"] = {index: {k: v.clone() for k, v in state.items()} for index, state in in_order}
-        return made
+        return gather_state(self.state_dict(), self.param_groups, self.ownership)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps its own dtype, and a rank keeps only its share of what it is given."""
-        for i, (own, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            if own["algorithm"] != saved.get("algorithm"):
-                raise ValueError(
-                    f"state_dict must be of an optimizer whose group {i} follows {own['algorithm']}, "
-                    f"got {saved.get('algorithm')}"
-                )
+        """Load a state dict as torch does, but keep the dtype of the state, and only what this rank keeps.
+
+        Raises ValueError for a state dict of other algorithms, or of another rank.
+        """
+        check_algorithms(state_dict, self.param_groups)
         super().load_state_dict(state_dict)
         self.ownership.with_state.clear()
-        for group in self.param_groups:  # saved before an option was known
-            for name, value in asdict(make_rule(group["algorithm"], {})).items():
-                group.setdefault(name, value)
-        self._refuse_a_share(state_dict)
-        for index, _, parameter in self._indexed(state_dict):
+        add_missing_options(self.param_groups)
+        for parameter, state in own_state(state_dict, self.param_groups, self.ownership):
             self.state.pop(parameter, None)
-            if index in state_dict["state"] and self._keeps(parameter):
-                values = state_dict["state"][index].items()
-                self.state[parameter] = {
-                    key: self._own_entry(parameter, value).to(parameter.device, copy=True)
-                    for key, value in values
-                }
-
-    def _full_entry(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        if self.ownership.shards_entry(parameter, value, local_tensor(parameter)):
-            return sharded_entry(value, parameter).full_tensor()
-        return value
-
-    def _own_entry(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        if self.ownership.shards_entry(parameter, value, parameter):
-            ranks = self.ownership.group_of(parameter)
-            assert ranks is not None
-            return shard_rows(value, ranks.rank(), ranks.size())
-        return value
-
-    def _refuse_a_share(self, state_dict: Mapping[str, Any]) -> None:
-        """Another rank's `state_dict` would leave this rank's matrices without momentum, and say nothing."""
-        dealt = [(i, p) for i, _, p in self._indexed(state_dict) if self._dealt(p)]
-        there = [i for i, _ in dealt if i in state_dict["state"]]
-        missing = [i for i, p in dealt if i not in state_dict["state"] and self._keeps(p) and p.requires_grad]
-        if there and missing:
-            raise ValueError(
-                f"state_dict must have the state of parameters {missing}, which this rank keeps, got only "
-                f"those of {there}; save gathered_state_dict() to load on any rank"
-            )
-
-    def _dealt(self, parameter: nn.Parameter) -> bool:
-        return parameter in self.ownership.owners
-
-    def _keeps(self, parameter: nn.Parameter) -> bool:
-        return not self._dealt(parameter) or self.ownership.is_mine(parameter)
-
-    def _indexed(
-        self, state_dict: Mapping[str, Any]
-    ) -> Iterator[tuple[int, Mapping[str, Any], nn.Parameter]]:
-        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
-            for index, parameter in zip(saved["params"], group["params"], strict=True):
-                yield index, group, parameter
+            if state:
+                self.state[parameter] = state
 
 
-def _refuse_a_set(params: Any) -> None:
+def _refuse_unordered(params: Any) -> None:
     if isinstance(params, (set, frozenset)):
         raise TypeError(
             "params must be ordered, as a list is, got a set: its order differs between processes"
         )
 
 
-def _rule(group: Mapping[str, Any]) -> Rule:
-    names = option_names(RULES[group["algorithm"]])
-    return make_rule(group["algorithm"], {name: group[name] for name in names})
-
-
-def _unit_views(rule: Rule, group: Mapping[str, Any], whole: WholeParameter) -> tuple[UnitView, ...]:
-    return unit_views(whole.W.shape, group.get("split"), rule.needs_matrices)
+def _views_of(stage: _Stage, whole: WholeParameter) -> tuple[UnitView, ...]:
+    return unit_views(whole.W.shape, stage.group.get("split"), stage.rule.needs_matrices)
 
 
 def _first_state(rule: Rule, views: Iterable[UnitView], W: Tensor, project: bool) -> dict[str, Tensor]:
@@ -373,7 +310,7 @@ def _first_state(rule: Rule, views: Iterable[UnitView], W: Tensor, project: bool
 
 
 def _split_by_algorithm(group: dict[str, Any], default: str | None) -> list[dict[str, Any]]:
-    """A group without an algorithm becomes one of matrices and one of vectors."""
+    """Divide a group without an algorithm into one of matrices and one of vectors."""
     if "algorithm" in group or default is None:
         return [group]
     params = group["params"]
@@ -390,16 +327,12 @@ def _split_by_algorithm(group: dict[str, Any], default: str | None) -> list[dict
     ]
     for part in made:
         if part["algorithm"] != default:
-            part["split"] = None  # of the matrices
+            part["split"] = None  # it divides the matrices
     return made
 
 
-def _names(group: Mapping[str, Any]) -> list[str]:
+def _names_of(group: Mapping[str, Any]) -> list[str]:
     return group.get("param_names") or [f"parameter {i} of its group" for i in range(len(group["params"]))]
-
-
-def _named(group: Mapping[str, Any]) -> Iterator[tuple[str, nn.Parameter]]:
-    return zip(_names(group), group["params"], strict=True)
 
 
 def _check_parameter(rule: Rule, name: str, parameter: nn.Parameter) -> None:
@@ -414,7 +347,7 @@ def _check_parameter(rule: Rule, name: str, parameter: nn.Parameter) -> None:
 
 
 class _NameParameter:
-    """Names the parameter in a SphereError that its algorithm raises."""
+    """Context that puts the name of the parameter before the text of a SphereError."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""One update of many units at once: what is read from parameters and state, masked, and written back."""
+"""One update of many units at once: read parameters and state, apply the rule, mask, and write back."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from torch import Tensor
 from hyperp.optim.rule import Rate, Rule
 from hyperp.optim.units import UnitView, stack_units
 
-# Entries of the parameters that are updated at once: enough that the cost of calls is small beside the work,
-# and the copies that a batch is made of small beside the model.
+# Entries of the parameters that are updated at once: so many that the cost of calls is small beside the work,
+# and so few that the copies in a batch are small beside the model.
 LARGEST_BATCH = {"cpu": 2**20, "other": 2**26}
 
 
 @dataclass(frozen=True)
 class UnitJob:
-    """The units of one shape in a parameter: where they are read and written, and their state by name."""
+    """The update of the units of one shape in a parameter: where they lie, their gradient and state."""
 
     view: UnitView
     W: Tensor
@@ -28,7 +28,7 @@ class UnitJob:
 
 
 def make_batches(jobs: Iterable[UnitJob]) -> Iterator[list[UnitJob]]:
-    """Jobs of equal shape and dtype, no more at once than LARGEST_BATCH, in order of appearance."""
+    """Batches of jobs of equal shape and dtype, of at most LARGEST_BATCH entries, in order of appearance."""
     alike: dict[Any, list[UnitJob]] = {}
     for job in jobs:
         limit = LARGEST_BATCH["cpu" if job.W.device.type == "cpu" else "other"]
@@ -48,10 +48,10 @@ def make_batches(jobs: Iterable[UnitJob]) -> Iterator[list[UnitJob]]:
 
 
 def _split_large_stack(job: UnitJob, units: int) -> Iterator[UnitJob]:
-    """A large stack in runs of so many units, as views; other jobs as they are."""
+    """Divide a large stack into runs of `units` units, as views; leave other jobs as they are."""
     view = job.view
     if not view.count:
-        return  # this rank holds none of the experts
+        return  # this rank holds no expert of the stack
     if view.ranges is not None or not view.stacked or view.count <= units:
         yield job
         return
@@ -62,23 +62,24 @@ def _split_large_stack(job: UnitJob, units: int) -> Iterator[UnitJob]:
 
 
 def update_batch(rule: Rule, jobs: Sequence[UnitJob], lr: Rate, maximize: bool = False) -> None:
-    """One step of a batch, in place.
+    """Make one step of a batch, in place.
 
-    A unit whose gradient has a norm that is not finite keeps weight and state and is counted. By rules whose
-    steps have the same length however small the gradient, a unit whose gradient is zero stays where it is: a
-    stale direction must not carry an idle expert away.
+    A unit whose gradient has a norm that is not finite keeps its weight and its state, and is counted. If the
+    rule has `skip_on_zero_grad`, because its steps have the same length however small the gradient is, a unit
+    with a zero gradient keeps its weight: old momentum must not carry an idle expert away.
     """
     views = [job.view for job in jobs]
-    W, G = (stack_units([job.view.read(tensor) for job, tensor in side]) for side in _sides(jobs))
+    W = stack_units([job.view.read(job.W) for job in jobs])
+    G = stack_units([job.view.read(job.G) for job in jobs])
     G = -G if maximize else G
     names = [name for name in jobs[0].state if name != "skipped"]
     old = {name: stack_units([job.view.stack_entry(job.state[name]) for job in jobs]) for name in names}
-    # Of the norm, as in clipping: the square of a huge entry would stay in AdamW's second moment.
+    # The norm is checked, as in clipping: the square of a huge entry would stay in AdamW's second moment.
     norm_B = torch.linalg.vector_norm(G.reshape(len(G), G[0].numel()), dim=1)
     ok_B = norm_B.isfinite()
     moves_B = ok_B & (norm_B > 0) if rule.skip_on_zero_grad else ok_B
     lr = lr.to(W.device) if isinstance(lr, Tensor) else lr
-    # A CPU looks at the flags for less than the masks cost; on a GPU that would make the host wait.
+    # On a CPU, reading the flags costs less than the masks; on a GPU, the host would wait for the device.
     if W.device.type == "cpu" and not torch.compiler.is_compiling() and bool(moves_B.all()):
         new_W, new = rule.update(W, G, old, lr)
     else:
@@ -96,18 +97,13 @@ def update_batch(rule: Rule, jobs: Sequence[UnitJob], lr: Rate, maximize: bool =
 
 
 def write_units(views: Sequence[UnitView], tensors: Sequence[Tensor], stacked: Tensor) -> None:
-    """Write units, stacked over several parameters, back to them."""
+    """Write units that were stacked over several parameters back to those parameters."""
     units = stacked.split([view.count for view in views])
     pairs = [
         view.write_targets(tensor, unit) for view, tensor, unit in zip(views, tensors, units, strict=True)
     ]
     into, sources = (list(chain.from_iterable(side)) for side in zip(*pairs, strict=True))
     torch._foreach_copy_(into, sources)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _sides(jobs: Sequence[UnitJob]) -> Iterator[list[tuple[UnitJob, Tensor]]]:
-    yield [(job, job.W) for job in jobs]
-    yield [(job, job.G) for job in jobs]
 
 
 def _broadcast_mask(mask_B: Tensor, tensor: Tensor) -> Tensor:

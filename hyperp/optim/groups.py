@@ -1,7 +1,6 @@
 """Which algorithm trains which role, and parameter groups from a model."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch.distributed as dist
@@ -9,26 +8,26 @@ from torch import nn
 
 from hyperp.optim import checks
 from hyperp.optim.base import GroupedOptimizer
-from hyperp.optim.rule import RULES, Rule
+from hyperp.optim.rule import RULES
 from hyperp.optim.split import Split, splits_of
 from hyperp.roles import ROLES, Role, roles_of
 
-# Rows: arXiv 2601.08393 for sso and muonsphere (the router with the hidden matrices, the unembedding on
-# AdamW), 2603.28743 for muonh and adamh (the unembedding on AdamH); embeddings and vectors follow AdamW in
-# all of them.
+# Which algorithm each role follows, by optimizer. sso and muonsphere follow arXiv 2601.08393 (the router as
+# the hidden matrices, the unembedding on AdamW), muonh and adamh 2603.28743 (the unembedding on AdamH).
+# Embeddings and vectors follow AdamW in all of them.
 _ADAMW: dict[Role, str] = dict.fromkeys(ROLES, "adamw")
 
 
-def _matrices(name: str, **others: str) -> dict[Role, str]:
+def _table_row(name: str, **others: str) -> dict[Role, str]:
     return {**_ADAMW, "hidden": name, "router": name, "expert": name, **others}  # pyright: ignore[reportReturnType]
 
 
 TABLE: dict[str, dict[Role, str]] = {
-    "sso": _matrices("sso"),
-    "muonsphere": _matrices("muonsphere"),
-    "muonh": _matrices("muonh", unembedding="adamh"),
-    "adamh": _matrices("adamh", unembedding="adamh"),
-    "muon": _matrices("muon"),
+    "sso": _table_row("sso"),
+    "muonsphere": _table_row("muonsphere"),
+    "muonh": _table_row("muonh", unembedding="adamh"),
+    "adamh": _table_row("adamh", unembedding="adamh"),
+    "muon": _table_row("muon"),
     "adamw": _ADAMW,
 }
 
@@ -43,10 +42,10 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """One group for each role that the model has, in the order of ROLES, for any `GroupedOptimizer`.
 
-    Parameters of one role whose modules declare different `param_splits` make several groups. A group holds
+    Parameters of one role whose modules declare different `param_splits` form several groups. A group holds
     "params" as (name, tensor) pairs, "role", "algorithm", "lr", "split" and the options of its algorithm
-    in `options`. Raises ValueError for a role without algorithm or rate, for a split that does not
-    fit, and for what `roles_of` refuses.
+    in `options`. Raises ValueError for a role without an algorithm or a rate, for a split that does not fit,
+    and for what `roles_of` refuses.
     """
     for name, values in (options or {}).items():
         if not isinstance(values, Mapping):
@@ -92,26 +91,6 @@ def build(
     table: dict[Role, str] = {**TABLE[name], **(algorithms or {})}
     groups = param_groups(model, lr=lr, algorithms=table, options=options, unembedding=unembedding)
     return GroupedOptimizer(groups, options=options, process_group=process_group)
-
-
-def resolve(
-    params: nn.Module | Iterable[Any],
-    lr: float | Mapping[Role, float],
-    rule: Rule,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    unembedding: Iterable[nn.Module] = (),
-) -> dict[str, Any]:
-    """Arguments for `GroupedOptimizer` from those of an optimizer class that is named after its rule."""
-    if rule.name in (options or {}):
-        raise ValueError(f"options must not have {rule.name}: its options are arguments of the class itself")
-    options = {**(options or {}), rule.name: asdict(rule)}
-    if isinstance(params, nn.Module):
-        table = TABLE[rule.name]
-        params = param_groups(params, lr=lr, algorithms=table, options=options, unembedding=unembedding)
-    elif isinstance(lr, Mapping):
-        raise ValueError("lr must be one number unless params is a module, whose parameters have roles")
-    rate = max(lr.values()) if isinstance(lr, Mapping) else lr
-    return {"params": params, "lr": rate, "algorithm": rule.name, "options": options}
 
 
 def _entry_for_role(field: str, table: Mapping[Role, Any], role: Role) -> Any:

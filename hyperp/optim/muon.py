@@ -1,34 +1,43 @@
 """Muon (Jordan et al. 2024; arXiv 2502.16982): steps along the matrix sign of the momentum."""
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import Tensor
 
 from hyperp.optim import checks
+from hyperp.optim.arguments import LearningRate, OptimizerArguments, takes_arguments
 from hyperp.optim.base import GroupedOptimizer
-from hyperp.optim.groups import resolve
 from hyperp.optim.linalg.msign import MsignMethod, check_msign, msign
-from hyperp.optim.rule import Rate, Rule, State, descend, register_rule, rule_of
-from hyperp.roles import Role
+from hyperp.optim.rule import Rate, Rule, State, descend, register_rule
 
-# Length of a step of a (d_out, d_in) matrix over lr: the names are those of torch.optim.Muon.
+# Length of a step of a (d_out, d_in) matrix over lr, by the names of torch.optim.Muon.
 MuonScale = Literal["original", "match_rms_adamw"]
 
 
 def muon_scale(mode: str, d_out: int, d_in: int) -> float:
-    """sqrt(max(1, d_out/d_in)), or 0.2 sqrt(max(d_out, d_in)), with entries as large as AdamW's."""
+    """sqrt(max(1, d_out/d_in)), or 0.2 sqrt(max(d_out, d_in)), which makes entries as large as AdamW's."""
     return math.sqrt(max(1.0, d_out / d_in)) if mode == "original" else 0.2 * math.sqrt(max(d_out, d_in))
 
 
 @register_rule
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MuonRule(Rule):
-    """Momentum, an average; the length of a step; decoupled weight decay; how the matrix sign is computed."""
+    """Steps along the matrix sign of the momentum, with decoupled weight decay.
+
+    Args:
+        momentum: decay rate of the momentum, which is an average.
+        nesterov: look one step ahead along the momentum.
+        scale_mode: spectral norm of a step over lr: sqrt(max(1, d_out/d_in)) ("original"), or
+            0.2 sqrt(max(d_out, d_in)), which makes entries as large as AdamW's ("match_rms_adamw").
+        weight_decay: W <- (1 - lr weight_decay) W before each step.
+        msign: how the matrix sign is computed: "newton_schulz", "polar_express" or "svd".
+        msign_steps: steps of the polynomial; None is 5 for newton_schulz and 8 for polar_express.
+        msign_dtype: dtype of the matrix sign's products, "float32", "bfloat16" or "float64"; None is bfloat16
+            on a CUDA device and float32 elsewhere (float64 for float64 parameters).
+    """
 
     name = "muon"
 
@@ -60,32 +69,23 @@ class MuonRule(Rule):
         return descend(W * (1 - lr * self.weight_decay), direction, length), {"momentum": momentum}
 
 
+@dataclass(frozen=True)
+class MuonArguments(OptimizerArguments, MuonRule):
+    """Arguments of `Muon`.
+
+    Args:
+        lr: length of a step over its scale (see `scale_mode`): one rate, or one for each role of a module.
+    """
+
+    lr: LearningRate = 2e-2
+
+
 class Muon(GroupedOptimizer):
     """Muon with decoupled weight decay, batched over matrices of equal shape.
 
-    `params` is a module, whose embeddings, unembedding and vectors then follow AdamW, or what any torch
-    optimizer takes. `lr` is one rate, or one for each role of a module. `options` reaches the other
-    algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output modules of a foreign model.
-    `maximize` and `process_group` are those of `GroupedOptimizer`.
+    The embeddings, the unembedding and the vectors of a module follow AdamW.
     """
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float | Mapping[Role, float] = 2e-2,
-        *,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        scale_mode: MuonScale = "original",
-        weight_decay: float = 0.0,
-        msign: MsignMethod = "newton_schulz",
-        msign_steps: int | None = None,
-        msign_dtype: str | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        unembedding: Iterable[nn.Module] = (),
-        maximize: bool = False,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        rule = rule_of(MuonRule, locals())
-        resolved = resolve(params, lr, rule, options, unembedding)
-        super().__init__(**resolved, maximize=maximize, process_group=process_group)
+    @takes_arguments(MuonArguments)
+    def __init__(self, arguments: MuonArguments) -> None:
+        super().__init__(**arguments.for_groups())

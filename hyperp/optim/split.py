@@ -1,13 +1,13 @@
 """Which rows of a fused parameter make up which matrix, as data that a parameter group carries.
 
-Fused projections (queries, keys and values in one parameter; gate and up in another) hold several matrices,
-and each belongs on a sphere of its own. A split lists, for every matrix, the ranges of rows that make it up::
+Fused projections hold several matrices (queries, keys and values in one parameter, gate and up in another),
+and each matrix belongs on a sphere of its own. A split lists the ranges of rows that make up each matrix::
 
     model.attention.qkv.param_splits = {"weight": qkv_split(16, 4, 64, by="head")}
     optimizer = SSO(model)
 
-or, without a module, {"params": [...], "split": gate_up_split(4096)} in a parameter group. Matrices are read
-from the parameter and written back to it, whatever the split, so that no update is lost in a copy.
+or, without a module, {"params": [...], "split": gate_up_split(4096)} in a parameter group. With any split,
+matrices are read from the parameter and written back to it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from hyperp.optim import checks
 
-# For each matrix the ranges (first row, row after the last) that are put under each other to make it up.
+# For each matrix, the ranges (first row, row after the last) that make it up from top to bottom.
 Split = tuple[tuple[tuple[int, int], ...], ...]
-By = Literal["component", "group", "head"]
+SplitBy = Literal["component", "group", "head"]
 
 
 def split_rows(sizes: Iterable[int]) -> Split:
-    """Matrices that lie under each other, with these numbers of rows."""
+    """Matrices that lie under each other and have these numbers of rows."""
     sizes = list(sizes)
     for size in sizes:
         checks.whole_number("sizes", size, 1)
@@ -37,14 +37,16 @@ def gate_up_split(hidden: int) -> Split:
 
 
 def qkv_split(
-    query_heads: int, kv_heads: int, head_size: int, *, by: By = "component", interleaved: bool = False
+    query_heads: int, kv_heads: int, head_size: int, *, by: SplitBy = "component", interleaved: bool = False
 ) -> Split:
-    """A fused projection to queries, keys and values of grouped-query attention.
+    """The matrices of a fused projection to queries, keys and values of grouped-query attention.
 
-    by: "component" is three matrices, "group" one for each key-value head with its queries, "head" one for
-        each head (arXiv 2601.08393 trains by head).
-    interleaved: rows lie group by group, (queries, key, value) of each key-value head, as in Megatron-LM;
-        otherwise all queries come first, then all keys, then all values.
+    Args:
+        query_heads, kv_heads, head_size: numbers of heads, and rows of each.
+        by: "component" makes three matrices, "group" one for each key-value head with its queries, "head" one
+            for each head (arXiv 2601.08393 trains by head).
+        interleaved: whether rows lie group by group, (queries, key, value) of each key-value head, as in
+            Megatron-LM; otherwise all queries come first, then all keys, then all values.
     """
     for name, value in (("query_heads", query_heads), ("kv_heads", kv_heads), ("head_size", head_size)):
         checks.whole_number(name, value, 1)
@@ -74,7 +76,7 @@ def qkv_split(
 
 
 def check_split(split: Any, rows: int, name: str) -> Split:
-    """`split` as tuples. Raises ValueError unless it takes every one of `rows` rows exactly once."""
+    """`split` as tuples. Raises ValueError unless it has each of the `rows` rows exactly once."""
     try:
         made = tuple(tuple((int(a), int(b)) for a, b in matrix) for matrix in split)
     except (TypeError, ValueError):

@@ -1,41 +1,47 @@
 """SSO and MuonSphere: Muon's direction on the spectral sphere (arXiv 2601.08393).
 
-SSO takes the steepest step that is tangent to the sphere; MuonSphere leaves the constraint out of the
-direction.
+SSO takes the steepest step that is tangent to the sphere. MuonSphere leaves that constraint out.
 """
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import Tensor
 
 from hyperp.optim import checks
+from hyperp.optim.arguments import LearningRate, OptimizerArguments, takes_arguments
 from hyperp.optim.base import GroupedOptimizer
-from hyperp.optim.groups import resolve
 from hyperp.optim.linalg.msign import MsignMethod, check_msign, msign, unit_frobenius
 from hyperp.optim.linalg.spectral import BLOCK
 from hyperp.optim.linalg.tangent import COLD_SLOPE, tangent_step
 from hyperp.optim.muon import muon_scale
-from hyperp.optim.rule import Rate, Rule, State, register_rule, rule_of
+from hyperp.optim.rule import Rate, Rule, State, register_rule
 from hyperp.optim.sphere import RadiusMode, Retraction, SpectralSphere
-from hyperp.roles import Role
 
 ScaleMode = Literal["radius", "aspect", "original", "match_rms_adamw"]
 
 
 @register_rule
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MuonSphereRule(Rule):
-    """Momentum, an average; radius and length of a step; how the matrix sign and the top pair are computed.
+    """Retract to the spectral sphere, then step along the matrix sign of the momentum.
 
-    radius_mode: largest singular value over `radius_factor`: sqrt(d_out/d_in) ("aspect") or 1 ("unit").
-    scale_mode: length of a step over lr and `radius_factor`: as the radius, or by one of the published rules.
-    retraction: rescale to the radius every step ("hard"), or go towards it by 0.05 lr ("dynamic").
-    block: right singular vectors kept between steps for each matrix.
+    Args:
+        momentum: decay rate of the momentum, which is an average.
+        nesterov: look one step ahead along the momentum.
+        radius_factor: c, a factor on the radius and on the length of a step alike.
+        radius_mode: largest singular value of a matrix over `radius_factor`: sqrt(d_out/d_in) ("aspect") or
+            1 ("unit").
+        scale_mode: spectral norm of a step over lr and `radius_factor`: that of the radius ("radius"),
+            sqrt(d_out/d_in) ("aspect"), or as in `Muon` ("original", "match_rms_adamw").
+        retraction: rescale to the radius every step ("hard"), or go towards it by 0.05 lr ("dynamic").
+        msign: how the matrix sign is computed: "newton_schulz", "polar_express" or "svd".
+        msign_steps: steps of the polynomial; None is 5 for newton_schulz and 8 for polar_express.
+        msign_dtype: dtype of the matrix sign's products, "float32", "bfloat16" or "float64"; None is bfloat16
+            on a CUDA device and float32 elsewhere (float64 for float64 parameters).
+        block: right singular vectors kept between steps for each matrix.
     """
 
     name = "muonsphere"
@@ -64,10 +70,10 @@ class MuonSphereRule(Rule):
 
     @property
     def sphere(self) -> SpectralSphere:
-        """Where the matrices live."""
+        """The sphere that the matrices lie on."""
         return SpectralSphere(self.radius_factor, self.radius_mode, self.retraction, self.block)
 
-    def length(self, d_out: int, d_in: int) -> float:
+    def step_length(self, d_out: int, d_in: int) -> float:
         """Spectral norm of a step at lr = 1."""
         if self.scale_mode == "radius":
             return self.sphere.radius(d_out, d_in)
@@ -84,17 +90,17 @@ class MuonSphereRule(Rule):
         return self.sphere.project(W)
 
     def update(self, W: Tensor, G: Tensor, state: State, lr: Rate) -> tuple[Tensor, State]:
-        """Retract W to the sphere, then W <- W - lr length Phi."""
+        """Retract W to the sphere, then W <- W - lr step_length Phi."""
         W, place = self.sphere.retract(W, state, lr)
         momentum = torch.lerp(state["momentum"], G, 1 - self.momentum)
         ahead = torch.lerp(G, momentum, self.momentum) if self.nesterov else momentum
         direction, learnt = self.direction(ahead, place["u"], place["v"], state)
         shape = W.shape[-2:]
-        W = self.sphere.step(W, direction, lr * self.length(*shape) / self.sphere.radius(*shape), state)
+        W = self.sphere.step(W, direction, lr * self.step_length(*shape) / self.sphere.radius(*shape), state)
         return W, {"momentum": momentum, "basis": place["basis"], **learnt}
 
     def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:  # noqa: ARG002
-        """Steepest step of unit spectral norm, and what changes of the state."""
+        """Steepest direction of unit spectral norm, and the entries of the state that change."""
         return self.sign(M), {}
 
     def sign(self, M: Tensor) -> Tensor:
@@ -103,9 +109,13 @@ class MuonSphereRule(Rule):
 
 
 @register_rule
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SSORule(MuonSphereRule):
-    """Those of MuonSphere, and the matrix signs that the tangent step may take (see `tangent`)."""
+    """MuonSphere with steps that are tangent to the sphere.
+
+    Args:
+        evaluations: matrix signs in each tangent step; 2 come within 0.8% of the best step in nine of ten.
+    """
 
     name = "sso"
 
@@ -116,79 +126,54 @@ class SSORule(MuonSphereRule):
         checks.whole_number("evaluations", self.evaluations, 1)
 
     def init(self, W: Tensor) -> State:
-        """Those of MuonSphere, and how steeply h rises, which every step learns."""
+        """The state of MuonSphere, and the slope of h, which every tangent step learns."""
         return {**super().init(W), "slope": torch.full_like(W[:, 0, 0], COLD_SLOPE)}
 
     def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """Steepest step tangent to the sphere."""
+        """Steepest direction tangent to the sphere, and the new slope."""
         step = tangent_step(unit_frobenius(M), u, v, self.sign, state["slope"], self.evaluations)
         return step.phi_Bmn, {"slope": step.slope_B}
 
 
-class MuonSphere(GroupedOptimizer):
-    """Muon's direction with every matrix brought back to the spectral sphere of radius c sqrt(d_out/d_in)
-    each step.
+@dataclass(frozen=True)
+class MuonSphereArguments(OptimizerArguments, MuonSphereRule):
+    """Arguments of `MuonSphere`.
 
-    `params` is a module, whose embeddings, unembedding and vectors then follow AdamW, or what any torch
-    optimizer takes. `lr` is the length of a step over the radius: one rate, or one for each role of a module.
-    `options` reaches the other algorithms: {"adamw": {"weight_decay": 0.1}}. `unembedding` marks the output
-    modules of a foreign model. `maximize` and `process_group` are those of `GroupedOptimizer`. The other
-    arguments are those of `MuonSphereRule`.
+    Args:
+        lr: length of a step over the radius: one rate, or one for each role of a module.
     """
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float | Mapping[Role, float] = 5e-3,
-        *,
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        radius_factor: float = 1.0,
-        radius_mode: RadiusMode = "aspect",
-        scale_mode: ScaleMode = "radius",
-        retraction: Retraction = "hard",
-        msign: MsignMethod = "polar_express",
-        msign_steps: int | None = None,
-        msign_dtype: str | None = None,
-        block: int = BLOCK,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        unembedding: Iterable[nn.Module] = (),
-        maximize: bool = False,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        rule = rule_of(MuonSphereRule, locals())
-        resolved = resolve(params, lr, rule, options, unembedding)
-        super().__init__(**resolved, maximize=maximize, process_group=process_group)
+    lr: LearningRate = 5e-3
+
+
+@dataclass(frozen=True)
+class SSOArguments(OptimizerArguments, SSORule):
+    """Arguments of `SSO`.
+
+    Args:
+        lr: length of a step over the radius: one rate, or one for each role of a module.
+    """
+
+    lr: LearningRate = 5e-3
+
+
+class MuonSphere(GroupedOptimizer):
+    """Muon's direction, with every matrix held on the spectral sphere of radius c sqrt(d_out/d_in).
+
+    The embeddings, the unembedding and the vectors of a module follow AdamW.
+    """
+
+    @takes_arguments(MuonSphereArguments)
+    def __init__(self, arguments: MuonSphereArguments) -> None:
+        super().__init__(**arguments.for_groups())
 
 
 class SSO(GroupedOptimizer):
     """The spectral sphere optimizer: the steepest step tangent to the sphere of radius c sqrt(d_out/d_in).
 
-    What comes before `momentum` and after `block` is as for `MuonSphere`; the other arguments are those of
-    `SSORule`.
+    The embeddings, the unembedding and the vectors of a module follow AdamW.
     """
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float | Mapping[Role, float] = 5e-3,
-        *,
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        radius_factor: float = 1.0,
-        radius_mode: RadiusMode = "aspect",
-        scale_mode: ScaleMode = "radius",
-        retraction: Retraction = "hard",
-        evaluations: int = 2,
-        msign: MsignMethod = "polar_express",
-        msign_steps: int | None = None,
-        msign_dtype: str | None = None,
-        block: int = BLOCK,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        unembedding: Iterable[nn.Module] = (),
-        maximize: bool = False,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        rule = rule_of(SSORule, locals())
-        resolved = resolve(params, lr, rule, options, unembedding)
-        super().__init__(**resolved, maximize=maximize, process_group=process_group)
+    @takes_arguments(SSOArguments)
+    def __init__(self, arguments: SSOArguments) -> None:
+        super().__init__(**arguments.for_groups())

@@ -1,8 +1,8 @@
-"""Units of a parameter: the matrices (or whole tensors) in it that an update rule treats one by one.
+"""Units of a parameter: the matrices in it, or the whole tensor, that a rule updates one by one.
 
-A 2-D parameter is one matrix, a 3-D one (experts, d_out, d_in) as many as it has experts, and a split divides
-the rows of either into several. Units of one shape, of however many parameters, are stacked to (B, *unit) for
-a batched update and written back to where they were read.
+A 2-D parameter is one matrix, and a 3-D one (experts, d_out, d_in) has a matrix for each expert. A split
+divides the rows of either into several matrices. Units of one shape, of any number of parameters, are stacked
+to (B, *unit) for a batched update, and then written back to where they were read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,14 @@ from hyperp.optim.split import Split
 
 @dataclass(frozen=True)
 class UnitView:
-    """The units of one shape in a parameter; `ranges` are their rows, None where they are all of it.
+    """The units of one shape in a parameter: how to read and write them, and how to name their state.
 
-    `index` numbers the pieces of a parameter. `stacked` says that units lie along a first axis of their own.
+    Attributes:
+        index: number of this view among those of the parameter.
+        count: number of units.
+        shape: shape of one unit.
+        stacked: whether the units lie along a first axis of their own.
+        ranges: the rows of each unit; None if the units are the whole parameter.
     """
 
     index: int
@@ -29,11 +34,11 @@ class UnitView:
     ranges: Split | None
 
     def key_for(self, name: str) -> str:
-        """Of an entry of the parameter's state, which holds those of all its pieces."""
+        """Name of an entry in the parameter's state, which holds the entries of all its views."""
         return name if self.index == 0 else f"{name}.{self.index}"
 
     def read(self, tensor: Tensor) -> Tensor:
-        """(count, *unit) of the parameter or its gradient; a view where they are all of it."""
+        """The units of the parameter or its gradient as (count, *unit); no copy without a split."""
         if self.ranges is None:
             return tensor if self.stacked else tensor.unsqueeze(0)
         units = []
@@ -43,12 +48,12 @@ class UnitView:
         return torch.cat(units) if tensor.ndim > 2 else torch.stack(units)
 
     def write_targets(self, tensor: Tensor, stacked: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of the parameter, and what of `stacked` (count, *unit) has to be copied to each."""
+        """Views of the parameter, and the part of `stacked` (count, *unit) to copy to each of them."""
         if self.ranges is None:
             return [tensor], [stacked if self.stacked else stacked.squeeze(0)]
         into, sources = [], []
-        per = self.count // len(self.ranges)  # a unit is in every expert of a 3-D parameter
-        for matrix, unit in zip(self.ranges, stacked.split(per), strict=True):
+        experts = self.count // len(self.ranges)  # every expert of a 3-D parameter has each of the ranges
+        for matrix, unit in zip(self.ranges, stacked.split(experts), strict=True):
             unit = unit if tensor.ndim > 2 else unit.squeeze(0)
             for (start, stop), part in zip(
                 matrix, unit.split([b - a for a, b in matrix], dim=-2), strict=True
@@ -58,7 +63,7 @@ class UnitView:
         return into, sources
 
     def stack_entry(self, value: Tensor) -> Tensor:
-        """(count, ...) of an entry of the state."""
+        """An entry of the state as (count, ...)."""
         return value if self.stacked else value.unsqueeze(0)
 
     def unstack_entry(self, value: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ class UnitView:
 
 @cache
 def unit_views(shape: torch.Size, split: Split | None, matrices: bool) -> tuple[UnitView, ...]:
-    """The pieces of a parameter of this shape. `matrices` is whether a unit has to be a matrix."""
+    """The views of a parameter of this shape; without `matrices`, its units are whole tensors."""
     experts = shape[0] if len(shape) == 3 else 1
     if split is None or not matrices:
         stacked = len(shape) == 3
@@ -89,7 +94,7 @@ def unit_views(shape: torch.Size, split: Split | None, matrices: bool) -> tuple[
 
 
 def stack_units(parts: Sequence[Tensor]) -> Tensor:
-    """(B, *unit) from the units of several parameters; floating point in at least float32."""
+    """The units of several parameters as (B, *unit); floating point becomes at least float32."""
     stacked = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     if not stacked.is_floating_point():
         return stacked

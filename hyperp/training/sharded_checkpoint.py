@@ -145,7 +145,7 @@ def _empty_optimizer_tensors(
         if section != "optimizer":
             continue
         parameter, ownership = parameters[name], optimizer.ownership
-        if parameter in ownership.owners and not ownership.is_mine(parameter):
+        if not ownership.keeps(parameter):
             continue
         assert isinstance(metadata, TensorStorageMetadata)
         value = torch.empty(metadata.size, dtype=metadata.properties.dtype, device=parameter.device)

@@ -2,19 +2,15 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hyperp import sweeps
 from hyperp.sweeps import printing
-from hyperp.sweeps.account import account, last_submissions
 from hyperp.sweeps.cli.options import Json, Root
-from hyperp.sweeps.console import warn
-from hyperp.sweeps.local import background_pools
 from hyperp.sweeps.runs.status import UNDER_WAY, count_statuses, counts_line, survey_runs
-from hyperp.sweeps.slurm import submissions
 
 WATCH_SECONDS = 5.0
 
@@ -22,18 +18,20 @@ WATCH_SECONDS = 5.0
 def status(
     root: Root,
     as_json: Json = False,
-    every: Annotated[bool, typer.Option("--all", help="List every run, not only those of note")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again until no run is under way")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every run, not only notable ones")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until no run is queued or running")] = False,
 ) -> None:
-    """Count the runs of a sweep by block and status; list what runs, diverged, failed or was stopped.
+    """Count the runs by status; list failures and why.
+
+    Counts by block and status, and lists the runs that are running, diverged, failed or were stopped.
 
     Example: hyperp-sweep status runs/demo --all
     """
-    runs = account(root, warn)
+    runs = sweeps.status(root)
     while watch and any(run.status in UNDER_WAY for run in runs):
         printing.print_status(runs, runs if every else printing.notable_runs(runs))
         time.sleep(WATCH_SECONDS)
-        runs = account(root, warn)
+        runs = sweeps.status(root)
     listed = runs if every else printing.notable_runs(runs)
     if as_json:
         blocks = {name: count_statuses(members) for name, members in printing.group_by_block(runs).items()}
@@ -46,61 +44,32 @@ def status(
 def cancel(
     root: Root,
     run_ids: Annotated[
-        list[str] | None, typer.Argument(help="Runs to cancel; all if none is named", show_default=False)
+        list[str] | None, typer.Argument(help="Runs to cancel [default: all]", show_default=False)
     ] = None,
 ) -> None:
-    """Take runs out of Slurm's queue, or off their nodes; or stop what is in the background of this machine.
+    """Stop what was submitted; what is saved is kept.
 
-    What they saved is kept. Runs that share a job, or this machine, go together.
+    Takes runs out of Slurm's queue or off their nodes, or stops the background process of this machine. Runs
+    that share a job go together; a background process is stopped as a whole.
 
     Example: hyperp-sweep cancel runs/demo
     """
-    pool = background_pools.active_pool(root)
-    if pool:
-        _cancel_here(root, pool, run_ids or [])
-    elif (root / submissions.NAME).exists():
-        _cancel_jobs(root, run_ids or [])
-    else:
-        survey_runs(root)  # whether it is the folder of a sweep at all
-        print(f"cancelled 0 runs: none is in the background or in Slurm; {root}")
-
-
-def _cancel_here(root: Path, pool: background_pools.BackgroundPool, run_ids: Sequence[str]) -> None:
-    if run_ids:
-        raise ValueError(
-            f"RUN_IDS must be left out where the runs are on this machine: {root} is cancelled as a whole, "
-            f"got {', '.join(run_ids)}"
-        )
-    under_way = [run for run in account(root, warn) if run.job == pool.name and run.status in UNDER_WAY]
-    background_pools.stop_pool(root, pool)
-    print(f"cancelled {len(under_way)} run{'s' * (len(under_way) != 1)} of process {pool.process}; {root}")
-
-
-def _cancel_jobs(root: Path, run_ids: Sequence[str]) -> None:
-    from hyperp.sweeps.slurm import commands
-
-    sent = last_submissions(root, commands.queued_jobs())
-    unknown = sorted(set(run_ids) - set(sent))
-    if unknown:
-        raise ValueError(f"RUN_IDS must be runs that were submitted from {root}, got {', '.join(unknown)}")
-    chosen = [one for run_id, one in sent.items() if not run_ids or run_id in run_ids]
-    jobs = sorted({one.job.job_id for one in chosen if one.job and one.job.in_flight})
-    commands.cancel_jobs(jobs)
-    print(f"cancelled {len(jobs)} job{'s' * (len(jobs) != 1)}; {root}")
+    print(sweeps.cancel(root, run_ids or ()))
 
 
 def logs(
     root: Root,
     run_id: Annotated[
-        str, typer.Argument(help="The run, as status names it, or the beginning of that", show_default=False)
+        str, typer.Argument(help="The run as status names it, or the beginning of its id", show_default=False)
     ],
     rank: Annotated[
-        int | None, typer.Option(min=0, help="This one of its processes alone", show_default=False)
+        int | None, typer.Option(min=0, help="Show this one of its processes alone", show_default=False)
     ] = None,
 ) -> None:
-    """Print how a run ended, what it printed, its traceback if it failed, and what its last job said.
+    """Print what a run printed and how it ended.
 
-    Of several processes, what the main one printed, and the one that failed first.
+    Prints its output, its traceback if it failed, and what its last job said. Of several processes it shows
+    the main one and the one that failed first.
 
     Example: hyperp-sweep logs runs/demo 0123456789ab
     """
@@ -125,7 +94,7 @@ def logs(
 
 
 def _whole_id(root: Path, given: str) -> str:
-    """The run that is meant by the beginning of its id; ValueError unless it is one."""
+    """The id of the one run whose id begins with `given`. Raises ValueError if there are none or several."""
     if given and (root / given).is_dir():
         return given
     known = [run.run_id for run in survey_runs(root)]
@@ -141,21 +110,18 @@ def collect(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The .parquet to write; ROOT/runs.parquet if not given", show_default=False
+            "--output", "-o", help="Table to write, .parquet [default: ROOT/runs.parquet]", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Write one row a run, whatever became of it, as Parquet and beside it as CSV.
+    """Write the table of all runs, as Parquet and CSV.
 
-    What the stability monitors saw, step by step, goes beside it as .metrics.parquet.
+    One row a run, whatever became of it. What the stability monitors measured, step by step, goes beside it
+    as .metrics.parquet, and activations as .coordinates.parquet.
 
     Example: hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
     """
-    from hyperp.run_table import coordinates_beside
-    from hyperp.sweeps.table.runs import collect as write_table
-
-    path = output or root / "runs.parquet"
-    runs = write_table(root, path, warn)
-    print(f"{counts_line(runs)}; {path} and {path.with_suffix('.csv').name}")
-    if coordinates_beside(path).is_file():
-        print(f"activations: {coordinates_beside(path)}")
+    made = sweeps.collect(root, output)
+    print(f"{counts_line(made.runs)}; {made.table} and {made.table.with_suffix('.csv').name}")
+    if made.coordinates:
+        print(f"activations: {made.coordinates}")

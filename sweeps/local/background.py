@@ -1,6 +1,6 @@
-"""The process that does runs in the background; `background_pools` starts it, with its locks open.
+"""The process that does runs in the background. `background_pools` starts it and hands it two open locks.
 
-It ends when no run is left to do, or when it is told to (SIGTERM); however it ends, its workers end with it.
+It ends when no run is left to do, or on SIGTERM; however it ends, its workers end with it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from hyperp.sweeps.runs.status import counts_line, run_state
 
 
 def main() -> None:
-    """Do the runs of the last pool that was noted below the folder named by the first word."""
+    """Do the runs of the last pool in local.json. Arguments: ROOT, and the open locks' file descriptors."""
     root, locks = Path(sys.argv[1]), [os.fdopen(int(word), "a") for word in sys.argv[2:]]
     signal.signal(signal.SIGTERM, stop_once)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def stop_once(number: int, frame: object) -> NoReturn:
-    """A signal handler that stops the work, and lets nothing come between when it is being stopped."""
+    """A signal handler: stop the work as Ctrl-C does, and ignore the signal while stopping."""
     signal.signal(number, signal.SIG_IGN)
     raise_keyboard_interrupt(number, frame)
 
 
 class PoolProcess:
-    """What a pool has to do, and to say of itself while it does."""
+    """This process: it does the runs of its pool and keeps the pool's entry in local.json up to date."""
 
     def __init__(self, root: Path, lock: int):
         self.root, self.lock, self.beat = root, lock, 0.0
@@ -53,7 +53,7 @@ class PoolProcess:
         background_pools.note_last_pool(root, self.pool)
 
     def run(self) -> None:
-        """Every run."""
+        """Do every run of the pool."""
         from hyperp.sweeps.local.work import run_with_display
 
         run_with_display(
@@ -61,7 +61,7 @@ class PoolProcess:
         )
 
     def note_event(self, event: Event) -> None:
-        """Note a failure, and renew the time of the lock; a full disk must not end the other runs."""
+        """Note a failure, and renew the lock file's time; a full disk must not end the other runs."""
         with contextlib.suppress(OSError):
             if isinstance(event, RunEnded) and event.status == "failed":
                 failed = self.pool.failed | {
@@ -74,7 +74,7 @@ class PoolProcess:
                 os.utime(self.lock)
 
     def note_end(self, how: str) -> None:
-        """Note how it ended, before the locks are given up."""
+        """Note how this process ended, before it gives up the locks."""
         with contextlib.suppress(OSError):
             background_pools.note_last_pool(self.root, replace(self.pool, ended=how))
         runs = [run_state(self.root, run_id, None) for run_id in self.pool.runs]

@@ -1,10 +1,10 @@
-"""`local.json`: the pools that were started in the background of a machine, so that they can be found again.
+"""`local.json`: the pools that were started in the background, so that any process can find them again.
 
 A pool is a process in a session of its own (`hyperp.sweeps.local.background`). It holds two locks, which the
-process that starts it took and hands over open: that of the sweep, as `hyperp-sweep run` does, and
-`local/.lock`, which nobody else ever holds. So on its own machine it is known for sure whether a pool is at
-work, however it ended; a process id alone may be another process's by now. Other machines go by the time of
-`local/.lock`, which the pool renews, since their file system may not carry locks.
+process that starts it takes and hands over open: the sweep's, as `hyperp-sweep run` does, and `local/.lock`,
+which nothing else ever holds. So its own machine knows for sure whether a pool is at work; a process id
+alone may by now be another process's. Other machines go by the time of `local/.lock`, which the pool renews,
+because their file system may not carry locks.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ from hyperp.sweeps.plan.plan import Point
 from hyperp.sweeps.runs.manifest import Manifest
 
 NAME = "local.json"
-FOLDER = "local"  # below the sweep's: the lock, and what each pool printed
-BEAT_SECONDS = 1.0  # between two renewals of the lock's time
-LOCK_SECONDS = 5.0  # to wait for the lock, which another process may be looking at
+FOLDER = "local"  # in the sweep's folder: the lock, and what each pool printed
+BEAT_SECONDS = 1.0  # between two renewals of the lock file's time
+LOCK_SECONDS = 5.0  # to wait for the lock, which a process that looks at it holds for a moment
 STOP_SECONDS = 30.0  # to wait for a pool to end
 START_SECONDS = 60.0  # to wait for a pool to note its process
 
 
 @dataclass(frozen=True)
 class PoolFailure:
-    """Why a run failed in a pool: not all leave a record that says so."""
+    """Why a run failed in a pool, for runs that could not leave a record."""
 
     reason: str | None
     cause: str | None = None
@@ -49,10 +49,11 @@ class PoolFailure:
 
 @dataclass(frozen=True)
 class BackgroundPool:
-    """A pool, `runs` in the order of the plan. `ended` is null while it is at work, and if it was killed.
+    """An entry of local.json; `runs` are ids, in the order of the plan.
 
-    `done`: it did what it could of every run; `cancelled`: it was stopped; `broken`: it could not go on;
-    `followed`: it was gone without a word when another process took up the sweep.
+    `ended` is null while the pool is at work, and if it was killed. `done`: every run was tried; `cancelled`:
+    it was stopped; `broken`: it could not go on; `followed`: it was killed, and another process took up the
+    sweep.
     """
 
     name: str
@@ -65,7 +66,7 @@ class BackgroundPool:
     ended: Literal["done", "cancelled", "broken", "followed"] | None = None
 
     def log(self, root: Path) -> Path:
-        """What the pool printed."""
+        """The file with what the pool printed."""
         return root / FOLDER / f"{self.name}.log"
 
 
@@ -76,19 +77,19 @@ read_pools = MANIFEST.read
 
 
 def note_last_pool(root: Path, pool: BackgroundPool) -> None:
-    """Replace the last pool; only by who holds its lock, or that of the sweep."""
+    """Replace the last entry. The caller holds that pool's lock, or the sweep's."""
     MANIFEST.write(root, [*read_pools(root)[:-1], pool])
 
 
 def close_dead_pool(root: Path, ended: Literal["cancelled", "followed"] = "followed") -> None:
-    """Note of a pool that was killed that it is gone; only under the lock of the sweep, which it held."""
+    """Note that a killed pool is gone. The caller holds the lock of the sweep, which the pool held."""
     pools = read_pools(root)
     if pools and pools[-1].ended in (None, "broken"):
         note_last_pool(root, replace(pools[-1], ended=ended))
 
 
 def active_pool(root: Path) -> BackgroundPool | None:
-    """The pool that is at work on a sweep, on whatever machine; None if there is none."""
+    """The pool that is at work on a sweep, on any machine, or None."""
     pools = read_pools(root)
     if not pools or pools[-1].ended:
         return None
@@ -102,15 +103,15 @@ def active_pool(root: Path) -> BackgroundPool | None:
 
 
 def pool_logs(root: Path, run_id: str) -> list[Path]:
-    """What the last pool printed that was to do a run."""
+    """The log of the last pool that was given a run, in a list; empty without one."""
     return [pool.log(root) for pool in read_pools(root) if run_id in pool.runs][-1:]
 
 
 def start_pool(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held: IO[str]) -> BackgroundPool:
-    """Start a pool for planned runs of a sweep, whose lock is `held` and goes over to it.
+    """Start a pool for planned runs, hand it the sweep's lock `held`, and wait until it has begun.
 
-    What becomes of the pool it notes alone: this waits until it has noted its process. Raises RuntimeError if
-    it ends before, or has not done so for START_SECONDS; then it is killed.
+    Raises:
+        RuntimeError: the process ended before it noted its id, or did not note it within START_SECONDS.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     submitted = datetime.now(UTC).isoformat(timespec="seconds")
@@ -119,7 +120,7 @@ def start_pool(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held
     with _own_lock(root) as own, pool.log(root).open("ab") as log:
         MANIFEST.write(root, [*read_pools(root), pool])
         locks = (held.fileno(), own.fileno())
-        # -P: a folder called hyperp where the command was given is not the package.
+        # -P: do not import a folder called hyperp in the working directory.
         command = [sys.executable, "-P", "-m", "hyperp.sweeps.local.background", str(root), *map(str, locks)]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=locks, start_new_session=True
@@ -128,14 +129,14 @@ def start_pool(root: Path, run_ids: Sequence[str], launcher: LocalLauncher, held
     while (noted := read_pools(root)[-1]).process is None:
         ended, late = process.poll() is not None, time.monotonic() > deadline
         if ended and read_pools(root)[-1].process is None:
-            raise RuntimeError(f"the process for the background has ended at once; {pool.log(root)} says why")
+            raise RuntimeError(f"the background process ended at once; {pool.log(root)} says why")
         if late and read_pools(root)[-1].process is None:
-            process.kill()  # it has the locks, and could begin at any time
+            process.kill()  # it has the locks and could still begin
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
             raise RuntimeError(
-                f"the process for the background has not begun in {START_SECONDS:g} s, and was killed; "
-                f"{pool.log(root)} has what it said"
+                f"the background process did not begin within {START_SECONDS:g} s and was killed; "
+                f"{pool.log(root)} has what it printed"
             )
         time.sleep(0.02)
     return noted
@@ -149,7 +150,7 @@ def _own_lock(root: Path) -> Iterator[IO[str]]:
             try:
                 file = stack.enter_context(files.lock(root / FOLDER / ".lock", f"{root / FOLDER}"))
                 break
-            except files.HeldError:  # by a process that looks whether it is held
+            except files.HeldError:  # by a process that looks whether a pool is at work
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
@@ -157,7 +158,7 @@ def _own_lock(root: Path) -> Iterator[IO[str]]:
 
 
 def pool_points(root: Path, pool: BackgroundPool) -> list[Point]:
-    """What a pool is to do, as it was planned."""
+    """The points of a pool's runs, from plan.json."""
     planned = {point.run_id: point for point in planfile.read_plan(root)}
     found = [planned[run_id] for run_id in pool.runs]
     return [
@@ -169,22 +170,22 @@ def pool_points(root: Path, pool: BackgroundPool) -> list[Point]:
 
 
 def stop_pool(root: Path, pool: BackgroundPool) -> None:
-    """End a pool and its workers, and wait until they are gone. Raises RuntimeError if that fails."""
+    """Stop a pool and its workers, and wait until they are gone. Raises RuntimeError if that fails."""
     if pool.host != socket.gethostname():
         raise RuntimeError(
-            f"{root} is under way on {pool.host} (process {pool.process}), which cannot be reached from "
-            "here: cancel it there"
+            f"{root} is under way on {pool.host} (process {pool.process}), which this machine cannot reach: "
+            "cancel it there"
         )
     deadline = time.monotonic() + STOP_SECONDS
     while (now := active_pool(root)) and now.name == pool.name:
-        if now.process is not None:  # at work, so it is no other process's id
+        if now.process is not None:  # the pool holds its lock, so the id is its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(now.process, signal.SIGTERM)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"process {now.process} has not ended in {STOP_SECONDS:g} s: kill -9 it")
+            raise RuntimeError(f"process {now.process} did not end within {STOP_SECONDS:g} s: kill -9 it")
         time.sleep(0.1)
     with (
         contextlib.suppress(ValueError),
         planfile.lock_sweep(root),
-    ):  # somebody else may have taken the sweep up
+    ):  # another process may have taken up the sweep
         close_dead_pool(root, "cancelled")

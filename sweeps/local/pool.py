@@ -1,7 +1,7 @@
-"""The local launcher: runs on this machine, several at a time, each in a process with its own cores and GPU.
+"""The local launcher: trains runs on this machine, several at a time, each in a worker with cores and a GPU.
 
-Workers are spawned once and do run after run, so that each imports torch once. A worker that dies takes its
-run down as `failed` and is replaced; if this process dies, however it does, its workers follow.
+Workers are spawned once and do run after run, so that each imports torch once. If a worker dies, its run is
+`failed` and another worker takes its place; if this process dies, its workers end too.
 """
 
 import os
@@ -32,7 +32,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class LocalLauncher(Strict):
-    """The `launcher` section. `workers` 0 is one a GPU, or one for every `threads` usable cores."""
+    """The `launcher` section. `workers=0` is one for each GPU, or one for every `threads` usable cores."""
 
     name: Literal["local"]
     workers: int = Field(ge=0)
@@ -41,7 +41,7 @@ class LocalLauncher(Strict):
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A worker took up a run."""
+    """A worker began a run."""
 
     worker: int
     run_id: str
@@ -49,7 +49,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RunProgressed:
-    """A run has got to `step` of `steps`."""
+    """A run reached `step` of `steps`."""
 
     worker: int
     run_id: str
@@ -60,7 +60,7 @@ class RunProgressed:
 
 @dataclass(frozen=True)
 class RunEnded:
-    """A run has a record, with this status; or its worker died, which is `failed`."""
+    """A run ended with this status; `failed` also if its worker died."""
 
     worker: int
     run_id: str
@@ -71,7 +71,7 @@ class RunEnded:
 
 @dataclass(frozen=True)
 class Idle:
-    """Nothing happened for a while."""
+    """Nothing happened for TICK_SECONDS."""
 
 
 Event = RunStarted | RunProgressed | RunEnded | Idle
@@ -90,9 +90,12 @@ def run_pool(
 ) -> Generator[Event, None, None]:
     """Do the runs, longest first, and yield what happens. Closing the generator stops the workers at once.
 
-    `gpus` are dealt out to the workers in turn, each of which sees no other; without any, all see the same.
-    A run that is stopped so keeps no record: it is done again, or goes on from its checkpoint, the next time.
-    To be used from the main thread, which alone may shield the workers from Ctrl-C.
+    Workers get one of `gpus` each, in turn, and see no other; without any, all see the same. A run that is
+    stopped by closing leaves no record and goes on from its checkpoint next time. Call this from the main
+    thread, which alone can shield the workers from Ctrl-C.
+
+    Raises:
+        RuntimeError: a worker died before it could take a run.
     """
     pool = _Pool(points, launcher, gpus)
     try:
@@ -103,7 +106,7 @@ def run_pool(
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """What one worker has of the machine: `cores` None is unpinned, `gpu` None whatever this process sees."""
+    """A worker's share of the machine: `cores` None is unpinned, `gpu` None is every GPU of this process."""
 
     cores: list[int] | None
     threads: int
@@ -111,7 +114,7 @@ class WorkerShare:
 
 
 def worker_shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> list[WorkerShare]:
-    """The share of each worker; never more workers than runs."""
+    """The share of each worker; there are never more workers than runs."""
     cores, usable = usable_cores()
     workers = min(launcher.workers or len(gpus) or max(1, usable // launcher.threads), runs)
     pinned = core_shares(cores, usable, workers, launcher.threads)
@@ -133,7 +136,7 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=run_worker, args=(other, share), name=f"worker {index}"
         )
-        # Inherited from the first instruction on, so that Ctrl-C in a terminal reaches this process alone.
+        # The worker inherits this, so that Ctrl-C in a terminal reaches only this process.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self.process.start()
@@ -174,7 +177,7 @@ class _Pool:
     def receive(self, worker: _Worker) -> Iterator[Event]:
         try:
             kind, *values = worker.pipe.recv()
-        except (EOFError, OSError):  # OSError: killed in the middle of a message
+        except (EOFError, OSError):  # OSError: it was killed in the middle of a message
             yield from self.replace(worker)
             return
         run_id = worker.task.run_id if worker.task else ""
@@ -192,19 +195,19 @@ class _Pool:
         point = self.queue.popleft()
         try:
             worker.give(point)
-        except OSError:  # it has died since: the end of its pipe says so in a moment
+        except OSError:  # it has just died; the end of its pipe will say so
             self.queue.appendleft(point)
             worker.task = None
             return
         yield RunStarted(worker.index, point.run_id)
 
     def replace(self, worker: _Worker) -> Iterator[Event]:
-        """Account for a worker that has died, and start another if there is more to do."""
+        """Record the run of a worker that died, and start another worker if there is more to do."""
         worker.process.join()
         code = worker.process.exitcode or 0
         reason = f"worker killed by signal {-code}" if code < 0 else f"worker exited with code {code}"
         if not worker.ready:
-            raise RuntimeError(f"{reason} before it could take a run; what it printed is above")
+            raise RuntimeError(f"{reason} before it could take a run; see what it printed above")
         worker.pipe.close()
         if worker.task:
             how = _note_failure(worker.task, reason, "killed" if code < 0 else "exited")
@@ -221,7 +224,7 @@ class _Pool:
 
 
 def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | None, str | None]:
-    """Status, reason and cause of a run whose worker died; a full disk must not take the other runs down."""
+    """Status, reason and cause of a run whose worker died; a full disk must not end the other runs."""
     try:
         ended = record_dead_run(asdict(point.config), str(point.run_dir), reason, cause=cause)
     except OSError as error:
@@ -230,11 +233,11 @@ def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | Non
 
 
 def run_worker(pipe: Connection, share: WorkerShare) -> None:
-    """A worker process: take runs from the pipe until it ends."""
+    """The main function of a worker process: train the runs that come through the pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if share.cores is not None:
         os.sched_setaffinity(0, share.cores)
-    for name in THREAD_VARIABLES:  # read when torch is imported, which is below
+    for name in THREAD_VARIABLES:  # torch reads them when it is imported, below
         os.environ[name] = str(share.threads)
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
@@ -268,13 +271,13 @@ def _train_in_worker(
             last = time.monotonic()
             try:
                 pipe.send(("step", step, steps, tokens_per_second))
-            except OSError:  # the parent is gone: no failure of this run
+            except OSError:  # the parent is gone, which is no failure of this run
                 os._exit(1)
 
     try:
         redirect_output(Path(run_dir))
         result = execute_run(config, run_dir, report)
-    except Exception as error:  # not of the training, which records its own: a full disk, mostly
+    except Exception as error:  # mostly a full disk: the training records its own failures
         return "failed", f"{type(error).__name__}: {error}".splitlines()[0], "raised"
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What `hyperp-sweep run` shows while it works: bars on a terminal, a line now and then elsewhere."""
+"""What `hyperp-sweep run` shows on standard error: bars on a terminal, elsewhere a line every few seconds."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 
 class Tally:
-    """How much of the work is done, weighted by FLOPs, and how the runs ended."""
+    """The share of the work that is done, weighted by FLOPs, and how the runs ended."""
 
     def __init__(self, points: Sequence[Point]):
         self.points = {point.run_id: point for point in points}
@@ -35,11 +35,11 @@ class Tally:
             self.ended[event.status] += 1
 
     def done(self) -> float:
-        """Fraction of the FLOPs that is done."""
+        """The fraction of the FLOPs that is done."""
         return sum(self.points[run_id].flops * f for run_id, f in self.fractions.items()) / self.total
 
     def time_left(self) -> str:
-        """In words, from the mean speed so far."""
+        """`about 3 min left`, from the mean speed so far."""
         done = self.done()
         if done < 0.005:
             return "time left unknown"
@@ -52,13 +52,13 @@ class Tally:
         return f"{self.ended.total()} of {len(self.points)} runs: {ended}"
 
     def label(self, run_id: str) -> str:
-        """Block and learning rate of a run."""
+        """The block and learning rate of a run."""
         point = self.points[run_id]
         return f"{point.blocks[0] if point.blocks else 'run'}  lr {point.lr:.4g}"
 
 
 class Display(Protocol):
-    """Shows events; a context manager, so that a terminal is left as it was found."""
+    """Shows events; a context manager that leaves the terminal as it found it."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
@@ -74,7 +74,7 @@ def make_display(points: Sequence[Point]) -> Display:
 
 
 class LineDisplay:
-    """A line every few seconds, without escape codes."""
+    """Prints a line every LINE_SECONDS, without escape codes."""
 
     def __init__(self, points: Sequence[Point]):
         self.tally = Tally(points)
@@ -96,12 +96,12 @@ class LineDisplay:
             self.print(f"{self.tally.line()}; {self.tally.done():.0%} of the work, {self.tally.time_left()}")
 
     def print(self, text: str) -> None:
-        """Print at once, even into a file."""
+        """Print a line and flush it, also into a file."""
         print(text, file=sys.stderr, flush=True)
 
 
 class BarDisplay:
-    """One bar over all runs, and one inside the current run of each worker."""
+    """Shows one bar for all runs, and one for the current run of each worker."""
 
     def __init__(self, points: Sequence[Point], console: Console):
         self.tally = Tally(points)

@@ -1,4 +1,4 @@
-"""What of this machine a sweep may use: cores, and the GPUs to deal out to its workers."""
+"""What a sweep may use of this machine: its cores, and GPUs for its workers."""
 
 import math
 import os
@@ -9,7 +9,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> tuple[list[int], int]:
-    """The cores that this process may run on, and how many of them it may keep busy at once."""
+    """The cores that this process may run on, and how many of them it may keep busy."""
     can_pin = hasattr(os, "sched_getaffinity")
     cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
     groups = Path("/proc/self/cgroup")
@@ -18,10 +18,10 @@ def usable_cores() -> tuple[list[int], int]:
 
 
 def cpu_quota(mount: Path, membership: str) -> float:
-    """Cores' worth of time that the control groups of a process allow; infinite without a limit.
+    """How many cores the control groups of a process allow; infinite without a limit.
 
-    `mount` is where they are mounted, `membership` the text of /proc/self/cgroup. A limit binds everything
-    below it, so all ancestors count; groups outside a container's own mount are not there to be read.
+    `mount` is where the groups are mounted, `membership` the text of /proc/self/cgroup. A limit binds every
+    group below it, so all ancestors count; groups outside a container's own mount cannot be read.
     https://docs.kernel.org/admin-guide/cgroup-v2.html and .../scheduler/sched-bwc.html (version 1)
     """
     quotas = [math.inf]
@@ -53,10 +53,10 @@ def _quota(*files: Path) -> float:
 
 
 def visible_gpu_names(devices: Iterable[str], visible: str | None, count: int) -> list[str]:
-    """What each GPU is called in CUDA_VISIBLE_DEVICES; none where the runs do not use whichever is there.
+    """The names of the GPUs to give to workers, as CUDA_VISIBLE_DEVICES writes them.
 
     `devices` are the runs' runtime.device, `visible` the value of CUDA_VISIBLE_DEVICES, `count` how many
-    devices CUDA finds. A run that names one (cuda:1) must see all, so then none are dealt out.
+    devices CUDA finds. Empty if no run uses a GPU, or if one names its own (cuda:1), which must see all.
     """
     asked = set(devices)
     if not count or not asked & {"auto", "cuda"} or any(device.startswith("cuda:") for device in asked):
@@ -64,15 +64,15 @@ def visible_gpu_names(devices: Iterable[str], visible: str | None, count: int) -
     if visible is None:
         return [str(i) for i in range(count)]
     entries = [entry.strip() for entry in visible.split(",")]
-    # CUDA ends the list at the first entry that is not there, and counts one at most of MIG's instances.
+    # CUDA ends the list at the first device it does not find, and counts at most one MIG instance.
     return entries if entries[0].startswith("MIG-") else entries[:count]
 
 
 def core_shares(cores: Sequence[int], usable: int, workers: int, threads: int) -> list[list[int] | None]:
-    """The cores of each worker; None leaves one unpinned.
+    """The cores of each worker; None leaves it unpinned.
 
-    Where a quota allows less than the cores there are, every container on the machine would crowd onto the
-    same first ones, so none are pinned then; nor where there are too few, or no way to pin.
+    No worker is pinned if a quota allows less than the cores (every container on the machine would crowd onto
+    the same first ones), if there are too few cores, or if the system cannot pin.
     """
     pin = hasattr(os, "sched_setaffinity") and workers * threads <= len(cores) == usable
     return [list(cores[i * threads : (i + 1) * threads]) if pin else None for i in range(workers)]

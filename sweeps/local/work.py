@@ -1,4 +1,4 @@
-"""Runs done by workers of this machine, shown as they go."""
+"""Training runs with workers of this machine, and showing their progress."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from hyperp.sweeps.plan.plan import Point
 
 
 def run_with_display(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event], None]) -> None:
-    """Do the runs; shows every event, then hands it to `each`. Whatever is raised stops the workers."""
+    """Do the runs: show every event, then call `each` with it. Any exception stops the workers."""
     with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus(todo))) as events:
         for event in events:
             display.show(event)

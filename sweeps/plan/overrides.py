@@ -1,4 +1,4 @@
-"""Hydra's overrides: expanding comma choices, and writing values so that they read back."""
+"""Hydra overrides: expanding comma choices, and writing values so that they read back."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
             continue
         if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
             raise ValueError(
-                f"{override.input_line}: a plan takes lists of values, such as key=a,b or range(0,3)"
+                f"{override.input_line}: a plan takes lists of values, such as key=a,b or key=range(0,3)"
             )
         key = override.get_key_element()
         variants.append([f"{key}={value}" for value in override.sweep_string_iterator()])
@@ -34,7 +34,7 @@ def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 
 def format_override(key: str, value: Any) -> str:
-    """`key=value` that Hydra reads back as the same value."""
+    """`key=value`, written so that Hydra reads back the same value and type."""
     return f"{key}={_value(value)}"
 
 

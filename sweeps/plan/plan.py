@@ -1,7 +1,7 @@
-"""The plan: what a `sweep` section asks for, as a list of validated runs with ids. Nothing here starts a run.
+"""The plan: the runs that a `sweep` section asks for, validated and with ids. Nothing here starts a run.
 
-Every block is composed by Hydra once; its points differ in plain keys, which are set on that composition as
-Hydra would set them. A point also carries the overrides that compose the same run from nothing.
+Hydra composes every block once; the block's points differ in plain keys, which are then set on that
+composition as Hydra would set them. Each point also carries overrides that compose its run by themselves.
 """
 
 import copy
@@ -22,14 +22,15 @@ from hyperp.sweeps.plan.overrides import expand_choices, format_override
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.terminal import invalid_field, one_line
 
-BYTE_IDS = 2**8  # every source but `tokens` is read byte by byte
+BYTE_IDS = 2**8  # vocabulary of every source but `tokens`, which are read byte by byte
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a plan: `overrides` compose its configuration; `blocks` asked for it, the first one owns it.
+    """One run of a plan; `overrides` compose its `config`.
 
-    `lr` is the peak rate of the hidden matrices after every factor, `flops` the estimated cost of the run.
+    `blocks` are those that ask for it, and the first one counts it. `lr` is the peak rate of the hidden
+    matrices after every factor, `flops` the estimated cost of training.
     """
 
     run_id: str
@@ -47,7 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs that `overrides` ask for, each once, all below `root`; `launcher` says how to run them."""
+    """The runs that `overrides` ask for, each once, in folders of `root`; `launcher` is that section."""
 
     overrides: tuple[str, ...]
     root: Path
@@ -55,11 +56,15 @@ class Plan:
     points: tuple[Point, ...]
 
 
-def make_plan(overrides: Sequence[str], compose: Compose = compose) -> Plan:
-    """Expand the `sweep` section that `overrides` compose. Raises ValueError in one line, naming the field.
+def make_plan(overrides: str | Sequence[str], compose: Compose = compose) -> Plan:
+    """The runs that Hydra overrides ask for, such as `["+experiment=demo", "seed=0,1"]`. Starts nothing.
 
-    Comma choices in the overrides are expanded too, and the plans of all combinations are joined.
+    Expands the `sweep` section that the overrides compose. Comma choices in the overrides multiply the plan.
+
+    Raises:
+        ValueError: an override, a block or a run is wrong; one line that names the field and its value.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     found: dict[str, Point] = {}
     roots: set[str] = set()
     launcher: dict[str, Any] | None = None
@@ -104,14 +109,12 @@ def _expand_variant(cfg: DictConfig, overrides: list[str], compose: Compose) -> 
         if block.lr and not _rate_is_reference(cfg, name):
             swept |= {"base_lr"}
         for key in sorted(swept & given):
-            raise ValueError(
-                f"{key} is given as a word and set by sweep.blocks.{name} too; leave one of them out"
-            )
+            raise ValueError(f"{key} is set on the command line and in sweep.blocks.{name}; remove one")
         yield from _expand_block(name, block, overrides, compose)
 
 
 def _rate_is_reference(cfg: DictConfig, name: str) -> bool:
-    """Whether a block's rates are around one from elsewhere: `rate: ${base_lr}`, as in sweep=check."""
+    """Whether a block's rates surround one from elsewhere, as `rate: ${base_lr}` in sweep=check."""
     lr = cfg.sweep.blocks[name].lr
     return "rate" in lr and OmegaConf.is_interpolation(lr, "rate")
 
@@ -121,7 +124,7 @@ def _expand_block(name: str, block: Block, overrides: list[str], compose: Compos
     try:
         base = compose_with_hint(overrides, compose)
         OmegaConf.set_struct(base, False)
-        base.pop("sweep")  # it may be long, and no run reads it
+        base.pop("sweep")  # it may be long, and a run does not read it
         OmegaConf.set_struct(base, True)
         setter = _KeySetter(base)
         for values in block.slices():
@@ -147,14 +150,14 @@ def _positive_number(base: DictConfig, values: Mapping[str, Any], key: str) -> f
 
 
 class _KeySetter:
-    """Sets keys on copies of one composition: one for each set of keys, since they overwrite each other."""
+    """Sets keys on copies of one composition; points with the same keys share a copy and overwrite it."""
 
     def __init__(self, base: DictConfig):
         self.base = base
         self.copies: dict[tuple[str, ...], DictConfig] = {}
 
     def configure(self, values: Mapping[str, Any]) -> Config:
-        """The validated configuration with `values` set as `key=value` overrides would. Raises ValueError."""
+        """The validated configuration with `values` set as overrides would set them. Raises ValueError."""
         keys = tuple(values)
         merged = any(
             isinstance(value, dict) for value in values.values()
@@ -176,14 +179,14 @@ class _KeySetter:
 
 
 def make_point(blocks: tuple[str, ...], overrides: Sequence[str], config: Config) -> Point:
-    """A point with its id, rate and cost. Raises ValueError for sizes that cannot be built."""
+    """A point with its id, rate and cost. Raises ValueError for sizes that no model can have."""
     lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
     flops = training_flops(config.scale, model_shape(config))
     return Point(config.run_id(), blocks, tuple(overrides), config, lr, float(flops))
 
 
 def model_shape(config: Config) -> Shape:
-    """The shape of a run's model, for which data=tokens reads what is written beside the tokens."""
+    """The shape of a run's model; data=tokens has its vocabulary size in a file beside the tokens."""
     if config.data.source != "tokens":
         return config.shape(BYTE_IDS)
     from hyperp.data.corpus import read_sidecar
@@ -192,10 +195,13 @@ def model_shape(config: Config) -> Shape:
 
 
 def check_buildable(points: Sequence[Point]) -> None:
-    """Build what the points would train, with one block each and on the CPU, and let go of it again.
+    """Build what the points would train, with one layer and on the CPU, and drop it again. Writes nothing.
 
-    Raises ValueError for what only building shows: a corpus missing or too small, an unknown optimizer
-    or option. One point stands for all that share its model, optimizer, data and batch. Writes nothing.
+    One point stands for all that share its model, optimizer, data and batch.
+
+    Raises:
+        ValueError: what only building shows, such as a corpus that is missing or too small, or an unknown
+            optimizer or option.
     """
     from hyperp.data.corpus import load_corpus
     from hyperp.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""`plan.json`: every run that was ever planned below a root, so that none is lost to the table."""
+"""`plan.json`: every run that was ever planned in a folder, so that the table misses none."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ NAME = "plan.json"
 
 
 class NamedSection(BaseModel, extra="allow"):
-    """A section whose choice is its name."""
+    """A section with a `name`."""
 
     name: str
 
@@ -45,7 +45,7 @@ def _scale(value: Any) -> Scale:
 
 
 class PlannedConfig(BaseModel, extra="allow", allow_inf_nan=False):
-    """What is read of a planned configuration; the rest of it is kept as it stands."""
+    """The fields of a planned configuration that are read; the others are kept as they are."""
 
     scale: Annotated[Scale, BeforeValidator(_scale)]
     base_lr: float
@@ -63,7 +63,7 @@ def _check_readable(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planned:
-    """One point of `plan.json`: a `Point` as plain values, and the time that it was first planned."""
+    """A `Point` in plan.json: `words` are its overrides, `planned` the time when it was first planned."""
 
     run_id: str
     blocks: list[str]
@@ -78,7 +78,7 @@ POINTS = TypeAdapter(list[Planned])
 
 
 def read_plan(root: Path) -> list[Planned]:
-    """The planned points, in order; none without a `plan.json`. Raises ValueError if it is damaged."""
+    """The planned points, in order; none without a plan.json. Raises ValueError if the file is damaged."""
     path = root / NAME
     try:
         value = json.loads(path.read_text())
@@ -100,10 +100,10 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 def write_plan(plan: Plan) -> None:
-    """Join the plan with what was planned below its root before; a point keeps the time of its first plan.
+    """Write a plan, and keep what was planned in its folder before.
 
-    Points of this plan come first, with its blocks; earlier points that it no longer has are kept after them.
-    The file is written only if that changes it.
+    Points of this plan come first, with its blocks and the time when each was first planned; earlier points
+    that it no longer has come after them. The file is written only if its points change.
     """
     earlier = {point.run_id: point for point in read_plan(plan.root)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -119,7 +119,7 @@ def write_plan(plan: Plan) -> None:
 
 
 def planned_point(point: Point, time: str) -> Planned:
-    """A point as it stands in the file."""
+    """A point as plan.json has it, first planned at `time`."""
     return Planned(
         run_id=point.run_id,
         blocks=list(point.blocks),
@@ -133,10 +133,9 @@ def planned_point(point: Point, time: str) -> Planned:
 
 @contextmanager
 def lock_sweep(root: Path) -> Iterator[IO[str]]:
-    """Hold `root` for one sweep on this machine; the lock goes with the process, however it ends.
+    """Hold the lock of the sweep at `root` until the block or the process ends; yields the open lock file.
 
-    Yields the lock, an open file. Raises ValueError if another process holds it: two that do the same runs
-    would get in each other's way.
+    Raises ValueError if another process holds it, since two would do the same runs.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / ".lock"

@@ -1,4 +1,4 @@
-"""What a sweep file says: blocks, their sizes and learning rates."""
+"""The `sweep` section: blocks with grids, points and learning rates."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields and numbers that are not finite."""
+    """A model that refuses unknown fields and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -17,8 +17,8 @@ class Strict(BaseModel):
 class LearningRates(Strict):
     """base_lr on a log2 grid: 2^(center + i step), or rate 2^(i step), for |i step| <= octaves.
 
-    `per_octave` moves the centre by so many octaves when its key doubles, counted from the value in `at`. The
-    centre is rounded to a multiple of `step`, so that slices share rates exactly; `rate` is taken as it is.
+    `per_octave` moves the centre by this many octaves for each doubling of its key from the value in `at`.
+    The centre is rounded to a multiple of `step`, so that slices share rates exactly; `rate` is not rounded.
     """
 
     center: float | None = None
@@ -48,7 +48,7 @@ class LearningRates(Strict):
         return self
 
     def values(self, lookup: Mapping[str, float]) -> list[float]:
-        """The rates of one slice, smallest first; `lookup` has its value of every key of `per_octave`."""
+        """The rates of one slice, smallest first; `lookup` has the slice's values of `per_octave`'s keys."""
         shift = sum(slope * math.log2(lookup[key] / self.at[key]) for key, slope in self.per_octave.items())
         count = math.floor(self.octaves / self.step + 1e-9)
         steps = range(-count, count + 1)
@@ -60,7 +60,7 @@ class LearningRates(Strict):
 
 
 class Block(Strict):
-    """A named part of a plan: the product of `grid`, `points` and `lr` on top of `overrides`."""
+    """A named part of a plan: the product of `grid`, `points` and `lr`, on top of `overrides`."""
 
     overrides: list[str] = []
     grid: dict[str, list[Any]] = {}
@@ -86,7 +86,7 @@ class Block(Strict):
         return set(self.grid).union(*(self.points or []))
 
     def slices(self) -> Iterator[dict[str, Any]]:
-        """Every combination of grid and points, in the order they are written, the last key fastest."""
+        """Every combination of grid and points in written order; the last key varies fastest."""
         for values in itertools.product(*self.grid.values()):
             for point in self.points or [{}]:
                 yield dict(zip(self.grid, values, strict=True)) | point

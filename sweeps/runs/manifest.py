@@ -1,4 +1,4 @@
-"""Lists of what was started, in the folder of a sweep, so that other processes find it again."""
+"""JSON lists of what was started, in the folder of a sweep, so that other processes find it."""
 
 import json
 from collections.abc import Sequence
@@ -48,6 +48,6 @@ class Manifest(Generic[T]):
         )
 
     def write(self, root: Path, entries: Sequence[T]) -> None:
-        """Replace them all; only under the lock of the sweep, or by whom it was handed to."""
+        """Replace all entries. The caller holds the lock of the sweep."""
         listed = self.types.dump_python(list(entries), mode="json")
         files.write_json(root / self.name, {"schema": SCHEMA, self.entries: listed})

@@ -1,4 +1,4 @@
-"""One run as a function of plain values: what a worker of this machine calls, and a job of a cluster."""
+"""One run as a function of plain values, which local workers and Slurm jobs call."""
 
 import os
 from collections.abc import Callable
@@ -60,17 +60,17 @@ def record_dead_run(
 
 
 def remove_heartbeat(run_dir: Path) -> None:
-    """Remove the heartbeat of a process that is known to be gone, so that the run does not look running."""
+    """Remove the heartbeat of a process that has ended, so that its run does not look running."""
     (run_dir / heartbeat.FILE).unlink(missing_ok=True)
 
 
 def output_file_name(rank: int) -> str:
-    """The file of a run's folder that one of its processes prints to."""
+    """The file in a run's folder that the process `rank` prints to."""
     return f"output.{rank}.log" if rank else "output.log"
 
 
 def redirect_output(run_dir: Path, name: str = output_file_name(0)) -> None:
-    """Send what this process prints to a file of `run_dir`, whoever prints it."""
+    """Send everything this process prints, from C too, to a file of `run_dir`."""
     run_dir.mkdir(parents=True, exist_ok=True)
     file = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):

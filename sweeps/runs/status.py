@@ -1,4 +1,4 @@
-"""What became of every run below a root, from what the runs themselves wrote."""
+"""The status of every run of a sweep, from the files that the runs wrote."""
 
 import contextlib
 from collections import Counter
@@ -47,14 +47,14 @@ class Run:
 
     @property
     def block(self) -> str | None:
-        """The block of the plan that it belongs to."""
+        """The first block of the plan that asks for it."""
         return self.planned.blocks[0] if self.planned and self.planned.blocks else None
 
 
 def survey_runs(root: Path) -> list[Run]:
-    """Every planned run in the order of the plan, then those that no plan names, by id.
+    """Every planned run in the order of the plan, then runs that no plan names, by id.
 
-    Raises ValueError for a folder that holds neither a plan nor a run, and for a damaged plan.
+    Raises ValueError if `root` holds neither a plan nor a run, and for a damaged plan.
     """
     if not root.is_dir():
         raise ValueError(
@@ -70,7 +70,7 @@ def survey_runs(root: Path) -> list[Run]:
 
 
 def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
-    """The state of one run. A record, once written, decides; only a failed run may be running again."""
+    """The state of one run. Its record decides, except that a failed run may be running again."""
     run_dir = root / run_id
     beat, trouble = _heartbeat(run_dir)
     fresh = beat is not None and beat.is_fresh()
@@ -93,7 +93,7 @@ def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
 
 
 def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
-    """The heartbeat, if there is one, or what is wrong with it."""
+    """The heartbeat, or what is wrong with it; (None, None) without one."""
     try:
         return Heartbeat.model_validate_json((run_dir / heartbeat.FILE).read_bytes()), None
     except (FileNotFoundError, NotADirectoryError):
@@ -110,20 +110,20 @@ def plan_states(plan: Plan) -> list[Run]:
 
 
 def set_damaged_aside(root: Path, runs: Iterable[Run], warn: Callable[[str], None]) -> None:
-    """Rename damaged records to record.damaged, so that their runs are done again; only under the lock."""
+    """Rename damaged records to record.damaged, so that their runs are done again. Needs the sweep's lock."""
     for run in runs:
         path = root / run.run_id / "record.json"
         if not run.damaged:
             continue
-        with contextlib.suppress(OSError):  # which the run itself will meet, and fail alone
+        with contextlib.suppress(OSError):  # the run itself will meet it and fail alone
             path.replace(path.with_suffix(".damaged"))
             warn(f"{run.damaged}; set aside as record.damaged, running again")
 
 
 def final_states(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
-    """The runs of a plan when nothing works on them any more: each is finished, diverged or failed.
+    """The runs of a plan when no process works on them any more: each is finished, diverged or failed.
 
-    `reasons` say why runs failed, by id: a run that could not begin has no record to say it.
+    `reasons` says by run id why runs failed, for those that could not leave a record.
     """
     runs = []
     for run in plan_states(plan):
@@ -135,7 +135,7 @@ def final_states(plan: Plan, reasons: Mapping[str, str]) -> list[Run]:
 
 
 def count_statuses(runs: Iterable[Run]) -> dict[str, int]:
-    """Runs of each status, in the order of STATUSES; only those that there are."""
+    """How many runs have each status, in the order of STATUSES, without zeros."""
     found = Counter(run.status for run in runs)
     return {status: found[status] for status in STATUSES if found[status]}
 

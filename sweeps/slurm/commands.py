@@ -1,4 +1,4 @@
-"""What Slurm knows of jobs, through its own commands: squeue, sacct, scontrol, scancel."""
+"""What Slurm knows about jobs, from its own commands: squeue, sacct, scontrol, scancel."""
 
 import getpass
 import re
@@ -13,7 +13,7 @@ RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING")
 ACTIVE = (*RUNNING, "SUSPENDED", "STOPPED", "STAGE_OUT")
 QUEUE_FIELDS = ("JobArrayID", "Name", "State", "Reason", "exit_code", "RestartCnt", "TimeLeft")
 ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "ReqMem", "MaxRSS", "NodeList")
-END_CAUSES = {  # in words, and as one of `hyperp.rundir.record.CAUSES`
+END_CAUSES = {  # Slurm's state: a reason for people, and one of `hyperp.rundir.record.CAUSES`
     "TIMEOUT": ("time limit reached", "timed_out"),
     "DEADLINE": ("deadline reached", "timed_out"),
     "OUT_OF_MEMORY": ("out of memory", "out_of_memory"),
@@ -24,7 +24,7 @@ END_CAUSES = {  # in words, and as one of `hyperp.rundir.record.CAUSES`
     "REVOKED": ("revoked", "cancelled"),
 }
 AT_ONCE = 500  # job ids in one command line
-LATE_SECONDS = 5.0  # that the accounting may lag behind the controller
+LATE_SECONDS = 5.0  # how far the accounting may lag behind the controller
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -34,7 +34,7 @@ class SlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One job, or one task of an array. `end_reason` and `cause` say how it ended."""
+    """One job, or one task of an array. `end_reason` and `cause` are set once it is over."""
 
     job_id: str
     name: str
@@ -47,7 +47,7 @@ class SlurmJob:
 
     @property
     def pending(self) -> bool:
-        """Whether it waits for its turn, the first time or again."""
+        """Whether it waits in the queue, for the first time or again."""
         return self.state in PENDING
 
     @property
@@ -57,12 +57,12 @@ class SlurmJob:
 
     @property
     def in_flight(self) -> bool:
-        """Whether it may still do something."""
+        """Whether it is pending or active."""
         return self.pending or self.active
 
 
 def queued_jobs() -> dict[str, SlurmJob]:
-    """This user's jobs that the controller remembers, ended ones too for a few minutes, by id."""
+    """This user's jobs by id, from squeue; ended ones stay for a few minutes."""
     layout = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
     text = _run_command("squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-O", layout)
     jobs = {}
@@ -85,10 +85,10 @@ def queued_jobs() -> dict[str, SlurmJob]:
 
 
 def accounted_jobs(job_ids: Iterable[str], failed: Collection[str] = ()) -> dict[str, SlurmJob]:
-    """What the accounting says of jobs; nothing where a cluster keeps none.
+    """What sacct says of jobs, by id; empty on a cluster without accounting.
 
-    Those of `failed` have, as the controller says. Only the accounting knows what their steps used, and it
-    hears of the end a moment later: it is asked again until it has, for LATE_SECONDS at most.
+    `failed` are jobs that the controller calls FAILED. Only the accounting knows how much memory their steps
+    used, and it learns of the end a moment later, so it is asked again for up to LATE_SECONDS.
     """
     wanted, deadline = sorted(job_ids), time.monotonic() + LATE_SECONDS
     while True:
@@ -116,20 +116,20 @@ def _ask_accounting(job_ids: Sequence[str]) -> dict[str, SlurmJob]:
 
 
 def _job_from_steps(job_id: str, rows: Sequence[dict[str, str]]) -> SlurmJob:
-    """One job from its own row, which comes first, and those of its steps."""
+    """One job from the rows of sacct: its own, which comes first, and those of its steps."""
     job = rows[0]
     state = job["State"].split()[0]  # CANCELLED by 0
     if state in (*PENDING, *ACTIVE):
         return SlurmJob(job_id, job["JobName"], state)
     steps = [row["ExitCode"] for row in rows if row["JobID"].rpartition(".")[2].isdecimal()]
-    # How a step ended is its own; the job's is the batch shell's, of which sacct drops a bit.
+    # A step's exit code is its own; the job's is the batch shell's, of which sacct drops a bit.
     code, _, number = next((step for step in reversed(steps) if step != "0:0"), job["ExitCode"]).partition(
         ":"
     )
     end_reason, cause = _end_cause(state, int(code), int(number or 0))
     peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
     step_states = {row["State"].split()[0] for row in rows}
-    # Where Slurm polls the memory of a job, it kills the job's step and does not say what for.
+    # If Slurm polls the memory of a job, it kills the step and does not say why.
     if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
         end_reason, cause = END_CAUSES["OUT_OF_MEMORY"]
         end_reason = f"{end_reason}: {peak / 2**20:.0f} MB of {limit / 2**20:.0f}" if peak else end_reason
@@ -149,25 +149,25 @@ def _end_cause(state: str, code: int, number: int) -> tuple[str, str]:
 
 
 def _bytes(text: str) -> float:
-    """`501600K` or `200M`; 0 for what is not given, or not for the whole job (`512Mc` is for each core)."""
+    """Bytes of `501600K` or `200M`; 0 for an empty text or a limit for each core (`512Mc`)."""
     match = re.fullmatch(r"([\d.]+)([KMGT]?)n?", text)
     return float(match[1]) * UNITS.get(match[2], 1) if match else 0.0
 
 
 def max_array_size() -> int:
-    """The most tasks that an array of this cluster can have."""
+    """The largest number of tasks in an array on this cluster."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run_command("scontrol", "show", "config"))
     return int(match[1]) if match else 1
 
 
 def cancel_jobs(job_ids: Iterable[str]) -> None:
-    """Cancel jobs and tasks of arrays; those that have ended are left alone."""
+    """Cancel jobs and tasks of arrays; ended ones are left alone."""
     for some in _batches(list(job_ids)):
         _run_command("scancel", "--quiet", *some)
 
 
 def requeue_job(job_id: str) -> None:
-    """Put a running job back into the queue, which ends its processes in a moment."""
+    """Put a running job back into the queue; Slurm then ends its processes."""
     _run_command("scontrol", "requeue", job_id)
 
 
@@ -181,7 +181,7 @@ def _run_command(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} has not answered for 120 s") from None
+        raise SlurmError(f"{command[0]} did not answer within 120 s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise SlurmError(f"{command[0]}: {lines[0]}")

@@ -1,8 +1,9 @@
-"""One job of a cluster: a few runs, one by one or side by side, that survive time limits and preemption.
+"""One Slurm job: a few runs, one by one or side by side, that survive time limits and preemption.
 
-Slurm sends a signal some time before it takes a job's node away. The training then finishes and saves its
-step, and the job puts itself back into the queue. submitit would do that within its signal handler, in the
-middle of a step, and counts a preemption as a time-out where the limit is short; here it only sets a flag.
+Slurm sends a signal some time before it takes a job's node away. The training then finishes its step and
+saves, and the job puts itself back into the queue. submitit would do that inside its signal handler, in the
+middle of a step, and would count a preemption as a time-out if the limit is short; here the handler only sets
+a flag.
 """
 
 import contextlib
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from hyperp.distributed.ranks import Ranks
 
 WARNING = signal.SIGUSR2  # submitit's choice, which SUBMITIT_PREEMPT_SIGNAL would change
-UNWRITTEN = 74  # exit code where a run's folder took no record: EX_IOERR of sysexits.h
-STOPPED = 75  # exit code of a process whose run was stopped and saved; EX_TEMPFAIL of sysexits.h
+UNWRITTEN = 74  # exit code if no record could be written: EX_IOERR of sysexits.h
+STOPPED = 75  # exit code if the run was stopped and saved: EX_TEMPFAIL of sysexits.h
 STOPS = "stops.json"
 MOST_STOPS = 5  # in a row at the same step
-WAIT_SECONDS = 60.0  # for the main process of a run to put the job back into the queue, which ends this one
-HELD_SECONDS = 60.0  # to wait for another process that does the run, before the job goes back into the queue
+WAIT_SECONDS = 60.0  # for rank 0 of a run to requeue the job, which ends this process
+HELD_SECONDS = 60.0  # to wait for another process that holds the run, before the job is requeued
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RunArguments = tuple[dict[str, Any], str]  # configuration and folder of a run
 
@@ -43,7 +44,7 @@ class StopSignal:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [WARNING])
 
     def __call__(self) -> bool:
-        """As it says."""
+        """True once the signal has come."""
         return self.asked
 
     def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002
@@ -51,13 +52,13 @@ class StopSignal:
 
 
 class Task:
-    """What submitit pickles: call it with the runs of one job."""
+    """What submitit pickles and calls with the runs of one job. `several`: several processes do one run."""
 
     def __init__(self, side_by_side: bool = False, several: bool = False):
         self.side_by_side, self.several = side_by_side, several
 
     def __call__(self, runs: list[RunArguments]) -> list[str]:
-        """Do the runs; returns how each ended. Exits with code 1 if one failed, so that Slurm says it too."""
+        """Do the runs; return how each ended. Exits with code 1 if one failed, so that Slurm shows it too."""
         stop = StopSignal()
         export_rank(self.several)
         alone = not self.side_by_side or len(runs) == 1
@@ -80,33 +81,33 @@ class Task:
         return ended
 
     def checkpoint(self, runs: list[RunArguments]) -> Any:
-        """For a signal that comes before the first line of `__call__`: the same job again."""
+        """Submit the same job again, for a signal that comes before the first line of `__call__`."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, runs)
 
 
 def export_rank(several: bool) -> None:
-    """Say to torch which process of the run this is, of the `several` that Slurm has started for it."""
-    for name in RANK_VARIABLES:  # of the shell that has submitted this, which Slurm hands on
+    """Set the variables that tell torch its rank, if Slurm started `several` processes for the run."""
+    for name in RANK_VARIABLES:  # Slurm hands on those of the shell that submitted the job
         os.environ.pop(name, None)
     if several:
         from submitit.helpers import TorchDistributedEnvironment
 
-        # Slurm has chosen the devices; LOCAL_RANK is a number among those.
+        # Slurm has chosen the devices; LOCAL_RANK counts among those.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def do_run(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
-    """Do one run; returns its record's status, `stopped` if it is not over, `unwritten` without a record."""
+    """Do one run; return its record's status, `stopped` if it was stopped, `unwritten` without a record."""
     rank = os.environ.get("RANK")
     if stop() and rank is None:  # several processes stop together, after a step
         return "stopped"
     try:
         redirect_output(Path(run_dir), output_file_name(int(rank or 0)))
         return _do_with_ranks(config, run_dir, stop)
-    except OSError as error:  # a full disk, mostly: the training could not even record its failure
-        with contextlib.suppress(OSError):  # what is printed goes to the same disk
+    except OSError as error:  # mostly a full disk: the training could not even record its failure
+        with contextlib.suppress(OSError):  # output goes to the same disk
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return "unwritten"
     finally:
@@ -138,7 +139,7 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
                 return "stopped"
             reason = f"stopped {MOST_STOPS} times in a row at step {stopped.step}: launcher.time is too short"
             return record_dead_run(config, run_dir, reason, cause="timed_out")["status"]
-        except HeldError as error:  # a job whose node was taken for dead may still be at work
+        except HeldError as error:  # a job whose node looked dead may still be at work
             print(error, file=sys.stderr, flush=True)
             if ranks.largest(stop() or time.monotonic() > deadline):
                 return "stopped" if ranks.is_main else "waits"
@@ -146,7 +147,7 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
 
 
 def count_stops(run_dir: Path, step: int) -> int:
-    """How many times in a row the run has been stopped at `step`, this time included."""
+    """How many times in a row the run was stopped at `step`, including this time; updates stops.json."""
     path = run_dir / STOPS
     try:
         before = json.loads(path.read_text())
@@ -165,15 +166,15 @@ def run_side_by_side(runs: list[RunArguments], stop: StopSignal) -> list[str]:
     processes = [
         context.Process(target=run_alone, args=(*run, gpu)) for run, gpu in zip(runs, shares, strict=True)
     ]
-    # Blocked in a new process until it can take it; by default it would end the process.
+    # Blocked in a new process until it can handle the signal, which by default would end it.
     signal.pthread_sigmask(signal.SIG_BLOCK, [WARNING])
     for process in processes:
         process.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [WARNING])
-    told = False
+    warned = False
     while any(process.is_alive() for process in processes):
-        if stop() and not told:  # Slurm may have told the job's first process only
-            told = True
+        if stop() and not warned:  # Slurm may have signalled only the job's first process
+            warned = True
             for process in processes:
                 if process.pid and process.is_alive():
                     os.kill(process.pid, WARNING)
@@ -184,7 +185,7 @@ def run_side_by_side(runs: list[RunArguments], stop: StopSignal) -> list[str]:
 
 
 def run_alone(config: dict[str, Any], run_dir: str, gpu: str) -> NoReturn:
-    """A process of one run, which sees one of the job's GPUs if it has any."""
+    """The main function of a process for one run; it sees one of the job's GPUs, if there are any."""
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     ended = do_run(config, run_dir, StopSignal())
@@ -192,7 +193,7 @@ def run_alone(config: dict[str, Any], run_dir: str, gpu: str) -> NoReturn:
 
 
 def outcome_of_exit(config: dict[str, Any], run_dir: str, code: int) -> str:
-    """From a process's exit code; one that died leaves a record of a failed run."""
+    """How a run ended, from its process's exit code; writes a failed record if the process died."""
     if code in (0, 1, STOPPED, UNWRITTEN):
         return {0: "finished", 1: "failed", STOPPED: "stopped", UNWRITTEN: "unwritten"}[code]
     reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -200,13 +201,13 @@ def outcome_of_exit(config: dict[str, Any], run_dir: str, code: int) -> str:
 
 
 def requeue_and_exit(run_dirs: list[str]) -> NoReturn:
-    """Put this job back into the queue, and leave."""
+    """Put this job back into the queue and exit; note it in the runs' logs if Slurm refuses."""
     job = allocation.job_id()
     assert job is not None
     sys.stdout.flush()
     try:
         commands.requeue_job(job)
-    except commands.SlurmError as error:  # such as a job with --no-requeue
+    except commands.SlurmError as error:  # such as for a job with --no-requeue
         for run_dir in run_dirs:
             log = Path(run_dir) / "output.log"
             with log.open("a") as file:

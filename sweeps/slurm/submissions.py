@@ -1,4 +1,4 @@
-"""`jobs.json`: what was handed to Slurm, so that any process that sees the folder can find it again."""
+"""`jobs.json`: what was submitted to Slurm, so that any process that sees the folder can find it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,9 @@ NAME = "jobs.json"
 class Submission:
     """One array of jobs, or a single job.
 
-    `name` is what Slurm calls its jobs. It is unique, as ids are not: they begin again when a cluster is set
-    up anew. `job` is the id that sbatch answered with, null until it has. `folder` is submitit's, `tasks` the
-    ids of the runs of each task.
+    `name` is the name of its jobs in Slurm. It is unique; ids are not, since they start over when a cluster
+    is set up anew. `job` is the id that sbatch gave, null until then. `folder` is submitit's, `tasks` has the
+    run ids of each task.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Submission:
     tasks: list[list[str]]
 
     def job_id(self, task: int) -> str | None:
-        """Of one task, as squeue writes it."""
+        """The job id of a task, as squeue writes it; None before sbatch gave one."""
         if self.job is None:
             return None
         return f"{self.job}_{task}" if len(self.tasks) > 1 else self.job
@@ -37,12 +37,12 @@ read_submissions = MANIFEST.read
 
 
 def append_submission(root: Path, submission: Submission) -> None:
-    """Add one; only under the lock of the sweep."""
+    """Add a submission. The caller holds the lock of the sweep."""
     MANIFEST.write(root, [*read_submissions(root), submission])
 
 
 def record_job_id(root: Path, name: str, job: str) -> None:
-    """Note the id that Slurm gave to a submission; only under the lock of the sweep."""
+    """Note the job id that sbatch gave to a submission. The caller holds the lock of the sweep."""
     MANIFEST.write(
         root, [replace(one, job=job) if one.name == name else one for one in read_submissions(root)]
     )

@@ -1,4 +1,4 @@
-"""Hand runs to Slurm as arrays of jobs, through submitit, and leave."""
+"""The Slurm launcher: submits runs as arrays of jobs, through submitit."""
 
 import os
 import re
@@ -21,9 +21,9 @@ from hyperp.sweeps.slurm.job import RunArguments, Task
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.terminal import invalid_field
 
-FOLDER = "slurm"  # below the sweep's; one folder in it for each submission, since submitit reads old results
-NEVER = 10**6  # time-outs that submitit would give up after; the job decides for itself
-# A warning before Python can handle it would end the job; so it is lost, and periodic checkpoints are left.
+FOLDER = "slurm"  # in the sweep's folder, with one for each submission: submitit reads old results
+NEVER = 10**6  # time-outs after which submitit would give up; the job decides for itself
+# A signal that comes before Python can handle it would end the job, so the shell ignores it.
 PYTHON = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
@@ -77,24 +77,24 @@ class SlurmLauncher(Strict):
 
     @property
     def minutes(self) -> int:
-        """The time limit of a job."""
+        """The time limit of a job, in minutes."""
         return _minutes(self.time)
 
     @property
     def ranks(self) -> int:
-        """Processes that do one run together on each node."""
+        """Processes per node that do one run together."""
         return self.processes or (1 if self.runs_per_task > 1 else max(1, self.gpus))
 
     @property
     def ranks_from(self) -> str:
-        """What has decided on `ranks`, in the words of the command line."""
+        """The option that decided `ranks`, as the command line has it."""
         if self.processes is not None:
             return f"launcher.processes={self.processes}"
         return f"launcher.gpus={self.gpus}" if self.runs_per_task == 1 and self.gpus else "1 process"
 
     @property
     def threads(self) -> int:
-        """Of each process."""
+        """Threads of each process."""
         return max(1, self.cpus // (self.runs_per_task if self.side_by_side else 1))
 
 
@@ -122,24 +122,24 @@ def read_slurm_launcher(plan: Plan) -> SlurmLauncher:
 
 
 def submit_arrays(root: Path, points: Sequence[Point], launcher: SlurmLauncher) -> list[Submission]:
-    """Hand the runs over, longest first; only under the lock of the sweep.
+    """Submit the runs, longest first. The caller holds the lock of the sweep.
 
-    What is about to be submitted is noted first, by name, so that nothing is lost if this process dies.
-    Raises SlurmError if the cluster does not take an array; those before it stand.
+    Each array is noted in jobs.json by name before it is submitted, so that nothing is lost if this process
+    dies. Raises SlurmError if the cluster refuses an array; the ones before it stay submitted.
     """
     ordered = sorted(points, key=lambda point: -point.flops)
     k, limit = launcher.runs_per_task, commands.max_array_size()
     tasks = [ordered[i : i + k] for i in range(0, len(ordered), k)]
     size = min(launcher.array_size or limit, limit)
     arrays = [tasks[i : i + size] for i in range(0, len(tasks), size)]
-    # Slurm counts jobs at a time in each array by itself.
+    # Slurm applies the limit on jobs at a time to each array.
     share = max(1, launcher.array_parallelism // max(1, len(arrays)))
     launcher = launcher.model_copy(update={"array_parallelism": share})
     return [_submit_array(root, array, launcher) for array in arrays]
 
 
 def check_rank_batches(points: Sequence[Point], launcher: SlurmLauncher) -> None:
-    """Raise ValueError for a batch that the processes of a run cannot share: their jobs would find out."""
+    """Raise ValueError for a batch that the processes of a run cannot share equally."""
     for point in points:
         try:
             point.config.tokens_per_rank(launcher.nodes * launcher.ranks)
@@ -176,7 +176,7 @@ def _run_arguments(task: Sequence[Point], launcher: SlurmLauncher) -> list[RunAr
 
 
 def _sbatch(folder: Path, name: str, tasks: list[list[RunArguments]], launcher: SlurmLauncher) -> str:
-    """Submit one array and return its id. Raises SlurmError with what sbatch says."""
+    """Submit one array and return its job id. Raises SlurmError with sbatch's message."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -186,7 +186,7 @@ def _sbatch(folder: Path, name: str, tasks: list[list[RunArguments]], launcher: 
         )
         executor.update_parameters(**_submitit_parameters(name, launcher))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pickles and the like
+            warnings.simplefilter("ignore")  # about large pickles and the like
             several = launcher.nodes * launcher.ranks > 1
             jobs = executor.map_array(Task(launcher.side_by_side, several), tasks)
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
@@ -196,7 +196,7 @@ def _sbatch(folder: Path, name: str, tasks: list[list[RunArguments]], launcher: 
 
 
 def _submitit_parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
-    """In submitit's words."""
+    """The launcher's options as submitit's parameters."""
     optional = {
         "slurm_partition": launcher.partition,
         "slurm_account": launcher.account,
@@ -205,7 +205,7 @@ def _submitit_parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
         "slurm_setup": launcher.setup or None,
     }
     extra: dict[str, Any] = {"chdir": os.getcwd()}  # noqa: PTH109
-    if "no_requeue" not in launcher.parameters:  # sbatch would take the last of both
+    if "no_requeue" not in launcher.parameters:  # sbatch would take the last of the two
         extra["requeue"] = True
     if launcher.memory:
         extra["mem"] = launcher.memory
@@ -217,7 +217,7 @@ def _submitit_parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
         "timeout_min": launcher.minutes,
         "slurm_array_parallelism": launcher.array_parallelism,
         "slurm_signal_delay_s": launcher.grace,
-        # The signal before the time limit goes to srun's steps; the batch shell would not pass it on.
+        # Slurm signals srun's steps before the time limit; the batch shell would not pass the signal on.
         "slurm_use_srun": True,
         "slurm_additional_parameters": extra | launcher.parameters,
     } | {key: value for key, value in optional.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What runs measured of their activations, as a Parquet file beside the table of the sweep."""
+"""runs.coordinates.parquet: the activations that runs measured, beside the table of the sweep."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from hyperp.files import replacing
 from hyperp.run_table import coordinates_beside
 from hyperp.terminal import one_line
 
-FILE = "coordinates.jsonl"  # of hyperp.training.coordinates, which needs torch
+FILE = "coordinates.jsonl"  # written by hyperp.training.coordinates, which needs torch
 COORDINATES_SCHEMA = pa.schema(
     [
         pa.field("run_id", pa.string(), False),
@@ -28,16 +28,17 @@ COORDINATES_SCHEMA = pa.schema(
 def write_coordinates(
     root: Path, run_ids: Sequence[str], table: Path, warn: Callable[[str], None]
 ) -> Path | None:
-    """Write the rows of every run that has some; None, and no file left of an earlier time, if none has.
+    """Write the rows of every run that has some; return the path.
 
-    A file that cannot be read is told to `warn` and left out.
+    If no run has any, returns None and removes an earlier file. A file that cannot be read is left out, and
+    `warn` is called with a line about it.
     """
     rows: list[dict[str, Any]] = []
     for run_id in run_ids:
         path = root / run_id / FILE
         try:
             rows += [{"run_id": run_id} | row for row in _rows(path)]
-        except (FileNotFoundError, NotADirectoryError):  # the latter is told where its row is made
+        except (FileNotFoundError, NotADirectoryError):  # `table_row` warns of the latter
             continue
         except (ValueError, TypeError, KeyError, OSError) as error:
             warn(f"{path} is left out: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""What the stability monitors saw of many runs: summary columns of their table, and a long table by step."""
+"""What the stability monitors measured: columns of the table of runs, and a long table by step."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,10 @@ METRICS_SCHEMA = pa.schema(
 
 
 def summary_columns(record: Record) -> dict[str, float | int | None]:
-    """The largest over layers, roles and looks, and how many; `max_vio` the largest layer's mean over steps.
+    """Each quantity's largest value over layers, roles and looks, and the number of looks.
 
-    None for what a run was not monitored for, or does not have, or where a value was not finite.
+    `max_vio` is the largest layer's mean over steps. None if the run was not monitored, does not have the
+    quantity, or a value was not finite.
     """
     largest = record.stability.get("largest", {})
     found = {column: largest.get(name) for column, name in MONITOR_SUMMARIES.items()}
@@ -39,10 +40,11 @@ def summary_columns(record: Record) -> dict[str, float | int | None]:
 
 
 def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | None:
-    """Write NAME.metrics.parquet beside NAME.parquet; None, and no such file, if no run was monitored.
+    """Write NAME.metrics.parquet beside NAME.parquet and return its path.
 
-    A row is one value: a quantity at a step, of a layer (from 0) or a role if it has one. The norms of single
-    matrices stay in the runs' own metrics.jsonl.
+    If no run was monitored, returns None and removes an earlier file. A row is one value: a quantity at a
+    step, of a layer (from 0) or a role if it has one. Norms of single matrices stay in each run's
+    metrics.jsonl.
     """
     path = metrics_beside(table)
     runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id))))
@@ -51,7 +53,9 @@ def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | Non
         path.unlink(missing_ok=True)
         return None
     with replacing(path, "wb") as file, pq.ParquetWriter(file, METRICS_SCHEMA) as writer:
-        for run_id, rows in chain((first,), runs):  # a row group each: who reads few runs reads little
+        for run_id, rows in chain(
+            (first,), runs
+        ):  # a row group for each run, so that reading few runs is cheap
             writer.write_table(
                 pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=METRICS_SCHEMA)
             )
@@ -75,13 +79,13 @@ def _rows(run_dir: Path) -> Iterator[tuple[int, str, int | None, str | None, flo
 def _line(text: str) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
-    except json.JSONDecodeError:  # the run was killed while it wrote this line
+    except json.JSONDecodeError:  # the run was killed in the middle of this line
         return None
     return line if isinstance(line, dict) and "step" in line else None
 
 
 def _values(row: dict[str, Any]) -> Iterator[tuple[str, int | None, str | None, float | str]]:
-    """(quantity, layer, role, value); a value that is not finite is text, as the log has it."""
+    """(quantity, layer, role, value); a value that is not finite is text, as in the log."""
     for name, found in row.items():
         if name == "matrices":
             continue

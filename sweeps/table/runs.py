@@ -1,10 +1,10 @@
-"""The table of a sweep: one row a run, whatever became of it, as Parquet and as CSV."""
+"""The table of a sweep, runs.parquet and runs.csv: one row for every run, whatever became of it."""
 
 import csv
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hyperp.files import replacing
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.rundir.record import METRIC
 from hyperp.scale import Scale
-from hyperp.sweeps.account import account
+from hyperp.sweeps import console
+from hyperp.sweeps.account import status
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_point
 from hyperp.sweeps.runs.status import Run
@@ -43,7 +44,7 @@ TABLE_SCHEMA = pa.schema(
     + monitors.SUMMARY_FIELDS
     + [pa.field("version", pa.string(), False)]
 )
-SWEPT = ("scale", "base_lr", "seed")  # of a run's identity: what a law is about, and what it averages over
+SWEPT = ("scale", "base_lr", "seed")  # what a law varies or averages over; `setting` is a hash of the rest
 ORDER = (
     "block",
     "optimizer",
@@ -58,16 +59,34 @@ ORDER = (
 )
 
 
-def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
-    """Write the table of every run below `root` to `output` (.parquet) and to the same name as .csv.
+@dataclass(frozen=True)
+class Collected:
+    """What `collect` wrote: the table of `runs` (and the same as .csv), and the files beside it if any."""
 
-    What monitors saw step by step goes to the same name as .metrics.parquet, if any run was monitored.
-    The same records give the same bytes. A record that cannot be read is told to `warn`, and its run is a row
-    with status `failed`. Raises ValueError for another suffix and for a root without runs.
+    table: Path
+    runs: list[Run]
+    metrics: Path | None
+    coordinates: Path | None
+
+
+def collect(
+    root: str | Path, output: str | Path | None = None, warn: Callable[[str], None] = console.warn
+) -> Collected:
+    """Write the table of every run below `root` as Parquet, and as CSV under the same name.
+
+    `output` is ROOT/runs.parquet if not given. Values that stability monitors logged, by step, go beside it
+    as .metrics.parquet, and measured activations as .coordinates.parquet, if any run has them. The same
+    records give the same bytes. A run whose record cannot be read is a row with status `failed`, and `warn`
+    is called with a line about it.
+
+    Raises:
+        ValueError: `output` does not end in .parquet, or `root` holds no runs.
     """
+    root = Path(root)
+    output = root / "runs.parquet" if output is None else Path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"-o must end in .parquet, got {output}")
-    runs, rows = account(root, warn), []
+    runs, rows = status(root, warn=warn), []
     for run in runs:
         if run.damaged:
             warn(run.damaged)
@@ -78,20 +97,19 @@ def collect(root: Path, output: Path, warn: Callable[[str], None]) -> list[Run]:
             warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({reason})")
     rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
     with replacing(output, "wb") as file:
-        pq.write_table(table, file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=TABLE_SCHEMA), file)
     with replacing(output.with_suffix(".csv")) as file:
         writer = csv.DictWriter(file, TABLE_SCHEMA.names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    write_coordinates(root, [row["run_id"] for row in rows], output, warn)
-    monitors.write_metrics(root, [values["run_id"] for values in rows], output)
-    return runs
+    run_ids = [values["run_id"] for values in rows]
+    coordinates = write_coordinates(root, run_ids, output, warn)
+    return Collected(output, runs, monitors.write_metrics(root, run_ids, output), coordinates)
 
 
 def table_row(root: Path, run: Run) -> dict[str, Any]:
-    """The columns of one run. Raises ValueError, TypeError or OSError if nothing says what it is."""
+    """The columns of one run. Raises ValueError, TypeError or OSError if no file says what the run is."""
     common = {name: getattr(run, name) for name in ("run_id", "status", "reason", "cause", "block")}
     if run.record is None:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
@@ -102,9 +120,9 @@ def table_row(root: Path, run: Run) -> dict[str, Any]:
 
 
 def setting_hash(config: dict[str, Any]) -> str:
-    """8 hexadecimal digits that runs share which differ in nothing but scale, base_lr and seed.
+    """8 hexadecimal digits, equal for runs that differ in nothing but scale, base_lr and seed.
 
-    Keys that an older version did not write count with their defaults, as far as it can be read at all.
+    Keys that an older version did not write count with their defaults, if its configuration can be read.
     """
     try:
         identity = config_from_dict(config).identity()
@@ -132,7 +150,7 @@ def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
 
 
 def _planned_by_folder(run_dir: Path) -> planfile.Planned:
-    """What a run without a plan was, from the config.yaml that it wrote when it began."""
+    """A run without a plan, as planned by the config.yaml that it wrote when it began."""
     path = run_dir / "config.yaml"
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))

@@ -1,6 +1,6 @@
 """Time the estimators against plain loops of curve_fit, and simulate what their intervals cover.
 
-    python tests/benchmarks/bench_law.py [--replicates 400] [--resamples 1000]
+    python -m tests.benchmarks.bench_law [--replicates 400] [--resamples 1000]
 
 It uses one core. Times are the best of five; those of the loops are scaled up from fewer resamples.
 """
@@ -57,7 +57,7 @@ def predict(y: np.ndarray, se: np.ndarray | None, z: np.ndarray, at: float, new:
     return float(x @ fit.beta), t_quantile(fit.df, 0.95) * float(np.sqrt(variance))
 
 
-def coverage(replicates: int) -> None:
+def print_coverage(replicates: int) -> None:
     """Predict optima at 8 times the range: how often the interval holds the truth, and how wide it is."""
     print(f"coverage of nominal 95% intervals at 8 times the range, {replicates} sweeps each, 12 rates,")
     print(
@@ -90,7 +90,7 @@ def coverage(replicates: int) -> None:
             print(f"{slices:6} {noise:6.1%}   {cells}")
 
 
-def growth(replicates: int) -> None:
+def print_growth_coverage(replicates: int) -> None:
     """The same where the curvature grows with the covariate, with the coverage of the exponent's interval."""
     print(f"\ncurvature as covariate^growth, noise 0.2%, scatter 0.05 octave, {replicates} sweeps each:")
     print(
@@ -102,14 +102,16 @@ def growth(replicates: int) -> None:
     for slices in (5, 7, 12):
         for rates in (5, 12):
             for power in (0.0, 0.5, 1.0):
-                row = np.array([_grown(seed, slices, rates, power) for seed in range(replicates)])
+                row = np.array(
+                    [_predict_with_growth(seed, slices, rates, power) for seed in range(replicates)]
+                )
                 held, bias, ahead, _, used = row.mean(axis=0)
                 width = np.median(row[:, 3])
                 cells = f"{held:8.1%} {bias:+8.4f}   {ahead:7.1%} {width:6.2f}   {used:6.1%}"
                 print(f"{slices:6} {rates:6} {power:7.1f}   {cells}")
 
 
-def _grown(seed: int, slices: int, rates: int, power: float) -> tuple[float, ...]:
+def _predict_with_growth(seed: int, slices: int, rates: int, power: float) -> tuple[float, ...]:
     rng = np.random.default_rng([seed, slices, rates, 3])
     data = sweep(rng, slices, 0.002, scatter=0.05, rates=rates, growth=power)
     z, at = data["z"], data["z"][-1] + 3 * LN2
@@ -131,7 +133,7 @@ def _grown(seed: int, slices: int, rates: int, power: float) -> tuple[float, ...
     )
 
 
-def best_of(work: Callable[[], object], times: int = 5) -> float:
+def shortest_time(work: Callable[[], object], times: int = 5) -> float:
     """Shortest wall time of `work`, in seconds."""
     found = []
     for _ in range(times):
@@ -172,7 +174,7 @@ def loop_shared(data: dict, resamples: int, rng: np.random.Generator) -> None:
         curve_fit(model, data["U"], loss, p0=start, sigma=sigma, maxfev=20000)
 
 
-def speed(resamples: int) -> None:
+def print_speed(resamples: int) -> None:
     """Time the bootstraps against the loops, on 17 slices of 12 rates."""
     data = sweep(np.random.default_rng(0), 17, 0.002, scatter=0.1, rates=12)
     z = data["z"]
@@ -182,13 +184,13 @@ def speed(resamples: int) -> None:
     rng = np.random.default_rng(1)
     print(f"{resamples} resamples of 17 slices x 12 rates, one core")
     print(f"{'':>10} {'seconds':>9} {'aim':>5} {'curve_fit loop':>15} {'ratio':>7}")
-    ours = best_of(lambda: two_stage_bootstrap(bowls, X, resamples))
-    loop = best_of(lambda: loop_two_stage(data, 10, rng), 1) * resamples / 10
+    ours = shortest_time(lambda: two_stage_bootstrap(bowls, X, resamples))
+    loop = shortest_time(lambda: loop_two_stage(data, 10, rng), 1) * resamples / 10
     print(f"{'two-stage':>10} {ours:9.4f} {0.1:5} {loop:15.1f} {loop / ours:7.0f}")
-    ours = best_of(lambda: shared_bootstrap(basin, X, resamples))
-    loop = best_of(lambda: loop_shared(data, 10, rng), 1) * resamples / 10
+    ours = shortest_time(lambda: shared_bootstrap(basin, X, resamples))
+    loop = shortest_time(lambda: loop_shared(data, 10, rng), 1) * resamples / 10
     print(f"{'shared':>10} {ours:9.4f} {1.0:5} {loop:15.1f} {loop / ours:7.0f}")
-    once = best_of(lambda: fit_basin(data["U"], data["loss"], data["slices"], covariates=z))
+    once = shortest_time(lambda: fit_basin(data["U"], data["loss"], data["slices"], covariates=z))
     print(f"one shared fit from scratch: {once:.4f} s")
 
 
@@ -200,10 +202,10 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=400, help="sweeps simulated per row (default 400)")
     parser.add_argument("--resamples", type=int, default=1000, help="of the timed bootstraps (default 1000)")
     options = parser.parse_args()
-    speed(options.resamples)
+    print_speed(options.resamples)
     if options.replicates:
-        coverage(options.replicates)
-        growth(options.replicates)
+        print_coverage(options.replicates)
+        print_growth_coverage(options.replicates)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ STARTS = list(
 )
 
 
-def read(path: str | None) -> LossPoints:
+def read_points(path: str | None) -> LossPoints:
     """Read the table, or make 240 synthetic points of about the same law and scatter."""
     if path is not None:
         frame = pd.read_csv(Path(path))
@@ -63,7 +63,7 @@ def timed(action, repeats: int = 5):
     return found, least
 
 
-def plain(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):
+def fit_from_start(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):
     """One start of the plain loop: fit ln A, ln B, ln E, alpha, beta by L-BFGS with numerical gradients."""
     log_N, log_D = np.log(points.x_Kn)
     target = np.log(points.loss_n)
@@ -75,26 +75,26 @@ def plain(points: LossPoints, weights: np.ndarray, start: tuple[float, ...]):
     return minimize(objective, np.array(start), method="L-BFGS-B")
 
 
-def against_plain(points: LossPoints, once: float, many: float) -> None:
+def print_plain_loop(points: LossPoints, once: float, many: float) -> None:
     """Time a sample of the plain loop's starts and resamples."""
     rng = np.random.default_rng(1)
     chosen = rng.choice(len(STARTS), size=40, replace=False)
     n = len(points.loss_n)
     begin = time.perf_counter()
-    best = min((plain(points, np.ones(n), STARTS[i]) for i in chosen), key=lambda r: r.fun)
+    best = min((fit_from_start(points, np.ones(n), STARTS[i]) for i in chosen), key=lambda r: r.fun)
     each = (time.perf_counter() - begin) / len(chosen)
     whole = each * len(STARTS)
     print(f"plain loop: {1e3 * each:.0f} ms a start, measured on {len(chosen)} of {len(STARTS)} starts")
     print(f"  fit: {whole:.0f} s extrapolated, {whole / once:.0f} times ours; best objective {best.fun:.7g}")
     begin = time.perf_counter()
     for _ in range(10):
-        plain(points, rng.multinomial(n, np.full(n, 1 / n)), tuple(best.x))
+        fit_from_start(points, rng.multinomial(n, np.full(n, 1 / n)), tuple(best.x))
     warm = (time.perf_counter() - begin) / 10 * RESAMPLES
     print(f"  {RESAMPLES} resamples, one warm start: {warm:.0f} s extrapolated, {warm / many:.0f} times")
     print(f"  {RESAMPLES} resamples from every start: {whole * RESAMPLES / 3600:.0f} h extrapolated")
 
 
-def coverage(count: int, noise: float) -> tuple[float, float]:
+def leverage_coverage(count: int, noise: float) -> tuple[float, float]:
     """Share of intervals at the largest common compute that hold the true ratio, and their median width."""
     inside, widths = [], []
     for seed in range(SIMULATIONS):
@@ -115,7 +115,7 @@ def coverage(count: int, noise: float) -> tuple[float, float]:
 
 def main() -> None:
     """Print all times and coverages."""
-    points = read(sys.argv[1] if len(sys.argv) > 1 else None)
+    points = read_points(sys.argv[1] if len(sys.argv) > 1 else None)
     fit, once = timed(lambda: fit_loss_law(points))
     draws, many = timed(lambda: bootstrap_loss(fit, RESAMPLES, seed=0), 3)
     _, floors = timed(lambda: profile_floor(fit), 3)
@@ -125,12 +125,12 @@ def main() -> None:
     print(f"fit {1e3 * once:.1f} ms; {RESAMPLES} resamples {many:.2f} s; profile of E {floors:.2f} s")
     for name, (low, high) in parameter_intervals(fit, draws).items():
         print(f"  {name} 95% {low:.4g} to {high:.4g}")
-    against_plain(points, once, many)
+    print_plain_loop(points, once, many)
     print(
         f"leverage of 1.5, {SIMULATIONS} simulations: coverage of the nominal 95% interval, median high / low"
     )
     for count, noise in itertools.product((5, 8, 12), (0.001, 0.003)):
-        share, width = coverage(count, noise)
+        share, width = leverage_coverage(count, noise)
         print(f"  {count} computes, noise {noise:.1%}: {share:.1%}, {width:.3g}")
 
 

@@ -1,12 +1,12 @@
-"""Times the sphere optimizers beside each other, interleaved in one run, and prints ratios of step times.
+"""Time the sphere optimizers side by side, interleaved in one run, and print ratios of step times.
 
     python tests/benchmarks/bench_optim.py [--quick] [--threads 1] [--rounds 7] [--device cpu]
 
-Every round steps every optimizer of a table once, in turn; a ratio is the median over rounds of the ratio
-within a round, with the least and the largest. The bisection is the solver that arXiv 2601.08393 describes,
-one matrix after the other, with the matrix sign and the top pair of SSO: what differs is how lambda is found.
-torch.optim.Muon computes its matrix sign in bfloat16, whatever the parameters are; MuonH stands beside it in
-float32, its default, and in bfloat16, which is like with like.
+In every round, every optimizer makes one step in turn. A ratio is the median over rounds of the ratio within
+a round, printed with the least and the largest. The bisection is the solver that arXiv 2601.08393 describes,
+one matrix after the other. It uses the matrix sign and the top pair of SSO, and differs only in how it finds
+lambda. torch.optim.Muon computes its matrix sign in bfloat16, whatever the dtype of the parameters. MuonH is
+timed in float32, its default, and in bfloat16, which compares like with like.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hyperp.optim.sso import SSORule
 
 FULL = {"256 x 256, 16": (16, 256, 256), "512 x 2048, 8": (8, 512, 2048), "1024 x 1024, 4": (4, 1024, 1024)}
 QUICK = {"64 x 64, 16": (16, 64, 64), "128 x 512, 8": (8, 128, 512), "256 x 256, 4": (4, 256, 256)}
-PULL = 0.1  # part of a gradient along its weight, for an |h(0)| of 0.1 to 0.3, as in training
+PULL = 0.1  # part of each gradient along its weight, which makes |h(0)| 0.1 to 0.3, as in training
 
 
 @register_rule
@@ -36,14 +36,14 @@ class BisectionRule(SSORule):
     """SSO with lambda bracketed by doubling from 1e-3, at most ten times, then bisected, at most twenty."""
 
     name = "sso_bisection"
-    signs: ClassVar[list[int]] = []  # matrix signs that every matrix took in every step
+    signs: ClassVar[list[int]] = []  # matrix signs that each matrix took in each step
 
     def direction(self, M: Tensor, u: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """One matrix after the other, until its |h| is at most 2e-4."""
-        return torch.cat([self.solve(*one) for one in zip(unit_frobenius(M), u, v, strict=True)]), {}
+        """Solve one matrix after the other, until its |h| is at most 2e-4."""
+        return torch.cat([self.solve_matrix(*one) for one in zip(unit_frobenius(M), u, v, strict=True)]), {}
 
-    def solve(self, M: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Phi of one matrix, as a batch of one."""
+    def solve_matrix(self, M: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Phi of one matrix, as a batch of one matrix."""
         theta = torch.outer(u, v)
         self.signs.append(0)
 
@@ -67,20 +67,20 @@ class BisectionRule(SSORule):
         return phi
 
 
-def bisection(parameters: list[nn.Parameter]) -> GroupedOptimizer:
-    """The rule above as an optimizer."""
+def bisection_optimizer(parameters: list[nn.Parameter]) -> GroupedOptimizer:
+    """An optimizer that follows `BisectionRule`."""
     return GroupedOptimizer(parameters, 0.01, algorithm="sso_bisection")
 
 
 CANDIDATES: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "MuonSphere": lambda p: MuonSphere(p, 0.01),
     "SSO": lambda p: SSO(p, 0.01),
-    "bisection": bisection,
+    "bisection": bisection_optimizer,
     "torch Muon": lambda p: torch.optim.Muon(p, 0.01, weight_decay=0.0),
     "MuonH": lambda p: MuonH(p, 0.01),
     "MuonH bf16": lambda p: MuonH(p, 0.01, msign_dtype="bfloat16"),
 }
-RATIOS = {  # label: above, below, what is aimed at
+RATIOS = {  # label: numerator, denominator, aim
     "SSO / MuonSphere": ("SSO", "MuonSphere", "at most 2.2"),
     "bisection / SSO": ("bisection", "SSO", "at least 4"),
     "MuonH / torch Muon": ("MuonH", "torch Muon", "at most 1.0"),
@@ -89,7 +89,7 @@ RATIOS = {  # label: above, below, what is aimed at
 
 
 class Runner:
-    """One optimizer on parameters of its own, fed the same gradients as the others."""
+    """One optimizer with parameters of its own; all runners get the same gradients."""
 
     def __init__(self, name: str, starts: list[Tensor]):
         self.parameters = [nn.Parameter(start.clone()) for start in starts]
@@ -97,8 +97,8 @@ class Runner:
         if isinstance(self.optimizer, GroupedOptimizer):
             self.optimizer.project_()
 
-    def step(self, noises: list[Tensor]) -> float:
-        """Seconds of one step."""
+    def time_step(self, noises: list[Tensor]) -> float:
+        """Make one step; returns its seconds."""
         for parameter, noise in zip(self.parameters, noises, strict=True):
             weight = parameter.detach()
             parameter.grad = noise / noise.norm() + PULL * weight / weight.norm()
@@ -109,22 +109,22 @@ class Runner:
         return time.perf_counter() - begin
 
     def vectors_beyond_momentum(self) -> float:
-        """State beyond the momentum, in vectors of the longer side, for one matrix."""
+        """State of one matrix beyond its momentum, in vectors as long as its longer side."""
         state = self.optimizer.state[self.parameters[0]]
         beyond = sum(value.nbytes for key, value in state.items() if "momentum" not in key)
         return beyond / (4 * max(self.parameters[0].shape))
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU, or for nothing."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def measure(
+def time_candidates(
     shape: tuple[int, int, int], rounds: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, Runner]]:
-    """Seconds of each candidate in each round."""
+    """Seconds of each candidate in each round, and the runners."""
     count, m, n = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -142,14 +142,14 @@ def measure(
     for number in range(rounds + 1):
         noises = gaussians()
         for name, runner in runners.items():
-            taken = runner.step(noises)
-            if number:  # the first is to warm up
+            taken = runner.time_step(noises)
+            if number:  # the first round warms up
                 seconds[name].append(taken)
     return seconds, runners
 
 
 def main() -> None:
-    """Print one table for every shape."""
+    """Print the times and ratios for every shape."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,7 +162,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, float32 parameters")
     for label, shape in (QUICK if arguments.quick else FULL).items():
         BisectionRule.signs.clear()
-        seconds, runners = measure(shape, arguments.rounds, arguments.device)
+        seconds, runners = time_candidates(shape, arguments.rounds, arguments.device)
         times = ", ".join(f"{name} {1e3 * median(taken):.1f}" for name, taken in seconds.items())
         print(f"\n{label} matrices; ms a step: {times}")
         for name, (above, below, aim) in RATIOS.items():

@@ -1,10 +1,10 @@
-"""What the orchestrator costs: submit to last record for trivial runs, beside submitit alone with the same.
+"""Time from submit to the last record of trivial runs, with `hyperp-sweep submit` and with submitit alone.
 
     python tests/slurm/cluster.py up        # or any Slurm: SLURM_CONF and a partition that takes the jobs
     SLURM_CONF=/tmp/hyperp-slurm/etc/slurm.conf python tests/benchmarks/bench_orchestrator.py --runs 50
 
-Both hand the runs over as one array and do the same training in each job; ours also plans, checks, and notes
-what it submitted. Alternates the two, and prints the ratio of the medians.
+Both submit the runs as one array and do the same training in each job; `hyperp-sweep` also plans, checks and
+records what it submitted. Alternates the two, and prints the ratio of the medians.
 """
 
 import argparse
@@ -28,8 +28,8 @@ TRIVIAL = [
 ]
 
 
-def words(root: Path, runs: int) -> list[str]:
-    """Of a plan with so many runs."""
+def plan_overrides(root: Path, runs: int) -> list[str]:
+    """The overrides of a plan with this many runs."""
     seeds = ",".join(map(str, range(runs)))
     return [*TRIVIAL, f"+sweep.blocks.a.grid={{seed:[{seeds}]}}", f"runtime.root={root}"]
 
@@ -40,18 +40,20 @@ def wait_for_records(root: Path, runs: int) -> None:
         time.sleep(0.05)
 
 
-def ours(root: Path, runs: int) -> float:
+def time_hyperp_sweep(root: Path, runs: int) -> float:
     """Seconds from the command to the last record."""
     start = time.monotonic()
     options = ["launcher=slurm", "launcher.time=10m"]
-    subprocess.run([COMMAND, "submit", *words(root, runs), *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [COMMAND, "submit", *plan_overrides(root, runs), *options], check=True, stdout=subprocess.DEVNULL
+    )
     wait_for_records(root, runs)
     return time.monotonic() - start
 
 
-def alone(root: Path, runs: int) -> float:
-    """The same with submitit's executor, and nothing around it."""
-    points = make_plan(words(root, runs)).points
+def time_submitit(root: Path, runs: int) -> float:
+    """Seconds from the first call of submitit's executor to the last record."""
+    points = make_plan(plan_overrides(root, runs)).points
     start = time.monotonic()
     executor = submitit.AutoExecutor(root / "submitit", cluster="slurm")
     executor.update_parameters(timeout_min=10, cpus_per_task=1, slurm_array_parallelism=256)
@@ -61,7 +63,7 @@ def alone(root: Path, runs: int) -> float:
 
 
 def main() -> None:
-    """Print seconds of both, and the ratio."""
+    """Print the seconds of both, and the ratio of their medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     times: dict[str, list[float]] = {"hyperp-sweep": [], "submitit": []}
     for _ in range(args.repeats):
-        for name, measure in (("submitit", alone), ("hyperp-sweep", ours)):
+        for name, measure in (("submitit", time_submitit), ("hyperp-sweep", time_hyperp_sweep)):
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 times[name].append(measure(Path(folder) / "root", args.runs))
     for name, seconds in times.items():

@@ -1,16 +1,16 @@
-"""Times one optimizer step over several processes with and without overlap, interleaved, and prints ratios.
+"""Time optimizer steps over several processes with and without overlap, interleaved, and print ratios.
 
     python tests/benchmarks/bench_sharded.py [--ranks 2] [--how fsdp] [--optimizer muonh] [--rounds 15]
     torchrun --nproc-per-node 8 tests/benchmarks/bench_sharded.py --device cuda --width 1536 --layers 12
 
 Every round makes one step in each of these ways, with the same optimizer:
 
-- whole groups: one exchange for each kind of parameter in a group, waited for before anything is computed;
-- chunks: as dealt out by LARGEST_CHUNK, each waited for as soon as it is started;
-- overlapped: the same chunks, one under way while another is updated; what the library does.
+- whole groups: one exchange for each kind of parameter in a group, finished before anything is computed;
+- chunks: chunks of at most LARGEST_CHUNK, each finished as soon as it is started;
+- overlapped: the same chunks, one under way while another is updated, as the library does.
 
-A time is that of the slowest rank, a ratio the median over rounds of the ratio within a round, with its
-quartiles.
+A time is that of the slowest rank. A ratio is the median over rounds of the ratio within a round, printed
+with its quartiles.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from hyperp.optim.distributed import sharded
 OPTIMIZERS = ("sso", "muonsphere", "muonh", "muon")
 
 
-def blocks(width: int, layers: int) -> nn.Sequential:
+def decoder_matrices(width: int, layers: int) -> nn.Sequential:
     """The matrices of a decoder: four of attention and three of the MLP in each layer, and a head."""
     shapes = [(width, width)] * 4 + [(width, 4 * width)] * 2 + [(4 * width, width)]
     modules = [nn.Sequential(*(nn.Linear(*shape, bias=False) for shape in shapes)) for _ in range(layers)]
@@ -44,8 +44,8 @@ def blocks(width: int, layers: int) -> nn.Sequential:
 
 
 @contextmanager
-def waiting_at_once() -> Iterator[None]:
-    """Within, an asynchronous exchange is over when it has been started."""
+def exchanges_waiting_at_once() -> Iterator[None]:
+    """Make every asynchronous exchange wait for its end as soon as it is started."""
     real = {name: getattr(dist, name) for name in ("all_to_all_single", "broadcast")}
 
     def waited(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,8 +66,8 @@ def waiting_at_once() -> Iterator[None]:
             setattr(dist, name, function)
 
 
-def timed(step: Callable[[], Any], device: str) -> float:
-    """Seconds that the slowest rank takes."""
+def seconds_of_slowest_rank(step: Callable[[], Any], device: str) -> float:
+    """Seconds that the slowest rank takes for a step."""
     dist.barrier()
     begin = time.perf_counter()
     step()
@@ -78,41 +78,45 @@ def timed(step: Callable[[], Any], device: str) -> float:
     return float(taken)
 
 
-def one_round(optimizer: GroupedOptimizer, device: str) -> dict[str, float]:
-    """Seconds of a step in each way."""
+def time_round(optimizer: GroupedOptimizer, device: str) -> dict[str, float]:
+    """Seconds of one step in each of the ways."""
     usual = dict(sharded.LARGEST_CHUNK)
-    with waiting_at_once():
+    with exchanges_waiting_at_once():
         sharded.LARGEST_CHUNK.update(dict.fromkeys(usual, 2**62))
-        whole = timed(optimizer.step, device)
+        whole = seconds_of_slowest_rank(optimizer.step, device)
         sharded.LARGEST_CHUNK.update(usual)
-        chunked = timed(optimizer.step, device)
-    return {"whole groups": whole, "chunks": chunked, "overlapped": timed(optimizer.step, device)}
+        chunked = seconds_of_slowest_rank(optimizer.step, device)
+    return {
+        "whole groups": whole,
+        "chunks": chunked,
+        "overlapped": seconds_of_slowest_rank(optimizer.step, device),
+    }
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Rounds of steps on this rank."""
+def time_rounds(arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Make all rounds on this rank; returns the seconds of each round by way."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = arguments.device
-    model = blocks(arguments.width, arguments.layers).to(device)
+    model = decoder_matrices(arguments.width, arguments.layers).to(device)
     if arguments.how == "fsdp":
         fully_shard(model, mesh=init_device_mesh(device, (dist.get_world_size(),)))
     group = dist.group.WORLD if arguments.how == "ddp" else None
     optimizer = build(model, arguments.optimizer, lr=0.01, process_group=group, unembedding=[model[-1]])
     optimizer.project_()
     rounds = []
-    for _ in range(arguments.rounds + 1):  # the first is to warm up
+    for _ in range(arguments.rounds + 1):  # the first round warms up
         for parameter in model.parameters():
             gradient = torch.randn_like(parameter)
             if arguments.how == "ddp":
                 dist.broadcast(gradient, 0)
             parameter.grad = gradient
-        rounds.append(one_round(optimizer, device))
+        rounds.append(time_round(optimizer, device))
     return rounds[1:]
 
 
-def report(arguments: argparse.Namespace, rounds: list[dict[str, float]]) -> None:
-    """Medians, and ratios of the last way to the others."""
+def print_report(arguments: argparse.Namespace, rounds: list[dict[str, float]]) -> None:
+    """Print the median time of each way, and the ratio of the overlapped time to it."""
     print(
         f"torch {torch.__version__}, {vars(arguments)}, {dist.get_world_size()} ranks, {dist.get_backend()}"
     )
@@ -124,27 +128,27 @@ def report(arguments: argparse.Namespace, rounds: list[dict[str, float]]) -> Non
         print(f"{name:14s} {milliseconds:8.1f} ms; overlapped takes {share}")
 
 
-def work(rank: int, ranks: int, port: int, arguments: argparse.Namespace) -> None:
-    """One process: measures with the others, and reports if it is the first."""
+def run_spawned(rank: int, ranks: int, port: int, arguments: argparse.Namespace) -> None:
+    """Run as one of the processes that this script has spawned."""
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), **addresses})
-    run(arguments)
+    run_in_group(arguments)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """As a process of a group that the environment describes."""
+def run_in_group(arguments: argparse.Namespace) -> None:
+    """Join the group that the environment describes, measure, and print the report on rank 0."""
     if arguments.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
-    rounds = measure(arguments)
+    rounds = time_rounds(arguments)
     if dist.get_rank() == 0:
-        report(arguments, rounds)
+        print_report(arguments, rounds)
     dist.barrier()
     dist.destroy_process_group()
 
 
 def main() -> None:
-    """Start the processes, unless torchrun has."""
+    """Start the processes, unless torchrun has started them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,12 +163,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
-        run(arguments)
+        run_in_group(arguments)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(work, args=(arguments.ranks, port, arguments), nprocs=arguments.ranks)
+    spawn(run_spawned, args=(arguments.ranks, port, arguments), nprocs=arguments.ranks)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     hyperp-sweep collect runs/optimizers
     python tests/benchmarks/study_optimizers.py runs/optimizers/runs.parquet reports/optimizers
 
-The sweep gives losses and optima. What it does not keep, step times and the sizes of activations and weights,
-is measured here in further runs at the tuned rates; run it on an idle machine.
+The sweep gives losses and optima. It keeps neither step times nor the sizes of activations and weights, which
+this script measures in further runs at the tuned rates. Run it on an idle machine.
 """
 
 import argparse
@@ -19,35 +19,35 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.progress import track
-from scipy.special import stdtrit
 from torch import nn
 
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.report.figures.basins import transfer_panels
 from hyperp.analysis.report.figures.style import save_figure
 from hyperp.analysis.table.validate import Runs, read_runs
 from hyperp.config import Config, compose, resolve
 from hyperp.training.trainer import Trainer
 
-TIMED = 100  # steps, after as many to warm up
+TIMED = 100  # steps to time, after as many that warm up
 COMMON = ("+experiment=optimizers", "sweep=none", "runtime.device=cpu")
 
 
 @dataclass
 class Stability:
-    """Of one run at the tuned rate: over its steps, and at its end."""
+    """Times and sizes of one run at the tuned rate, over its steps and at its end."""
 
-    milliseconds: float  # of a step, the median
-    optimizer_share: float  # of that, the optimizer's
-    largest_activation: float  # in absolute value, of any block's output, over the last quarter of the run
+    milliseconds: float  # median of a step
+    optimizer_share: float  # part of that in the optimizer
+    largest_activation: float  # largest absolute output of any block in the last quarter of the run
     sigma: tuple[float, float]  # smallest and largest over hidden matrices: sigma_max / sqrt(d_out / d_in)
     gap: float  # median over hidden matrices of 1 - sigma_2 / sigma_1
 
 
 def main() -> None:
-    """Entry point."""
+    """Read the runs, train again at the optima, and write report.md with its figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,33 +63,33 @@ def main() -> None:
     save_figure(figure, rows, arguments.out, "transfer")
     measured = {}
     for one in track([s for s in slices if s.optimum], "stability"):
-        measured[key(one)] = stability(configure(one))
+        measured[slice_key(one)] = measure_stability(config_at_optimum(one))
     moved = seed_drifts(runs)
     lines = [
-        *header(runs.frame),
-        *losses(runs.frame, slices),
-        *drifts(answers, moved),
-        *costs(slices, measured),
+        *header_lines(runs.frame),
+        *loss_section(runs.frame, slices),
+        *drift_section(answers, moved),
+        *cost_section(slices, measured),
     ]
     (arguments.out / "report.md").write_text("\n".join(lines) + "\n")
     print(f"wrote {arguments.out / 'report.md'}")
 
 
-def key(one: SliceRecord) -> tuple:
-    """What tells slices apart."""
+def slice_key(one: SliceRecord) -> tuple:
+    """Optimizer, width and tokens of a slice."""
     return (one.context["optimizer"], one.covariates["width"], one.covariates["tokens"])
 
 
-def configure(one: SliceRecord) -> Config:
-    """The run of a slice at its fitted optimum."""
+def config_at_optimum(one: SliceRecord) -> Config:
+    """Configuration of the run of a slice at its fitted optimum."""
     assert one.optimum is not None
     sizes = [f"scale.{name}={value}" for name, value in one.covariates.items()]
     made_with = [f"optim={one.context['optimizer']}", f"parametrization={one.context['parametrization']}"]
     return resolve(compose([*COMMON, *made_with, *sizes, f"base_lr={one.optimum.lr}"]))
 
 
-def stability(config: Config) -> Stability:
-    """Train once, watching."""
+def measure_stability(config: Config) -> Stability:
+    """Train once, and measure its times and sizes."""
     trainer = Trainer(config)
     largest = torch.zeros(())
     watching = False
@@ -132,14 +132,14 @@ def stability(config: Config) -> Stability:
     )
 
 
-def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown."""
+def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
     lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
     return [f"| {line} |" for line in lines] + [""]
 
 
-def header(frame: pd.DataFrame) -> list[str]:
-    """What was run, and how."""
+def header_lines(frame: pd.DataFrame) -> list[str]:
+    """Title, and what was run on which machine."""
     counts = frame["status"].value_counts()
     made = ", ".join(f"{n} {status}" for status, n in counts.items())
     text = f"""# Five optimizers at their best rates
@@ -154,11 +154,11 @@ Python {platform.python_version()}, torch {torch.__version__}, {platform.machine
     return [*text.splitlines(), ""]
 
 
-def losses(frame: pd.DataFrame, slices: list[SliceRecord]) -> list[str]:
+def loss_section(frame: pd.DataFrame, slices: list[SliceRecord]) -> list[str]:
     """Best loss of every slice, with the spread of its seeds at the best rate of the grid."""
     rows = []
     for one in slices:
-        name, width, tokens = key(one)
+        name, width, tokens = slice_key(one)
         own = (frame["optimizer"] == name) & (frame["width"] == width) & (frame["tokens"] == tokens)
         points = frame[own & (frame["status"] == "finished")]
         if points.empty:
@@ -182,11 +182,14 @@ def losses(frame: pd.DataFrame, slices: list[SliceRecord]) -> list[str]:
         "its mean loss",
     ]
     columns += ["SD over seeds", "seeds", "rates that diverged"]
-    return ["## Loss", "", *table(columns, rows)]
+    return ["## Loss", "", *markdown_table(columns, rows)]
 
 
 def seed_drifts(runs: Runs) -> dict[str, list[float]]:
-    """Octaves a doubling of each seed by itself; it sees the same text in the same order at every width."""
+    """Octaves per doubling by optimizer, for each seed by itself.
+
+    A seed sees the same text in the same order at every width.
+    """
     found: dict[str, list[float]] = {}
     for seed in sorted(runs.frame["seed"].unique()):
         one = replace(runs, frame=runs.frame[runs.frame["seed"] == seed])
@@ -196,8 +199,8 @@ def seed_drifts(runs: Runs) -> dict[str, list[float]]:
     return found
 
 
-def drifts(answers: list[Transfer], of_seeds: dict[str, list[float]]) -> list[str]:
-    """How far the optimum moves."""
+def drift_section(answers: list[Transfer], of_seeds: dict[str, list[float]]) -> list[str]:
+    """How far the optimum moves with width."""
     rows = []
     for one in answers:
         name, drift = one.context["optimizer"], one.drift
@@ -208,7 +211,7 @@ def drifts(answers: list[Transfer], of_seeds: dict[str, list[float]]) -> list[st
         interval = "-" if drift.low is None else f"{drift.low:+.2f} to {drift.high:+.2f}"
         penalty = "-" if one.penalty is None else f"{one.penalty.nats:.4f} ({one.penalty.percent:.2f}%)"
         moved = f"{drift.octaves_per_doubling:+.2f}"
-        rows.append([name, optima, moved, interval, by_seed(of_seeds.get(name, [])), penalty])
+        rows.append([name, optima, moved, interval, seed_interval(of_seeds.get(name, [])), penalty])
     columns = [
         "optimizer",
         "optima by width",
@@ -218,24 +221,24 @@ def drifts(answers: list[Transfer], of_seeds: dict[str, list[float]]) -> list[st
     columns += ["each seed by itself: mean and 95% interval"]
     columns += ["nats more at the largest width with the smallest one's rate"]
     title = ["## Drift of the best rate with width", "", "![transfer](transfer.png)", ""]
-    return [*title, *table(columns, rows)]
+    return [*title, *markdown_table(columns, rows)]
 
 
-def by_seed(values: list[float]) -> str:
-    """Mean and interval by Student's t."""
+def seed_interval(values: list[float]) -> str:
+    """Mean over seeds, and its 95% interval by Student's t."""
     if len(values) < 2:
         return "-"
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1, 0.975)) * error
+    half = t_quantile(len(values) - 1, 0.95) * error
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f}; {len(values)} seeds)"
 
 
-def costs(slices: list[SliceRecord], measured: dict[tuple, Stability]) -> list[str]:
-    """Step time and the sizes that stay bounded or not."""
+def cost_section(slices: list[SliceRecord], measured: dict[tuple, Stability]) -> list[str]:
+    """Step times, and the sizes of activations and weights."""
     rows = []
     for one in slices:
-        name, width, tokens = key(one)
-        found = measured.get(key(one))
+        name, width, tokens = slice_key(one)
+        found = measured.get(slice_key(one))
         if found:
             low, high = found.sigma
             times = [f"{found.milliseconds:.2f}", f"{found.optimizer_share:.0%}"]
@@ -246,7 +249,7 @@ def costs(slices: list[SliceRecord], measured: dict[tuple, Stability]) -> list[s
     text = (
         "At the fitted optimum, seed 0; the largest absolute output of a block is of the run's last quarter."
     )
-    return ["## Cost and stability", "", text, "", *table(columns, rows)]
+    return ["## Cost and stability", "", text, "", *markdown_table(columns, rows)]
 
 
 if __name__ == "__main__":

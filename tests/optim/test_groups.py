@@ -128,16 +128,16 @@ def test_a_class_splits_plain_parameters_into_matrices_and_vectors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "sgd"}, "optimizer must be one of sso, .*, got 'sgd'"),
-        ({"lr": -1.0}, "lr of role embedding must be finite and at least 0, got -1.0"),
+        ({"name": "sgd"}, "optimizer must be one of .* got 'sgd'"),
+        ({"lr": -1.0}, "lr of role embedding must .* got -1.0"),
         ({"lr": float("nan")}, "lr of role embedding must be finite"),
-        ({"lr": {"hidden": 0.1}}, "lr must have an entry for role embedding, got only hidden"),
+        ({"lr": {"hidden": 0.1}}, "lr must .* role embedding, got only hidden"),
         ({"algorithms": {"hidden": "sgd"}}, "algorithm of role hidden must be one of .*, got 'sgd'"),
-        ({"algorithms": {"head": "sso"}}, "role must be one of embedding, .*, got 'head'"),
+        ({"algorithms": {"head": "sso"}}, "role must be one of .* got 'head'"),
         ({"options": {"sgd": {}}}, "algorithm must be one of .*, got 'sgd'"),
         (
             {"options": {"sso": {"betas": (0.9, 0.95)}}},
-            "betas is no option of sso, whose options are momentum",
+            "betas is no option of sso.* momentum",
         ),
         (
             {"algorithms": {"vector": "sso"}},
@@ -151,7 +151,7 @@ def test_bad_requests_are_named(arguments: dict[str, Any], message: str):
 
 
 def test_a_role_without_algorithm_is_named():
-    with pytest.raises(ValueError, match="algorithms must have an entry for role hidden, got only embedding"):
+    with pytest.raises(ValueError, match=r"algorithms must .* role hidden, got only embedding"):
         param_groups(Model(), lr=0.1, algorithms={"embedding": "adamw"})
 
 
@@ -168,27 +168,27 @@ def test_own_options_are_given_once():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("sso", {"lr": -0.1}, "lr must be finite and at least 0, got -0.1"),
-        ("sso", {"lr": math.inf}, "lr must be finite and at least 0, got inf"),
-        ("sso", {"momentum": 1.0}, "momentum must be at least 0 and less than 1, got 1.0"),
-        ("sso", {"radius_factor": 0.0}, "radius_factor must be finite and greater than 0, got 0.0"),
-        ("sso", {"radius_mode": "big"}, "radius_mode must be one of aspect, unit, got 'big'"),
-        ("sso", {"scale_mode": "big"}, "scale_mode must be one of radius, aspect, .*, got 'big'"),
-        ("sso", {"evaluations": 0}, "evaluations must be a whole number of at least 1, got 0"),
-        ("muonsphere", {"block": 0}, "block must be a whole number of at least 1, got 0"),
-        ("muonh", {"momentum": -0.1}, "momentum must be at least 0 and less than 1, got -0.1"),
-        ("muonh", {"msign_steps": 2.5}, "msign_steps must be a whole number of at least 1, got 2.5"),
-        ("muonh", {"msign": "qr"}, "msign must be one of newton_schulz, polar_express, svd, got 'qr'"),
-        ("muon", {"weight_decay": -1.0}, "weight_decay must be finite and at least 0, got -1.0"),
+        ("sso", {"lr": -0.1}, "lr must .* got -0.1"),
+        ("sso", {"lr": math.inf}, "lr must .* got inf"),
+        ("sso", {"momentum": 1.0}, "momentum must .* got 1.0"),
+        ("sso", {"radius_factor": 0.0}, "radius_factor must .* got 0.0"),
+        ("sso", {"radius_mode": "big"}, "radius_mode must be one of .* got 'big'"),
+        ("sso", {"scale_mode": "big"}, "scale_mode must be one of .* got 'big'"),
+        ("sso", {"evaluations": 0}, "evaluations must .* got 0"),
+        ("muonsphere", {"block": 0}, "block must .* got 0"),
+        ("muonh", {"momentum": -0.1}, "momentum must .* got -0.1"),
+        ("muonh", {"msign_steps": 2.5}, "msign_steps must .* got 2.5"),
+        ("muonh", {"msign": "qr"}, "msign must be one of .* got 'qr'"),
+        ("muon", {"weight_decay": -1.0}, "weight_decay must .* got -1.0"),
         (
             "muon",
             {"scale_mode": "aspect"},
-            "scale_mode must be one of original, match_rms_adamw, got 'aspect'",
+            "scale_mode must be one of .* got 'aspect'",
         ),
-        ("adamw", {"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and less than 1, got 1.0"),
+        ("adamw", {"betas": (0.9, 1.0)}, r"betas\[1\] must .* got 1.0"),
         ("adamw", {"betas": (0.9,)}, "betas must be two decay rates"),
-        ("adamw", {"weight_decay": math.nan}, "weight_decay must be finite and at least 0, got nan"),
-        ("adamh", {"eps": 0.0}, "eps must be finite and greater than 0, got 0.0"),
+        ("adamw", {"weight_decay": math.nan}, "weight_decay must .* got nan"),
+        ("adamh", {"eps": 0.0}, "eps must .* got 0.0"),
     ],
 )
 def test_hyperparameters_are_checked(name: str, arguments: dict[str, Any], message: str):
@@ -201,7 +201,7 @@ def test_hyperparameters_are_checked(name: str, arguments: dict[str, Any], messa
     [
         ({"algorithm": "sgd"}, "algorithm must be one of .*, got 'sgd'"),
         ({"momentun": 0.9}, "momentun is no option of sso"),
-        ({"lr": -1.0}, "lr must be finite and at least 0, got -1.0"),
+        ({"lr": -1.0}, "lr must .* got -1.0"),
     ],
 )
 def test_groups_are_checked(group: dict[str, Any], message: str):
@@ -210,11 +210,9 @@ def test_groups_are_checked(group: dict[str, Any], message: str):
 
 
 def test_other_shapes_and_kinds_are_refused():
-    with pytest.raises(
-        ValueError, match=r"must be a matrix \(d_out, d_in\) or a stack .* got shape \(2, 2, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"must be a matrix .* got shape \(2, 2, 3, 3\)"):
         SSO([nn.Parameter(torch.randn(2, 2, 3, 3))])
-    with pytest.raises(ValueError, match=r"must be real and floating point, got torch\.complex64"):
+    with pytest.raises(ValueError, match=r"must be real .* got torch\.complex64"):
         SSO([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))])
     table = nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()

@@ -395,14 +395,12 @@ def test_large_batches_are_done_in_parts_that_change_nothing(monkeypatch):
 
 def test_what_would_be_lost_in_silence_is_refused():
     matrix, vector = nn.Parameter(gaussian(4, 4)), nn.Parameter(gaussian(4))
-    with pytest.raises(
-        ValueError, match=r"options.adamw must not have lr, which belongs to a parameter group"
-    ):
+    with pytest.raises(ValueError, match=r"options\.adamw must not have lr"):
         SSO([matrix], options={"adamw": {"lr": 1e-3}})
     with pytest.raises(TypeError, match="params must be ordered"):
         SSO({matrix, vector})
     optimizer = SSO([matrix, vector], lr=0.1)
-    with pytest.raises(ValueError, match="whose group 0 follows sso, got muonh"):
+    with pytest.raises(ValueError, match=r"group 0 .* sso, got muonh"):
         optimizer.load_state_dict(GroupedOptimizer([matrix, vector], algorithm="muonh").state_dict())
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
         optimizer.add_param_group({"params": [nn.Parameter(gaussian(2, 2)), vector]})

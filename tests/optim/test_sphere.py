@@ -118,9 +118,7 @@ def test_a_matrix_without_a_place_is_refused(sphere: Sphere, value: float):
     W = gaussian(2, 3, 3)
     W[1] = value
     for place in (sphere.init, sphere.project):
-        with pytest.raises(
-            SphereError, match="must be finite and not zero to be held on a sphere, got norms"
-        ):
+        with pytest.raises(SphereError, match=r"must .* got norms"):
             place(W)
 
 

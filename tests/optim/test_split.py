@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.optim import SSO, GroupedOptimizer, MuonH
-from hyperp.optim.split import By, gate_up_split, qkv_split, split_rows
+from hyperp.optim.split import SplitBy, gate_up_split, qkv_split, split_rows
 
 torch.set_num_threads(1)
 WIDTH, HEADS, KV, SIZE = 8, 4, 2, 4
@@ -95,7 +95,7 @@ def test_components_are_all_queries_all_keys_all_values(interleaved):
         heads.sort(key=lambda head: "qkv".index(head[0]))
     for name, g in heads:
         names += [f"{name}{g}"] * SIZE
-    expectations: dict[By, list[set[str]]] = {
+    expectations: dict[SplitBy, list[set[str]]] = {
         "component": [{"q0", "q1"}, {"k0", "k1"}, {"v0", "v1"}],
         "group": [{"q0", "k0", "v0"}, {"q1", "k1", "v1"}],
     }
@@ -108,15 +108,15 @@ def test_components_are_all_queries_all_keys_all_values(interleaved):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ([[[0, 8]], [[8, 23]]], "must take each of its 24 rows exactly once"),
-        ([[[0, 8]], [[7, 24]]], "must take each of its 24 rows exactly once"),
-        ([[[0, 24]], []], "must take each of its 24 rows exactly once"),
-        ("qkv", "must list ranges of rows"),
-        (3, "must list ranges of rows"),
+        ([[[0, 8]], [[8, 23]]], "split of w must .* 24 rows"),
+        ([[[0, 8]], [[7, 24]]], "split of w must .* 24 rows"),
+        ([[[0, 24]], []], "split of w must .* 24 rows"),
+        ("qkv", "split of w must list ranges"),
+        (3, "split of w must list ranges"),
     ],
 )
 def test_a_split_that_does_not_fit_is_named(split, message):
     with pytest.raises(ValueError, match=message):
         SSO([{"params": [("w", nn.Parameter(gaussian(24, 4)))], "split": split}])
-    with pytest.raises(ValueError, match="kv_heads must divide query_heads=4, got 3"):
+    with pytest.raises(ValueError, match=r"kv_heads must .* query_heads=4, got 3"):
         qkv_split(4, 3, 8)

@@ -1,8 +1,6 @@
-"""Slow, obvious float64 twins of everything in this folder, one matrix at a time, that the tests compare
-against.
+"""Slow, obvious float64 twins of the rules in hyperp.optim, one matrix at a time, to test them against.
 
-Every spectral quantity comes from a full SVD, every root from plain bisection. Nothing here is meant for
-training.
+Every spectral quantity comes from a full SVD, and every root from plain bisection.
 """
 
 import math
@@ -17,7 +15,7 @@ Sign = Callable[[Tensor], Tensor]
 
 
 def polynomial_of_singular_values(X: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """U p(S) V^T: p the composition of the quintics, S the singular values of X over its Frobenius norm."""
+    """U p(S) V^T, with p the composition of the quintics and S the singular values of X / |X|_F."""
     U, S, Vh = torch.linalg.svd(X.double(), full_matrices=False)
     S = S / S.norm() if S.norm() > 0 else S
     for a, b, c in quintics:
@@ -33,10 +31,10 @@ def polar_factor(X: Tensor, rtol: float = 1e-12) -> Tensor:
 
 
 def optimal_quintic(lower: float, upper: float) -> Quintic:
-    """Odd quintic nearest to 1 on [lower, upper] in the largest error, by Remez exchange on four points.
+    """Odd quintic whose largest distance from 1 on [lower, upper] is least, by Remez exchange on four points.
 
-    Between its four alternation points, the ends and two extrema q < r inside, the error has equal size and
-    changes sign.
+    At its four alternation points, the ends and two extrema q < r inside, the error has the same size and
+    changes its sign from each to the next.
     """
     if lower / upper >= 1 - 5e-6:  # the limit lower -> upper, where the linear system becomes singular
         return 15 / 8 / upper, -10 / 8 / upper**3, 3 / 8 / upper**5
@@ -57,8 +55,8 @@ def polar_express_quintics(
 ) -> list[Quintic]:
     """Greedy composition of optimal quintics for singular values in [lower, 1] (arXiv 2505.16932, section 3).
 
-    The cushion keeps a first polynomial for a tiny `lower` from pressing mid-sized singular values down
-    (section 4.4 there).
+    The cushion keeps the first polynomial for a tiny `lower` from lowering mid-sized singular values (section
+    4.4 there).
     """
     upper, quintics = 1.0, []
     for _ in range(steps):
@@ -97,9 +95,10 @@ def tangent_direction(M: Tensor, u: Tensor, v: Tensor, sign: Sign = polar_factor
 def tangent_search(
     M: Tensor, u: Tensor, v: Tensor, sign: Sign = polar_factor, tolerance: float = 1e-3, most: int = 60
 ) -> tuple[Tensor, int]:
-    """`tangent.tangent_step` to be read: Phi and the number of matrix signs it took, for one matrix.
+    """A readable version of `tangent.tangent_step` for one matrix: Phi, and the number of matrix signs.
 
-    Goes on until <M, Phi> is certainly within `tolerance` of its optimum, or <u v^T, Phi> within it of 0.
+    The search goes on until <M, Phi> is certainly within `tolerance` of its optimum, or <u v^T, Phi> within
+    `tolerance` of 0.
     """
     theta, signs = torch.outer(u, v), 0
 
@@ -109,7 +108,7 @@ def tangent_search(
         phi = sign(M + multiplier * theta)
         return multiplier, float((theta * phi).sum()), phi
 
-    near, far = evaluate(0.0), None  # the ends of the bracket; until there are two, walk away from 0
+    near, far = evaluate(0.0), None  # the ends of the bracket; while there is one, walk away from 0
     stride = -0.1 * near[1] * float((M * near[2]).sum())
     while abs(near[1]) > tolerance and signs < most and far is None:
         reached = evaluate(max(-math.sqrt(2), min(math.sqrt(2), near[0] + stride)))
@@ -125,7 +124,7 @@ def tangent_search(
         if enough or abs(near[1]) <= tolerance or signs >= most:
             return phi - (theta * phi).sum() * theta, signs
         new = evaluate((weights[1] * near[0] - weights[0] * far[0]) / (weights[1] - weights[0]))
-        # Illinois: the end that stays weighs half, or the search would creep up from one side.
+        # Illinois: halve the weight of the end that stays, since the search would creep up from one side.
         if new[1] * near[1] > 0:
             near, weights = new, [new[1], weights[1] / 2]
         else:

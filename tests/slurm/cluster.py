@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 class NotInstalledError(RuntimeError):
-    """Slurm's packages are missing and cannot be had."""
+    """Slurm's packages are missing and cannot be installed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Daemon:
     arguments: tuple[str, ...] = ()
 
     def pid(self) -> int | None:
-        """The process, if it lives, by name too: one that nobody has reaped still answers to signals."""
+        """The process id if the process lives; its name is checked, since zombies still answer to signals."""
         try:
             pid = int(self.pid_file.read_text())
             state = Path(f"/proc/{pid}/stat").read_text()
@@ -56,13 +56,13 @@ class Daemon:
         return pid if name == self.program and rest.split()[0] != "Z" else None
 
     def start(self) -> None:
-        """Start it in the background; nothing if it lives."""
+        """Start it in the background, unless it lives."""
         if self.pid() is None:
             run([self.program, *self.arguments])
             wait_for(lambda: self.pid() is not None, f"{self.program} to start")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it, in the end by force."""
+        """Stop it, by force if it does not end."""
         for attempt in (number, signal.SIGKILL):
             pid = self.pid()
             if pid is None:
@@ -127,7 +127,7 @@ class Cluster:
         wait_for(lambda: all(usable(name) for name in NODES), "the nodes", 90)
 
     def node_state(self, name: str) -> str:
-        """In sinfo's words: idle, mixed, down*, ..."""
+        """The state of a node as sinfo has it: idle, mixed, down*, ..."""
         return output("sinfo", "-h", "-p", "main", "-n", name, "-o", "%T").strip()
 
     def stop(self) -> None:
@@ -145,7 +145,7 @@ class Cluster:
         self.settle(90)
 
     def settle(self, seconds: float = 300) -> None:
-        """Wait until Slurm says that no job is in the queue or on a node; an ending one still is."""
+        """Wait until Slurm has no job in the queue or on a node; a job that is ending still counts."""
 
         def idle() -> bool:
             done = subprocess.run(["squeue", "-h"], capture_output=True, check=False)
@@ -206,7 +206,7 @@ class Cluster:
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have the cluster, or None."""
+    """Why the cluster cannot run on this machine, or None."""
     if os.geteuid() != 0:
         return "a Slurm of its own needs root"
     if not Path("/etc/debian_version").exists():
@@ -239,7 +239,7 @@ def install() -> None:
 
 
 def private(path: Path, content: bytes | None) -> None:
-    """Write a file, or make a folder, that only its owner reads; the daemons insist."""
+    """Write a file, or make a folder, that only its owner can read, as the daemons require."""
     if content is None:
         path.mkdir(mode=0o700, exist_ok=True)
         return
@@ -249,7 +249,7 @@ def private(path: Path, content: bytes | None) -> None:
 
 
 def run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    """Run to the end. Raises RuntimeError with what it printed if it fails."""
+    """Run a command to its end. Raises RuntimeError with its output if it fails."""
     # Not through a pipe: a daemon would keep it open.
     log = FOLDER / "log" / f"{Path(command[0]).name}.start"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def succeeds(*command: str) -> bool:
 
 
 def output(*command: str) -> str:
-    """What a short command prints, errors ignored."""
+    """The output of a short command; errors are ignored."""
     try:
         return subprocess.run(command, capture_output=True, timeout=20, check=False, text=True).stdout
     except subprocess.TimeoutExpired:

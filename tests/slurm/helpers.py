@@ -1,4 +1,4 @@
-"""What the tests of Slurm share: words of tiny runs, and ways to look at a sweep from outside."""
+"""What the Slurm tests share: overrides of tiny runs, and ways to look at a sweep from outside."""
 
 import contextlib
 import json
@@ -68,7 +68,7 @@ def jobs_of(job: str | None, field: str = "State") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A run that a live process was doing a moment ago: the last step that it logged."""
+    """A run that a live process was doing a moment ago, and the last step that it logged."""
 
     step: int
     process: int
@@ -131,7 +131,7 @@ def wait_for_kill(seen: Seen, seconds: float) -> None:
 
 
 def about(pid: int) -> dict[str, str]:
-    """What the kernel says of a process; as of a dead one if it is gone."""
+    """What the kernel says of a process; a process that is gone counts as dead."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -140,7 +140,7 @@ def about(pid: int) -> dict[str, str]:
 
 
 def kill_node(cluster: Cluster, name: str) -> None:
-    """What a power failure does: the daemon of a node and everything that runs on it, at once."""
+    """Kill the daemon of a node and everything that runs on it at once, as a power failure does."""
     doomed = {pid for pid in processes() if f"SLURMD_NODENAME={name}" in environment(pid)}
     for pid in list(doomed):  # and the step daemons that they are children of
         parent = parent_of(pid)
@@ -155,7 +155,7 @@ def kill_node(cluster: Cluster, name: str) -> None:
 
 
 def processes() -> list[int]:
-    """All of this machine."""
+    """The ids of all processes of this machine."""
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
@@ -177,7 +177,7 @@ def environment(pid: int) -> list[str]:
 
 
 def parent_of(pid: int) -> int:
-    """0 for a process that is gone."""
+    """The parent's process id; 0 for a process that is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

@@ -1,5 +1,7 @@
-"""What Slurm says of a job, where a run's own record says something, nothing, or only guesses."""
+"""What became of a run: every cell of the tables of decisions, and the records that deaths leave."""
 
+import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,13 +9,23 @@ import pytest
 from hyperp.rundir import record
 from hyperp.rundir.failure import RANK_LOST
 from hyperp.rundir.record import CAUSES
-from hyperp.sweeps import account
-from hyperp.sweeps.account import SubmittedRun
+from hyperp.sweeps.account import (
+    POOL_DECISIONS,
+    SLURM_DECISIONS,
+    SubmittedRun,
+    _decide,
+    _decide_by_pool,
+    files_say,
+    slurm_says,
+)
+from hyperp.sweeps.local.background_pools import BackgroundPool, PoolFailure
+from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.sweeps.runs.status import run_state
 from hyperp.sweeps.slurm import commands
 from hyperp.sweeps.slurm.commands import SlurmJob
+from hyperp.sweeps.slurm.job import STOPPED
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.training.train import base_record
 
@@ -35,7 +47,7 @@ def one(tmp_path):
 
 
 def merged(one, job, cause, job_id="7", restart=0, queued=None):
-    """The run whose record of job 7 gives a `cause`, with what Slurm says of `job_id`, twice."""
+    """Decide twice on a run with a failed record of job 7 and this `cause`, given Slurm's `job`."""
     root, point = one
     environment = {"slurm_job_id": "7", "slurm_restart_count": str(restart)}
     record.save(
@@ -48,7 +60,7 @@ def merged(one, job, cause, job_id="7", restart=0, queued=None):
     for _ in range(2):
         run = run_state(root, point.run_id, planned)
         accounts = {job_id: job} if job else {}
-        found.append(account._merge(root, run, SubmittedRun(submission, 0, job_id, queued), accounts))
+        found.append(_decide(root, run, SubmittedRun(submission, 0, job_id, queued), accounts))
     assert (found[0].status, found[0].cause) == (found[1].status, found[1].cause)
     return found[0]
 
@@ -62,7 +74,7 @@ def job_of(state, code, number, job_id="7"):
 def test_slurm_knows_better_than_who_has_lost_a_process(one, state, code, number):
     job = job_of(state, code, number)
     run = merged(one, job, RANK_LOST)
-    if job.cause == "exited":  # which says no more
+    if job.cause == "exited":  # which says no more than the record
         assert (run.status, run.reason, run.cause) == ("failed", "own", RANK_LOST)
     elif state == "CANCELLED":
         assert (run.status, run.cause) == ("planned", None)
@@ -110,3 +122,137 @@ def test_the_traceback_of_another_try_goes(one, job_id, restarts):
     trace.write_text("of an earlier try")
     assert merged(one, job, RANK_LOST, job_id=job_id, queued=job).cause == "out_of_memory"
     assert not trace.exists()
+
+
+# What every pair of a run's files (rows) and its last Slurm job (columns) means. `lost` and `failed` name the
+# job; "=" is what the files say: the status in the second column.
+SLURM = """
+files          alone     no-job   pending  active   forgotten  exited   stopped  cancelled  killed
+done           diverged  =        =        =        =          =        =        =          =
+runs-outside   running   =        queued   running  =          =        =        =          =
+runs           running   =        queued   running  =          failed   planned  planned    failed
+failed         failed    =        queued   running  =          =        =        =          =
+damaged        failed    =        queued   running  =          =        =        =          =
+lost-a-rank    failed    =        queued   running  =          =        =        planned    failed
+failed-before  failed    =        queued   running  lost       failed   planned  planned    failed
+planned        planned   =        queued   running  lost       failed   planned  planned    failed
+stopped-half   planned   =        queued   running  lost       failed   planned  planned    failed
+"""
+POOL = """
+files    alone     waits   noted   over
+done     diverged  =       =       =
+runs     running   =       =       =
+failed   failed    queued  =       =
+damaged  failed    queued  =       =
+planned  planned   queued  failed  =
+"""
+JOBS = {
+    "pending": ("PENDING", 0, 0),
+    "active": ("RUNNING", 0, 0),
+    "exited": ("FAILED", 3, 0),
+    "stopped": ("FAILED", STOPPED, 0),
+    "cancelled": ("CANCELLED", 0, 0),
+    "killed": ("OUT_OF_MEMORY", 0, 0),
+}
+
+
+def cells(text):
+    head, *lines = (line.split() for line in text.strip().splitlines())
+    return [
+        pytest.param(files, column, alone, status, id=f"{files}, {column}")
+        for files, alone, *found in lines
+        for column, status in zip(head[2:], found, strict=True)
+    ]
+
+
+def write_files(point, files, job_id):
+    """Leave in the run's folder what the row `files` of the tables is about."""
+    run_dir, config = point.run_dir, point.config
+    run_dir.mkdir()
+    if files in ("runs", "runs-outside", "stopped-half"):
+        old = 1000 * (files == "stopped-half")
+        beat = {"step": 3, "steps": 9, "tokens_per_second": 1.0, "time": time.time() - old}
+        job = {"runs": job_id, "stopped-half": job_id, "runs-outside": None}[files]
+        (run_dir / "heartbeat.json").write_text(json.dumps(beat | {"job": job}))
+    if files == "damaged":
+        (run_dir / "record.json").write_text("{")
+    causes = {"failed": "raised", "lost-a-rank": RANK_LOST, "failed-before": "raised", "done": None}
+    if files in causes:
+        status = "diverged" if files == "done" else "failed"
+        environment = {"slurm_job_id": "6" if files == "failed-before" else job_id or "6"}
+        one = base_record(config, status=status, reason="own", cause=causes[files], environment=environment)
+        record.save(one, run_dir)
+
+
+@pytest.mark.parametrize(("files", "column", "alone", "status"), cells(SLURM))
+def test_every_row_of_what_slurm_says(one, files, column, alone, status):
+    root, point = one
+    job_id = None if column == "no-job" else "7"
+    write_files(point, files, job_id)
+    job = None
+    if column in JOBS:
+        state, code, number = JOBS[column]
+        over = column not in ("pending", "active")
+        job = job_of(state, code, number) if over else SlurmJob("7", "a", state, pending_reason="Priority")
+    submission = Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", job_id, [[point.run_id]])
+    sent = SubmittedRun(submission, 0, job_id, job)
+    (planned,) = planfile.read_plan(root)
+    run = run_state(root, point.run_id, planned)
+    assert run.status == alone
+    row = {"damaged": "failed", "stopped-half": "planned"}.get(files, files).replace("-", " ")
+    if column != "no-job" or files not in ("runs", "failed", "lost-a-rank"):  # which are of a job
+        assert files_say(run, sent) == row
+    assert slurm_says(sent, job) == column.replace("-", " ")
+    accounts = {"7": job} if job and not job.in_flight else {}
+    found = _decide(root, run, sent, accounts)
+    assert found.status == (alone if status == "=" else status)
+    assert found.job == job_id
+    if status == "=":
+        assert (found.reason, found.cause) == (run.reason, run.cause)
+        return
+    reasons = {"queued": "waits for Priority", "lost": "Slurm no longer knows its job 7"}
+    if status == "running" and files == "runs-outside":
+        assert found.step == 3
+    elif status in reasons:
+        assert str(found.reason).startswith(reasons[status])
+    elif status in ("failed", "planned"):
+        assert job is not None
+        assert "job 7" in str(found.reason)
+        assert column == "stopped" or str(found.reason).startswith(str(job.end_reason))
+        assert found.cause == (job.cause if status == "failed" else None)
+    written = record.load(point.run_dir) if files != "damaged" else None
+    if status == "failed":  # a death leaves a record that says why
+        assert written is not None
+        assert (written.status, written.reason, written.cause) == ("failed", found.reason, found.cause)
+
+
+@pytest.mark.parametrize(("files", "column", "alone", "status"), cells(POOL))
+def test_every_row_of_what_a_pool_says(one, files, column, alone, status):
+    root, point = one
+    write_files(point, files, None)
+    (planned,) = planfile.read_plan(root)
+    run = run_state(root, point.run_id, planned)
+    assert run.status == alone
+    noted = {point.run_id: PoolFailure("noted", "killed")} if column == "noted" else {}
+    launcher = LocalLauncher(name="local", workers=1, threads=1)
+    pool = BackgroundPool("a", "2026-01-01T00:00:00+00:00", "here", 1, launcher, [point.run_id], noted)
+    for active in [pool] if column == "waits" else [None] if column == "over" else [pool, None]:
+        found = _decide_by_pool(run, pool, active)
+        assert found.status == (alone if status == "=" else status)
+        assert found.job == ("a" if active else None)
+        if status == "failed":
+            assert (found.reason, found.cause) == ("noted", "killed")
+        elif files == "damaged" and column == "noted":
+            assert found.cause == "killed"
+        elif status == "=":
+            assert (found.reason, found.cause) == (run.reason, run.cause)
+
+
+def test_the_tests_go_through_every_cell_of_the_tables():
+    tested = {(row, column.replace("-", " ")) for row, column, *_ in (c.values for c in cells(SLURM))}
+    rows = {row.replace("-", " ") for row, _ in tested} - {"damaged", "stopped half"}
+    assert rows == set(SLURM_DECISIONS)
+    assert {c for _, c in tested} == {c for row in SLURM_DECISIONS.values() for c in row}
+    assert {c.values[:2] for c in cells(POOL)} == {
+        (row.replace("running", "runs"), column) for row, found in POOL_DECISIONS.items() for column in found
+    }

@@ -10,7 +10,6 @@ from hyperp.rundir import record
 from hyperp.sweeps.auto import MIN_SLICES, AutoGoal, law_slices, parse_until, search_rate
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
-from hyperp.sweeps.table.runs import collect
 from hyperp.training.train import base_record
 
 WORDS = [
@@ -21,7 +20,7 @@ WORDS = [
 
 
 def trained(plan, scatter):
-    """Records with a parabola about 0.04 (tokens/131072)^-0.5, in place of trainings."""
+    """Write records whose losses are parabolas around 0.04 (tokens/131072)^-0.5, instead of training."""
     planfile.write_plan(plan)
     for point in plan.points:
         config = point.config
@@ -42,11 +41,7 @@ def searched(root, goal, scatter=0.02, words=WORDS):
         rounds.append(some)
         trained(some, scatter)
 
-    def table():
-        collect(root, root / "runs.parquet", print)
-        return root / "runs.parquet"
-
-    return plan, search_rate(plan, goal, do, steps.append, table), steps, rounds
+    return plan, search_rate(plan, goal, do, steps.append), steps, rounds
 
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
@@ -69,15 +64,15 @@ def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
 
 def test_what_another_process_planned_and_did_not_finish_is_done(tmp_path):
     goal = AutoGoal("tokens", 0.5, 2097152)
-    planfile.write_plan(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as one that was killed leaves it
+    planfile.write_plan(make_plan([*WORDS, f"runtime.root={tmp_path}"]))  # as a killed process leaves it
     _, last, between, rounds = searched(tmp_path, goal)
     ids = [point.run_id for one in rounds for point in one.points]
     assert (last.reason, len(set(ids))) == (None, last.runs)
-    # Fewer slices reach the goal, and are not believed.
+    # Fewer slices reach the goal, but are not believed.
     assert last.runs == MIN_SLICES * 10
     assert any(step.half is not None and step.half <= goal.half for step in between[:-1])
     _, again, steps, _ = searched(tmp_path, goal)
-    assert (again.runs, len(steps)) == (last.runs, 1)  # all is there: one fit
+    assert (again.runs, len(steps)) == (last.runs, 1)  # every run is there: one fit
 
 
 def test_a_sweep_of_one_s_own_folder_is_gone_on_with(tmp_path):
@@ -145,15 +140,15 @@ def test_a_law_is_of_the_runs_that_differ_in_one_size_alone(tmp_path):
     deep = "+sweep.blocks.c={overrides:['scale.depth=3'],grid:{scale.tokens:[131072],base_lr:[0.001]}}"
     plan = make_plan([*WORDS, other, deep, f"runtime.root={tmp_path}"])
     assert {point.blocks for one in law_slices(plan, "tokens") for point in one} == {("a",)}
-    with pytest.raises(ValueError, match=r"--by must be one of width, depth, tokens, .*, got 'lr'"):
+    with pytest.raises(ValueError, match=r"--by must .*tokens.*, got 'lr'"):
         law_slices(plan, "lr")
-    with pytest.raises(ValueError, match="must have 3 or more sizes of depth with all else alike, got 2"):
+    with pytest.raises(ValueError, match=r"must have 3 .* sizes of depth .*, got 2"):
         law_slices(make_plan([*WORDS, deep, f"runtime.root={tmp_path}"]), "depth")
     twin = other.replace("65536]", "65536,131072,262144,524288,1048576]")
-    with pytest.raises(ValueError, match="got 2 with 7 sizes each: of the blocks a, b leave some out"):
+    with pytest.raises(ValueError, match=r"got 2 with 7 sizes each: .*blocks a, b.*~sweep\.blocks\.a"):
         law_slices(make_plan([*WORDS, twin, f"runtime.root={tmp_path}"]), "tokens")
     words = ["scale.tokens=16384,32768,65536", "optim=muonh,adamw", "base_lr=0.01,0.02"]
-    with pytest.raises(ValueError, match="got 2 with 3 sizes each: give one value of what else varies"):
+    with pytest.raises(ValueError, match="got 2 with 3 sizes each"):
         law_slices(make_plan([*words, f"runtime.root={tmp_path}"]), "tokens")
 
 
@@ -161,5 +156,5 @@ def test_what_is_asked_for():
     asked = ("interval=15%", "interval=0.15", "interval=7.5%")
     assert [parse_until(text) for text in asked] == pytest.approx([0.15, 0.15, 0.075], rel=1e-12, abs=0)
     for wrong in ("", "interval=0%", "loss=1", "interval=-3%", "15%"):
-        with pytest.raises(ValueError, match=r"--until must be such as interval=15%, got "):
+        with pytest.raises(ValueError, match=r"--until must .*, got "):
             parse_until(wrong)

@@ -19,7 +19,7 @@ ID, RANKS = "0123456789ab", 12
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Of a run of twelve processes that printed, in a job that read_logs something outside of it."""
+    """The folder of a run of twelve processes; each printed, and its job printed outside of the run."""
     run_dir, folder = tmp_path / ID, tmp_path / "slurm" / "a"
     run_dir.mkdir()
     folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_the_process_that_was_lost_is_shown(run_dir):
     leave(run_dir, *(word(rank, cause=RANK_LOST) for rank in range(RANKS) if rank != 11))
     found = read_logs(run_dir.parent, ID, None)
     assert "printed by 11" in found.values()
-    assert "trace 0" in found.values()  # nothing else says what was under way
+    assert "trace 0" in found.values()  # nothing else says where the run was
     assert "trace 0" not in read_logs(run_dir.parent, ID, 11).values()
     (run_dir / ERROR_FILE.format(rank=0)).unlink()
     (run_dir / ERROR_FILE.format(rank=1)).unlink()

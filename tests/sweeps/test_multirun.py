@@ -110,13 +110,13 @@ def test_another_runs_record_is_set_aside_and_the_run_done(tmp_path):
 
 
 class Broken(Launcher):
-    """A launcher whose first job died, as submitit's says it."""
+    """A launcher whose first job died, with submitit's error."""
 
     def setup(self, **_):
         """Nothing to set up."""
 
     def launch(self, job_overrides, initial_job_idx):
-        """Give up."""
+        """Raise as submitit does."""
         raise UncompletedJobError("Job 1 (task: 0) was killed\nwith a trace")
 
 

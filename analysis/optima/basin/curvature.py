@@ -21,11 +21,11 @@ from hyperp.analysis.random_effects import meta_regression
 # K: slices   q: covariates   S: terms of the shape
 
 SIGNIFICANCE = 0.05  # an exponent of the curvature with a smaller p-value is significant
-MIN_DF = 3  # simulations of the test start at five slices; four are too few to change every basin by
+MIN_DF = 3  # of the test, which was simulated from five slices on; four are too few to trust it
 LEAST_NOISE_FALL = 0.1  # relative fall of the noise for which an exponent is used
 ROUNDS = 4  # of fitting amplitudes and shape in turn; the exponent then changes by less than 1% of its error
-LEAST_AMPLITUDE = 0.05  # of its own amplitude over the model's: a slice below it gives no amplitude
-LARGEST_LOG_AMPLITUDE = 5.0  # largest |ln amplitude|
+LEAST_AMPLITUDE = 0.05  # relative to the model's; a slice whose own amplitude is smaller gives none
+LARGEST_LOG_AMPLITUDE = 5.0  # bound on |ln amplitude|
 
 
 @dataclass(frozen=True)

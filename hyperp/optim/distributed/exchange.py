@@ -1,13 +1,14 @@
 """How matrices travel to the ranks that update them and back, while other matrices are computed.
 
-A chunk is a run of parameters that lie alike, with four verbs: `send` starts what makes its matrices whole on
-their owners, `arrive` waits for it, `send_back` starts what brings the updated weights to all ranks, `finish`
-waits for that. `run_pipelined` orders the verbs of many parts so that work lies between start and wait.
+A chunk is a run of parameters that lie alike. It has four verbs: `send` starts to make its matrices whole on
+their owners, `arrive` waits for that, `send_back` starts to bring the updated weights to all ranks, and
+`finish` waits for that. `run_pipelined` orders the verbs of many chunks so that there is work between each
+start and its wait.
 
-Every rank starts the same collectives in the same order, with nothing to say if it owns none of a chunk.
-Weights are sent anew each step, though their owner knew them a step ago: keeping them would double the
-memory that sharded weights take, and miss what others (a restored checkpoint) write to them in between.
-On a GPU a wait is one of the current stream, not of the host.
+Every rank starts the same collectives in the same order, even if it owns nothing in a chunk. Weights are sent
+anew each step, although their owner had them a step ago: keeping them would double the memory that sharded
+weights take, and miss what others write to them in between (a restored checkpoint). On a GPU, the current
+stream waits and the host does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from hyperp.optim.rule import SphereError
 
 @dataclass
 class WholeParameter:
-    """A parameter as the rank that updates it sees it: the weight to write to, and its gradient if any."""
+    """A whole parameter on the rank that updates it: the weight to write to, and its gradient if any."""
 
     parameter: nn.Parameter
     W: Tensor
@@ -33,7 +34,7 @@ class WholeParameter:
 
 @dataclass
 class PendingTransfer:
-    """A collective under way, the buffers that must live as long, and where to put what comes."""
+    """A collective that is under way, the buffers that it needs, and the tensors to copy the result to."""
 
     work: Any  # dist.Work, which torch types as optional
     sent: Tensor
@@ -41,7 +42,7 @@ class PendingTransfer:
     targets: Sequence[Tensor]
 
     def wait(self) -> None:
-        """Write what came to the targets."""
+        """Wait for the collective, and copy what was received to the targets."""
         self.work.wait()
         if self.targets:
             parts = self.received.split([target.numel() for target in self.targets])
@@ -51,21 +52,21 @@ class PendingTransfer:
 
 @dataclass
 class Chunk:
-    """Parameters that lie alike. Here all is at hand and nothing is sent."""
+    """Parameters that lie alike. In this base class they are all at hand, and nothing is sent."""
 
     parameters: list[nn.Parameter]
     wholes: list[WholeParameter] = field(default_factory=list, init=False)
     under_way: list[PendingTransfer] = field(default_factory=list, init=False)
 
     def send(self, with_gradients: bool = True) -> None:
-        """Start to bring weights, and gradients, to their owners."""
+        """Start to bring weights, and gradients if asked for, to their owners."""
         self.wholes = [
             WholeParameter(p, local_tensor(p), local_gradient(p) if with_gradients else None)
-            for p in self.mine()
+            for p in self.own_parameters()
         ]
 
     def arrive(self) -> list[WholeParameter]:
-        """What this rank has to update."""
+        """Wait for the parameters that this rank has to update, and return them."""
         self._wait()
         return self.wholes
 
@@ -74,15 +75,15 @@ class Chunk:
         self.wholes = []
 
     def finish(self) -> None:
-        """From here on the parameters hold the updated weights."""
+        """Wait until the parameters hold the updated weights."""
         self._wait()
 
-    def mine(self) -> list[nn.Parameter]:
-        """Those that this rank updates."""
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that this rank updates."""
         return self.parameters
 
-    def agree(self, error: ValueError | None) -> None:
-        """Raise on all ranks what one has met."""
+    def raise_on_all_ranks(self, error: ValueError | None) -> None:
+        """Raise an error that any of the chunk's ranks has met, on all of them."""
         if error is not None:
             raise error
 
@@ -98,45 +99,45 @@ class LocalChunk(Chunk):
 
 @dataclass
 class DealtChunk(Chunk):
-    """Parameters that the ranks of a group share out."""
+    """Parameters divided among the ranks of a group; `owners` has the rank that updates each."""
 
     group: dist.ProcessGroup
     owners: dict[nn.Parameter, int]
 
-    def mine(self) -> list[nn.Parameter]:
-        """Those that this rank updates."""
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that this rank updates."""
         return self.owned_by(self.group.rank())
 
     def owned_by(self, rank: int) -> list[nn.Parameter]:
-        """Those that a rank updates."""
+        """The parameters that a rank updates."""
         return [p for p in self.parameters if self.owners[p] == rank]
 
-    def agree(self, error: ValueError | None) -> None:
-        """Raise on all ranks what one has met."""
-        told: list[str | None] = [None] * self.group.size()
-        dist.all_gather_object(told, None if error is None else str(error), group=self.group)
-        for text in told:
+    def raise_on_all_ranks(self, error: ValueError | None) -> None:
+        """Raise an error that any of the chunk's ranks has met, on all of them."""
+        texts: list[str | None] = [None] * self.group.size()
+        dist.all_gather_object(texts, None if error is None else str(error), group=self.group)
+        for text in texts:
             if text is not None:
                 raise SphereError(text)
 
 
 @dataclass
 class ReplicatedChunk(DealtChunk):
-    """Parameters that every rank of a group holds, with equal gradients."""
+    """Parameters that every rank of a group holds as a whole, with equal gradients."""
 
     def check_averaged(self) -> None:
-        """Raise ValueError on all ranks if their gradients are not the same ones."""
-        told: list[Any] = [None] * self.group.size()
-        norms = [0.0 if p.grad is None else float(p.grad.norm()) for p in self.parameters]
-        dist.all_gather_object(told, norms, group=self.group)
-        if any(abs(a - b) > 1e-2 * abs(b) for norms in told for a, b in zip(norms, told[0], strict=True)):
+        """Raise ValueError on all ranks if the norms of their gradients differ by more than 1%."""
+        norms: list[Any] = [None] * self.group.size()
+        own = [0.0 if p.grad is None else float(p.grad.norm()) for p in self.parameters]
+        dist.all_gather_object(norms, own, group=self.group)
+        if any(abs(a - b) > 1e-2 * abs(b) for row in norms for a, b in zip(row, norms[0], strict=True)):
             raise ValueError(
                 "gradients must be equal on all ranks of process_group, as DistributedDataParallel makes "
-                f"them, got norms {told}"
+                f"them, got norms {norms}"
             )
 
     def send_back(self) -> None:
-        """Every owner sends what it has updated to all others."""
+        """Start to send what every owner has updated to all other ranks."""
         self.wholes = []
         for rank in range(self.group.size()):
             if members := self.owned_by(rank):
@@ -151,13 +152,15 @@ class ShardedChunk(DealtChunk):
     """DTensor parameters, sharded on their first dimension over a group."""
 
     def send(self, with_gradients: bool = True) -> None:
-        """Shards of weights and gradients go to the owners."""
+        """Start to send the shards of weights and gradients to their owners."""
         weights = self._gather(local_tensor)
         gradients = self._gather(local_gradient) if with_gradients else [None] * len(weights)
-        self.wholes = [WholeParameter(*entry) for entry in zip(self.mine(), weights, gradients, strict=True)]
+        self.wholes = [
+            WholeParameter(*entry) for entry in zip(self.own_parameters(), weights, gradients, strict=True)
+        ]
 
     def send_back(self) -> None:
-        """The owners send every rank its shards of the updated weights."""
+        """Start to send every rank its shards of the updated weights."""
         ranks = range(self.group.size())
         outgoing = [[shard_rows(whole.W, r, len(ranks)) for whole in self.wholes] for r in ranks]
         self._exchange(outgoing, [[local_tensor(p) for p in self.owned_by(r)] for r in ranks])
@@ -167,12 +170,12 @@ class ShardedChunk(DealtChunk):
         ranks = range(self.group.size())
         outgoing = [[shard(p) for p in self.owned_by(r)] for r in ranks]
         like = next(tensor for of_rank in outgoing for tensor in of_rank)
-        wholes = [like.new_empty(p.shape) for p in self.mine()]
+        wholes = [like.new_empty(p.shape) for p in self.own_parameters()]
         self._exchange(outgoing, [[shard_rows(whole, r, len(ranks)) for whole in wholes] for r in ranks])
         return wholes
 
     def _exchange(self, outgoing: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
-        """Start an all_to_all: the tensors for each rank, and where to put those from each rank."""
+        """Start an all_to_all of the tensors for each rank; `targets` take those that each rank sends."""
         out_sizes, in_sizes = (
             [sum(tensor.numel() for tensor in of_rank) for of_rank in side] for side in (outgoing, targets)
         )
@@ -187,9 +190,9 @@ class ShardedChunk(DealtChunk):
 def run_pipelined(
     stages: Sequence[tuple[Chunk, Callable[[list[WholeParameter]], None]]], meanwhile: Callable[[], None]
 ) -> None:
-    """Send, update and send back every chunk: while one is updated the next one comes and the last one goes.
+    """Send, update and send back every chunk: while one is updated, the next arrives and the last goes back.
 
-    `meanwhile` is work that waits for no chunk: it fills the time in which the first one comes.
+    `meanwhile` is work that needs no chunk. It runs while the first chunk is on its way.
     """
     for chunk, _ in stages[:1]:
         chunk.send()
@@ -211,7 +214,7 @@ def local_tensor(parameter: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of the gradient, NaN if there is none. Raises ValueError for a sparse one."""
+    """This rank's part of the gradient, NaN if there is none. Raises ValueError for a sparse gradient."""
     if parameter.grad is None:
         return torch.full_like(local_tensor(parameter), torch.nan)
     found = local_tensor(parameter.grad)
@@ -221,7 +224,7 @@ def local_gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def shard_rows(whole: Tensor, rank: int, ranks: int) -> Tensor:
-    """The shard of a rank, as a view: rows of the first dimension, as torch.chunk deals them."""
+    """The shard of a rank as a view: rows of the first dimension, divided as torch.chunk does."""
     size = -(-whole.shape[0] // ranks)
     return whole[min(rank * size, whole.shape[0]) : (rank + 1) * size]
 

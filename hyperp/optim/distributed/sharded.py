@@ -1,14 +1,14 @@
-"""Optimizer steps over several processes: every matrix is whole on one rank, and no rank does another's work.
+"""Optimizer steps over several processes: each matrix is updated by one rank, and no work is done twice.
 
-A matrix sign needs the whole matrix. So matrices are dealt out over the ranks by cost: the owner of a matrix
+A matrix sign needs the whole matrix. So matrices are divided among the ranks by cost. The owner of a matrix
 keeps its state, receives the shards of its weight and gradient, updates it, and sends the shards back. They
 travel in chunks, one while another is updated (see `exchange`).
 
-- Parameters sharded on their first dimension by FSDP2 (`fully_shard`; HSDP too) are recognised by themselves.
-  Shards may be uneven or empty.
-- Parameters that every rank holds, with equal gradients (DDP), are dealt out if a `process_group` is given.
+- Parameters sharded on their first dimension by FSDP2 (`fully_shard`, also as HSDP) are recognised. Shards
+  may be uneven or empty.
+- Parameters that every rank holds, with equal gradients (DDP), are divided if there is a `process_group`.
 
-What is updated element by element (AdamW) stays where it lies.
+Tensors that are updated element by element (AdamW) stay where they lie.
 """
 
 from collections.abc import Iterable
@@ -28,29 +28,33 @@ from hyperp.optim.distributed.exchange import (
     local_tensor,
 )
 
-# Entries that a rank updates between two exchanges: enough for a batch that keeps the device busy, and few
-# enough that a model has several chunks and the buffers (some ten of this size) are small beside it.
+# Entries that a rank updates between two exchanges: enough for a batch that keeps the device busy, but so few
+# that a model has several chunks, and that the buffers (about ten of this size) are small beside the model.
 LARGEST_CHUNK = {"cpu": 2**20, "other": 2**24}
 
 
 @dataclass
 class Ownership:
-    """Who updates what: parameters go, costliest first, to the rank with the least to do so far."""
+    """Which rank updates which matrix: the costliest first, each goes to the rank with the least work so far.
+
+    `loads` has the work of each rank, by group of ranks. `with_state` are the parameters that have state on
+    any rank, `checked_equal` those of DDP whose gradients have been compared between ranks.
+    """
 
     process_group: dist.ProcessGroup | None = None
     owners: dict[nn.Parameter, int] = field(default_factory=dict)
     loads: dict[Any, list[float]] = field(default_factory=dict)
-    with_state: set[nn.Parameter] = field(default_factory=set)  # have state, on whichever rank
-    checked_equal: set[nn.Parameter] = field(default_factory=set)  # had equal gradients when last looked at
+    with_state: set[nn.Parameter] = field(default_factory=set)
+    checked_equal: set[nn.Parameter] = field(default_factory=set)
 
     def group_of(self, parameter: Tensor) -> dist.ProcessGroup | None:
-        """The ranks among which a matrix is dealt out; None for one that this process updates alone."""
+        """The ranks that a matrix is assigned within; None for one that this process updates alone."""
         if isinstance(parameter, DTensor):
             return parameter.device_mesh.get_group(_sharded_dim(parameter))
         return self.process_group
 
     def assign(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give each parameter its owner; the same on every rank, and for good, since state lies there."""
+        """Give each parameter its owner: the same on every rank, and for good, since its state lies there."""
         for parameter in sorted(parameters, key=_assignment_order):
             group = self.group_of(parameter)
             if group is not None and parameter not in self.owners:
@@ -59,13 +63,13 @@ class Ownership:
                 loads[rank] += cost(parameter.shape)
                 self.owners[parameter] = rank
 
-    def is_mine(self, parameter: nn.Parameter) -> bool:
-        """Whether this rank updates the parameter as a whole, and keeps its state."""
+    def keeps(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank keeps state of the parameter: it owns it, or the parameter has no owner."""
         group = self.group_of(parameter)
-        return group is None or self.owners[parameter] == group.rank()
+        return parameter not in self.owners or group is None or self.owners[parameter] == group.rank()
 
     def chunks(self, parameters: Iterable[nn.Parameter]) -> list[Chunk]:
-        """The parameters by how they lie, what is dealt out in chunks, with the way to make them whole."""
+        """Divide parameters into chunks that lie alike and know how to make their parameters whole."""
         by_kind: dict[Any, list[nn.Parameter]] = {}
         for parameter in parameters:
             key = (isinstance(parameter, DTensor), self.group_of(parameter), parameter.dtype)
@@ -85,9 +89,9 @@ class Ownership:
     def shards_entry(self, parameter: Tensor, value: Tensor, like: Tensor) -> TypeGuard[DTensor]:
         """Whether an entry of the state is sharded as its parameter is.
 
-        `like` is the parameter for an entry as one process has it, its local tensor for a rank's part. The
-        entry is sharded if it has an element for each of the parameter's elements, or one for each of its
-        experts, and no rank owns the parameter as a whole.
+        It is if no rank owns the whole parameter, and if the entry has one element for each element of
+        `like`, or for each of its experts. `like` is the parameter for the entry of a single process, and the
+        parameter's local tensor for the entry that a rank keeps.
         """
         if not isinstance(parameter, DTensor) or parameter in self.owners:
             return False
@@ -98,8 +102,8 @@ class Ownership:
 def split_into_chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int) -> list[list[nn.Parameter]]:
     """Runs of parameters to exchange at once, of about `limit` entries for each rank to update.
 
-    All of one shape stand together, so that they are updated in one batch; where they are too many for that
-    they are divided so that every rank has as many in a run, as they were dealt.
+    Parameters of one shape stand together, so that they are updated in one batch. If they are too many for
+    one run, they are divided so that every rank owns equally many in each run.
     """
     by_shape: dict[torch.Size, list[nn.Parameter]] = {}
     for parameter in sorted(parameters, key=_assignment_order):
@@ -120,12 +124,12 @@ def split_into_chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int
 
 
 def _assignment_order(parameter: nn.Parameter) -> tuple[float, torch.Size]:
-    """The costliest are dealt first, and those of one shape one after the other, so that ranks share them."""
+    """Sort key: the costliest first, equal shapes in sequence, so that the ranks share each shape evenly."""
     return -cost(parameter.shape), parameter.shape
 
 
 def cost(shape: torch.Size) -> float:
-    """Multiplications of a matrix sign, up to a factor, of a matrix or a stack of them."""
+    """Multiplications of the matrix sign of a matrix or a stack of them, up to a constant factor."""
     if len(shape) < 2:
         return float(shape.numel())
     return float(shape.numel()) * min(shape[-2:])
@@ -133,44 +137,44 @@ def cost(shape: torch.Size) -> float:
 
 @dataclass
 class FiniteCheck:
-    """Which of a group's sharded tensors are sound on all of its ranks: on its way until `work` is done."""
+    """Which sharded tensors have finite gradients on all ranks of a group; known when `work` is done."""
 
     parameters: list[nn.Parameter]
-    sound: Tensor  # one flag for each
+    finite: Tensor  # a flag for each parameter
     work: Any
 
 
 def start_finite_check(parameters: Iterable[nn.Parameter]) -> list[FiniteCheck]:
     """Start to find out which sharded tensors have a finite gradient on every rank.
 
-    For those that are updated element by element, each rank its part: all ranks have to skip a tensor if one
-    rank's part is bad or missing. Experts (3-D) lie on one rank each.
+    This is for tensors that every rank updates a part of, element by element: all ranks have to skip a tensor
+    if the gradient of one rank's part is missing or not finite. An expert (3-D) lies on one rank.
     """
     by_group: dict[Any, list[nn.Parameter]] = {}
     for p in parameters:
         if isinstance(p, DTensor) and p.requires_grad and p.ndim != 3:
             by_group.setdefault(p.device_mesh.get_group(_sharded_dim(p)), []).append(p)
-    asked = []
+    pending = []
     for group, members in by_group.items():
         ok = [p.grad is not None and local_tensor(p.grad).isfinite().all() for p in members]
         device = local_tensor(members[0]).device
         flags = torch.stack([torch.as_tensor(flag, device=device) for flag in ok]).to(torch.int32)
         work = dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=group, async_op=True)
-        asked.append(FiniteCheck(members, flags, work))
-    return asked
+        pending.append(FiniteCheck(members, flags, work))
+    return pending
 
 
-def finish_finite_check(asked: Iterable[FiniteCheck]) -> dict[nn.Parameter, Tensor]:
-    """What all ranks found: a flag for each tensor."""
+def finish_finite_check(pending: Iterable[FiniteCheck]) -> dict[nn.Parameter, Tensor]:
+    """Wait for the checks: whether each tensor has a finite gradient on every rank."""
     found: dict[nn.Parameter, Tensor] = {}
-    for check in asked:
+    for check in pending:
         check.work.wait()
-        found |= zip(check.parameters, check.sound.bool(), strict=True)
+        found |= zip(check.parameters, check.finite.bool(), strict=True)
     return found
 
 
 def sharded_entry(value: Tensor, parameter: DTensor) -> DTensor:
-    """This rank's rows of an entry of the state as a tensor that is sharded as its parameter is."""
+    """The entry of the state whose rows on this rank are `value`, sharded as its parameter is."""
     shape = torch.Size((parameter.shape[0], *value.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -178,7 +182,7 @@ def sharded_entry(value: Tensor, parameter: DTensor) -> DTensor:
 
 
 def check_layout(name: str, parameter: nn.Parameter) -> None:
-    """Raise ValueError for a DTensor that does not lie as FSDP2 lays it."""
+    """Raise ValueError for a DTensor that is not sharded as FSDP2 does it."""
     if isinstance(parameter, DTensor):
         _sharded_dim(parameter, name)
 

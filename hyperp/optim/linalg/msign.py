@@ -2,14 +2,14 @@
 
 Shapes: m = d_out rows, n = d_in columns, ... any leading batch dimensions.
 
-An odd polynomial of a matrix acts on its singular values alone, so that a composition of odd polynomials that
-presses (0, 1] towards 1 turns X into its polar factor with nothing but matrix products:
+An odd polynomial of a matrix acts only on its singular values. So a composition of odd polynomials that moves
+(0, 1] towards 1 turns X into its polar factor with matrix products alone:
 
     X <- a X + b (X X^T) X + c (X X^T)^2 X
 
 Largest deviation of a singular value of the result from 1, Gaussian 256 x 1024: 0.32 for `newton_schulz` in
-any dtype (five steps), 2e-7 in float32 and 4e-3 in bfloat16 for `polar_express` (eight steps). Singular
-values of X/|X|_F below 1e-3 come out below 1 in either.
+any dtype (five steps), 2e-7 in float32 and 4e-3 in bfloat16 for `polar_express` (eight steps). With either,
+singular values of X/|X|_F below 1e-3 come out below 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,12 +27,12 @@ Quintic = tuple[float, float, float]
 DEFAULT_STEPS: dict[MsignMethod, int] = {"newton_schulz": 5, "polar_express": 8, "svd": 1}
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
-# Muon's quintic (Jordan et al. 2024): steepest at 0 of those that keep (0, 1] within 1 +- 0.3; it never
-# converges.
+# Muon's quintic (Jordan et al. 2024): the steepest at 0 of those that take (0, 1] to within 0.3 of 1. It does
+# not converge.
 NEWTON_SCHULZ: Quintic = (3.4445, -4.7750, 2.0315)
 
-# Optimal composition for singular values in [1e-3, 1] (arXiv 2505.16932, table 1 and section 3); derived anew
-# by `polar_express_quintics` in tests/oracles/reference.py, which the tests hold against these figures.
+# Optimal composition for singular values in [1e-3, 1] (arXiv 2505.16932, table 1 and section 3). A test
+# compares these figures with `polar_express_quintics` in tests/oracles/reference.py, which derives them anew.
 POLAR_EXPRESS: tuple[Quintic, ...] = (
     (8.287212018145624, -23.59588651909883, 17.300387312530926),
     (4.1070591115422, -2.9478499167379097, 0.5448431082926601),
@@ -43,8 +43,8 @@ POLAR_EXPRESS: tuple[Quintic, ...] = (
     (1.8750014808093542, -1.2500016453117702, 0.3750001645033402),
     (1.875, -1.25, 0.375),
 )
-# Rounding can lift a singular value above 1, where the early polynomials explode: all but the last see x /
-# SAFETY.
+# Rounding can lift a singular value above 1, where the early polynomials explode. So all but the last are
+# evaluated at x / SAFETY.
 SAFETY = 1.01
 
 
@@ -53,10 +53,10 @@ def msign(
 ) -> Tensor:
     """Polar factor of every (m, n) matrix in `x` of shape (..., m, n), in the dtype of `x`.
 
-    `steps` defaults to 5 for `newton_schulz` and 8 for `polar_express`, and means nothing to `svd`. The
-    products run in `dtype`: "float32", "bfloat16" or "float64", by default bfloat16 on a CUDA device, as the
-    published code has it (float64 stays), and elsewhere that of `x`, at least float32. A zero matrix gives
-    zero.
+    `steps` defaults to 5 for `newton_schulz` and 8 for `polar_express`; `svd` ignores it. The products run in
+    `dtype`: "float32", "bfloat16" or "float64". By default that is bfloat16 on a CUDA device, as in the
+    published code (but float64 stays float64), and the dtype of `x`, at least float32, elsewhere. A zero
+    matrix gives zero. Raises ValueError for a vector and for what `check_msign` refuses.
     """
     check_msign(method, steps, dtype)
     if x.ndim < 2:
@@ -75,9 +75,9 @@ def _default_dtype(x: Tensor) -> torch.dtype:
 
 
 def resolve_msign_dtype(dtype: str | None, parameters: Iterable[Tensor]) -> str | None:
-    """The name of the dtype that products for these parameters run in, where a default depends on the device.
+    """`dtype`, or the name of the dtype that products for these parameters run in by default.
 
-    None if it is not the same for all of them.
+    The default depends on the device; None if it is not the same for all of them.
     """
     if dtype is not None:
         return dtype
@@ -87,7 +87,7 @@ def resolve_msign_dtype(dtype: str | None, parameters: Iterable[Tensor]) -> str 
 
 
 def check_msign(method: str, steps: int | None, dtype: str | None) -> None:
-    """Raise ValueError for a method, number of steps or dtype that `msign` does not know."""
+    """Raise ValueError for a method, a number of steps or a dtype that `msign` does not know."""
     checks.one_of("msign", method, MSIGN_METHODS)
     checks.one_of("msign_dtype", dtype, DTYPES)
     if steps is not None:
@@ -95,7 +95,7 @@ def check_msign(method: str, steps: int | None, dtype: str | None) -> None:
 
 
 def quintics(method: MsignMethod, steps: int) -> Sequence[Quintic]:
-    """The polynomials that `steps` steps of `method` compose, first one first."""
+    """The polynomials that `steps` steps of `method` compose, in order of application."""
     if method == "newton_schulz":
         return (NEWTON_SCHULZ,) * steps
     table = (POLAR_EXPRESS + POLAR_EXPRESS[-1:] * steps)[:steps]
@@ -105,8 +105,8 @@ def quintics(method: MsignMethod, steps: int) -> Sequence[Quintic]:
 def unit_frobenius(x: Tensor) -> Tensor:
     """Every matrix of (..., m, n) over its Frobenius norm, at least in float32; a zero matrix stays zero.
 
-    Dividing by the largest entry first keeps the squares of tiny (a long-idle momentum) and huge entries in
-    range.
+    Dividing by the largest entry first keeps the squares of tiny entries (a momentum that was idle for long)
+    and of huge ones in range.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     tiny = torch.finfo(x.dtype).tiny
@@ -125,7 +125,7 @@ def _compose(x: Tensor, polynomials: Sequence[Quintic]) -> Tensor:
 
 
 def _svd_polar(x: Tensor) -> Tensor:
-    # LAPACK raises on what is not finite; NaN in, NaN out is what the polynomials do.
+    # LAPACK raises for matrices that are not finite; the polynomials return NaN, and so does this.
     finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     x = torch.where(finite, x, torch.zeros_like(x))
     U, S, Vh = torch.linalg.svd(x, full_matrices=False)

@@ -1,4 +1,4 @@
-"""The top singular triple of a matrix, which the spectral sphere is made of; `tangent` steps along it.
+"""The top singular triple of a matrix, which the spectral sphere and the tangent step are defined by.
 
 Shapes: B matrices of m = d_out rows and n = d_in columns; k the block of vectors kept between steps.
 """
@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Right vectors kept: on the sphere the values below the first crowd up to it, and one vector gets lost.
+# Right singular vectors kept. On the sphere, the next singular values crowd up to the first, and a single
+# vector would lose it.
 BLOCK = 8
-PROBE = 1e-4  # of the block; what it turns the top pair by is far below what a step does
-SQUARINGS = 20  # of a k x k matrix: its power 2^20 is its top eigenvector alone, down to gaps of 1e-6
+PROBE = 1e-4  # relative size of the probe in the block; turns the top pair by far less than a step does
+SQUARINGS = 20  # the power 2^20 of a k x k matrix keeps only its top eigenvector, down to gaps of 1e-6
 
 
 class TopTriple(NamedTuple):
-    """Largest singular value, its vectors, W v = sigma u, and the orthonormal block that finds them again."""
+    """Largest singular value, its vectors, W v = sigma u, and the orthonormal block to find them again."""
 
     sigma_B: Tensor
     u_Bm: Tensor
@@ -25,7 +26,7 @@ class TopTriple(NamedTuple):
 
 
 def cold_triple(W_Bmn: Tensor, block: int = BLOCK) -> TopTriple:
-    """Top singular triple from a full SVD, for the first step and for checks."""
+    """Top singular triple from a full SVD, for the first step and for tests."""
     U, S, Vh = torch.linalg.svd(W_Bmn, full_matrices=False)
     basis = Vh[..., : min(block, S.shape[-1]), :].mT.contiguous()
     return TopTriple(S[..., 0], U[..., 0], Vh[..., 0, :], basis)
@@ -34,11 +35,12 @@ def cold_triple(W_Bmn: Tensor, block: int = BLOCK) -> TopTriple:
 def warm_triple(W_Bmn: Tensor, basis_Bnk: Tensor, iterations: int = 1) -> TopTriple:
     """Top singular triple by `iterations` rounds of subspace iteration from the block of the step before.
 
-    The block is multiplied by W^T W and made orthonormal; the best vector in it (Rayleigh-Ritz) is the top
-    right singular vector. sigma is at most the true one; k = min(m, n) gives it exactly. A matrix that is
-    zero or not finite gives a triple that is not finite, and no error. Nothing waits for the device:
-    Cholesky's factor stands for QR, repeated squaring for the k x k eigenproblem. A trace of a fixed block is
-    mixed in, so that a direction to which W never maps the kept ones, and which has outgrown them, is found.
+    The block is multiplied by W^T W and made orthonormal. The best vector in it (Rayleigh-Ritz) is taken for
+    the top right singular vector. sigma is at most the true one, and exact for k = min(m, n). A matrix that
+    is zero or not finite gives a triple that is not finite, and no error. The host does not wait for the
+    device: a Cholesky factor replaces QR, and repeated squaring replaces the k x k eigenproblem. A little of
+    a fixed block is mixed in, so that a direction is found that outgrows the kept ones while W maps none of
+    them to it.
     """
     basis_Bnk = basis_Bnk + PROBE * probe_like(basis_Bnk)
     for _ in range(iterations):
@@ -52,7 +54,7 @@ def warm_triple(W_Bmn: Tensor, basis_Bnk: Tensor, iterations: int = 1) -> TopTri
 
 
 def probe_like(basis_Bnk: Tensor) -> Tensor:
-    """Columns of about unit length (n, k) with a part in every direction."""
+    """A fixed block (n, k) of columns of about unit length, with a part in every direction."""
     n, k = basis_Bnk.shape[-2:]
     rows, columns = (
         torch.arange(1, size + 1, dtype=basis_Bnk.dtype, device=basis_Bnk.device) for size in (n, k)
@@ -61,10 +63,10 @@ def probe_like(basis_Bnk: Tensor) -> Tensor:
 
 
 def orthonormal(Z_Bnk: Tensor) -> Tensor:
-    """A basis of the columns of Z by Cholesky's factor of Z^T Z: orthonormal but for rounding.
+    """A basis of the columns of Z from a Cholesky factor of Z^T Z, orthonormal but for rounding.
 
-    The ridge is of the size of rounding. It keeps the factor finite where Z lacks rank; the columns too many
-    come out small there, and grow again when there is something to find.
+    A ridge of the size of rounding keeps the factor finite where Z lacks rank. The surplus columns come out
+    small there, and grow again in later rounds when there is something to find.
     """
     gram_Bkk = Z_Bnk.mT @ Z_Bnk
     ridge_B = 10 * torch.finfo(Z_Bnk.dtype).eps * gram_Bkk.diagonal(dim1=-2, dim2=-1).sum(-1)

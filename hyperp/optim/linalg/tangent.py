@@ -3,49 +3,22 @@
 Shapes: B matrices of m = d_out rows and n = d_in columns.
 
 SSO's direction (arXiv 2601.08393) maximises <M, Phi> over |Phi| <= 1 in the spectral norm with <u v^T, Phi> =
-0; M is the momentum, of Frobenius norm 1, and (u, v) the top singular pair of the weight. It is Phi(lambda) =
-msign(M + lambda u v^T) at the root of h(lambda) = <u v^T, Phi(lambda)>, which increases and has its root
-within sqrt(2) of 0. The published code doubles a bracket and bisects it, 9 to 19 matrix signs. Two are
-enough:
+0. M is the momentum, of Frobenius norm 1, and (u, v) is the top singular pair of the weight. The solution is
+Phi(lambda) = msign(M + lambda u v^T) at the root of h(lambda) = <u v^T, Phi(lambda)>, which increases and has
+its root within sqrt(2) of 0. The published code doubles a bracket and bisects it, which takes 9 to 19 matrix
+signs. Two are enough:
 
-- With h known on both sides of its root, (h_R Phi_L - h_L Phi_R) / (h_R - h_L) is tangent exactly, of norm at
-  most 1 as a convex combination, and short of the best <M, Phi> by at most |h_L h_R| (lambda_R - lambda_L) /
-  (h_R - h_L).
-- One side is lambda = 0. The other lies 1.6 times as far as the root should, to be beyond it, going by the
-  slope of h in the steps before. Over the reciprocal of the mean singular value of M, and as a geometric mean
-  over steps, that slope is nearly a constant: 0.6 to 2.3 in the median of a run, which leaves the first step
-  nothing to search for.
+- With h known on both sides of its root, (h_R Phi_L - h_L Phi_R) / (h_R - h_L) is exactly tangent, has norm
+  at most 1 as a convex combination, and falls short of the best <M, Phi> by at most
+  |h_L h_R| (lambda_R - lambda_L) / (h_R - h_L).
+- One side is lambda = 0. The other is placed 1.6 times as far as the root is expected, so that it lies beyond
+  the root. The expectation comes from the slope of h in earlier steps. Multiplied by the mean singular value
+  of M and averaged geometrically over steps, that slope is nearly constant (0.6 to 2.3 in the median of a
+  run), so that the first step needs no search.
 
-Measured in float32 on the momenta of byte-level models (16 x 32 to 256 x 64, 21,000 steps of single matrices
-in four runs of SSO; |h(0)| is 0.06 in the median where steps are small, 0.5 where they are large; the optimum
-from SVDs in float64):
-
-    signs   bracketed   relative shortfall of <M, Phi>: median, 90%, largest
-    1       -           2.6e-3   2.2e-2   1.2e-1   (the matrix sign less its part along u v^T)
-    2       97.2%       7.6e-4   7.6e-3   4.6e-2
-    3       99.96%      2.3e-5   7.2e-4   3.7e-2
-
-With two, |<u v^T, Phi>| is 1e-8 in the median and 4e-7 at most, and |Phi| at most 1.10 where the root is not
-bracketed. All first steps are bracketed, short by 2e-3 at most, so that they need no third sign. The bound on
-the shortfall holds to 1e-3, by which eight polynomial steps miss the matrix sign. The slope of the last step
-alone, in absolute units, brackets 92 to 99% by kind of matrix where this one does 94 to 99.7%, and is as
-short in the median. An overshoot of 1.4 brackets 86 to 99% and is a third closer, 2.0 brackets 99% and is
-twice as far.
-
-Held-out loss with 1, 2, 3 and 20 signs (width 32, 131,072 tokens, mean of two seeds): 2.1099, 2.1093, 2.1090
-and 2.1090 at rate 0.01; 2.024, 2.027, 2.027 and 2.029 at 0.04, where seeds differ by 0.02.
-
-Tried and left out:
-
-- One Newton-Schulz step on the combination, combined again with the end of the other sign, divides the median
-  shortfall by 2 to 8, a second by another 2 to 4, each for a tenth of a sign. They keep every promise above,
-  and are what to add where half a percent of a step matters.
-- A block Krylov space from u and v gives h for every lambda from matrix-vector products, but a root is found
-  to |h| = 0.1 only with 16 vectors of 32 and 32 of 64: h depends on the whole spectrum.
-- All singular values within 1% of the first as the constraint, <U A V^T, Phi> = 0 for every symmetric A: the
-  norm strays from its radius before a retraction by 2.5e-4 and not 1.9e-3 (99% quantile, rate 0.01; 0.018 and
-  not 0.024 at 0.04), and the loss is the same: 1.958, 1.903 against 1.956, 1.902 with the first alone (width
-  64, 131,072 tokens, two seeds).
+In training, two signs bracket 97.2% of the roots, and <M, Phi> falls short of its optimum by 0.08% in the
+median and by less than 0.8% in nine steps of ten. reports/optimizers/tangent_step.md has the measurements
+behind these figures and the alternatives that were tried and left out.
 """
 
 import math
@@ -55,24 +28,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OVERSHOOT = 1.6  # of the second point, so that it lands beyond the root and brackets it
-COLD_SLOPE = 1 / 0.6  # of h, times the mean singular value of M, before any was seen
+OVERSHOOT = 1.6  # distance of the second point over that of the expected root, so that it brackets the root
+COLD_SLOPE = 1 / 0.6  # slope of h times the mean singular value of M, assumed before any was seen
 LEAST_SLOPE, GREATEST_SLOPE = 1e-2, 1e2
-NOISE = 1e-3  # in h: bfloat16 matrix signs err by as much, and no slope is learnt from less
+NOISE = 1e-3  # error of h from bfloat16 matrix signs; no slope is learnt from a smaller h
 
 
 class TangentStep(NamedTuple):
-    """Phi, and how it was found; all but Phi are (B,).
-
-    `multiplier_B` is lambda. <M, Phi> is at most `shortfall_B` below its optimum. |Phi| <= 1 + `excess_B`,
-    which is 0 where the root is bracketed. `slope_B` is for the next step.
-    """
+    """The direction Phi (B, m, n), and the slope (B,) to pass to the next step."""
 
     phi_Bmn: Tensor
+    slope_B: Tensor
+
+
+class TangentDiagnostics(NamedTuple):
+    """How good a tangent step is; all are (B,).
+
+    `multiplier_B` is lambda. <M, Phi> is at most `shortfall_B` below its optimum. |Phi| <= 1 + `excess_B`,
+    which is 0 where the root is bracketed.
+    """
+
     multiplier_B: Tensor
     shortfall_B: Tensor
     excess_B: Tensor
-    slope_B: Tensor
 
 
 def tangent_step(
@@ -85,44 +63,48 @@ def tangent_step(
 ) -> TangentStep:
     """Steepest direction of unit spectral norm that is tangent to the sphere, by `evaluations` matrix signs.
 
-    `M_Bmn` has Frobenius norm 1, or 0, which gives a Phi of 0; `slope_B` comes from the step before, at first
-    COLD_SLOPE. <u v^T, Phi> is 0 to rounding. Where the root is not bracketed, the point nearest to it loses
-    its part along u v^T, so that |Phi| <= 1 + |h| there. From the third evaluation on a bracketed secant
-    search closes in; dozens are exact. Nothing is read back to the host: masks stand for branches.
+    `M_Bmn` has Frobenius norm 1, or 0, which gives a Phi of 0. `slope_B` comes from the step before, and is
+    COLD_SLOPE at first. <u v^T, Phi> is 0 to rounding. Where the root is not bracketed, the part along u v^T
+    is taken out of the point nearest to it, so that |Phi| <= 1 + |h|. From the third evaluation on, a
+    bracketed secant search closes in; dozens of evaluations are exact. Nothing is read back to the host:
+    masks stand for branches.
     """
+    return _search_root(M_Bmn, u_Bm, v_Bn, sign, slope_B, evaluations).step()
 
-    def along_pair(X_Bmn: Tensor) -> Tensor:
-        return ((X_Bmn @ v_Bn[:, :, None]).squeeze(-1) * u_Bm).sum(-1)
 
-    def add_pair(X_Bmn: Tensor, factor_B: Tensor) -> Tensor:
-        return torch.baddbmm(X_Bmn, (factor_B[:, None] * u_Bm)[:, :, None], v_Bn[:, None, :])
+def diagnosed_tangent_step(
+    M_Bmn: Tensor,
+    u_Bm: Tensor,
+    v_Bn: Tensor,
+    sign: Callable[[Tensor], Tensor],
+    slope_B: Tensor,
+    evaluations: int = 2,
+) -> tuple[TangentStep, TangentDiagnostics]:
+    """The same step as `tangent_step` with its diagnostics, for one more matrix-vector product."""
+    search = _search_root(M_Bmn, u_Bm, v_Bn, sign, slope_B, evaluations)
+    return search.step(), search.diagnostics()
 
+
+def _search_root(
+    M_Bmn: Tensor,
+    u_Bm: Tensor,
+    v_Bn: Tensor,
+    sign: Callable[[Tensor], Tensor],
+    slope_B: Tensor,
+    evaluations: int,
+) -> "_Search":
+    pair = _Pair(u_Bm, v_Bn)
     phi_Bmn = sign(M_Bmn)
-    h_B = along_pair(phi_Bmn)
+    h_B = pair.along(phi_Bmn)
     side_B = torch.where(h_B < 0, -1.0, 1.0).to(h_B.dtype)
-    mean_B = (M_Bmn * phi_Bmn).sum((-2, -1)) / min(M_Bmn.shape[-2:])  # singular value of M
+    mean_B = (M_Bmn * phi_Bmn).sum((-2, -1)) / min(M_Bmn.shape[-2:])
     start = _Point(torch.zeros_like(h_B), h_B.abs(), phi_Bmn)
     bracket = _Bracket.from_start(start, slope_B.to(h_B.dtype) / _above_zero(mean_B))
     for _ in range(evaluations - 1):
         t_B = bracket.candidate()
-        phi_Bmn = sign(add_pair(M_Bmn, -side_B * t_B))
-        bracket = bracket.with_point(_Point(t_B, side_B * along_pair(phi_Bmn), phi_Bmn))
-
-    near, far, bracketed_B = bracket.near, bracket.far, bracket.bracketed_B
-    share_B = bracket.share_of_far()
-    phi_Bmn = torch.lerp(near.phi_Bmn, far.phi_Bmn, share_B[:, None, None])
-    root_B = torch.lerp(near.t_B, far.t_B, share_B)
-    fall_B = torch.where(bracketed_B, start.g_B / _above_zero(root_B), bracket.fall_B)
-    reach_B = torch.where(
-        bracketed_B, (1 - share_B) * far.t_B + share_B * near.t_B, side_B * along_pair(M_Bmn)
-    )
-    return TangentStep(
-        phi_Bmn=add_pair(phi_Bmn, -along_pair(phi_Bmn)),
-        multiplier_B=-side_B * root_B,
-        shortfall_B=near.g_B * (reach_B - near.t_B),
-        excess_B=torch.where(bracketed_B, 0.0, near.g_B),
-        slope_B=_learn(slope_B, fall_B * mean_B, start.g_B),
-    )
+        phi_Bmn = sign(pair.add(M_Bmn, -side_B * t_B))
+        bracket = bracket.with_point(_Point(t_B, side_B * pair.along(phi_Bmn), phi_Bmn))
+    return _Search(M_Bmn, pair, slope_B, side_B, mean_B, start, bracket)
 
 
 def _learn(slope_B: Tensor, seen_B: Tensor, h_B: Tensor) -> Tensor:
@@ -135,8 +117,23 @@ def _above_zero(x: Tensor) -> Tensor:
     return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
+class _Pair(NamedTuple):
+    """The singular pair u (B, m), v (B, n)."""
+
+    u_Bm: Tensor
+    v_Bn: Tensor
+
+    def along(self, X_Bmn: Tensor) -> Tensor:
+        """<u v^T, X>."""
+        return ((X_Bmn @ self.v_Bn[:, :, None]).squeeze(-1) * self.u_Bm).sum(-1)
+
+    def add(self, X_Bmn: Tensor, factor_B: Tensor) -> Tensor:
+        """X + factor u v^T."""
+        return torch.baddbmm(X_Bmn, (factor_B[:, None] * self.u_Bm)[:, :, None], self.v_Bn[:, None, :])
+
+
 class _Point(NamedTuple):
-    """Phi at t = |lambda|, and g = |h| or, beyond the root, -|h|."""
+    """Phi at t = |lambda|, and g, which is |h| before the root and -|h| beyond it."""
 
     t_B: Tensor
     g_B: Tensor
@@ -153,8 +150,8 @@ class _Point(NamedTuple):
 class _Bracket(NamedTuple):
     """The root of g, which falls from g(0) >= 0: a near point before it, and a far one once there is one.
 
-    The weights are g, halved for a point that stayed twice in a row, or the search would creep up from one
-    side (regula falsi, Illinois).
+    The weights are g, halved for a point that stayed twice in a row, since the search would otherwise creep
+    up from one side (regula falsi, Illinois variant).
     """
 
     near: _Point
@@ -172,7 +169,7 @@ class _Bracket(NamedTuple):
         return cls(near, far, near.g_B, far.g_B, nowhere_B, ~nowhere_B, fall_B)
 
     def candidate(self) -> Tensor:
-        """t by the secant between both points, or well beyond where the root should be."""
+        """Next t: by the secant between both points, or well beyond where the root is expected."""
         near, far = self.near, self.far
         span_B = _above_zero(self.near_weight_B - self.far_weight_B)
         secant_B = (self.near_weight_B * far.t_B - self.far_weight_B * near.t_B) / span_B
@@ -180,7 +177,7 @@ class _Bracket(NamedTuple):
         return torch.where(self.bracketed_B, secant_B, torch.minimum(beyond_B, far.t_B))
 
     def with_point(self, new: _Point) -> "_Bracket":
-        """The bracket that a new point inside of it leaves."""
+        """The bracket with one of its ends replaced by a new point inside it."""
         is_near_B = new.g_B >= 0
         fall_B = (self.near.g_B - new.g_B) / _above_zero(new.t_B - self.near.t_B)
         half_B = torch.where(is_near_B == self.was_near_B, 0.5, 1.0).to(new.g_B.dtype)
@@ -197,3 +194,37 @@ class _Bracket(NamedTuple):
     def share_of_far(self) -> Tensor:
         """Weight of the far point in the convex combination with g = 0; 0 where there is none."""
         return self.near.g_B / _above_zero(self.near.g_B - self.far.g_B) * self.bracketed_B
+
+
+class _Search(NamedTuple):
+    """A finished search, from the momentum to the last bracket."""
+
+    M_Bmn: Tensor
+    pair: _Pair
+    slope_B: Tensor  # that of the step before
+    side_B: Tensor  # sign of h at lambda = 0
+    mean_B: Tensor  # singular value of M
+    start: _Point
+    bracket: _Bracket
+
+    def step(self) -> TangentStep:
+        near, far, share_B = self.bracket.near, self.bracket.far, self.bracket.share_of_far()
+        phi_Bmn = torch.lerp(near.phi_Bmn, far.phi_Bmn, share_B[:, None, None])
+        root_B = torch.lerp(near.t_B, far.t_B, share_B)
+        seen_B = self.start.g_B / _above_zero(root_B)
+        fall_B = torch.where(self.bracket.bracketed_B, seen_B, self.bracket.fall_B)
+        return TangentStep(
+            phi_Bmn=self.pair.add(phi_Bmn, -self.pair.along(phi_Bmn)),
+            slope_B=_learn(self.slope_B, fall_B * self.mean_B, self.start.g_B),
+        )
+
+    def diagnostics(self) -> TangentDiagnostics:
+        near, far, bracketed_B = self.bracket.near, self.bracket.far, self.bracket.bracketed_B
+        share_B = self.bracket.share_of_far()
+        between_B = (1 - share_B) * far.t_B + share_B * near.t_B
+        reach_B = torch.where(bracketed_B, between_B, self.side_B * self.pair.along(self.M_Bmn))
+        return TangentDiagnostics(
+            multiplier_B=-self.side_B * torch.lerp(near.t_B, far.t_B, share_B),
+            shortfall_B=near.g_B * (reach_B - near.t_B),
+            excess_B=torch.where(bracketed_B, 0.0, near.g_B),
+        )

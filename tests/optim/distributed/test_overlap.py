@@ -178,9 +178,9 @@ def events_of_a_step(rank: int, ranks: int, how: str, algorithm: str, limit: int
 
 def same_events_on_all_ranks(rank: int, ranks: int, how: str, algorithm: str) -> None:
     for limit in (1, 10**9):
-        told: list[Any] = [None] * ranks
-        dist.all_gather_object(told, events_of_a_step(rank, ranks, how, algorithm, limit))
-        assert set(told) == {told[0]}
+        all_events: list[Any] = [None] * ranks
+        dist.all_gather_object(all_events, events_of_a_step(rank, ranks, how, algorithm, limit))
+        assert set(all_events) == {all_events[0]}
         _, optimizer = make(algorithm, how, ranks)
         stages = optimizer._make_stages(lambda p: p.requires_grad)
         count = sum(isinstance(stage.chunk, ShardedChunk | ReplicatedChunk) for stage in stages)
@@ -190,7 +190,7 @@ def same_events_on_all_ranks(rank: int, ranks: int, how: str, algorithm: str) ->
         alone = "l" * (len(stages) - count)
         if how == "fsdp":
             first, following = f"raaw{alone}aawwua", "aawwuaw" * (count - 2)
-            assert told[0] == first + following + "wwuaww"
+            assert all_events[0] == first + following + "wwuaww"
 
 
 def tiny_chunks(rank: int, ranks: int, how: str, algorithm: str) -> None:

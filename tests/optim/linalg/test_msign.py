@@ -123,9 +123,9 @@ def test_unit_frobenius_has_norm_one():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "cholesky"}, "msign must be one of newton_schulz, polar_express, svd, got 'cholesky'"),
-        ({"steps": 0}, "msign_steps must be a whole number of at least 1, got 0"),
-        ({"dtype": "int8"}, "msign_dtype must be one of None, float32, bfloat16, float64, got 'int8'"),
+        ({"method": "cholesky"}, "msign must be one of .* got 'cholesky'"),
+        ({"steps": 0}, "msign_steps must .* got 0"),
+        ({"dtype": "int8"}, "msign_dtype must be one of .* got 'int8'"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str):

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
     "shape", [(3, 8, 8), (2, 1, 40), (2, 40, 160), (4, 256, 64), (2, 320, 300), (1, 700, 1024)]
 )
 def test_spectral_norms_are_the_largest_singular_values(monkeypatch, exact, shape):
-    monkeypatch.setattr(norms, "EXACT", exact)
+    monkeypatch.setattr(norms, "EXACT_COLUMNS", exact)
     generator = torch.Generator().manual_seed(0)
     gaussian = torch.randn(shape, generator=generator)
     U, _, Vh = torch.linalg.svd(gaussian, full_matrices=False)
@@ -30,7 +30,7 @@ def test_spectral_norms_are_the_largest_singular_values(monkeypatch, exact, shap
 
 @pytest.mark.parametrize("exact", [256, 0])
 def test_spectral_norms_of_damaged_matrices_damage_no_other(monkeypatch, exact):
-    monkeypatch.setattr(norms, "EXACT", exact)
+    monkeypatch.setattr(norms, "EXACT_COLUMNS", exact)
     W = torch.stack(
         [torch.eye(12), torch.zeros(12, 12), torch.full((12, 12), torch.nan), 3e30 * torch.eye(12)]
     )

@@ -51,8 +51,8 @@ def test_a_weight_that_was_spoilt_from_outside_raises_nothing_and_disturbs_no_ne
 
 @pytest.mark.parametrize("optimizer", ["sso", "muonsphere"])
 def test_a_run_at_an_absurd_rate_is_found_diverged(optimizer: str):
-    words = [f"optim={optimizer}", "base_lr=1e30", "scale.tokens=8192", "scale.width=32"]
-    trainer = Trainer(resolve(compose(words)))
+    overrides = [f"optim={optimizer}", "base_lr=1e30", "scale.tokens=8192", "scale.width=32"]
+    trainer = Trainer(resolve(compose(overrides)))
     for _ in range(12):
         trainer.train_step()
     assert trainer.divergence.reason(trainer.step) is not None
@@ -95,27 +95,27 @@ def test_an_update_reads_nothing_from_the_device(name: str):
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("sso", {"momentum": "abc"}, "momentum must be at least 0 and less than 1, got 'abc'"),
-    ("sso", {"momentum": True}, "momentum must be at least 0 and less than 1, got True"),
-    ("sso", {"momentum": None}, "momentum must be at least 0 and less than 1, got None"),
-    ("sso", {"radius_factor": True}, "radius_factor must be finite and greater than 0, got True"),
-    ("sso", {"nesterov": "no"}, "nesterov must be true or false, got 'no'"),
-    ("sso", {"radius_factor": "2"}, "radius_factor must be finite and greater than 0, got '2'"),
-    ("sso", {"retraction": "soft"}, "retraction must be one of hard, dynamic, got 'soft'"),
-    ("sso", {"retraction": ["hard"]}, r"retraction must be one of hard, dynamic, got \['hard'\]"),
-    ("sso", {"evaluations": 0}, "evaluations must be a whole number of at least 1, got 0"),
-    ("sso", {"evaluations": 2.0}, "evaluations must be a whole number of at least 1, got 2.0"),
-    ("sso", {"evaluations": True}, "evaluations must be a whole number of at least 1, got True"),
-    ("muonsphere", {"block": "8"}, "block must be a whole number of at least 1, got '8'"),
-    ("muonsphere", {"msign_dtype": 32}, "msign_dtype must be one of None, float32, .*, got 32"),
-    ("muonh", {"nesterov": 1}, "nesterov must be true or false, got 1"),
-    ("muon", {"weight_decay": None}, "weight_decay must be finite and at least 0, got None"),
-    ("adamw", {"betas": 0.9}, "betas must be two decay rates, got 0.9"),
-    ("adamw", {"betas": ("a", 1)}, r"betas\[0\] must be at least 0 and less than 1, got 'a'"),
-    ("adamw", {"betas": "ab"}, "betas must be two decay rates, got 'ab'"),
-    ("adamh", {"betas": None}, "betas must be two decay rates, got None"),
-    ("adamh", {"eps": None}, "eps must be finite and greater than 0, got None"),
-    ("adamw", {"eps": False}, "eps must be finite and greater than 0, got False"),
+    ("sso", {"momentum": "abc"}, "momentum must .* got 'abc'"),
+    ("sso", {"momentum": True}, "momentum must .* got True"),
+    ("sso", {"momentum": None}, "momentum must .* got None"),
+    ("sso", {"radius_factor": True}, "radius_factor must .* got True"),
+    ("sso", {"nesterov": "no"}, "nesterov must .* got 'no'"),
+    ("sso", {"radius_factor": "2"}, "radius_factor must .* got '2'"),
+    ("sso", {"retraction": "soft"}, "retraction must be one of .* got 'soft'"),
+    ("sso", {"retraction": ["hard"]}, r"retraction must be one of .* got \['hard'\]"),
+    ("sso", {"evaluations": 0}, "evaluations must .* got 0"),
+    ("sso", {"evaluations": 2.0}, "evaluations must .* got 2.0"),
+    ("sso", {"evaluations": True}, "evaluations must .* got True"),
+    ("muonsphere", {"block": "8"}, "block must .* got '8'"),
+    ("muonsphere", {"msign_dtype": 32}, "msign_dtype must be one of .* got 32"),
+    ("muonh", {"nesterov": 1}, "nesterov must .* got 1"),
+    ("muon", {"weight_decay": None}, "weight_decay must .* got None"),
+    ("adamw", {"betas": 0.9}, "betas must .* got 0.9"),
+    ("adamw", {"betas": ("a", 1)}, r"betas\[0\] must .* got 'a'"),
+    ("adamw", {"betas": "ab"}, "betas must .* got 'ab'"),
+    ("adamh", {"betas": None}, "betas must .* got None"),
+    ("adamh", {"eps": None}, "eps must .* got None"),
+    ("adamw", {"eps": False}, "eps must .* got False"),
 ]
 
 

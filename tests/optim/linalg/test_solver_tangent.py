@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperp.optim.linalg.msign import msign, unit_frobenius
 from hyperp.optim.linalg.spectral import cold_triple
-from hyperp.optim.linalg.tangent import COLD_SLOPE, TangentStep, tangent_step
+from hyperp.optim.linalg.tangent import COLD_SLOPE, diagnosed_tangent_step, tangent_step
 from tests.optim.optimizers import gaussian
 from tests.oracles import reference
 
@@ -34,9 +34,24 @@ def momenta(m: int, n: int, seed: int, along: float, batch: int = 3) -> tuple[Te
     return unit_frobenius(M), top.u_Bm, top.v_Bn
 
 
-def solve(M: Tensor, u: Tensor, v: Tensor, evaluations: int = 2, sign: Any = None) -> TangentStep:
+class Solution(NamedTuple):
+    """A tangent step with its diagnostics."""
+
+    phi_Bmn: Tensor
+    slope_B: Tensor
+    multiplier_B: Tensor
+    shortfall_B: Tensor
+    excess_B: Tensor
+
+
+def solve_from(M: Tensor, u: Tensor, v: Tensor, sign: Any, slope: Tensor, evaluations: int = 2) -> Solution:
+    step, diagnostics = diagnosed_tangent_step(M, u, v, sign, slope, evaluations)
+    return Solution(*step, *diagnostics)
+
+
+def solve(M: Tensor, u: Tensor, v: Tensor, evaluations: int = 2, sign: Any = None) -> Solution:
     sign = sign or (exact_sign if M.dtype == torch.float64 else msign)
-    return tangent_step(M, u, v, sign, u.new_full((len(u),), COLD_SLOPE), evaluations)
+    return solve_from(M, u, v, sign, u.new_full((len(u),), COLD_SLOPE), evaluations)
 
 
 def values(M: Tensor, phi: Tensor) -> Tensor:
@@ -53,7 +68,7 @@ def along_pair(phi: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bm,bmn,bn->b", u.double(), phi.double(), v.double())
 
 
-def assert_promises(M: Tensor, u: Tensor, v: Tensor, step: TangentStep, rounding: float) -> None:
+def assert_promises(M: Tensor, u: Tensor, v: Tensor, step: Solution, rounding: float) -> None:
     """What holds for any momentum and any number of evaluations."""
     assert step.phi_Bmn.isfinite().all()
     assert along_pair(step.phi_Bmn, u, v).abs().max() < rounding
@@ -62,6 +77,16 @@ def assert_promises(M: Tensor, u: Tensor, v: Tensor, step: TangentStep, rounding
     assert (norms <= 1 + step.excess_B + rounding).all()
     assert (values(M, step.phi_Bmn) >= optima(M, u, v) - step.shortfall_B - rounding).all()
     assert ((step.slope_B >= 1e-2) & (step.slope_B <= 1e2)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("evaluations", [1, 2, 5])
+def test_a_step_is_the_same_to_the_bit_without_its_diagnostics(evaluations: int, dtype: torch.dtype):
+    M, u, v = (x.to(dtype) for x in momenta(9, 6, seed=1, along=0.4))
+    slope = torch.logspace(-1, 1, 3, dtype=dtype)
+    step, _ = diagnosed_tangent_step(M, u, v, msign, slope, evaluations)
+    for own, other in zip(tangent_step(M, u, v, msign, slope, evaluations), step, strict=True):
+        assert torch.equal(own, other)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -87,7 +112,7 @@ def test_promises_hold_for_adversarial_momenta_and_slopes(
     M = gaussian(2, m, rank, seed=seed + 1) @ gaussian(2, rank, n, seed=seed + 2)
     M = unit_frobenius(M) + along * top.u_Bm[:, :, None] * top.v_Bn[:, None, :]
     M, u, v = unit_frobenius(M), top.u_Bm, top.v_Bn
-    step = tangent_step(M, u, v, exact_sign, torch.full_like(u[:, 0], 10**log_slope), 2)
+    step = solve_from(M, u, v, exact_sign, torch.full_like(u[:, 0], 10**log_slope), 2)
     assert_promises(M, u, v, step, rounding=1e-6)
 
 
@@ -135,7 +160,7 @@ def test_two_evaluations_in_float32_are_near_the_optimum_on_a_slowly_changing_mo
     shortfalls, bracketed = [], []
     for t in range(12):
         M = unit_frobenius(M + 0.3 * unit_frobenius(gaussian(4, *shape, seed=t)))
-        step = tangent_step(M.float(), u.float(), v.float(), msign, slope)
+        step = solve_from(M.float(), u.float(), v.float(), msign, slope)
         slope = step.slope_B
         assert along_pair(step.phi_Bmn, u.float(), v.float()).abs().max() < 1e-6
         shortfalls.append(1 - values(M, step.phi_Bmn) / optima(M, u, v).clamp_min(1e-6))
@@ -149,9 +174,9 @@ def test_two_evaluations_in_float32_are_near_the_optimum_on_a_slowly_changing_mo
 def test_the_slope_settles_and_then_brackets():
     M, u, v = (x.float() for x in momenta(32, 24, seed=3, along=0.4))
     for cold in (1e-2, 1.0, 1e2):
-        step = tangent_step(M, u, v, msign, torch.full((3,), cold))
+        step = solve_from(M, u, v, msign, torch.full((3,), cold))
         for _ in range(59):
-            step = tangent_step(M, u, v, msign, step.slope_B)
+            step = solve_from(M, u, v, msign, step.slope_B)
         assert (step.excess_B == 0).all()
         # g(0) over the root, times the mean singular value.
         mean = values(M, msign(M)) / 24
@@ -194,9 +219,9 @@ def test_a_zero_momentum_gives_no_step_and_disturbs_no_neighbour(evaluations: in
 def test_a_batch_is_its_matrices_one_by_one():
     M, u, v = momenta(9, 6, seed=2, along=-0.3, batch=5)
     slope = torch.logspace(-1, 1, 5, dtype=torch.float64)
-    whole = tangent_step(M, u, v, exact_sign, slope, 3)
+    whole = solve_from(M, u, v, exact_sign, slope, 3)
     for i in range(5):
-        one = tangent_step(M[i : i + 1], u[i : i + 1], v[i : i + 1], exact_sign, slope[i : i + 1], 3)
+        one = solve_from(M[i : i + 1], u[i : i + 1], v[i : i + 1], exact_sign, slope[i : i + 1], 3)
         for field, expected in zip(one, whole, strict=True):
             torch.testing.assert_close(field[0], expected[i], rtol=1e-9, atol=1e-9)
 

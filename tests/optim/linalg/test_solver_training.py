@@ -1,4 +1,4 @@
-"""The solver in a real training: what `tangent` and `spectral` say they measured, in small."""
+"""The solver in a short training run: the properties that `tangent` and `spectral` claim, in small."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hyperp.config import compose, resolve
 from hyperp.optim import sphere, sso
-from hyperp.optim.linalg.tangent import COLD_SLOPE
+from hyperp.optim.linalg.tangent import COLD_SLOPE, diagnosed_tangent_step
 from hyperp.optim.rule import RULES
 from hyperp.training.trainer import Trainer
 
@@ -16,19 +16,19 @@ STEPS = 48
 
 @pytest.fixture(scope="module")
 def watched() -> dict[str, Tensor]:
-    """Every tangent step and every top triple of a short run at a rate that trains well, one row a matrix."""
+    """Every tangent step and every top triple of a short run at a good rate, with one row for each matrix."""
     steps, triples = [], []
     patch = pytest.MonkeyPatch()
 
     def tangent_step(M, u, v, *rest):
-        made = true_step(M, u, v, *rest)
-        part = torch.einsum("bm,bmn,bn->b", u.double(), made.phi_Bmn.double(), v.double())
-        value = (M * made.phi_Bmn).sum((1, 2))
-        start = true_step(M, u, v, rest[0], rest[1], 1)
+        step, found = diagnosed_tangent_step(M, u, v, *rest)
+        part = torch.einsum("bm,bmn,bn->b", u.double(), step.phi_Bmn.double(), v.double())
+        value = (M * step.phi_Bmn).sum((1, 2))
+        _, at_start = diagnosed_tangent_step(M, u, v, rest[0], rest[1], 1)
         steps.append(
-            torch.stack([made.excess_B == 0, part.abs(), made.shortfall_B / value, start.excess_B], 1)
+            torch.stack([found.excess_B == 0, part.abs(), found.shortfall_B / value, at_start.excess_B], 1)
         )
-        return made
+        return step
 
     def warm_triple(W, basis):
         top = true_triple(W, basis)
@@ -36,11 +36,11 @@ def watched() -> dict[str, Tensor]:
         triples.append(torch.stack([1 - top.sigma_B / norm, norm / (W.shape[1] / W.shape[2]) ** 0.5 - 1], 1))
         return top
 
-    true_step, true_triple = sso.tangent_step, sphere.warm_triple
+    true_triple = sphere.warm_triple
     patch.setattr(sso, "tangent_step", tangent_step)
     patch.setattr(sphere, "warm_triple", warm_triple)
-    words = ["optim=sso", "scale.width=32", f"scale.tokens={STEPS * 512}", "base_lr=0.01"]
-    trainer = Trainer(resolve(compose(words)))
+    overrides = ["optim=sso", "scale.width=32", f"scale.tokens={STEPS * 512}", "base_lr=0.01"]
+    trainer = Trainer(resolve(compose(overrides)))
     losses = [float(trainer.train_step()) for _ in range(STEPS)]
     patch.undo()
     assert losses[-1] < 0.75 * losses[0]

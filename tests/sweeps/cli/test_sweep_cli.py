@@ -129,7 +129,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     with subprocess.Popen([COMMAND, "run", *long], stderr=subprocess.PIPE, text=True) as stopped:
         wait_for(lambda: len(list(tmp_path.glob("*/heartbeat.json"))) == 2)
         stopped.send_signal(signal.SIGTERM)
-        _, printed = stopped.communicate(timeout=30)
+        _, printed = stopped.communicate(timeout=120)
     assert stopped.returncode == 130
     assert printed.endswith("stopped (2 planned); the same command goes on from here\n")
     assert not list(tmp_path.glob("*/record.json"))
@@ -227,32 +227,32 @@ def test_version():
         (["run", "sede=1"], r".*sede.*; did you mean seed\?"),
         (["run", "+experiment=nothing"], r".*experiment/nothing.*"),
         (["run", "scale.width=-3"], r"scale\.width must be .*, got -3"),
-        (["run", "data.held_out_tokens=1000000000"], r".*held.out.*1000000000; give data.held_out_tokens=.*"),
+        (["run", "data.held_out_tokens=1000000000"], r".*1000000000; .*data.held_out_tokens=.*"),
         (
             ["run", "optim.name=foo"],
-            r"optim.name must be optim.algorithms.hidden, muonh, got foo; optim=NAME chooses .*",
+            r"optim.name must .*muonh, got foo.*",
         ),
         (
             ["run", "runtime.device=moon"],
-            r"runtime\.device must be auto or a device of this machine, got 'moon'.*",
+            r"runtime\.device must .*, got 'moon'.*",
         ),
         (["run", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
         (["plan", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
         (["plan", "+launcher.colour=red"], r"launcher\.colour .*got 'red'"),
-        (["plan", "launcher=slurm", "launcher.time=soon"], r"launcher\.time: must be such as 90m.*'soon'"),
-        (["plan", "--gpu", "k80"], r"--gpu must be one of a100, h100, .*, got 'k80'"),
+        (["plan", "launcher=slurm", "launcher.time=soon"], r"launcher\.time: .*'soon'"),
+        (["plan", "--gpu", "k80"], r"--gpu must .*h100.*, got 'k80'"),
         (
             ["run", "scale.depth=1000000", "scale.width=512"],
-            r"scale must be of a model that fits in memory.*",
+            r"scale must .*depth=1000000.*",
         ),
         (
             ["plan", "+sweep.blocks.a.grid={seed:[]}"],
-            r"sweep\.blocks\.a: grid\.seed must have at least one value.*",
+            r"sweep\.blocks\.a: grid\.seed must .*, got \[\]",
         ),
-        (["status", "nowhere"], r"ROOT must be the folder of a sweep .*nowhere.*"),
-        (["status", "."], r"ROOT must hold a plan\.json or runs, got \.,.*"),
-        (["collect", "nowhere"], r"ROOT must be the folder of a sweep .*nowhere.*"),
-        (["collect", ".", "-o", "runs.txt"], r"-o must end in \.parquet, got runs\.txt"),
+        (["status", "nowhere"], r"ROOT must .*nowhere.*"),
+        (["status", "."], r"ROOT must .*plan\.json.*, got \.,.*"),
+        (["collect", "nowhere"], r"ROOT must .*nowhere.*"),
+        (["collect", ".", "-o", "runs.txt"], r"-o must .*\.parquet, got runs\.txt"),
     ],
 )
 def test_bad_input_is_one_line_exit_two_and_nothing_written(args, message, tmp_path):
@@ -269,10 +269,21 @@ def test_help_teaches_by_examples():
     assert listed == ["plan", "run", "submit", "status", "cancel", "logs", "collect", "auto"]
     for command in listed:
         assert f"hyperp-sweep {command}" in text
-        assert f"Example: hyperp-sweep {command}" in sweep(command, "--help").stdout
+        assert f"Example: hyperp-sweep {command}" in sweep(command, "-h").stdout
+    assert "..." not in text.partition("Commands:")[2]  # no summary is cut
+    assert "--show-completion" not in text
+    assert sweep("-h").stdout == text
 
 
-def wait_for(condition, seconds=60):
+def test_the_shell_completes_commands_and_options():
+    for line, wanted in (("hyperp-sweep co", {"collect"}), ("hyperp-sweep collect --o", {"--output"})):
+        given = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        environment = {**os.environ, "_HYPERP_SWEEP_COMPLETE": "complete_bash", **given}
+        done = subprocess.run([COMMAND], env=environment, capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == wanted
+
+
+def wait_for(condition, seconds=180):  # the machine may be busy
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

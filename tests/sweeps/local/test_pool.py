@@ -122,7 +122,7 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_failed_run(tmp_path, monke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     plan = plan_of(tmp_path / "root", "{scale.tokens:[1024]}")
-    with pytest.raises(RuntimeError, match="worker exited with code 3 before it could take a run"):
+    with pytest.raises(RuntimeError, match="exited with code 3"):
         list(run_pool(plan.points, TWO_WORKERS))
     assert not plan.points[0].run_dir.exists()
 
@@ -229,8 +229,8 @@ def test_threads_and_gpus_are_set_before_a_worker_imports_torch(tmp_path, monkey
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("launcher.workers=-1", r"launcher\.workers: .*greater than or equal to 0, got -1"),
-        ("launcher.threads=0", r"launcher\.threads: .*greater than or equal to 1, got 0"),
+        ("launcher.workers=-1", r"launcher\.workers: .*0, got -1"),
+        ("launcher.threads=0", r"launcher\.threads: .*1, got 0"),
         ("launcher.name=moon", r"launcher\.name: .*'local', got 'moon'"),
         ("+launcher.gpus=1", r"launcher\.gpus .*got 1"),
     ],

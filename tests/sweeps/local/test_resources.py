@@ -1,4 +1,4 @@
-"""Counting what a machine lends: control groups written to a folder, GPUs as strings."""
+"""Counting usable cores and GPUs: control groups written to a folder, GPUs as strings."""
 
 import math
 import os

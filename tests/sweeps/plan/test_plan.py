@@ -128,7 +128,7 @@ def test_comma_choices_multiply_the_plan():
 
 
 def test_two_thousand_points_are_planned_in_seconds():
-    start = time.process_time()  # not of the wall: the machine may be busy
+    start = time.process_time()  # CPU time, since the machine may be busy
     plan = make_plan(
         [f"+sweep.blocks.big={{grid:{{seed:{list(range(500))},scale.tokens:[4096,8192,1024,2048]}}}}"]
     )
@@ -143,42 +143,42 @@ def test_two_thousand_points_are_planned_in_seconds():
         (["+sweep.blocks.a.grid={scale.width:[abc]}"], r"'abc' .* full_key: scale\.width"),
         (
             ["+sweep.blocks.a.grid={scale.width:[40]}"],
-            r"scale\.width must be a multiple of model\.head_size=16, got 40",
+            r"scale\.width must .*model\.head_size=16, got 40",
         ),
         (["+sweep.blocks.a.grid={scale.tokens:[-5]}"], r"tokens must be .*, got -5"),
-        (["+sweep.blocks.a.grid={seed:[]}"], r"sweep\.blocks\.a: grid\.seed must have at least one value"),
+        (["+sweep.blocks.a.grid={seed:[]}"], r"sweep\.blocks\.a: grid\.seed must .*, got \[\]"),
         (["+sweep.blocks.a.grid={seed:1}"], r"sweep\.blocks\.a\.grid\.seed: .*list, got 1"),
         (["+sweep.blocks.a.grid={optim:[adamw]}"], r"optim is a group .* overrides"),
         (["+sweep.blocks.a.points=[]"], r"sweep\.blocks\.a\.points: .*at least 1"),
-        (["+sweep.blocks.a.points=[{}]"], r"points\.0 must set at least one key"),
-        (["+sweep.blocks.a={grid:{seed:[1]},points:[{seed:2}]}"], r"points\.0\.seed is in grid too"),
+        (["+sweep.blocks.a.points=[{}]"], r"points\.0 must .*, got \{\}"),
+        (["+sweep.blocks.a={grid:{seed:[1]},points:[{seed:2}]}"], r"points\.0\.seed .*grid"),
         (["+sweep.blocks.a.gird={seed:[1]}"], r"sweep\.blocks\.a\.gird .*got"),
         (["+sweep.blocks.a.overrides=['optim=sgd']"], r"sweep\.blocks\.a: .*optim/sgd"),
-        (["+sweep.blocks.a.lr={center:-5,octaves:0.5}"], r"octaves must be at least step=1, .* got 0\.5"),
+        (["+sweep.blocks.a.lr={center:-5,octaves:0.5}"], r"octaves must .*step=1.* got 0\.5"),
         (["+sweep.blocks.a.lr={center:-5,octaves:1,step:0}"], r"lr\.step: .*greater than 0, got 0"),
-        (["+sweep.blocks.a.lr={octaves:1}"], r"lr: give either center or rate"),
-        (["+sweep.blocks.a.lr={center:-5,rate:0.1,octaves:1}"], r"lr: give either center or rate"),
+        (["+sweep.blocks.a.lr={octaves:1}"], r"lr: .*center.*rate"),
+        (["+sweep.blocks.a.lr={center:-5,rate:0.1,octaves:1}"], r"lr: .*center.*rate"),
         (
             ["+sweep.blocks.a.lr={center:-5,octaves:1,at:{seed:1}}"],
-            r"at must have the keys of per_octave \(none\)",
+            r"at must .*per_octave.*got seed",
         ),
         (["+sweep.blocks.a.lr={center:nan,octaves:1}"], r"lr\.center: .*finite"),
         (
             ["+sweep.blocks.a.lr={center:-5,octaves:1,per_octave:{optim:1},at:{optim:1}}"],
-            r"per_octave\.optim must name a key whose value is a positive number",
+            r"per_octave\.optim must .*, got ",
         ),
-        (["+sweep.blocks.a={grid:{base_lr:[1]},lr:{center:-5,octaves:1}}"], r"base_lr must not be in grid"),
+        (["+sweep.blocks.a={grid:{base_lr:[1]},lr:{center:-5,octaves:1}}"], r"base_lr must not .*grid"),
         (
             ["+sweep.blocks.a.grid={seed:[1]}", "seed=2"],
-            r"seed is given as a word and set by sweep\.blocks\.a",
+            r"seed .*command line.*sweep\.blocks\.a; remove one",
         ),
         (
             ["sweep=example", "base_lr=0.1"],
-            r"base_lr is given as a word and set by sweep\.blocks\.ladder too; leave one of them out",
+            r"base_lr is set .* and in sweep\.blocks\.ladder; remove one",
         ),
         (
             ["+experiment=demo", "scale.tokens=65536"],
-            r"scale\.tokens is given as a word and set by sweep\.blocks\.ladder",
+            r"scale\.tokens is set .* in sweep\.blocks\.ladder",
         ),
         (["scale.widht=32"], r"widht.*; did you mean scale\.width\?$"),
         (["sede=1", "scale.widht=32", "seed=0"], r"sede.*; did you mean seed\?$"),
@@ -188,7 +188,7 @@ def test_two_thousand_points_are_planned_in_seconds():
         (["+sweep.blocks.a.overrides=['scale.dept=3']"], r"dept.*; did you mean scale\.depth\?$"),
         (["scale.width=32", "zzzzzz=32"], r"zzzzzz[^?]*$"),
         (["+sweep.blocks.a.grid={runtime.root:[x,y]}"], r"runtime\.root must be the same .* x, y"),
-        (["seed=interval(0,1)"], r"seed=interval\(0,1\): a plan takes lists of values"),
+        (["seed=interval(0,1)"], r"seed=interval\(0,1\): "),
         (["sede=1"], r"sede"),
         (["sweep=nothing"], r"sweep/nothing"),
     ],
@@ -211,9 +211,9 @@ def test_a_sweep_that_was_chosen_must_have_blocks(tmp_path, text):
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
     (point,) = make_plan(["scale.width=65536", "scale.depth=100000", "model.head_size=64"]).points
     shape = model_shape(point.config)
-    with pytest.raises(ValueError, match=r"scale must be of a model that fits in memory.*depth=100000.* GiB"):
+    with pytest.raises(ValueError, match=r"scale must .*depth=100000.* GiB"):
         check_memory(point.config.scale, shape)
-    with pytest.raises(ValueError, match="scale must be of a model that fits in memory"):
+    with pytest.raises(ValueError, match=r"scale must .*depth=100000"):
         Trainer(point.config)
     (small,) = make_plan([]).points
     check_memory(small.config.scale, model_shape(small.config))
@@ -222,21 +222,21 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
 def test_gpu_hours_are_flops_over_what_a_gpu_is_assumed_to_do():
     assert AssumedGpu("a100", 0.5).hours(312e12 * 3600) == pytest.approx(2, rel=1e-12, abs=0)
     assert AssumedGpu("h100", 1).hours(989e12 * 7200) == pytest.approx(2, rel=1e-12, abs=0)
-    with pytest.raises(ValueError, match=r"--gpu must be one of a100, .*, got 'k80'"):
+    with pytest.raises(ValueError, match=r"--gpu must .*a100.*, got 'k80'"):
         AssumedGpu("k80", 0.4)
     for mfu in (0.0, -1.0, 1.5, math.nan):
-        with pytest.raises(ValueError, match="--mfu must be more than 0 and at most 1, got"):
+        with pytest.raises(ValueError, match=r"--mfu must .*, got"):
             AssumedGpu("h100", mfu)
 
 
 def test_what_cannot_be_built_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "small.txt").write_text("to be or not to be " * 20)
     words = ["data=text", f"data.files=['{tmp_path}/small.txt']"]
-    with pytest.raises(ValueError, match=r"data\.source=text must have at least 513 tokens"):
+    with pytest.raises(ValueError, match=r"data\.source=text must .*513 tokens"):
         check_buildable(make_plan(words).points)
-    with pytest.raises(ValueError, match=r"no match for 'nowhere/\*'"):
+    with pytest.raises(ValueError, match=r"nowhere/\*"):
         check_buildable(make_plan(["data=text", "data.files=[nowhere/*]"]).points)
-    with pytest.raises(ValueError, match="foo is no option of muonh"):
+    with pytest.raises(ValueError, match=r"foo .*muonh"):
         check_buildable(
             make_plan(["+sweep.blocks.a={overrides:['+optim.options.muonh.foo=1'],grid:{seed:[0]}}"]).points
         )
@@ -287,7 +287,7 @@ def test_a_damaged_configuration_in_a_plan_is_named(tmp_path, key, value):
     plan = json.loads((tmp_path / "plan.json").read_text())
     plan["points"][1]["config"][key] = value
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match=rf"is not a plan \(points\.1\.config\.{key}.*records are kept"):
+    with pytest.raises(ValueError, match=rf"plan\.json .*points\.1\.config\.{key}"):
         planfile.read_plan(tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
 def test_one_sweep_at_a_time_holds_a_root(tmp_path):
     with (
         planfile.lock_sweep(tmp_path),
-        pytest.raises(ValueError, match=r"\.lock is held by process \d+ on .*; wait for it or stop it"),
+        pytest.raises(ValueError, match=r"\.lock .*held by process \d+ on "),
         planfile.lock_sweep(tmp_path),
     ):
         pass

@@ -1,4 +1,4 @@
-"""What of Slurm's side needs no Slurm: words that describe a job, what its commands print, what is noted."""
+"""The Slurm side without a Slurm: launcher options, the output of Slurm's commands, jobs.json."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperp.rundir.record import CAUSES
-from hyperp.sweeps.cli.start import _under_way
+from hyperp.sweeps.launch import under_way
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.sweeps.slurm import commands, submissions
 from hyperp.sweeps.slurm.job import count_stops
@@ -39,12 +39,12 @@ def test_time_limits(text, minutes):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("launcher.time=soon", r"launcher\.time: must be such as 90m, 4h, 2d or 1-12:00:00, got 'soon'"),
+        ("launcher.time=soon", r"launcher\.time: .*90m.*, got 'soon'"),
         ("launcher.time=0", r"launcher\.time: must be at least 1m, got '0'"),
         ("launcher.memory=8", r"launcher\.memory: .*8"),
-        ("launcher.memory=many", r"launcher\.memory: must be a whole number with a unit, .* got 'many'"),
+        ("launcher.memory=many", r"launcher\.memory: .* got 'many'"),
         ("launcher.cpus=0", r"launcher\.cpus: .*got 0"),
-        ("launcher.grace=14400", r"launcher\.grace must be less than launcher\.time=4h, got 14400 s"),
+        ("launcher.grace=14400", r"launcher\.grace must .*launcher\.time=4h, got 14400"),
     ],
 )
 def test_wrong_words_are_refused_by_name(word, message):
@@ -103,7 +103,7 @@ fi
 
 @pytest.fixture(params=["echo '1|a|RUNNING|0:0|200M||n1'", ":"], ids=["still running", "not there"])
 def late_accounting(request, tmp_path, monkeypatch):
-    """A sacct that answers with the truth when it is asked for the third time; gives how often it was."""
+    """Put a sacct on the PATH that knows of the job's end from the third call on; returns a counter."""
     program = tmp_path / "sacct"
     program.write_text(SACCT.format(folder=tmp_path, early=request.param))
     program.chmod(0o755)
@@ -140,7 +140,7 @@ def test_submissions_are_noted_before_they_are_answered(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"schema": 1, "submissions": [{"name": 3}]})])
 def test_a_damaged_list_of_submissions_is_named(tmp_path, text):
     (tmp_path / "jobs.json").write_text(text)
-    with pytest.raises(ValueError, match=r"jobs\.json does not say what was submitted"):
+    with pytest.raises(ValueError, match=r"jobs\.json .*submitted"):
         submissions.read_submissions(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_of_processes_the_field_that_was_set_is_named(words, named, tmp_path):
             for words, message in UNSHARED
         ),
         (["run", "launcher=slurm"], r"launcher\.name: .*'local'.*"),
-        (["auto", "+experiment=demo"], r"--until must be such as interval=15%, got ''"),
+        (["auto", "+experiment=demo"], r"--until must .*, got ''"),
         (["logs", "nowhere", "0123456789ab"], r"ROOT must be .*, got nowhere, which is no folder"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_slurm_that_does_not_answer_leaves_auto_waiting(tmp_path, monkeypatch,
     ids = [[point.run_id] for point in plan.points]
     submissions.append_submission(tmp_path, Submission("a", "2026-01-01T00:00:00+00:00", "slurm/a", "7", ids))
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
-    assert _under_way(plan)
+    assert under_way(plan)
     assert "asking again" in capsys.readouterr().err
-    (tmp_path / submissions.NAME).unlink()  # nothing was sent: nothing to wait for
-    assert not _under_way(plan)
+    (tmp_path / submissions.NAME).unlink()  # nothing was submitted, so there is nothing to wait for
+    assert not under_way(plan)
