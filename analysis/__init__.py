@@ -1,1 +1,52 @@
-"""Fit learning-rate laws with intervals, recommend a rate, report. Imports no torch."""
+"""Fit learning-rate laws with intervals, recommend a rate, report.
+
+    from hyperp.analysis import fit_law, load_law, Refusal
+
+The names below are loaded on first use: importing this package costs nothing, and nothing here imports torch.
+See README.md in this folder.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperp.analysis.api import (
+        Law,
+        check,
+        fit_law,
+        fit_loss,
+        leverage,
+        load_law,
+        next_runs,
+        read_runs,
+        transfer,
+        validate,
+        write_report,
+    )
+    from hyperp.analysis.errors import Refusal
+
+__all__ = [
+    "Law",
+    "Refusal",
+    "check",
+    "fit_law",
+    "fit_loss",
+    "leverage",
+    "load_law",
+    "next_runs",
+    "read_runs",
+    "transfer",
+    "validate",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "hyperp.analysis.errors" if name == "Refusal" else "hyperp.analysis.api"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,10 @@
 """How an analysis ends without an answer: bad input raises ValueError, data that cannot tell a Refusal."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Refusal(Exception):  # noqa: N818, a refusal is an answer and no error
@@ -9,11 +12,23 @@ class Refusal(Exception):  # noqa: N818, a refusal is an answer and no error
 
     Args:
         reason: why not, in one line.
-        next_points: runs that would help, each a dict of context, covariates, "lr" (a list of rates), and
+        points: runs that would help, each a dict of context, covariates, "lr" (a list of rates), and
             perhaps "factor" (lr/base_lr) and "seeds" (how many).
     """
 
-    def __init__(self, reason: str, next_points: Sequence[dict[str, Any]] = ()):
+    def __init__(self, reason: str, points: Sequence[dict[str, Any]] = ()):
         super().__init__(reason)
         self.reason = reason
-        self.next_points = list(next_points)
+        self.points = list(points)
+
+    @property
+    def next_points(self) -> "pd.DataFrame":
+        """The runs that would change that, as `points_frame` lays them out."""
+        return points_frame(self.points)
+
+
+def points_frame(points: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+    """Suggested runs as a table with a row for each slice and rate; empty if there are none."""
+    import pandas as pd
+
+    return pd.DataFrame(points).explode("lr", ignore_index=True) if points else pd.DataFrame()

@@ -19,7 +19,6 @@ from hyperp.analysis.cli.options import (
     method_or_default,
     output_option,
 )
-from hyperp.analysis.errors import Refusal
 from hyperp.analysis.vocabulary import FLAT_SLOPE, WINDOW
 
 
@@ -42,22 +41,15 @@ def transfer(
     Example:
       hyperp-law transfer runs/demo/runs.parquet --over width
     """
-    from hyperp.analysis.queries.check import check_runs
-    from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
+    from hyperp.analysis import api
     from hyperp.analysis.report.text.transfer import show_transfer
     from hyperp.run_table import COVARIATES
 
     columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
     table, rows = load_runs(runs, mapping, where, columns)
-    slices = check_runs(table, rows, window, columns, method=method_or_default(method)).slices
-    found = measure_transfer(slices, over)
-    if not found:
-        reason = f"{over} has one value wherever slices are alike in the rest; run another value"
-        raise Refusal(reason, points_further_along(slices, over))
-    if all(one.drift is None for one in found):
-        raise Refusal(
-            f"no drift over {over} is identified: {found[0].problem}", bracketing_points(slices, found)
-        )
+    found = api.transfer(
+        table, over, where=rows, slice_by=slice_by or (), method=method_or_default(method), window=window
+    )
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:

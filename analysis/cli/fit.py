@@ -87,32 +87,30 @@ def fit(
         --map tokens=D --map batch_tokens=bs*2048 --by N,tokens \\
         --tuned lr,batch_tokens -o law.json
     """
-    from hyperp.analysis.law.fit import fit_law
-    from hyperp.analysis.law.schema import law_text, save_law
+    from hyperp.analysis import api
+    from hyperp.analysis.law.schema import law_text
     from hyperp.analysis.report.text.law import show_law
-    from hyperp.analysis.table.read import parse_map
 
     command = _fit_command(locals())
-    sizes, fixed, tuned = split_names(",".join(by)), parse_fixed(fix), tuple(split_names(over))
+    sizes, fixed, tuned = split_names(",".join(by)), parse_fixed(fix), split_names(over)
     columns = [*sizes, *fixed, *(slice_by or []), *tuned[1:]]
     table, rows = load_runs(runs, mapping, where, columns, loss=not optima)
-    law = fit_law(
+    law = api.fit_law(
         table,
         sizes,
-        rows,
-        fixed,
-        window,
-        command=command,
-        mapping=parse_map(mapping or []),
+        where=rows,
+        fix=fixed,
         over=tuned,
-        also_by=tuple(split_names(also_by)),
-        slice_by=tuple(slice_by or ()),
+        also_by=split_names(also_by),
+        slice_by=slice_by or (),
         method=method_or_default(method),
         space=space,
         given=optima,
+        window=window,
         reach=reach,
+        command=command,
     )
-    save_law(law, out)
+    law.save(out)
     if as_json:
         typer.echo(law_text(law))
     else:

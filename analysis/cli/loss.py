@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,33 +75,32 @@ def loss(
       hyperp-law loss chinchilla.csv --form chinchilla \\
         --map parameters=N --map tokens=D -o loss.json
     """
-    from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
-    from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
-    from hyperp.analysis.loss.points import loss_points
-    from hyperp.analysis.loss.schema import loss_law_record, save_loss
+    from hyperp.analysis import api
     from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
-    pins = _pins(pin)
-    frame, source = _read(runs, mapping, where)
-    fit = fit_loss_law(loss_points(frame, form, all_rows), pins)
-    draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
-    found = profile_floor(fit, None if draws is None else floor_interval(draws))
     words = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
     words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
-    source["command"] = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
-    law = loss_law_record(fit, found, draws, source)
-    save_loss(law, out)
-    for line in convergence_warnings(law):
+    command = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
+    fitted = api.fit_loss(
+        runs,
+        form,
+        **_selection(mapping, where),
+        pin=_pins(pin),
+        all_rows=all_rows,
+        bootstrap=bootstrap,
+        seed=seed,
+        command=command,
+    )
+    fitted.save(out)
+    for line in convergence_warnings(fitted.law):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
-        typer.echo(law.model_dump_json(indent=2))
+        typer.echo(fitted.law.model_dump_json(indent=2))
     else:
-        show_loss(law)
+        show_loss(fitted.law)
         typer.echo(f"wrote {out}")
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import write_loss_figures
-
-        _report(write_loss_figures(fit, draws, found, plots))
+        _print_written(fitted.write_plots(plots))
 
 
 def leverage(
@@ -129,7 +128,7 @@ def leverage(
     Example:
       hyperp-law leverage runs.parquet --baseline optimizer=muon
     """
-    from hyperp.analysis.loss.leverage import compute_leverage
+    from hyperp.analysis import api
     from hyperp.analysis.report.text.loss import show_leverage
 
     column, sign, value = baseline.partition("=")
@@ -137,29 +136,27 @@ def leverage(
         raise ValueError(
             f"--baseline must be {over or 'COLUMN'}=VALUE, such as optimizer=muon, got {baseline!r}"
         )
-    pins = _pins(pin)
-    frame, source = _read(runs, mapping, where)
-    found, series = compute_leverage(frame, value, column, pins, bootstrap, seed)
-    found = found.model_copy(update={n: source[n] for n in ("records", "records_sha256")})
+    found = api.leverage(
+        runs,
+        {column: value},
+        **_selection(mapping, where),
+        pin=_pins(pin),
+        bootstrap=bootstrap,
+        seed=seed,
+    )
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(found.answer.model_dump_json(indent=2))
     else:
-        show_leverage(found)
+        show_leverage(found.answer)
     if plots is not None:
-        from hyperp.analysis.report.figures.loss import write_leverage_figure
-
-        _report(write_leverage_figure(found, series, plots))
+        _print_written(found.write_plots(plots))
 
 
-def _read(runs: Path, mapping: list[str] | None, where: list[str] | None) -> tuple[Any, dict[str, Any]]:
-    from hyperp.analysis.table.read import apply_map, parse_map, read_table
-    from hyperp.analysis.table.validate import filter_runs, parse_where
+def _selection(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:
+    from hyperp.analysis.table.read import parse_map
+    from hyperp.analysis.table.validate import parse_where
 
-    names, conditions = parse_map(mapping or []), parse_where(where or [])
-    table = read_table(runs)
-    frame = filter_runs(apply_map(table.frame, names), conditions)
-    source = {"mapping": names, "where": conditions, "records": table.path, "records_sha256": table.sha256}
-    return frame, source
+    return {"mapping": parse_map(mapping or []), "where": parse_where(where or [])}
 
 
 def _pins(texts: list[str] | None) -> dict[str, float]:
@@ -173,6 +170,6 @@ def _pins(texts: list[str] | None) -> dict[str, float]:
     return pins
 
 
-def _report(paths: list[Path]) -> None:
+def _print_written(paths: list[Path]) -> None:
     for path in paths:
         typer.echo(f"wrote {path}", err=True)

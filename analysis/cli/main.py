@@ -99,12 +99,14 @@ def check(
     Example:
       hyperp-law check runs/demo/runs.parquet
     """
-    from hyperp.analysis.queries.check import check_runs
+    from hyperp.analysis import api
     from hyperp.analysis.report.text.slices import show_check
 
-    columns, tuned = split_names(by), tuple(split_names(over))
+    columns, tuned = split_names(by), split_names(over)
     table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
-    found = check_runs(table, rows, window, columns, tuned, method_or_default(method))
+    found = api.check(
+        table, by=columns, over=tuned, where=rows, method=method_or_default(method), window=window
+    )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -143,8 +145,7 @@ def recommend(
       hyperp-law recommend law.json --tokens 5.2e5
       hyperp-train $(hyperp-law recommend law.json --tokens 5.2e5 --hydra)
     """
-    from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
+    from hyperp.analysis import api
 
     if as_json and hydra:
         raise ValueError("--json and --hydra cannot be combined, got both")
@@ -156,11 +157,14 @@ def recommend(
     }
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     named = parse_sizes(at, sizes)
-    asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
-    fitted = load_law(law)
-    found = recommend_rate(fitted, named, {n: v for n, v in asked.items() if v is not None}, extrapolate)
-    if not extrapolate:
-        refuse_wide_interval(fitted, found)
+    fitted = api.load_law(law)
+    found = fitted.recommend(
+        optimizer=optimizer,
+        parametrization=parametrization,
+        schedule=schedule,
+        extrapolate=extrapolate,
+        **named,
+    )
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     if hydra:
@@ -214,8 +218,7 @@ def next_command(
     Example:
       hyperp-law next law.json --tokens 2e11 -o points.yaml
     """
-    from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.next_runs import next_runs
+    from hyperp.analysis import api
     from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
     from hyperp.analysis.report.text.recommendation import show_next_runs
 
@@ -226,10 +229,9 @@ def next_command(
         "batch_tokens": batch_tokens,
     }
     sizes |= {"granularity": granularity, "sparsity": sparsity}
-    fitted = load_law(law)
-    target = parse_sizes(at, sizes)
+    fitted = api.load_law(law)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
-    found = next_runs(fitted, target, slices, offers)
+    found = fitted.next_runs(slices, offers, **parse_sizes(at, sizes))
     wrote = save_points(found.points, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -260,14 +262,13 @@ def validate(
     Example:
       hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
     """
+    from hyperp.analysis import api
     from hyperp.analysis.files import write_text
-    from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.validate import validate_law
     from hyperp.analysis.report.text.recommendation import show_validation
 
-    fitted = load_law(law)
+    fitted = api.load_law(law)
     table, rows = load_runs(runs, mapping, where, [*fitted.ranges, *fitted.held])
-    found = validate_law(fitted, table, rows)
+    found = api.validate(fitted, table, where=rows)
     if out is not None:
         write_text(found.model_dump_json(indent=2) + "\n", out)
     if as_json:
@@ -305,9 +306,7 @@ def report(
     Example:
       hyperp-law report runs/demo/law.json -o reports/demo --tokens 5.2e5
     """
-    from hyperp.analysis.law.schema import load_law
-    from hyperp.analysis.queries.validate import validate_law
-    from hyperp.analysis.report.report import write_report
+    from hyperp.analysis import api
 
     sizes: dict[str, str | None] = {
         "tokens": tokens,
@@ -322,9 +321,9 @@ def report(
     words += option_arguments({"--check": None if check is None else str(check)})
     words += option_arguments({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
     words += option_arguments({"--at": at, "--extrapolate": extrapolate})
-    fitted = load_law(law)
-    validation = None if check is None else validate_law(fitted, load_runs(check, None, None)[0])
-    for path in write_report(fitted, out, shlex.join(words), target or None, validation, extrapolate):
+    fitted, command = api.load_law(law), shlex.join(words)
+    runs = None if check is None else load_runs(check, None, None)[0]
+    for path in api.write_report(fitted, out, check=runs, extrapolate=extrapolate, command=command, **target):
         typer.echo(f"wrote {path}")
 
 

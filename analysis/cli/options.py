@@ -211,15 +211,15 @@ def _print_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
     from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
 
     if as_json:
-        typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.next_points}, indent=2))
+        typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.points}, indent=2))
     typer.echo(f"{PROGRAM}: refused: {refusal.reason}", err=True)
-    for point in () if as_json else refusal.next_points:
+    for point in () if as_json else refusal.points:
         rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
         hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in CONFIG_GROUPS.values()]
         known = " ".join(f"{n}={v}" for n, v in point.items() if n not in hidden)
         typer.echo(f"run next: {known}" + (f" lr={rates}" if rates else ""), err=True)
     try:
-        if path is not None and save_points(refusal.next_points, path, refusal.reason):
+        if path is not None and save_points(refusal.points, path, refusal.reason):
             typer.echo(f"wrote {path}; run it with: {run_command(path)}\n{OVERRIDES_NOTE}", err=True)
     except ValueError as error:
         typer.echo(f"note: {error}", err=True)

@@ -7,64 +7,63 @@ from typing import Any
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.regression import Sample, collinear, still
+from hyperp.analysis.law.regression import design_matrix, why_collinear, why_constant
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.table.slices import NOT_DONE, Slice, next_point, short_label, varying
+from hyperp.analysis.table.slices import Slice, varying_columns
 from hyperp.analysis.vocabulary import CENSORED
+from hyperp.run_table import NOT_DONE
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Slices that differ only in the law's covariates; `usable` are bracketed, `problem` says why no fit."""
+    """Slices that differ only in the law's covariates, by index.
+
+    Attributes:
+        members: all of them.
+        usable: those whose optimum is bracketed.
+        problem: why they do not identify the exponents; None if they do.
+        edges: whether the problem is that most optima lie at the end of their rates.
+    """
 
     members: list[int]
     usable: list[int]
     problem: str | None
+    edges: bool = False
 
 
-def assess(
+def assess_stratum(
     members: list[int], slices: Sequence[Slice], optima: Sequence[Optimum], by: Sequence[str]
 ) -> Stratum:
-    """Whether a group of slices identifies the exponents of `by`, and if not, why."""
+    """The stratum of these slices, with the reason why it does not identify the exponents of `by`, if any."""
     usable = [i for i in members if optima[i].state == "bracketed"]
-    return Stratum(members, usable, _problem(members, usable, slices, optima, by))
-
-
-def _problem(
-    members: list[int],
-    usable: list[int],
-    slices: Sequence[Slice],
-    optima: Sequence[Optimum],
-    by: Sequence[str],
-) -> str | None:
-    needed = len(by) + 2
     for name in by:
-        why = still([slices[i].covariates[name] for i in members])
+        why = why_constant([slices[i].covariates[name] for i in members])
         if why is not None:
-            return f"{name} {why}"
+            return Stratum(members, usable, f"{name} {why}")
+    needed = len(by) + 2
     if len(usable) < needed:
         size = f"{len(members)} slices" if len(members) > 1 else "one slice"
-        return f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
+        few = f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
+        return Stratum(members, usable, few)
     censored = sum(optima[i].state in CENSORED for i in members)
-    if 2 * censored > len(members):
-        # Those that are left are the ones that happened to lie inside, so they lean.
-        return f"{censored} of {len(members)} slices have their lowest loss at the end of their rates"
-    return collinear(Sample([slices[i] for i in usable], [], tuple(by), {}).X, by)
+    if 2 * censored > len(members):  # the bracketed ones are a biased selection
+        why = f"{censored} of {len(members)} slices have their lowest loss at the end of their rates"
+        return Stratum(members, usable, why, edges=True)
+    return Stratum(members, usable, why_collinear(design_matrix([slices[i] for i in usable], by), by))
 
 
-def choose(groups: list[Stratum], slices: list[Slice], optima: list[Optimum], by: Sequence[str]) -> Stratum:
-    """The group that carries the law.
+def choose_stratum(groups: Sequence[Stratum], slices: Sequence[Slice], by: Sequence[str]) -> Stratum:
+    """The one stratum that identifies the law, or if none does, the one that comes closest.
 
     Raises:
-        ValueError: several could.
-        Refusal: none can; says which points to run.
+        ValueError: several strata identify it; names the --where that selects each.
     """
     able = [group for group in groups if group.problem is None]
     if len(able) == 1:
         return able[0]
     if able:
         first = [slices[group.members[0]] for group in able]
-        differ = [name for name in varying(first) if name not in by]
+        differ = [name for name in varying_columns(first) if name not in by]
         choices = [
             " ".join(f"--where {n}={_quoted({**one.context, **one.covariates}[n])}" for n in differ)
             for one in first
@@ -72,11 +71,10 @@ def choose(groups: list[Stratum], slices: list[Slice], optima: list[Optimum], by
         raise ValueError(
             f"{len(able)} groups of slices could carry the law; choose one: {' or '.join(choices[:12])}"
         )
-    best = max(
+    return max(
         groups,
         key=lambda g: (len({tuple(slices[i].covariates[n] for n in by) for i in g.members}), len(g.usable)),
     )
-    raise Refusal(*_refusal(best, slices, optima, by, len(groups)))
 
 
 def _quoted(value: object) -> str:
@@ -84,27 +82,27 @@ def _quoted(value: object) -> str:
     return f"'{text}'" if " " in text else text
 
 
-def _refusal(
-    best: Stratum, slices: list[Slice], optima: list[Optimum], by: Sequence[str], groups: int
-) -> tuple[str, list[dict[str, Any]]]:
+def unidentified(
+    best: Stratum, slices: Sequence[Slice], optima: Sequence[Optimum], by: Sequence[str], groups: int
+) -> Refusal:
+    """The refusal of a law whose best stratum, of so many groups, has a problem; it says what to run."""
     unbracketed = [i for i in best.members if optima[i].state != "bracketed"]
-    names = varying(slices)
-    why = "; ".join(f"{short_label(slices[i], names)}: {optima[i].reason}" for i in unbracketed)
+    names = varying_columns(slices)
+    why = "; ".join(f"{slices[i].label(names)}: {optima[i].reason}" for i in unbracketed)
     group = "the slices" if groups == 1 else f"the best of {groups} groups of slices"
     reason = (
-        _undone(slices)
+        _runs_not_done(slices)
         + f"the exponents of {', '.join(by)} are not identified: {group}: {best.problem}"
         + (f" ({why})" if why else "")
     )
-    wanted = {i: _rates(slices[i], optima[i], [slices[k] for k in best.members]) for i in unbracketed}
-    points = [next_point(slices[i], rates) for i, rates in wanted.items() if rates]
-    if not unbracketed or (len(best.usable) >= len(by) + 2 and "end of their rates" not in str(best.problem)):
-        points = _more_values(best, slices, by)
-    return reason, points
+    if not unbracketed or (len(best.usable) >= len(by) + 2 and not best.edges):
+        return Refusal(reason, _larger_sizes(best, slices, by))
+    rates = {i: _rates_to_add(slices[i], optima[i], [slices[k] for k in best.members]) for i in unbracketed}
+    return Refusal(reason, [slices[i].next_point(add) for i, add in rates.items() if add])
 
 
-def _undone(slices: Sequence[Slice]) -> str:
-    """How many planned runs wait to be done, for an interrupted sweep."""
+def _runs_not_done(slices: Sequence[Slice]) -> str:
+    """How many planned runs of an interrupted sweep are not done; empty if all are."""
     waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in NOT_DONE}
     count = sum(waiting.values())
     if not count:
@@ -116,20 +114,21 @@ def _undone(slices: Sequence[Slice]) -> str:
     )
 
 
-def _rates(one: Slice, optimum: Optimum, group: Sequence[Slice]) -> list[float]:
-    """What to run of a slice without an optimum: what was planned and would bracket it, or as its group."""
+def _rates_to_add(one: Slice, optimum: Optimum, group: Sequence[Slice]) -> list[float]:
+    """The planned rates and those that would bracket the optimum; without any, the rates of the group."""
     own = sorted({*one.pending, *optimum.next_rates})
     return own or np.unique(np.concatenate([other.lr for other in group])).tolist()
 
 
-def _more_values(best: Stratum, slices: list[Slice], by: Sequence[str]) -> list[dict[str, Any]]:
+def _larger_sizes(best: Stratum, slices: Sequence[Slice], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The last slice at doublings of each covariate, as many as the law lacks values."""
     last = slices[best.members[-1]]
-    rates = np.unique(last.lr)
+    rates = np.unique(last.lr).tolist()
     points = []
     for name in by:
         values = {slices[i].covariates[name] for i in best.members}
         missing = max(len(by) + 2 - len(values), 1)
         for step in range(1, missing + 1):
             bigger = replace(last, covariates={**last.covariates, name: max(values) * 2**step})
-            points.append(next_point(bigger, rates.tolist()))
+            points.append(bigger.next_point(rates))
     return points

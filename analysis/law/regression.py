@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from hyperp.analysis.law.schema import BasinRecord, CurvatureTest, Estimate, FixedTest, LeftOut
+from hyperp.analysis.law.request import FitRequest
+from hyperp.analysis.law.schema import BasinRecord, Coefficients, CurvatureTest, Estimate, FixedTest, LeftOut
+from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
-from hyperp.analysis.table.slices import Number, Slice, short_label, varying
+from hyperp.analysis.table.slices import Number, Slice, varying_columns
 from hyperp.analysis.vocabulary import VARYING_RATIO, Space
 
 LN2 = math.log(2.0)
@@ -23,9 +24,15 @@ FAR = 4.0  # standard errors from the law of the others at which a slice is name
 # K: slices   P: coefficients
 
 
+def design_matrix(slices: Sequence[Slice], by: Sequence[str]) -> np.ndarray:
+    """(K, 1 + len(by)): ones, then the natural logs of the covariates of K slices."""
+    logs = [np.log([one.covariates[name] for one in slices]) for name in by]
+    return np.column_stack([np.ones(len(slices)), *logs])
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Slices with an optimum, what to regress them on, and exponents that are held."""
+    """Slices with an optimum, the covariates to regress them on, and the exponents that are held fixed."""
 
     slices: list[Slice]
     optima: list[Optimum]
@@ -34,14 +41,26 @@ class Sample:
     by_runs: bool = False
     space: Space = "log"
 
+    @classmethod
+    def of(
+        cls, slices: Sequence[Slice], found: MethodResult, keep: Sequence[int], request: FitRequest
+    ) -> "Sample":
+        """The slices with index in `keep`, to be regressed as requested."""
+        kept = [slices[i] for i in keep], [found.optima[i] for i in keep]
+        return cls(*kept, request.by, request.fix, found.by_runs, request.space)
+
+    def beside(self, by: tuple[str, ...]) -> "Sample":
+        """The same slices for what is tuned beside the rate: its own covariates, nothing fixed, log space."""
+        return replace(self, by=by, fix={}, space="log")
+
     def logs(self, name: str) -> np.ndarray:
         """Natural log of a covariate, (K,)."""
         return np.log([one.covariates[name] for one in self.slices])
 
     @property
     def X(self) -> np.ndarray:  # noqa: N802, a design matrix
-        """(K, 1 + len(by)): ones, then the natural logs of the covariates."""
-        return np.column_stack([np.ones(len(self.slices)), *(self.logs(name) for name in self.by)])
+        """The design matrix, (K, 1 + len(by))."""
+        return design_matrix(self.slices, self.by)
 
     def held(self, response: str) -> np.ndarray:
         """What the held exponents add to the log of the rate, (K,)."""
@@ -116,26 +135,25 @@ def rate_sd(sample: Sample, regression: MetaRegression) -> float | None:
     return math.sqrt(float(miss @ miss) / regression.df)
 
 
-def coefficients(regression: MetaRegression, by: Sequence[str], level: float) -> dict[str, Any]:
-    """The fields of `law.Coefficients`."""
+def coefficients(regression: MetaRegression, by: Sequence[str], level: float) -> Coefficients:
+    """The fitted coefficients with their intervals, as they are recorded."""
     low, high = regression.interval(level)
     estimates = [
         Estimate(value=float(v), se=float(s), low=float(lo), high=float(hi))
         for v, s, lo, hi in zip(regression.beta, regression.se, low, high, strict=True)
     ]
-    cov = (regression.cov + regression.cov.T) / 2
-    return {
-        "a": estimates[0],
-        "exponents": dict(zip(by, estimates[1:], strict=True)),
-        "covariance": cov.tolist(),
-        "df": regression.df,
-        "tau": math.sqrt(regression.tau2),
-        "slice_sd": math.sqrt(regression.unit_variance),
-        "residual_sd": regression.residual_sd,
-    }
+    return Coefficients(
+        a=estimates[0],
+        exponents=dict(zip(by, estimates[1:], strict=True)),
+        covariance=((regression.cov + regression.cov.T) / 2).tolist(),
+        df=regression.df,
+        tau=math.sqrt(regression.tau2),
+        slice_sd=math.sqrt(regression.unit_variance),
+        residual_sd=regression.residual_sd,
+    )
 
 
-def still(values: Sequence[Number]) -> str | None:
+def why_constant(values: Sequence[Number]) -> str | None:
     """Why these values of a covariate carry no exponent, or None."""
     low, high = min(values), max(values)
     if low == high:
@@ -145,7 +163,7 @@ def still(values: Sequence[Number]) -> str | None:
     return None
 
 
-def collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
+def why_collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
     """Which covariates of the design X (K, 1 + len(by)) move together, or None."""
     Z = X[:, 1:] - X[:, 1:].mean(axis=0)
     for j, name in enumerate(by):
@@ -227,7 +245,7 @@ def outliers(sample: Sample, response: str = "lr") -> list[str]:
     The residual of a slice left out over its standard error, both from the others alone (externally
     studentised); at least FAR of them, and a p-value below 1% after Bonferroni's correction.
     """
-    K, names = len(sample.slices), varying(sample.slices)
+    K, names = len(sample.slices), varying_columns(sample.slices)
     if sample.X.shape[1] + 1 >= K or sample.by_runs or sample.space == "linear":
         return []
     found = []
@@ -245,7 +263,7 @@ def outliers(sample: Sample, response: str = "lr") -> list[str]:
         if abs(error) > max(FAR * spread, 1e-6) and K * p_value(error, spread, fit.df, 0.0) < 0.01:
             size = f"{abs(error) / spread:.3g} standard errors" if spread else "off"
             found.append(
-                f"the slice {short_label(one, names)} lies {size} from the law of the other slices: "
+                f"the slice {one.label(names)} lies {size} from the law of the other slices: "
                 f"its {response} is {math.exp(error):.3g} times theirs"
             )
     return found
@@ -269,12 +287,12 @@ def _fixed_test(sample: Sample, name: str, level: float) -> FixedTest:
     by = (*sample.by, name)
     rest = {n: b for n, b in sample.fix.items() if n != name}
     free = Sample(sample.slices, sample.optima, by, rest, sample.by_runs, sample.space)
-    why = still([one.covariates[name] for one in sample.slices])
+    why = why_constant([one.covariates[name] for one in sample.slices])
     problem = None if why is None else f"{name} {why}"
     if problem is None and len(sample.slices) < len(by) + 2:
         problem = f"{len(sample.slices)} slices, {len(by) + 2} needed"
     if problem is None:
-        problem = collinear(free.X, by)
+        problem = why_collinear(free.X, by)
     if problem is not None:
         return FixedTest(fixed=value, free=None, p_value=None, problem=problem)
     fit = regress(free)

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -92,6 +92,22 @@ class SliceRecord(Strict):
     factor: Positive | None
     optimum: OptimumRecord | None
 
+    def row(self) -> dict[str, Any]:
+        """The slice as a row of a table: what defines it, its state, counts, and its optimum as rates."""
+        best = self.optimum
+        return {
+            **{name: value for name, value in self.context.items() if value},
+            **self.covariates,
+            "state": self.state,
+            "reason": self.reason,
+            "rates": len({point.lr for point in self.points}),
+            "seeds": max((point.seeds for point in self.points), default=0),
+            "lr": None if best is None else best.lr,
+            "low": None if best is None else best.low,
+            "high": None if best is None else best.high,
+            "loss": None if best is None else best.loss,
+        }
+
 
 class SeedSpread(Strict):
     """Spread over seeds inside the windows, pooled over the slices used.
@@ -164,7 +180,7 @@ class LeftOut(Strict):
     loss_penalty: NotNegative | None
 
 
-class Beside(Strict):
+class OtherMethod(Strict):
     """What another method makes of the same slices; `lr` and `also` are its values at `Law.middle`."""
 
     method: str
@@ -227,7 +243,7 @@ class Law(Coefficients):
     fixed_tests: dict[str, FixedTest]
     curvature_tests: dict[str, CurvatureTest]
     leave_one_out: list[LeftOut]
-    beside: list[Beside]
+    beside: list[OtherMethod]
     by_seed: dict[str, BySeed] = Field(default_factory=dict)
     warnings: list[str]
     basin: BasinRecord | None
@@ -318,7 +334,10 @@ def _check_covariance(found: Coefficients) -> None:
             )
 
 
-def digest(law: Law) -> str:
+AnyLaw = TypeVar("AnyLaw", bound=Law)
+
+
+def law_digest(law: Law) -> str:
     """SHA-256 of everything that the law says, however its file is laid out."""
     text = json.dumps(law.model_dump(mode="json"), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -326,7 +345,7 @@ def digest(law: Law) -> str:
 
 def law_text(law: Law) -> str:
     """The text of law.json: the law and its digest, by which `load_law` knows one that was edited."""
-    return json.dumps({**law.model_dump(mode="json"), "sha256": digest(law)}, indent=2, allow_nan=False)
+    return json.dumps({**law.model_dump(mode="json"), "sha256": law_digest(law)}, indent=2, allow_nan=False)
 
 
 def save_law(law: Law, path: str | Path) -> None:
@@ -334,15 +353,15 @@ def save_law(law: Law, path: str | Path) -> None:
     write_text(law_text(law) + "\n", path)
 
 
-def load_law(path: str | Path) -> Law:
-    """Read law.json.
+def load_law(path: str | Path, model: type[AnyLaw]) -> AnyLaw:
+    """Read law.json as a law of the class `model`.
 
     Raises:
-        ValueError: as `load_json`, or what it says is not what was fitted.
+        ValueError: as `read_json`; a field is wrong; or the law was changed after it was fitted.
     """
     raw = read_json(path, SCHEMA_VERSION)
     sealed = raw.pop("sha256", None)
-    law = validate_content(path, raw, Law)
-    if digest(law) != sealed:
+    law = validate_content(path, raw, model)
+    if law_digest(law) != sealed:
         raise ValueError(f"{path} was changed after it was fitted; fit it again")
     return law

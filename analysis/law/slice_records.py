@@ -1,4 +1,4 @@
-"""From slices to the records that the law's file, the checks, the transfer and the plots share."""
+"""Slices and their optima as records, which law.json, checks, transfer and plots share."""
 
 import math
 from collections import Counter
@@ -12,9 +12,9 @@ from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 
 
-def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None = None) -> SliceRecord:
+def slice_record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None = None) -> SliceRecord:
     """A slice and its optimum as a record; `reason` falls back to the optimum's own."""
-    points = _surface(one)
+    points = _surface_points(one)
     if len(one.lr) and not one.tuned:
         rates, means = mean_loss_by_rate(one.lr, one.seed, one.loss)
         counts = Counter(one.lr.tolist())
@@ -36,7 +36,7 @@ def record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None 
     )
 
 
-def _surface(one: Slice) -> list[Point]:
+def _surface_points(one: Slice) -> list[Point]:
     if not one.tuned:
         return []
     settings = np.column_stack([one.lr, *one.tuned.values()])
@@ -66,7 +66,7 @@ def _optimum_record(optimum: Optimum) -> OptimumRecord | None:
 
 
 def count_dropped(slices: Sequence[Slice]) -> dict[str, int]:
-    """Dropped rows by status over all slices."""
+    """The number of dropped rows over all slices, by status."""
     total: Counter[str] = Counter()
     for one in slices:
         total.update(one.dropped)
@@ -74,7 +74,7 @@ def count_dropped(slices: Sequence[Slice]) -> dict[str, int]:
 
 
 def seed_spread(slices: Sequence[Slice], optima: Sequence[Optimum]) -> SeedSpread:
-    """Pooled spread over seeds at the rates inside the slices' windows."""
+    """The spread of the loss over seeds, pooled over slices at the rates inside their windows."""
     squares = {"loss": 0.0, "paired": 0.0}
     df = {"loss": 0, "paired": 0}
     for one, optimum in zip(slices, optima, strict=True):
@@ -90,6 +90,6 @@ def seed_spread(slices: Sequence[Slice], optima: Sequence[Optimum]) -> SeedSprea
             squares[name] += float(np.sum((loss - loss.mean() - design @ fit) ** 2))
             df[name] += len(loss) - int(rank)
     loss_sd = math.sqrt(squares["loss"] / df["loss"]) if df["loss"] else None
-    # A difference of two losses holds two residuals.
+    # The difference of two losses has the variance of two residuals.
     paired = math.sqrt(2 * squares["paired"] / df["paired"]) if df["paired"] else None
     return SeedSpread(loss_sd=loss_sd, loss_df=df["loss"], difference_sd=paired, difference_df=df["paired"])

@@ -250,9 +250,9 @@ def _fit_series(
             fit = fit_loss_law(loss_points(frame.loc[text == name], "power"), pins)
         except Refusal as refusal:
             problems.append(f"{over}={name}: {refusal.reason}")
-            points += refusal.next_points
+            points += refusal.points
             if index == 0:
-                raise Refusal(problems[0], refusal.next_points) from None
+                raise Refusal(problems[0], refusal.points) from None
             continue
         series.append(FittedSeries(name, fit, bootstrap_loss(fit, resamples, seed + index)))
     return series, problems, points

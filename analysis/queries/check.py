@@ -3,14 +3,17 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.files import Strict
-from hyperp.analysis.law.identify import assess
+from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
-from hyperp.analysis.law.slice_records import record
+from hyperp.analysis.law.slice_records import slice_record
 from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
-from hyperp.analysis.table.slices import short_label, split, strata, varying
-from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
+from hyperp.analysis.table.slices import cut_slices, strata, varying_columns
+from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import WINDOW, MethodName
 
 
@@ -23,7 +26,7 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class TableCheck(Strict):
+class TableCheck(Answer):
     """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
@@ -33,6 +36,16 @@ class TableCheck(Strict):
     slices: list[SliceRecord]
     identifiable: list[Identifiable]
     warnings: list[str]
+
+    def headline(self) -> str:
+        """How many rows there are, and which exponents they identify."""
+        counts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
+        can = ", ".join(one.covariate for one in self.identifiable if one.identified) or "none"
+        return f"{self.records}: {self.rows} rows ({counts}); exponents that they identify: {can}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each slice: its sizes, state, counts and optimum."""
+        return pd.DataFrame([one.row() for one in self.slices])
 
 
 SAME_SIZE = 1.01  # a smaller ratio of two sizes is likely one size, rounded in two ways
@@ -69,17 +82,17 @@ def check_runs(
     """
     request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
     check_request(request, runs.frame)
-    frame = filter_runs(check_frame(runs.frame, request.extra), where or {})
-    slices = split(frame, extra=request.extra, over=request.over)
+    frame = filter_runs(runs.with_sizes(request.extra).frame, where or {})
+    slices = cut_slices(frame, extra=request.extra, over=request.over)
     optima = estimate_optima(method, slices, request.options).optima
-    changing = varying(slices)
+    changing = varying_columns(slices)
     verdicts = []
     for name in (n for n in slices[0].covariates if n in changing):
-        groups = [assess(members, slices, optima, [name]) for members in strata(slices, [name])]
+        groups = [assess_stratum(members, slices, optima, [name]) for members in strata(slices, [name])]
         able = [group for group in groups if group.problem is None]
         rest = [n for n in changing if n != name]
         labels = [
-            short_label(slices[g.members[0]], rest) if rest else f"one group of {len(g.members)} slices"
+            slices[g.members[0]].label(rest) if rest else f"one group of {len(g.members)} slices"
             for g in able
         ]
         best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
@@ -91,6 +104,6 @@ def check_runs(
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
         warnings=_nearly_equal_sizes(changing),
-        slices=[record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
+        slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
     )

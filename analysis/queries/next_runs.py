@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.answers import Answer
+from hyperp.analysis.errors import Refusal, points_frame
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
@@ -39,7 +41,7 @@ class NextSlice(Strict):
     width: float
 
 
-class NextRuns(Strict):
+class NextRuns(Answer):
     """What to run.
 
     `width` is the present ratio of the interval's ends at the target. `choices` are the new slices, `bracket`
@@ -51,6 +53,16 @@ class NextRuns(Strict):
     choices: list[NextSlice]
     bracket: list[dict[str, Any]]
     points: list[dict[str, Any]]
+
+    def headline(self) -> str:
+        """The width of the interval at the target, now and after the new slices."""
+        target = ", ".join(f"{name} {value:.6g}" for name, value in self.target.items())
+        then = f", {self.choices[-1].width:.3g} after these runs" if self.choices else ""
+        return f"The ends of the interval at {target} are a factor of {self.width:.3g} apart{then}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each slice and rate to run."""
+        return points_frame(self.points)
 
 
 def next_runs(

@@ -3,8 +3,9 @@
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
@@ -16,6 +17,9 @@ from hyperp.analysis.queries.target import (
     require_reach,
 )
 from hyperp.analysis.vocabulary import PUBLISHED_EXPONENTS
+
+if TYPE_CHECKING:  # a recommendation imports no pandas
+    import pandas as pd
 
 WIDE_INTERVAL = 30.0  # an interval whose ends differ by more than this factor hardly identifies the rate
 
@@ -41,7 +45,7 @@ class TunedWithLr(Strict):
     high: float
 
 
-class Recommendation(Strict):
+class Recommendation(Answer):
     """A rate with its prediction interval.
 
     The interval is for the optimum that one more slice at the target would show, with as many rates and seeds
@@ -66,6 +70,21 @@ class Recommendation(Strict):
     warnings: list[str]
     rate_factor: float | None
     base_lr: float | None
+
+    def headline(self) -> str:
+        """The rate with its interval."""
+        interval = f"{100 * self.level:g}% prediction interval {self.low:.4g} to {self.high:.4g}"
+        return f"lr = {self.lr:.4g}, {interval}"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row: the target, the rate with its interval, and what was tuned beside it."""
+        import pandas as pd
+
+        row: dict[str, float | None] = {**self.target, "lr": self.lr, "low": self.low, "high": self.high}
+        for name, tuned in self.also.items():
+            row |= {name: tuned.value, f"{name}_low": tuned.low, f"{name}_high": tuned.high}
+        ends = {"penalty_low": self.penalty_low, "penalty_high": self.penalty_high}
+        return pd.DataFrame([{**row, **ends, "base_lr": self.base_lr}])
 
 
 def recommend_rate(
@@ -123,9 +142,9 @@ def recommend_rate(
 
 def refuse_wide_interval(law: Law, found: Recommendation) -> None:
     """Refuse, with the runs that would narrow it, an interval wider than a factor of WIDE_INTERVAL."""
-    from hyperp.analysis.queries.next_runs import next_runs  # imports pandas
-
     if lines := _wide_intervals((found.low, found.high), found.also):
+        from hyperp.analysis.queries.next_runs import next_runs  # imports pandas
+
         target = {name: found.target[name] for name in law.ranges}
         reason = f"{'; '.join(lines)}; --extrapolate prints it anyway"
         raise Refusal(reason, next_runs(law, target).points)

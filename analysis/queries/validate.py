@@ -12,13 +12,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
-from hyperp.analysis.table.slices import Slice, next_point, split, varying
-from hyperp.analysis.table.validate import Runs, check_frame, filter_runs
+from hyperp.analysis.table.slices import Slice, cut_slices, varying_columns
+from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.wording import format_degrees
 
 RATE_TOLERANCE = 0.02  # relative; a rate copied from the printed recommendation is the recommended one
@@ -39,7 +41,7 @@ class RateRow(Strict):
     note: str
 
 
-class Validation(Strict):
+class Validation(Answer):
     """The verdict, its rule and a row for every rate; `spread_from` is the source of the seeds' spread."""
 
     passed: bool
@@ -48,6 +50,14 @@ class Validation(Strict):
     spread_from: str
     recommendation: Recommendation
     rows: list[RateRow]
+
+    def headline(self) -> str:
+        """The verdict."""
+        return self.verdict
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each rate that was run."""
+        return pd.DataFrame([row.model_dump() for row in self.rows])
 
 
 def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> Validation:
@@ -59,8 +69,8 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
         Refusal: only the recommended rate was run.
     """
     extra = [*law.ranges, *law.held]
-    frame = check_frame(runs.frame, [n for n in extra if n in runs.frame.columns])
-    one = _target_slice(split(filter_runs(frame, where or {}), extra=extra), law)
+    frame = runs.with_sizes([n for n in extra if n in runs.frame.columns]).frame
+    one = _target_slice(cut_slices(filter_runs(frame, where or {}), extra=extra), law)
     known = {n: v for n, v in one.covariates.items() if n in law.ranges or n in law.held}
     # The runs exist, so the law may be tested beyond its largest extrapolation factor.
     recommendation = recommend_rate(law, known, extrapolate=True)
@@ -73,7 +83,7 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
         )
     others = [rate for rate in rates if rate != chosen]
     if not others:
-        points = next_point(one, [chosen / 2, chosen * 2])
+        points = one.next_point([chosen / 2, chosen * 2])
         raise Refusal("only the recommended rate was run; run half and twice that rate as well", [points])
     return _compare_rates(law, one, recommendation, chosen, others)
 
@@ -81,7 +91,7 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
 def _target_slice(slices: Sequence[Slice], law: Law) -> Slice:
     if len(slices) != 1:
         raise ValueError(
-            f"RUNS must hold one target scale, but {', '.join(varying(slices))} vary; use --where"
+            f"RUNS must hold one target scale, but {', '.join(varying_columns(slices))} vary; use --where"
         )
     for name, value in law.context.items():
         if slices[0].context[name] != value:

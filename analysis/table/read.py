@@ -1,4 +1,4 @@
-"""Foreign tables: read any Parquet or CSV, and give its columns the names that the analysis knows."""
+"""Read a table from a file or a DataFrame, and give its columns the names that the analysis knows."""
 
 import csv
 import hashlib
@@ -11,16 +11,16 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Source:
-    """A column of the table, times a number."""
+class ScaledColumn:
+    """A column of the table, and the number that it is multiplied by."""
 
     column: str
     factor: float = 1.0
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table as it was found: the rows, where they came from and the SHA-256 of that file."""
+class RawTable:
+    """A table before validation: its rows, where they came from, and the SHA-256 of that file."""
 
     frame: pd.DataFrame
     path: str
@@ -41,14 +41,14 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
     return mapping
 
 
-def find_source(name: str, source: str, columns: Sequence[str]) -> Source:
-    """Which column, and times what; a column whose own name holds a star comes first.
+def find_source(name: str, source: str, columns: Sequence[str]) -> ScaledColumn:
+    """The column and the factor that --map names; a column whose own name contains a star comes first.
 
     Raises:
         ValueError: no such column, or the factor is not a positive finite number.
     """
     if source in columns:
-        return Source(source)
+        return ScaledColumn(source)
     column, star, number = source.rpartition("*")
     column = column.strip()
     if not star or column not in columns:
@@ -62,14 +62,14 @@ def find_source(name: str, source: str, columns: Sequence[str]) -> Source:
         raise ValueError(
             f"--map {name}={source}: the factor must be a positive number, got {number.strip()!r}"
         )
-    return Source(column, factor)
+    return ScaledColumn(column, factor)
 
 
 def apply_map(frame: pd.DataFrame, mapping: Mapping[str, str]) -> pd.DataFrame:
-    """The frame with every name of the mapping as a column, all taken from the columns as they were.
+    """The frame with every name of the mapping as a further column; names may swap columns.
 
     Raises:
-        ValueError: names the column: it is absent, or text where a factor asks for numbers.
+        ValueError: a column is absent, or has a factor but holds text; names the column.
     """
     columns = [str(name) for name in frame.columns]
     made: dict[str, pd.Series] = {}
@@ -91,10 +91,8 @@ def to_number(column: pd.Series) -> pd.Series:
     return number
 
 
-def read_table(path: str | Path) -> Table:
-    """Read a Parquet or CSV file, or the runs.parquet inside a folder, whatever its columns.
-
-    A column of booleans becomes text, so that `--where kept=True` means what it says.
+def read_table(path: str | Path) -> RawTable:
+    """Read a Parquet or CSV file with any columns, or the runs.parquet inside a folder.
 
     Raises:
         ValueError: no such file, an unknown format, a column named twice, or no rows.
@@ -107,28 +105,47 @@ def read_table(path: str | Path) -> Table:
     if file.suffix not in (".parquet", ".csv"):
         raise ValueError(f"RUNS={file} ends in {file.suffix!r}; allowed are .parquet, .csv or a folder")
     header = _csv_header(file) if file.suffix == ".csv" else parquet_columns(file)
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{file} names the column(s) {', '.join(repeated)} twice; each may appear once")
+    _refuse_repeated(header, str(file))
     frame = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
-    if frame.empty:
-        raise ValueError(f"{file} holds no rows")
-    frame = frame.assign(**{c: frame[c].astype(str) for c in frame.columns if frame[c].dtype == bool})
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Table(frame=frame, path=str(path), sha256=digest)
+    return RawTable(frame=_with_text_flags(frame, str(file)), path=str(path), sha256=digest)
+
+
+def table_of_frame(frame: pd.DataFrame) -> RawTable:
+    """A DataFrame as a table; the SHA-256 is that of its CSV.
+
+    Raises:
+        ValueError: a column named twice, or no rows.
+    """
+    _refuse_repeated([str(name) for name in frame.columns], "the DataFrame")
+    digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+    return RawTable(frame=_with_text_flags(frame, "the DataFrame"), path="DataFrame", sha256=digest)
+
+
+def _refuse_repeated(header: Sequence[str], source: str) -> None:
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{source} names the column(s) {', '.join(repeated)} twice; each may appear once")
+
+
+def _with_text_flags(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Booleans as the text "True" and "False", which is how --where kept=True compares them."""
+    if frame.empty:
+        raise ValueError(f"{source} holds no rows")
+    return frame.assign(**{c: frame[c].astype(str) for c in frame.columns if frame[c].dtype == bool})
 
 
 def _csv_header(file: Path) -> list[str]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         header = next(csv.reader(stream), [])
     if not header:
-        raise ValueError(f"{file} is empty; a header line and one row a run are needed")
+        raise ValueError(f"{file} is empty; it must have a header line and a row for each run")
     return header
 
 
 def parquet_columns(file: Path) -> list[str]:
-    """The names of its columns; ValueError if it cannot be read."""
+    """The column names of a Parquet file; ValueError if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

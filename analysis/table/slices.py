@@ -1,4 +1,4 @@
-"""Cut a table of runs into slices: learning-rate curves, everything but what is tuned and the seed held."""
+"""Cut a table of runs into slices: the runs that differ only in what is tuned and in the seed."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -18,10 +18,14 @@ NOT_FINITE = "finished, loss not finite"
 class Slice:
     """One curve of loss against learning rate, or one surface against rate and batch.
 
-    `lr`, `seed` and `loss` hold the finished runs with a finite loss, sorted by rate, then seed; `dropped`
-    counts the others by status, `diverged` are the rates of some and `pending` of those that are not done.
-    `factor` is lr/base_lr where that is one number,
-    else None. `tuned` has one array for each column that is tuned beside the rate.
+    Attributes:
+        context: the columns of `run_table.CONTEXT`, such as optimizer; empty text where not known.
+        covariates: the sizes, in the order of the table.
+        lr, seed, loss: the finished runs with a finite loss, sorted by rate, then seed.
+        dropped: how many other runs there are, by status.
+        diverged, pending: the rates of the runs that diverged, and of those that are not done.
+        factor: lr/base_lr where all runs have the same one, else None.
+        tuned: an array for each column that is tuned beside the rate.
     """
 
     context: dict[str, str]
@@ -35,35 +39,45 @@ class Slice:
     tuned: dict[str, np.ndarray] = field(default_factory=dict)
     pending: tuple[float, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """Every column that defines the slice, for error texts."""
-        return " ".join(f"{k}={v}" for k, v in {**self.context, **self.covariates}.items() if v != "")
+    def label(self, names: Collection[str]) -> str:
+        """The values of the columns in `names`, such as "muonh, width 32, tokens 65536"."""
+        parts = [v for n, v in self.context.items() if n in names and v]
+        parts += [f"{n} {v:.10g}" for n, v in self.covariates.items() if n in names]
+        return ", ".join(parts) or "the only slice"
+
+    def next_point(self, rates: Sequence[float]) -> dict[str, Any]:
+        """This slice at these rates, as a run to suggest; rates are rounded unless a planned run has them."""
+        point = {
+            **{n: v for n, v in self.context.items() if v},
+            **self.covariates,
+            "lr": [rate if rate in self.pending else float(f"{rate:.4g}") for rate in rates],
+        }
+        return point if self.factor in (None, 1.0) else {**point, "factor": self.factor}
 
 
-def size_columns(frame: pd.DataFrame, extra: Sequence[str] = (), over: Sequence[str] = ("lr",)) -> list[str]:
-    """The columns of sizes that define a slice: the standard ones that are there, then the named ones."""
+def _size_columns(frame: pd.DataFrame, extra: Sequence[str] = (), over: Sequence[str] = ("lr",)) -> list[str]:
+    """The columns of sizes that define a slice: the standard ones in the table, then those in `extra`."""
     named = [name for name in dict.fromkeys(extra) if name not in COVARIATES]
     return [name for name in (*COVARIATES, *named) if name in frame.columns and name not in over]
 
 
-def split(
+def cut_slices(
     frame: pd.DataFrame, unique: bool = True, extra: Sequence[str] = (), over: Sequence[str] = ("lr",)
 ) -> list[Slice]:
-    """Slices of a checked table, in the order of their columns' values.
+    """The slices of a validated table, sorted by the columns that define them.
 
     Args:
-        frame: a checked table.
-        unique: without it, runs that share slice, rate and seed are averaged.
+        frame: the frame of a `Runs`.
+        unique: refuse runs that share slice, rate and seed; with False they are averaged.
         extra: columns beyond the standard covariates that tell slices apart.
         over: what is tuned within a slice, the rate first.
 
     Raises:
-        ValueError: two finished runs share slice, rate and seed, so the table mixes experiments.
+        ValueError: two finished runs share slice, rate and seed, so that the table mixes experiments.
     """
     if frame.empty:
         return []
-    names = size_columns(frame, extra, over)
+    names = _size_columns(frame, extra, over)
     code = frame.groupby([*CONTEXT, *names], sort=True).ngroup().to_numpy()
     tuned = [frame[name].to_numpy(dtype=float) for name in over]
     seed, loss = frame["seed"].to_numpy(), frame["loss"].to_numpy(dtype=float)
@@ -90,7 +104,7 @@ class _Rows:
         return (self.frame["status"] == "finished").to_numpy()
 
     def repeats(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that hold a loss, and for each whether it repeats the one before."""
+        """Indices of the rows that hold a loss, and for each whether it repeats the one before."""
         kept = np.flatnonzero(self.finished & np.isfinite(self.loss))
         same = np.zeros(len(kept), dtype=bool)
         same[1:] = True
@@ -137,7 +151,7 @@ class _Rows:
         sizes = [{n: column[i] for n, column in zip(names, columns, strict=True)} for i in range(len(starts))]
         status = self.frame["status"].to_numpy()
         kept = self.finished & np.isfinite(self.loss)
-        ratio = _ratios(self.frame, self.tuned[0])
+        ratio = _ratios_to_base(self.frame, self.tuned[0])
         for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             part = slice(start, end)
             keep = kept[part]
@@ -153,7 +167,7 @@ class _Rows:
                 dropped={name: dropped[name] for name in sorted(dropped)},
                 diverged=self.rates_of(part, status[part] == "diverged"),
                 pending=self.rates_of(part, np.isin(status[part], NOT_DONE)),
-                factor=None if ratio is None else _factor(ratio[part]),
+                factor=None if ratio is None else _common_factor(ratio[part]),
                 tuned={n: self.tuned[j][part][keep] for j, n in enumerate(over) if j},
             )
 
@@ -162,21 +176,21 @@ class _Rows:
         return tuple(rates[np.isfinite(rates)].tolist())
 
 
-def _ratios(frame: pd.DataFrame, lr: np.ndarray) -> np.ndarray | None:
+def _ratios_to_base(frame: pd.DataFrame, lr: np.ndarray) -> np.ndarray | None:
     return lr / frame["base_lr"].to_numpy(dtype=float) if "base_lr" in frame.columns else None
 
 
-def _factor(ratio: np.ndarray) -> float | None:
-    ratio = ratio[~np.isnan(ratio)]  # runs that have not finished may lack a rate
+def _common_factor(ratio: np.ndarray) -> float | None:
+    ratio = ratio[~np.isnan(ratio)]  # runs that have not finished may have no rate
     low, high = (float(ratio.min()), float(ratio.max())) if len(ratio) else (np.nan, np.nan)
     if not np.isfinite(high - low) or high - low > 1e-6 * abs(low):
         return None
-    # Snapped, so that rounding in a run's arithmetic does not read as a factor.
+    # Rounded to six digits: the rates of runs are rounded too.
     return float(f"{np.median(ratio):.6g}")
 
 
-def stratum_key(one: Slice, free: Collection[str]) -> tuple:
-    """Everything that is held when the covariates in `free` vary."""
+def _stratum_key(one: Slice, free: Collection[str]) -> tuple:
+    """The values of every column that defines the slice, except those in `free`."""
     held = tuple(value for name, value in one.covariates.items() if name not in free)
     return (*one.context.values(), *held)
 
@@ -185,11 +199,11 @@ def strata(slices: Sequence[Slice], free: Collection[str]) -> list[list[int]]:
     """Indices of the slices that differ only in the covariates in `free`, in order of appearance."""
     groups: dict[tuple, list[int]] = {}
     for index, one in enumerate(slices):
-        groups.setdefault(stratum_key(one, free), []).append(index)
+        groups.setdefault(_stratum_key(one, free), []).append(index)
     return list(groups.values())
 
 
-def varying(slices: Sequence[Slice]) -> dict[str, list]:
+def varying_columns(slices: Sequence[Slice]) -> dict[str, list]:
     """The context columns and covariates with more than one value among these slices, with their values."""
     found: dict[str, list] = {}
     for part in ("context", "covariates"):
@@ -198,21 +212,3 @@ def varying(slices: Sequence[Slice]) -> dict[str, list]:
             if len(values) > 1:
                 found[name] = values
     return found
-
-
-def short_label(one: Slice, names: Collection[str]) -> str:
-    """Only the columns in `names`, such as "muonh, width 32, tokens 65536"."""
-    parts = [v for n, v in one.context.items() if n in names and v]
-    parts += [f"{n} {v:.10g}" for n, v in one.covariates.items() if n in names]
-    return ", ".join(parts) or "the only slice"
-
-
-def next_point(one: Slice, rates: Sequence[float]) -> dict[str, Any]:
-    """A suggestion: run this slice at these rates, rounded unless a planned run has them."""
-    context = {n: v for n, v in one.context.items() if v}
-    point = {
-        **context,
-        **one.covariates,
-        "lr": [rate if rate in one.pending else float(f"{rate:.4g}") for rate in rates],
-    }
-    return point if one.factor in (None, 1.0) else {**point, "factor": one.factor}

@@ -1,78 +1,106 @@
-"""Read a table of runs, or refuse it with one line: the column, the value and what is allowed."""
+"""Read and validate a table of runs. An error is one line: the column, the value and what is allowed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
+from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
-# What Weights & Biases calls its runs.
+# The words of Weights & Biases for the state of a run.
 STATUS_WORDS = {"crashed": "failed", "killed": "failed", "preempted": "failed", "pending": "planned"}
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A checked table: one row a run, `sha256` of the file that it was read from."""
+    """A valid table with one row a run: constructing it checks every value, see `check_frame`.
+
+    Attributes:
+        frame: the rows.
+        path: the file that they were read from.
+        sha256: of that file.
+        sizes: columns beyond the standard covariates that hold sizes.
+        mapping: the names that were given to columns when the table was read.
+        where: for construction only: rows outside these column values may be invalid, and are then
+            dropped.
+    """
 
     frame: pd.DataFrame
     path: str
     sha256: str
+    sizes: tuple[str, ...] = ()
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    where: InitVar[Mapping[str, str] | None] = None
+
+    def __post_init__(self, where: Mapping[str, str] | None) -> None:
+        object.__setattr__(self, "frame", check_frame(self.frame, self.sizes, where))
+
+    def with_sizes(self, names: Sequence[str]) -> Self:
+        """These runs with more columns as sizes; itself where it has them already."""
+        more = [name for name in names if name not in (*COVARIATES, *self.sizes)]
+        return replace(self, sizes=(*self.sizes, *more)) if more else self
 
 
 def read_runs(
-    path: str | Path,
+    source: str | Path | pd.DataFrame,
     mapping: Mapping[str, str] | None = None,
     sizes: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
     loss: bool = True,
 ) -> Runs:
-    """Read a Parquet or CSV file, or the runs.parquet inside a folder.
+    """Read a Parquet or CSV file, the runs.parquet inside a folder, or a DataFrame.
 
     Args:
-        path: where it is.
+        source: the file, the folder or the DataFrame.
         mapping: names that the analysis knows, each with the column that holds it, such as
             {"batch_tokens": "bs*2048"}.
         sizes: columns beyond the standard covariates that hold sizes.
-        where: rows outside these column values need not be valid; those that are not are left out.
+        where: rows outside these column values may be invalid; invalid ones are dropped.
         loss: whether the column loss is needed.
 
     Raises:
         ValueError: no such file, an unknown format, a missing or repeated column, or a value out of range.
     """
-    from hyperp.analysis.table.read import apply_map, read_table
-
-    given = Path(path)
-    if given.is_dir() and not (given / "runs.parquet").is_file():
-        raise ValueError(
-            f"RUNS={given} is a folder without runs.parquet; make it with "
-            f"`hyperp-sweep collect {given} -o {given / 'runs.parquet'}`"
-        )
-    table = read_table(given)
+    if isinstance(source, pd.DataFrame):
+        table, name = table_of_frame(source), "the DataFrame"
+    else:
+        table, name = _read_file(Path(source)), str(source)
     frame = apply_map(table.frame, mapping or {})
-    missing = [name for name in ("lr", "loss") if name not in frame.columns and (loss or name == "lr")]
+    needed = ("lr", "loss") if loss else ("lr",)
+    missing = [column for column in needed if column not in frame.columns]
     if missing:
         raise ValueError(
-            f"{given} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
+            f"{name} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
             f"name them with --map {missing[0]}=COLUMN"
         )
-    return Runs(frame=check_frame(frame, sizes, where), path=table.path, sha256=table.sha256)
+    return Runs(frame, table.path, table.sha256, tuple(sizes), dict(mapping or {}), where)
+
+
+def _read_file(path: Path) -> RawTable:
+    if path.is_dir() and not (path / "runs.parquet").is_file():
+        raise ValueError(
+            f"RUNS={path} is a folder without runs.parquet; make it with "
+            f"`hyperp-sweep collect {path} -o {path / 'runs.parquet'}`"
+        )
+    return read_table(path)
 
 
 def check_frame(
     frame: pd.DataFrame, sizes: Sequence[str] = (), where: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Types fixed and every value in range.
+    """The rows with their types fixed, every value in range.
 
-    Context columns that are not there are empty text, `seed` is 0 and `status` finished: whoever wrote the
-    table did not tell runs apart by them. Covariates that are not there stay away.
+    A table need not have all columns: missing context columns become empty text, `seed` 0 and `status`
+    finished. Missing covariates stay missing.
 
     Raises:
         ValueError: names the column, the first offending value and what is allowed.
     """
-    check = _Check(frame.reset_index(drop=True), where or {})
+    check = _TableCheck(frame.reset_index(drop=True), where or {})
     for name in CONTEXT:
         check.text(name)
     check.status()
@@ -89,15 +117,15 @@ def check_frame(
 
 
 def _without_implied_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """The hash says something only where runs that are alike in the rest of the context differ in it."""
+    """Empty the hash `setting` unless it alone tells some runs apart."""
     rest = [name for name in CONTEXT if name != "setting"]
     if frame.empty or frame.groupby(rest)["setting"].nunique().max() <= 1:
         frame["setting"] = ""
     return frame
 
 
-class _Check:
-    """Collects what is wrong in rows that --where leaves out; raises for the others."""
+class _TableCheck:
+    """Raises for an invalid value in the rows that `where` selects, and marks other invalid rows to drop."""
 
     def __init__(self, frame: pd.DataFrame, where: Mapping[str, str]):
         self.frame = frame.copy(deep=False)
@@ -120,7 +148,7 @@ class _Check:
             return
         text = self.frame[name].astype("string")
         empty = (text.isna() | (text.str.strip() == "")).to_numpy(dtype=bool)
-        if empty.all():  # a column that says nothing is one that is not there
+        if empty.all():  # the same as no column
             self.frame[name] = ""
             return
         self.reject(name, empty, "text that is not empty")
@@ -152,7 +180,7 @@ class _Check:
         self.frame[name] = number.astype("int64") if whole else number
 
     def rate(self) -> None:
-        """A run that has not finished may lack its rate: it is only counted."""
+        """A run that has not finished may have no rate, since it is only counted."""
         number = self.numeric("lr")
         wrong = ~((number > 0) & (number < np.inf))
         finished = (self.frame["status"] == "finished").to_numpy()

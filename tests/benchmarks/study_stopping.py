@@ -14,9 +14,9 @@ import math
 import numpy as np
 import pandas as pd
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 TOKENS = (16384, 23040, 32768, 46080, 65536, 92160, 131072, 185344, 262144)
 CONTEXT = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 512, "optimizer": "muonh"}
@@ -45,7 +45,7 @@ def interval_at_stop(frame: pd.DataFrame, goal: float, least: int) -> tuple[floa
     for count in range(least, len(TOKENS) + 1):
         some = frame[frame["tokens"].isin(TOKENS[:count])]
         try:
-            law = fit_law(Runs(check_frame(some), "runs.parquet", "0" * 64), ["tokens"])
+            law = fit_law(Runs(some, "runs.parquet", "0" * 64), ["tokens"])
         except Refusal:
             continue
         _, low, high = law.interval_at({"tokens": TOKENS[-1]})

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.diagnostics.monitors import (
     NO_RATE,
     NOT_FINITE,
@@ -15,7 +16,6 @@ from hyperp.analysis.diagnostics.monitors import (
     ratio_of_means,
     read_monitors,
 )
-from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.report.figures.monitors import monitors_against_size, monitors_against_steps
 from hyperp.analysis.report.report import write_report
 from hyperp.analysis.report.text.monitors import run_length_note, scale_table

@@ -9,18 +9,18 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.random_effects import meta_regression, paule_mandel, t_quantile
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 from hyperp.analysis.vocabulary import METHODS
 from tests.paths import PUBLIC_SWEEPS
 
 
 def _runs(frame: pd.DataFrame) -> Runs:
-    return Runs(check_frame(frame), "runs.parquet", "0" * 64)
+    return Runs(frame, "runs.parquet", "0" * 64)
 
 
 def _line(k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -201,8 +201,8 @@ def test_other_groups_are_listed_with_their_reason(make_ladder):
 def test_optima_at_the_edge_are_refused_with_the_rates_to_add(make_ladder):
     with pytest.raises(Refusal, match="0 bracketed, 3 needed for 2 coefficients") as caught:
         fit_law(_runs(make_ladder(octaves=(-14, -9))), ["tokens"])
-    assert len(caught.value.next_points) == 5
-    for point in caught.value.next_points:
+    assert len(caught.value.points) == 5
+    for point in caught.value.points:
         np.testing.assert_allclose(point["lr"], [2.0**-8, 2.0**-7], rtol=1e-3, atol=0)
         assert point["optimizer"] == "muonh"
 
@@ -210,8 +210,8 @@ def test_optima_at_the_edge_are_refused_with_the_rates_to_add(make_ladder):
 def test_one_slice_is_refused_with_sizes_to_add(make_ladder):
     with pytest.raises(Refusal, match="tokens has one value, 65536") as caught:
         fit_law(_runs(make_ladder(tokens=(65536,))), ["tokens"])
-    assert [p["tokens"] for p in caught.value.next_points] == [131072, 262144]
-    assert len(caught.value.next_points[0]["lr"]) == 9
+    assert [p["tokens"] for p in caught.value.points] == [131072, 262144]
+    assert len(caught.value.points[0]["lr"]) == 9
 
 
 def test_two_slices_leave_no_degree_of_freedom(make_ladder):
@@ -402,8 +402,8 @@ def test_mostly_censored_slices_are_refused(make_ladder):
     edge = make_ladder(tokens=tuple(2**k for k in range(20, 24)), octaves=(-4, 0))
     with pytest.raises(Refusal, match="4 of 7 slices have their lowest loss at the end") as caught:
         fit_law(_runs(pd.concat([inside, edge])), ["tokens"])
-    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(20, 24)]
-    assert all(max(p["lr"]) < 2**-4 for p in caught.value.next_points)
+    assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(20, 24)]
+    assert all(max(p["lr"]) < 2**-4 for p in caught.value.points)
 
 
 def test_sizes_that_nearly_move_together_are_refused(make_ladder):
@@ -438,6 +438,6 @@ def test_linear_space_is_least_squares_in_the_rates(make_ladder):
         ({"also_by": ("depth",)}, "--also-by must name some of --by tokens, got 'depth'"),
     ],
 )
-def test_questions_that_are_none(make_ladder, options, message):
+def test_requests_that_make_no_sense(make_ladder, options, message):
     with pytest.raises(ValueError, match=message):
         fit_law(_runs(make_ladder()), ["tokens"], **options)

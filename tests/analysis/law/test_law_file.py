@@ -6,31 +6,27 @@ import math
 import numpy as np
 import pytest
 
+from hyperp.analysis import Law, fit_law, load_law
 from hyperp.analysis.files import write_text
-from hyperp.analysis.law.fit import fit_law
-from hyperp.analysis.law.schema import Law, law_text, load_law, save_law
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.law.schema import law_text
+from hyperp.analysis.table.validate import Runs
 
 
 @pytest.fixture(scope="module")
 def law(make_ladder) -> Law:
     frame = make_ladder(seed_shift=0.1, tokens=(32768, 65536, 131072, 262144))
-    return fit_law(
-        Runs(check_frame(frame), "runs.parquet", "ab" * 32), ["tokens"], command="hyperp-law fit ..."
-    )
+    return fit_law(Runs(frame, "runs.parquet", "ab" * 32), ["tokens"], command="hyperp-law fit ...")
 
 
 def test_a_law_comes_back_as_it_was(law, tmp_path):
-    save_law(law, tmp_path / "law.json")
+    law.save(tmp_path / "law.json")
     assert load_law(tmp_path / "law.json") == law
     assert [p.name for p in tmp_path.iterdir()] == ["law.json"]
 
 
 def test_the_same_table_gives_the_same_file(law, make_ladder):
     frame = make_ladder(seed_shift=0.1, tokens=(32768, 65536, 131072, 262144))
-    again = fit_law(
-        Runs(check_frame(frame), "runs.parquet", "ab" * 32), ["tokens"], command="hyperp-law fit ..."
-    )
+    again = fit_law(Runs(frame, "runs.parquet", "ab" * 32), ["tokens"], command="hyperp-law fit ...")
     assert again.model_copy(update={"created": law.created}).model_dump_json() == law.model_dump_json()
 
 
@@ -44,7 +40,7 @@ def test_it_says_what_it_is_for(law):
 def test_the_seed_spread_is_the_noise_that_the_runs_have(make_ladder):
     """Noise 0.2% and seed levels scattering by 1%, both of a floor of about 4 nats."""
     frame = make_ladder(seeds=20, tokens=(32768, 65536, 131072))
-    spread = fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), ["tokens"]).seed_spread
+    spread = fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"]).seed_spread
     floor = np.sqrt(np.mean([(2 + 3 * 2 ** (-0.3 * k)) ** 2 for k in range(3)]))
     np.testing.assert_allclose(spread.difference_sd, np.sqrt(2) * 0.002 * floor, rtol=0.15, atol=0)  # pyright: ignore
     np.testing.assert_allclose(spread.loss_sd, np.hypot(0.01, 0.002) * floor, rtol=0.25, atol=0)  # pyright: ignore
@@ -137,7 +133,7 @@ def test_a_law_laid_out_in_another_way_is_the_same(law, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_made(law, tmp_path):
-    save_law(law, tmp_path / "absent" / "more" / "law.json")
+    law.save(tmp_path / "absent" / "more" / "law.json")
     assert load_law(tmp_path / "absent" / "more" / "law.json") == law
 
 

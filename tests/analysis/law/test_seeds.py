@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import sem, t
 
-from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.report.text.law import diagnostic_lines
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 SLOPE = -0.4
 
@@ -30,7 +30,7 @@ def study(rng, seeds=3, skew=0.3, noise=0.01):
 
 def law_of(frame) -> Law:
     context = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 1024, "optimizer": "muonh"}
-    return fit_law(Runs(check_frame(frame.assign(**context)), "runs.parquet", "0" * 64), ["tokens"])
+    return fit_law(Runs(frame.assign(**context), "runs.parquet", "0" * 64), ["tokens"])
 
 
 def test_each_value_is_the_law_of_that_seed_alone():

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.optima.methods import POOL, estimate_optima
-from hyperp.analysis.table.slices import Slice, split
+from hyperp.analysis.table.slices import Slice, cut_slices
 from hyperp.analysis.table.validate import Runs, check_frame
 from hyperp.analysis.vocabulary import METHODS
 from tests.paths import PUBLIC_SWEEPS
@@ -27,16 +27,18 @@ def _where(found) -> np.ndarray:
     ("name", "off"), [("shared", 0.05), ("two-stage", 0.15), ("pool", 0.6), ("argmin", 0.6)]
 )
 def test_optima_of_skewed_basins_are_found(make_ladder, name, off):
-    slices = split(check_frame(make_ladder(noise=2e-4)))
+    slices = cut_slices(check_frame(make_ladder(noise=2e-4)))
     assert np.abs(_where(estimate_optima(name, slices, MethodOptions(by=("tokens",)))) - TRUTH).max() < off
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_optimum_does_not_depend_on_the_order_of_slices_or_on_other_contexts(make_ladder, name):
     options = MethodOptions(by=("tokens",))
-    slices = split(check_frame(make_ladder()))
+    slices = cut_slices(check_frame(make_ladder()))
     context = {**slices[0].context, "optimizer": "adamw"}
-    other = split(check_frame(make_ladder(log2_at_64k=-8.0, octaves=(-12, -4), depth=0.03, context=context)))
+    other = cut_slices(
+        check_frame(make_ladder(log2_at_64k=-8.0, octaves=(-12, -4), depth=0.03, context=context))
+    )
     alone, mixed = (
         estimate_optima(name, slices, options),
         estimate_optima(name, [*other, *slices[::-1]], options),
@@ -54,7 +56,7 @@ def test_rate_and_batch_are_found_together(make_ladder):
         loss = (3 - 0.1 * k) * (1 + 0.01 * (u - 0.3 * v) ** 2 + 0.004 * v**2 + 2e-4 * rng.normal(size=len(x)))
         frames.append(pd.DataFrame({"tokens": tokens, "lr": 2.0**x, "batch_tokens": 2.0**b, "loss": loss}))
     over = ("lr", "batch_tokens")
-    slices = split(check_frame(pd.concat(frames)), over=over)
+    slices = cut_slices(check_frame(pd.concat(frames)), over=over)
     found = estimate_optima("shared", slices, MethodOptions(over=over, by=("tokens",)))
     np.testing.assert_allclose(_where(found), -5 - 0.3 * np.arange(4), rtol=0, atol=0.05)
     batch = [o.also["batch_tokens"] for o in found.optima]
@@ -92,7 +94,7 @@ def test_the_interval_of_a_slice_holds_though_seeds_move_the_optimum(make_ladder
     for rng_seed in range(60):
         noise = {"seed_shift": seed_shift, "noise": 1e-3, "rng_seed": rng_seed}
         found = estimate_optima(
-            "shared", split(check_frame(make_ladder(**noise))), MethodOptions(by=("tokens",))
+            "shared", cut_slices(check_frame(make_ladder(**noise))), MethodOptions(by=("tokens",))
         )
         assert all(o.low is not None and o.high is not None for o in found.optima)
         held += [o.low <= 2.0**t <= o.high for o, t in zip(found.optima, TRUTH, strict=True)]  # pyright: ignore
@@ -104,7 +106,9 @@ def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder)
         make_ladder(tokens=(tokens,), depth=0.01 * 2.0 ** (0.5 * k), noise=2e-4, rng_seed=k)
         for k, tokens in enumerate((32768, 65536, 131072, 262144, 524288))
     ]
-    found = estimate_optima("shared", split(check_frame(pd.concat(frames))), MethodOptions(by=("tokens",)))
+    found = estimate_optima(
+        "shared", cut_slices(check_frame(pd.concat(frames))), MethodOptions(by=("tokens",))
+    )
     np.testing.assert_allclose(_where(found), TRUTH, rtol=0, atol=0.05)
     bends = [o.curvature / o.loss for o in found.optima]  # pyright: ignore
     np.testing.assert_allclose(bends, 0.01 * 2.0 ** (0.5 * np.arange(5)), rtol=0.15, atol=0)
@@ -115,7 +119,9 @@ def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder)
 def test_a_size_that_hardly_varies_does_not_stop_a_law_for_another(make_ladder, name):
     odd = make_ladder(tokens=(65536,), covariates={"batch_tokens": 520})
     frame = check_frame(pd.concat([make_ladder(covariates={"batch_tokens": 512}), odd]))
-    assert estimate_optima(name, split(frame), MethodOptions(by=("tokens",))).optima[0].state == "bracketed"
+    assert (
+        estimate_optima(name, cut_slices(frame), MethodOptions(by=("tokens",))).optima[0].state == "bracketed"
+    )
     law = fit_law(_runs(frame), ("tokens",), method=name)
     assert law.exponents["tokens"].value == pytest.approx(-0.5, abs=0.1)
 

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.next_runs import next_runs
 from hyperp.analysis.queries.points_file import run_command, save_points
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 from hyperp.sweeps.plan.plan import make_plan
 
 
 def _law(frame: pd.DataFrame, by=("tokens",)) -> Law:
-    return fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), list(by))
+    return fit_law(Runs(frame, "runs.parquet", "0" * 64), list(by))
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.fit import fit_law
 from hyperp.analysis.law.schema import BasinRecord, Law
 from hyperp.analysis.queries.overrides import hydra_overrides
 from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.queries.validate import validate_law
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 
 def _runs(frame: pd.DataFrame) -> Runs:
-    return Runs(check_frame(frame), "runs.parquet", "0" * 64)
+    return Runs(frame, "runs.parquet", "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
 def test_refusals_come_with_the_runs_that_would_answer(law):
     with pytest.raises(Refusal, match=r"optimizer 'muonh'.* 'muon'") as caught:
         recommend_rate(law, {"tokens": 65536}, {"optimizer": "muon"})
-    assert [p["tokens"] for p in caught.value.next_points] == [2**k for k in range(15, 20)]
-    assert {p["optimizer"] for p in caught.value.next_points} == {"muon"}
-    assert all(len(p["lr"]) == 9 for p in caught.value.next_points)
+    assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(15, 20)]
+    assert {p["optimizer"] for p in caught.value.points} == {"muon"}
+    assert all(len(p["lr"]) == 9 for p in caught.value.points)
     with pytest.raises(Refusal, match=r"depth at 2 .* 4 ") as caught:
         recommend_rate(law, {"tokens": 65536, "depth": 4})
-    (point,) = caught.value.next_points
+    (point,) = caught.value.points
     assert (point["depth"], point["tokens"], point["width"]) == (4, 65536, 32)
     assert point["lr"][2] == pytest.approx(recommend_rate(law, {"tokens": 65536}).lr, rel=1e-3)
 
@@ -228,7 +228,7 @@ def test_runs_that_cannot_validate_the_law(law, make_curve, make_ladder):
         validate_law(law, _runs(frame.assign(optimizer="adamw")))
     with pytest.raises(Refusal, match="half and twice that rate") as caught:
         validate_law(law, _runs(frame.iloc[1:2]))
-    assert len(caught.value.next_points[0]["lr"]) == 2
+    assert len(caught.value.points[0]["lr"]) == 2
 
 
 def test_a_basin_that_narrows_with_a_size_costs_more_there():

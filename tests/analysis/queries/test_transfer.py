@@ -9,7 +9,7 @@ import pytest
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
 from hyperp.analysis.report.text.transfer import transfer_rows
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 DRIFT = -0.5
 
@@ -28,7 +28,7 @@ def answer(make_ladder) -> Transfer:
         )
         for k in range(4)
     ]
-    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs).slices, "width")
     return found
 
@@ -71,7 +71,7 @@ def _transfer_of(make_ladder, drift: float, widths: tuple[int, ...], depths: tup
         )
         for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
-    runs = Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs, method="two-stage").slices, "width")
     return found
 
@@ -104,7 +104,7 @@ def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
         make_ladder(tokens=(131072,), covariates={"width": 32 * 2**k}, octaves=span, noise=2e-4, rng_seed=k)
         for k, span in enumerate([(-9, -1), (-9, -1), (-14, -9), (-9, -1)])
     ]
-    runs = Runs(check_frame(pd.concat(parts)), "runs.parquet", "0" * 64)
+    runs = Runs(pd.concat(parts), "runs.parquet", "0" * 64)
     (found,) = measure_transfer(check_runs(runs).slices, "width")
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
@@ -116,7 +116,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
         make_ladder(tokens=(131072,), covariates={"width": width}, octaves=(-14, -9)) for width in (32, 64)
     ]
     frame = pd.concat(parts)
-    runs = Runs(check_frame(frame.assign(base_lr=frame["lr"] / 0.7)), "runs.parquet", "0" * 64)
+    runs = Runs(frame.assign(base_lr=frame["lr"] / 0.7), "runs.parquet", "0" * 64)
     slices = check_runs(runs).slices
     points = bracketing_points(slices, measure_transfer(slices, "width"))
     assert [p["width"] for p in points] == [32, 64]
@@ -125,7 +125,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
 
 
 def test_an_unknown_axis_is_named_in_the_error(make_ladder):
-    runs = Runs(check_frame(make_ladder()), "runs.parquet", "0" * 64)
+    runs = Runs(make_ladder(), "runs.parquet", "0" * 64)
     with pytest.raises(ValueError, match=r"--over must .* width, .* got 'N'"):
         measure_transfer(check_runs(runs).slices, "N")
 
@@ -150,9 +150,7 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
             )
             for k in range(4)
         ]
-        (found,) = measure_transfer(
-            check_runs(Runs(check_frame(pd.concat(frames)), "r", "0" * 64)).slices, "width"
-        )
+        (found,) = measure_transfer(check_runs(Runs(pd.concat(frames), "r", "0" * 64)).slices, "width")
         true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
         inside += [point.low < true < point.high for point in found.points]
         halves += [math.log2(point.high / point.low) / 2 for point in found.points]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.transfer import measure_transfer
 from hyperp.analysis.report.figures import style
@@ -17,7 +17,7 @@ from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
 from hyperp.analysis.report.figures.law import optimum_against, plot_optimum
 from hyperp.analysis.report.figures.style import save_figure
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def law(make_ladder) -> Law:
             make_ladder(tokens=(2**20,), octaves=(-5, -1)),  # at the edge: excluded, hollow
         ]
     )
-    return fit_law(Runs(check_frame(frame), "runs.parquet", "0" * 64), ["tokens"])
+    return fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"])
 
 
 def _save_and_read(figure_and_rows, folder, name):
@@ -81,7 +81,7 @@ def test_other_covariates_are_moved_along_the_fit(make_ladder, tmp_path):
         )
         for k in range(3)
     ]
-    law = fit_law(Runs(check_frame(pd.concat(frames)), "runs.parquet", "0" * 64), ["tokens", "batch_tokens"])
+    law = fit_law(Runs(pd.concat(frames), "runs.parquet", "0" * 64), ["tokens", "batch_tokens"])
     saved = _save_and_read(optimum_against(law, "tokens"), tmp_path, "optimum")
     for row in (r for r in saved if r["kind"] == "slice"):
         at = {"tokens": float(row["tokens"]), "batch_tokens": 1024.0}

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyperp.analysis.law.fit import fit_law
+from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.report.report import markdown_table, write_report
 from hyperp.analysis.report.text.law import formula
-from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.table.validate import Runs
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,7 @@ def law(make_ladder) -> Law:
     wide = make_ladder(tokens=(131072,), covariates={"width": 64}, rng_seed=1)
     lost = make_ladder(tokens=(2**20,)).assign(status="diverged", loss=np.nan)
     frame = pd.concat([make_ladder(seed_shift=0.05), wide, lost])
-    return fit_law(
-        Runs(check_frame(frame), "runs.parquet", "cd" * 32), ["tokens"], command="hyperp-law fit COMMAND"
-    )
+    return fit_law(Runs(frame, "runs.parquet", "cd" * 32), ["tokens"], command="hyperp-law fit COMMAND")
 
 
 @pytest.fixture(scope="module")

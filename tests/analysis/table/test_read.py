@@ -63,7 +63,7 @@ def test_tables_are_read_from_parquet_csv_and_folders(tmp_path):
     [
         ("absent.csv", None, "does not exist"),
         ("runs.txt", "a,b\n1,2\n", "ends in '.txt'; allowed are"),
-        ("runs.csv", "", "is empty; a header line"),
+        ("runs.csv", "", "is empty"),
         ("runs.csv", "a,b\n", "holds no rows"),
         ("runs.csv", "a,b,a\n1,2,3\n", r"names the column\(s\) a twice"),
         ("runs.parquet", "not parquet", "is not a readable Parquet file"),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyperp.analysis.table.slices import split, strata
+from hyperp.analysis.table.slices import cut_slices, strata
 from hyperp.analysis.table.validate import check_frame, filter_runs, parse_where, read_runs
 
 
@@ -24,7 +24,7 @@ def test_every_row_is_in_a_slice_or_counted(make_ladder):
     frame.loc[:2, "status"] = ["diverged", "failed", "planned"]
     frame.loc[:2, "loss"] = np.nan
     frame.loc[3, "loss"] = np.inf
-    slices = split(check_frame(frame))
+    slices = cut_slices(check_frame(frame))
     assert [s.covariates["tokens"] for s in slices] == [32768, 65536]
     assert slices[0].dropped == {"diverged": 1, "failed": 1, "finished, loss not finite": 1, "planned": 1}
     assert sum(len(s.lr) + sum(s.dropped.values()) for s in slices) == len(frame)
@@ -34,13 +34,13 @@ def test_every_row_is_in_a_slice_or_counted(make_ladder):
 
 def test_base_rate_is_not_part_of_a_slice_and_its_factor_is_kept(make_ladder):
     frame = make_ladder(tokens=(32768,)).assign(base_lr=lambda f: f["lr"] / 0.7)
-    (one,) = split(check_frame(frame))
+    (one,) = cut_slices(check_frame(frame))
     assert one.factor == pytest.approx(0.7, rel=1e-6)
 
 
 def test_strata_differ_only_in_what_is_free(make_ladder):
     frame = pd.concat([make_ladder(), make_ladder(tokens=(65536,), covariates={"width": 64})])
-    slices = split(check_frame(frame))
+    slices = cut_slices(check_frame(frame))
     groups = strata(slices, ["tokens"])
     assert sorted(len(g) for g in groups) == [1, 5]
     assert len(strata(slices, ["tokens", "width"])) == 1
@@ -48,11 +48,11 @@ def test_strata_differ_only_in_what_is_free(make_ladder):
 
 def test_columns_that_are_not_there_tell_nothing_apart(make_ladder):
     frame = make_ladder(seeds=1)
-    few = split(check_frame(frame[["lr", "loss", "tokens"]]))
+    few = cut_slices(check_frame(frame[["lr", "loss", "tokens"]]))
     assert [s.covariates for s in few] == [{"tokens": 2**k} for k in range(15, 20)]
     assert set(few[0].context.values()) == {""}
     assert few[0].factor is None
-    for one, same in zip(few, split(check_frame(frame)), strict=True):
+    for one, same in zip(few, cut_slices(check_frame(frame)), strict=True):
         np.testing.assert_array_equal(one.loss, same.loss)
 
 
@@ -60,14 +60,14 @@ def test_any_column_of_sizes_defines_slices_and_whole_ones_stay_whole(make_ladde
     frame = make_ladder(tokens=(32768, 65536)).drop(columns="tokens")
     frame["N"] = np.repeat([1.5e9, 2.5], len(frame) // 2)
     frame["D"] = np.repeat([1e9, 2e9], len(frame) // 2)
-    slices = split(check_frame(frame, ["N", "D"]), extra=["N", "D"])
+    slices = cut_slices(check_frame(frame, ["N", "D"]), extra=["N", "D"])
     assert [(s.covariates["N"], s.covariates["D"]) for s in slices] == [(2.5, 2 * 10**9), (1.5e9, 10**9)]
     assert isinstance(slices[0].covariates["D"], int)
 
 
 def test_what_is_tuned_beside_the_rate_does_not_cut_slices(make_ladder):
     frames = [make_ladder(tokens=(32768,), covariates={"batch_tokens": b}) for b in (512, 1024)]
-    (one,) = split(check_frame(pd.concat(frames)), over=("lr", "batch_tokens"))
+    (one,) = cut_slices(check_frame(pd.concat(frames)), over=("lr", "batch_tokens"))
     assert "batch_tokens" not in one.covariates
     assert len(one.lr) == len(frames[0]) + len(frames[1])
     assert set(one.tuned["batch_tokens"]) == {512.0, 1024.0}
@@ -87,7 +87,7 @@ def test_a_foreign_table_is_read_under_the_names_of_the_analysis(make_ladder, tm
     foreign["smooth loss"] = foreign["smooth loss"].astype(object)
     foreign.loc[1, "smooth loss"] = "Infinity"  # as a Weights & Biases export writes it
     names = {"lr": "Learning Rate", "loss": "smooth loss", "tokens": "D*1000", "status": "State"}
-    slices = split(read_runs(_write(foreign, tmp_path), names).frame)
+    slices = cut_slices(read_runs(_write(foreign, tmp_path), names).frame)
     assert [s.covariates["tokens"] for s in slices] == [2**k for k in range(15, 20)]
     assert slices[0].dropped == {"failed": 1, "finished, loss not finite": 1}
     assert len(slices[0].lr) == 7
@@ -111,7 +111,7 @@ def test_a_million_rows_are_cut_in_seconds():
     frame["seed"] = np.tile(np.repeat(np.arange(10), 20), n // 200)
     frame["loss"] = 3 + rng.random(n)
     start = time.perf_counter()
-    slices = split(check_frame(frame.sample(frac=1, random_state=0)))
+    slices = cut_slices(check_frame(frame.sample(frac=1, random_state=0)))
     assert time.perf_counter() - start < 20
     assert len(slices) == 5000
     assert sum(len(s.lr) for s in slices) == n
@@ -121,9 +121,12 @@ def test_the_same_rate_and_seed_twice_is_refused_or_averaged(make_ladder):
     frame = make_ladder(tokens=(32768,))
     twice = check_frame(pd.concat([frame, frame.assign(loss=frame["loss"] + 1)]))
     with pytest.raises(ValueError, match=r"two finished runs have lr=.* and seed=0 in one slice"):
-        split(twice)
+        cut_slices(twice)
     np.testing.assert_allclose(
-        split(twice, unique=False)[0].loss, split(check_frame(frame))[0].loss + 0.5, rtol=1e-12, atol=1e-12
+        cut_slices(twice, unique=False)[0].loss,
+        cut_slices(check_frame(frame))[0].loss + 0.5,
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -201,8 +204,8 @@ def test_where_filters_and_names_what_there_is(make_ladder):
 def test_a_setting_tells_runs_apart_only_where_nothing_else_does(make_ladder):
     frame = make_ladder(tokens=(65536,), seeds=1)
     one, other = frame.assign(setting="aaaa"), frame.assign(setting="bbbb")
-    assert [s.context["setting"] for s in split(check_frame(one))] == [""]
+    assert [s.context["setting"] for s in cut_slices(check_frame(one))] == [""]
     both = pd.concat([one, other], ignore_index=True)
-    assert [s.context["setting"] for s in split(check_frame(both))] == ["aaaa", "bbbb"]
+    assert [s.context["setting"] for s in cut_slices(check_frame(both))] == ["aaaa", "bbbb"]
     apart = pd.concat([one, other.assign(optimizer="sso")], ignore_index=True)
-    assert [s.context["setting"] for s in split(check_frame(apart))] == ["", ""]
+    assert [s.context["setting"] for s in cut_slices(check_frame(apart))] == ["", ""]

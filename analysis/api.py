@@ -1,0 +1,643 @@
+"""The Python API: what `hyperp.analysis` exports. The commands of hyperp-law call the same functions.
+
+Everything takes a table of runs as a DataFrame, as the path of a Parquet or CSV file (or of a folder that
+holds runs.parquet), or as what `read_runs` returns. Columns are named by one string, "N,D", or by a
+list. pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes
+neither.
+"""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from hyperp.analysis.errors import Refusal
+from hyperp.analysis.law import schema
+from hyperp.analysis.vocabulary import DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
+from hyperp.run_table import COVARIATES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from hyperp.analysis.loss.bootstrap import Draws
+    from hyperp.analysis.loss.fit import FloorProfile, LossFit
+    from hyperp.analysis.loss.leverage import FittedSeries, Leverage
+    from hyperp.analysis.loss.points import Form
+    from hyperp.analysis.loss.schema import LossLaw
+    from hyperp.analysis.queries.check import TableCheck
+    from hyperp.analysis.queries.next_runs import NextRuns
+    from hyperp.analysis.queries.recommend import Recommendation
+    from hyperp.analysis.queries.transfer import Transfer
+    from hyperp.analysis.queries.validate import Validation
+    from hyperp.analysis.table.validate import Runs
+
+    Source = pd.DataFrame | Path | str | Runs
+
+Names = str | Sequence[str]
+
+
+class Law(schema.Law):
+    """A fitted law of the learning rate: everything that law.json holds, and what a user asks of it."""
+
+    def summary(self) -> "pd.DataFrame":
+        """A row for each covariate, the index: exponent, se, low, high and the fitted range.
+
+        Fixed exponents have neither an error nor an interval.
+        """
+        import pandas as pd
+
+        rows = []
+        for name, (smallest, largest) in self.ranges.items():
+            e = self.exponents.get(name)
+            rows.append(
+                {
+                    "covariate": name,
+                    "exponent": self.fixed[name] if e is None else e.value,
+                    "se": np.nan if e is None else e.se,
+                    "low": np.nan if e is None else e.low,
+                    "high": np.nan if e is None else e.high,
+                    "range_low": smallest,
+                    "range_high": largest,
+                }
+            )
+        return pd.DataFrame(rows).set_index("covariate")
+
+    def slices_frame(self) -> "pd.DataFrame":
+        """A row for each slice, also those that the law does not use: sizes, state, optimum, interval."""
+        import pandas as pd
+
+        return pd.DataFrame([{"used": one.used, **one.row()} for one in self.slices])
+
+    def predict(self, **sizes: Any) -> "pd.DataFrame":
+        """The predicted rate with its prediction interval at these sizes, a row for each target.
+
+        Args:
+            sizes: a number or a sequence for every covariate of the law, such as tokens=[5e5, 1e6]; they
+                broadcast against each other. Sizes that all slices share may be left out. No target is too
+                far: `recommend` refuses, this does not.
+
+        Returns:
+            The sizes, lr, low and high; where something was tuned beside the rate, its value, low and high.
+
+        Raises:
+            ValueError: a covariate is missing, unknown or not positive, or differs from what the law holds.
+        """
+        import pandas as pd
+
+        for name in sizes:
+            if name not in self.ranges and name not in self.held:
+                known = ", ".join((*self.ranges, *self.held))
+                raise ValueError(f"size must be one of {known}, got {name!r}")
+        missing = [name for name in self.ranges if name not in sizes]
+        if missing:
+            raise ValueError(f"the law needs {', '.join(missing)}: it varies with it")
+        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(value)) for value in sizes.values()))
+        frame = pd.DataFrame({name: array.ravel() for name, array in zip(sizes, arrays, strict=True)})
+        for name, column in frame.items():
+            wrong = column[~((column > 0) & np.isfinite(column))]
+            if len(wrong):
+                raise ValueError(f"{name} must be a positive finite number, got {wrong.iloc[0]}")
+            if name in self.held and (column != self.held[str(name)]).any():
+                raise ValueError(
+                    f"{name} must be {self.held[str(name)]}, which is its value in every slice of the law, "
+                    f"got {column[column != self.held[str(name)]].iloc[0]}"
+                )
+        targets = [{str(n): float(v) for n, v in row.items()} for row in frame.to_dict("records")]
+        for response in self.over:
+            found = np.array([self.interval_at(target, response) for target in targets])
+            prefix = "" if response == "lr" else f"{response}_"
+            ends = dict(zip((f"{prefix}low", f"{prefix}high"), found[:, 1:].T, strict=True))
+            frame = frame.assign(**{response: found[:, 0], **ends})
+        return frame
+
+    def recommend(
+        self,
+        *,
+        optimizer: str | None = None,
+        parametrization: str | None = None,
+        schedule: str | None = None,
+        extrapolate: bool = False,
+        **sizes: float,
+    ) -> "Recommendation":
+        """The learning rate for a target scale, with its prediction interval and every factor.
+
+        Args:
+            optimizer, parametrization, schedule: refuse unless the law is for these.
+            extrapolate: answer beyond the law's reach, and where its interval says hardly anything.
+            sizes: the target; sizes that all slices of the law share may be left out.
+
+        Raises:
+            ValueError: a covariate is missing, unknown or out of range.
+            Refusal: the law cannot say; its `next_points` would change that.
+        """
+        from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
+
+        asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
+        context = {name: value for name, value in asked.items() if value is not None}
+        found = recommend_rate(self, _sizes(sizes), context, extrapolate)
+        if not extrapolate:
+            refuse_wide_interval(self, found)
+        return found
+
+    def next_runs(
+        self, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
+    ) -> "NextRuns":
+        """The runs that narrow the interval at the target most for their cost; see `next_runs`."""
+        return next_runs(self, count, among, **target)
+
+    def plot(self, covariate: str, ax: "Axes | None" = None, **target: float) -> "Axes":
+        """Draw the slices' optima, the law and its prediction band against one covariate.
+
+        Args:
+            covariate: one of the law's, such as "tokens".
+            ax: the axes to draw on; new ones of pyplot unless given.
+            target: sizes to mark with the recommended rate.
+
+        Raises:
+            ValueError: the law has no such covariate.
+        """
+        from hyperp.analysis.queries.recommend import recommend_rate
+        from hyperp.analysis.report.figures.law import plot_optimum
+
+        scale = recommend_rate(self, _sizes(target), extrapolate=True).target if target else None
+        return plot_optimum(self, covariate, scale, ax)
+
+    def save(self, path: str | Path) -> None:
+        """Write law.json, whole or not at all."""
+        schema.save_law(self, path)
+
+    def _repr_html_(self) -> str:
+        from hyperp.analysis.report.text.law import context_text, formula
+
+        used = sum(one.used for one in self.slices)
+        lines = [formula(self, response) for response in self.over]
+        lines += [f"{used} slices, {context_text(self.context)}", *(f"warning: {w}" for w in self.warnings)]
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
+        return paragraphs + self.summary().to_html(na_rep="")
+
+
+@dataclass(frozen=True)
+class FittedLoss:
+    """A fitted loss law; `law` is its record, which loss.json holds. The rest is what its plots need."""
+
+    law: "LossLaw"
+    fit: "LossFit"
+    draws: "Draws | None"
+    profile: "FloorProfile"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each parameter, the index: value, low, high and whether it was held."""
+        import pandas as pd
+
+        rows = {name: one.model_dump() for name, one in self.law.parameters.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
+
+    def save(self, path: str | Path) -> None:
+        """Write loss.json, whole or not at all."""
+        from hyperp.analysis.loss.schema import save_loss
+
+        save_loss(self.law, path)
+
+    def write_plots(self, folder: str | Path) -> list[Path]:
+        """Write the plots of law, residuals and floor as PNG, SVG and CSV; returns the paths."""
+        from hyperp.analysis.report.figures.loss import write_loss_figures
+
+        return write_loss_figures(self.fit, self.draws, self.profile, Path(folder))
+
+    def _repr_html_(self) -> str:
+        title = f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
+        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(na_rep='')}"
+
+
+@dataclass(frozen=True)
+class MeasuredLeverage:
+    """How much compute others need relative to the baseline; `answer` is the record, `series` the fits."""
+
+    answer: "Leverage"
+    series: "list[FittedSeries]"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each series and common loss: the compute of both and their ratio with its interval."""
+        import pandas as pd
+
+        found = self.answer.comparisons
+        return pd.DataFrame([{"series": c.other.name, **row.model_dump()} for c in found for row in c.rows])
+
+    def write_plots(self, folder: str | Path) -> list[Path]:
+        """Write the curves and their leverage as PNG, SVG and CSV; returns the paths."""
+        from hyperp.analysis.report.figures.loss import write_leverage_figure
+
+        return write_leverage_figure(self.answer, self.series, Path(folder))
+
+    def _repr_html_(self) -> str:
+        lines = [f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"]
+        lines += [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
+        return paragraphs + self.to_frame().to_html(index=False, na_rep="")
+
+
+class Transfers(Sequence["Transfer"]):
+    """The transfer along one axis, one for each group of slices that differ in nothing else."""
+
+    def __init__(self, axis: str, groups: Sequence["Transfer"]):
+        self.axis = axis
+        self._groups = list(groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, index: int) -> "Transfer": ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Transfer]": ...
+    def __getitem__(self, index: int | slice) -> "Transfer | Sequence[Transfer]":
+        return self._groups[index]
+
+    def __iter__(self) -> "Iterator[Transfer]":
+        return iter(self._groups)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling."""
+        import pandas as pd
+
+        rows = []
+        for one in self._groups:
+            drift, penalty = one.drift, one.penalty
+            rows.append(
+                {
+                    **{name: value for name, value in one.context.items() if value},
+                    **one.held,
+                    "drift": None if drift is None else drift.octaves_per_doubling,
+                    "low": None if drift is None else drift.low,
+                    "high": None if drift is None else drift.high,
+                    "penalty_percent": None if penalty is None else penalty.percent,
+                    "problem": one.problem,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        title = f"Drift of the optimum in octaves per doubling of {self.axis}"
+        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(index=False, na_rep='')}"
+
+
+def read_runs(
+    source: "pd.DataFrame | Path | str",
+    mapping: Mapping[str, str] | None = None,
+    sizes: Names = (),
+    where: Mapping[str, Any] | None = None,
+    loss: bool = True,
+) -> "Runs":
+    """Read and validate a table of runs.
+
+    Args:
+        source: a DataFrame, a Parquet or CSV file, or a folder that holds runs.parquet.
+        mapping: names that the analysis knows, each with the column that holds it, such as
+            {"batch_tokens": "bs*2048"}.
+        sizes: columns beyond the standard covariates that hold sizes.
+        where: rows outside these column values may be invalid; invalid ones are dropped.
+        loss: whether the column loss is needed.
+
+    Raises:
+        ValueError: no such file, an unknown format, a missing or repeated column, or a value out of range.
+    """
+    from hyperp.analysis.table.validate import read_runs
+
+    return read_runs(source, mapping, _names(sizes), _conditions(where), loss)
+
+
+def fit_law(
+    runs: "Source",
+    by: Names,
+    *,
+    where: Mapping[str, Any] | None = None,
+    fix: Mapping[str, float] | None = None,
+    over: Names = "lr",
+    also_by: Names = (),
+    slice_by: Names = (),
+    mapping: Mapping[str, str] | None = None,
+    method: MethodName | None = None,
+    space: Space = "log",
+    given: bool = False,
+    window: float = WINDOW,
+    level: float = LEVEL,
+    reach: float = DEFAULT_REACH,
+    command: str = "",
+) -> Law:
+    """Fit lr = exp(a) * product of covariate^b to the best rates of the slices of a table.
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns.
+        by: the covariates whose exponents are estimated.
+        where: column values that select the rows to fit; the other slices stay in the law as excluded.
+        fix: exponents that are held, such as {"depth": -0.5}, each tested against the data.
+        over: what is tuned within a slice: lr, or lr and one more column.
+        also_by: the covariates of what is tuned beside the rate; all of `by` unless given.
+        slice_by: further columns of sizes that tell slices apart.
+        mapping: names for the columns of a foreign table, see `read_runs`.
+        method: how optima are found, one of `vocabulary.METHODS`; the first of them unless given.
+        space: least squares in log rates, or "linear" in the rates themselves.
+        given: every row is already an optimum: its lr is the best rate.
+        window: half-width of the parabola's window in octaves, for the method two-stage.
+        level: coverage of every interval.
+        reach: largest extrapolation factor at which the law recommends without `extrapolate`.
+        command: the command line to record in the law.
+
+    Raises:
+        ValueError: bad input, or several groups of slices that could each carry the law.
+        Refusal: no group of slices identifies the law; its `next_points` would change that.
+    """
+    from hyperp.analysis.law.fit import fit_request
+    from hyperp.analysis.law.request import FitRequest
+
+    request = FitRequest(
+        by=_names(by),
+        fix=dict(fix or {}),
+        where=_conditions(where),
+        over=_names(over),
+        also_by=_names(also_by),
+        slice_by=_names(slice_by),
+        method=_method(method),
+        space=space,
+        given=given,
+        window=window,
+        level=level,
+        reach=reach,
+    )
+    sizes = [*request.by, *request.fix, *request.slice_by, *request.over[1:]]
+    table = _runs(runs, mapping, sizes, request.where, loss=not given)
+    return Law.model_validate(dict(fit_request(table, request, command)))
+
+
+def load_law(path: str | Path) -> Law:
+    """Read law.json.
+
+    Raises:
+        ValueError: it cannot be read, a field is wrong, or it was changed after it was fitted.
+    """
+    return schema.load_law(path, Law)
+
+
+def check(
+    runs: "Source",
+    *,
+    by: Names = (),
+    over: Names = "lr",
+    where: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str] | None = None,
+    method: MethodName | None = None,
+    window: float = WINDOW,
+) -> "TableCheck":
+    """Describe a table of runs and which exponents it identifies.
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns.
+        by: columns of sizes beyond the standard covariates.
+        over, where, mapping, method, window: see `fit_law`.
+    """
+    from hyperp.analysis.queries.check import check_runs
+
+    sizes, tuned, rows = _names(by), _names(over), _conditions(where)
+    table = _runs(runs, mapping, [*sizes, *tuned[1:]], rows)
+    return check_runs(table, rows, window, sizes, tuned, _method(method))
+
+
+def transfer(
+    runs: "Source",
+    over: str,
+    *,
+    where: Mapping[str, Any] | None = None,
+    slice_by: Names = (),
+    mapping: Mapping[str, str] | None = None,
+    method: MethodName | None = None,
+    window: float = WINDOW,
+) -> Transfers:
+    """Measure how far the best rate moves along the axis `over`, and what it costs to ignore that.
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns.
+        over: the axis, such as "width".
+        where, slice_by, mapping, method, window: see `fit_law`.
+
+    Raises:
+        ValueError: bad input.
+        Refusal: the axis does not vary, or no drift is identified; its `next_points` would change that.
+    """
+    from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
+
+    columns = [name for name in (over, *_names(slice_by)) if name not in COVARIATES]
+    found = check(runs, by=columns, where=where, mapping=mapping, method=method, window=window)
+    groups = measure_transfer(found.slices, over)
+    if not groups:
+        reason = f"{over} has one value wherever slices are alike in the rest; run another value"
+        raise Refusal(reason, points_further_along(found.slices, over))
+    if all(one.drift is None for one in groups):
+        reason = f"no drift over {over} is identified: {groups[0].problem}"
+        raise Refusal(reason, bracketing_points(found.slices, groups))
+    return Transfers(over, groups)
+
+
+def next_runs(
+    law: schema.Law, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
+) -> "NextRuns":
+    """The runs that narrow the prediction interval at a target most for their cost.
+
+    Args:
+        law: what `fit_law` or `load_law` returns.
+        count: how many further slices to choose.
+        among: the slices to choose from, each a dict of sizes; a grid of octaves unless given.
+        target: sizes; 8 times the largest fitted one where left out.
+
+    Raises:
+        ValueError: an unknown covariate, or a size or count out of range.
+        Refusal: the slices lie exactly on the law, so that no slice would narrow anything.
+    """
+    from hyperp.analysis.queries import next_runs as queries
+
+    return queries.next_runs(law, _sizes(target), count, [_sizes(sizes) for sizes in among])
+
+
+def validate(
+    law: schema.Law,
+    runs: "Source",
+    *,
+    where: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> "Validation":
+    """Test the recommended rate against the others that were run at one target scale.
+
+    Raises:
+        ValueError: several scales or contexts, another context than the law's, or no run at the recommended
+            rate.
+        Refusal: only the recommended rate was run.
+    """
+    from hyperp.analysis.queries.validate import validate_law
+
+    rows = _conditions(where)
+    return validate_law(law, _runs(runs, mapping, [*law.ranges, *law.held], rows), rows)
+
+
+def fit_loss(
+    runs: "Source",
+    form: "Form" = "power",
+    *,
+    where: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str] | None = None,
+    pin: Mapping[str, float] | None = None,
+    all_rows: bool = False,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    command: str = "",
+) -> FittedLoss:
+    """Fit a loss law, L(C) = E + A C^-b or L(N, D) = E + A N^-alpha + B D^-beta, and profile its floor.
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns.
+        form: "power", of the column flops, or "chinchilla", of parameters and tokens.
+        where, mapping: see `fit_law`.
+        pin: parameters to hold, such as {"E": 1.6}.
+        all_rows: every run is a point, not only the best rate of every size.
+        bootstrap: resamples for the intervals; 0 leaves the intervals out.
+        seed: of the resamples.
+        command: the command line to record in the law.
+
+    Raises:
+        ValueError: bad input.
+        Refusal: the points do not identify the law; its `next_points` would change that.
+    """
+    from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
+    from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
+    from hyperp.analysis.loss.points import loss_points
+    from hyperp.analysis.loss.schema import loss_law_record
+
+    frame, source = _loss_table(runs, mapping, where)
+    fit = fit_loss_law(loss_points(frame, form, all_rows), dict(pin or {}))
+    draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
+    profile = profile_floor(fit, None if draws is None else floor_interval(draws))
+    law = loss_law_record(fit, profile, draws, {**source, "command": command})
+    return FittedLoss(law, fit, draws, profile)
+
+
+def leverage(
+    runs: "Source",
+    baseline: Mapping[str, str],
+    *,
+    where: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str] | None = None,
+    pin: Mapping[str, float] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> MeasuredLeverage:
+    """Compare the compute that the baseline and others need for equal loss (CEL, arXiv 2603.28743).
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns.
+        baseline: the column that tells the curves apart and its value, such as {"optimizer": "muon"}.
+        where, mapping, pin, bootstrap, seed: see `fit_loss`.
+
+    Raises:
+        ValueError: bad input.
+        Refusal: no curve overlaps the baseline's; its `next_points` would change that.
+    """
+    from hyperp.analysis.loss.leverage import compute_leverage
+
+    if len(baseline) != 1:
+        raise ValueError(f"baseline must be one column and its value, got {dict(baseline)}")
+    ((column, value),) = baseline.items()
+    frame, source = _loss_table(runs, mapping, where)
+    found, series = compute_leverage(frame, str(value), column, dict(pin or {}), bootstrap, seed)
+    found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
+    return MeasuredLeverage(found, series)
+
+
+def write_report(
+    law: schema.Law,
+    folder: str | Path,
+    *,
+    check: "Source | None" = None,
+    extrapolate: bool = False,
+    command: str = "",
+    **target: float,
+) -> list[Path]:
+    """Write report.md and every plot as PNG, SVG and CSV; returns their paths.
+
+    Args:
+        law: what `fit_law` or `load_law` returns.
+        folder: the folder to write; created if it does not exist.
+        check: runs at a target scale; the report includes their validation.
+        extrapolate: recommend beyond the law's reach too.
+        command: the command line to print in the report.
+        target: sizes to recommend a rate for.
+    """
+    from hyperp.analysis.report import report
+
+    validation = None if check is None else validate(law, check)
+    return report.write_report(law, folder, command, _sizes(target) or None, validation, extrapolate)
+
+
+def _runs(
+    source: "Source",
+    mapping: Mapping[str, str] | None,
+    sizes: Sequence[str],
+    where: Mapping[str, str],
+    loss: bool = True,
+) -> "Runs":
+    """The validated table; a name in `sizes` that can be no size is left for the query to refuse."""
+    from hyperp.analysis.table.validate import Runs, read_runs
+    from hyperp.analysis.vocabulary import NOT_COVARIATES
+
+    extra = [name for name in sizes if name not in (*COVARIATES, *NOT_COVARIATES)]
+    if not isinstance(source, Runs):
+        return read_runs(source, mapping, extra, where, loss)
+    if mapping:
+        raise ValueError(
+            f"mapping must be given to read_runs when runs are read already, got {dict(mapping)}"
+        )
+    return source.with_sizes(extra)
+
+
+def _loss_table(
+    source: "Source", mapping: Mapping[str, str] | None, where: Mapping[str, Any] | None
+) -> "tuple[pd.DataFrame, dict[str, Any]]":
+    """The rows for a loss law, which needs no learning rates, and where they came from."""
+    import pandas as pd
+
+    from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
+    from hyperp.analysis.table.validate import Runs, filter_runs
+
+    if isinstance(source, Runs):
+        table = RawTable(source.frame, source.path, source.sha256)
+    else:
+        table = table_of_frame(source) if isinstance(source, pd.DataFrame) else read_table(source)
+    names, rows = dict(mapping or {}), _conditions(where)
+    frame = filter_runs(apply_map(table.frame, names), rows)
+    return frame, {
+        "mapping": names,
+        "where": rows,
+        "records": table.path,
+        "records_sha256": table.sha256,
+    }
+
+
+def _names(names: Names) -> tuple[str, ...]:
+    listed = names.split(",") if isinstance(names, str) else names
+    return tuple(name.strip() for name in listed if name.strip())
+
+
+def _conditions(where: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: str(value) for name, value in (where or {}).items()}
+
+
+def _sizes(sizes: Mapping[str, float]) -> dict[str, int | float]:
+    """Whole sizes as int, as the tables have them."""
+    return {n: int(v) if float(v).is_integer() and abs(v) < 2**62 else float(v) for n, v in sizes.items()}
+
+
+def _method(name: MethodName | None) -> MethodName:
+    from hyperp.analysis.optima.methods import DEFAULT_METHOD
+
+    return DEFAULT_METHOD if name is None else name

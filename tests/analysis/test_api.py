@@ -1,0 +1,214 @@
+"""The Python API: what a notebook user calls, what it gives, and what it does not import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+import hyperp.analysis as analysis
+from hyperp.analysis import (
+    Law,
+    Refusal,
+    check,
+    fit_law,
+    load_law,
+    read_runs,
+    transfer,
+    validate,
+    write_report,
+)
+
+
+@pytest.fixture(scope="module")
+def frame(make_ladder) -> pd.DataFrame:
+    return make_ladder(seed_shift=0.1, tokens=(32768, 65536, 131072, 262144))
+
+
+@pytest.fixture(scope="module")
+def law(frame) -> Law:
+    return fit_law(frame, by="tokens")
+
+
+def test_every_exported_name_is_there():
+    assert all(getattr(analysis, name) is not None for name in analysis.__all__)
+    assert sorted(dir(analysis)) == sorted(analysis.__all__)
+    with pytest.raises(AttributeError, match="fit_lwa"):
+        analysis.fit_lwa  # noqa: B018 # pyright: ignore
+
+
+def test_a_frame_a_path_and_runs_give_the_same_law(frame, law, tmp_path):
+    path = tmp_path / "runs.csv"
+    frame.to_csv(path, index=False)
+    runs = read_runs(path)
+    skip = {"created", "records"}
+    for source, by in (
+        (tmp_path / "runs.csv", ["tokens"]),
+        (str(tmp_path / "runs.csv"), "tokens"),
+        (runs, "tokens"),
+    ):
+        assert fit_law(source, by=by).model_dump(exclude=skip) == law.model_dump(exclude=skip)
+
+
+def test_where_takes_values_and_fix_is_tested(make_ladder):
+    wide = make_ladder(covariates={"width": 64, "depth": 8}, rng_seed=1)
+    both = pd.concat([make_ladder(), wide])
+    law = fit_law(both, by="tokens", where={"width": 64}, method="two-stage")
+    assert (law.held["width"], law.where, law.method) == (64, {"width": "64"}, "two-stage")
+    fixed = fit_law(both.drop(columns="width"), by="tokens", fix={"depth": -0.5})
+    assert fixed.fixed_tests["depth"].fixed == -0.5
+
+
+def test_own_columns_are_validated_though_runs_were_read_without_them(frame):
+    runs = read_runs(frame.assign(N=frame["tokens"] * 20).drop(columns="tokens"))
+    assert fit_law(runs, by="N").ranges["N"] == (20 * 32768, 20 * 262144)
+    with pytest.raises(ValueError, match=r"N must .*got -1"):
+        fit_law(read_runs(frame.assign(N=-1)), by="N")
+
+
+def test_a_frame_is_validated_like_a_file(frame):
+    with pytest.raises(ValueError, match=r"lr must .*got -1"):
+        check(frame.assign(lr=-1.0))
+    with pytest.raises(ValueError, match=r"names the column.* lr twice"):
+        check(pd.concat([frame, frame[["lr"]]], axis=1))
+    with pytest.raises(ValueError, match="no rows"):
+        check(frame.iloc[:0])
+    with pytest.raises(ValueError, match="mapping must"):
+        check(read_runs(frame), mapping={"tokens": "D"})
+
+
+def test_the_summary_is_a_row_a_covariate(law):
+    found = law.summary()
+    e = law.exponents["tokens"]
+    assert found.loc["tokens"].tolist() == [e.value, e.se, e.low, e.high, 32768, 262144]
+    assert list(found.columns) == ["exponent", "se", "low", "high", "range_low", "range_high"]
+
+
+def test_slices_are_a_row_each(law):
+    found = law.slices_frame()
+    assert found["tokens"].tolist() == [32768, 65536, 131072, 262144]
+    assert found["used"].all()
+    assert (found["state"] == "bracketed").all()
+    assert ((found["low"] < found["lr"]) & (found["lr"] < found["high"])).all()
+
+
+def test_predictions_broadcast(law):
+    found = law.predict(tokens=[5e5, 1e6], width=32)
+    assert list(found.columns) == ["tokens", "width", "lr", "low", "high"]
+    for row in found.itertuples():
+        np.testing.assert_allclose(
+            [row.lr, row.low, row.high], law.interval_at({"tokens": row.tokens}), rtol=1e-12
+        )
+    assert len(law.predict(tokens=1e6)) == 1
+    for sizes, message in (
+        ({}, "needs tokens"),
+        ({"tokens": [1e6, -1]}, "tokens must .*got -1"),
+        ({"tokens": 1e6, "width": 64}, "width must be 32.*got 64"),
+        ({"tokens": 1e6, "flops": 1}, "size must .*got 'flops'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            law.predict(**sizes)
+
+
+def test_a_recommendation_is_that_of_the_law(law):
+    found = law.recommend(tokens=5.2e5)
+    assert (found.lr, found.low, found.high) == law.interval_at({"tokens": 520000})
+    assert found.to_frame().loc[0, "lr"] == found.lr
+    assert "prediction interval" in found._repr_html_()
+
+
+def test_a_refusal_has_the_next_points_as_a_table(law, make_ladder):
+    with pytest.raises(Refusal, match="tokens=100000000") as caught:
+        law.recommend(tokens=1e8)
+    points = caught.value.next_points
+    assert len(points) == len(caught.value.points[0]["lr"])
+    assert (points["tokens"] > 262144).all()
+    assert law.recommend(tokens=1e8, extrapolate=True).lr == law.predict(tokens=1e8).loc[0, "lr"]
+    with pytest.raises(Refusal, match="muon") as caught:
+        law.recommend(tokens=5.2e5, optimizer="muon")
+    assert set(caught.value.next_points["optimizer"]) == {"muon"}
+
+
+def test_a_law_is_saved_and_loaded(law, tmp_path):
+    law.save(tmp_path / "law.json")
+    assert load_law(tmp_path / "law.json") == law
+
+
+def test_a_notebook_shows_tables(law, frame):
+    answers = [law, check(frame), law.recommend(tokens=5.2e5), law.next_runs(tokens=1e7)]
+    for answer in answers:
+        assert "<table" in answer._repr_html_()
+    assert law.next_runs(count=1, tokens=1e7).to_frame()["tokens"].nunique() == 1
+
+
+def test_plots_go_to_the_axes_that_are_given(law):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    backend = mpl.get_backend()
+    figure, axes = plt.subplots()
+    assert law.plot("tokens", ax=axes, tokens=1e6) is axes
+    assert len(axes.lines) > 4
+    assert mpl.get_backend() == backend
+    plt.close(figure)
+    with pytest.raises(ValueError, match="covariate must be one of tokens, got"):
+        law.plot("width")
+
+
+def test_transfer_is_a_row_a_group(demo):
+    found = transfer(demo, "width")
+    assert set(found.to_frame()["optimizer"]) == {"muonh", "adamw"}
+    assert len(found) == len(found.to_frame())
+    assert found[0].axis == "width"
+    assert "<table" in found._repr_html_()
+    with pytest.raises(Refusal, match="depth has one value") as caught:
+        transfer(demo, "depth")
+    assert {4, 8} == set(caught.value.next_points["depth"])
+
+
+def test_a_law_is_validated_and_reported(law, make_ladder, tmp_path):
+    best = law.recommend(tokens=524288)
+    runs = make_ladder(tokens=(524288,))
+    runs = pd.concat([runs.assign(lr=best.lr * 2.0**k).drop_duplicates("seed") for k in (-1, 0, 1)])
+    runs["loss"] = 3 + 0.01 * np.log2(runs["lr"] / best.lr) ** 2
+    found = validate(law, runs)
+    assert found.passed
+    assert len(found.to_frame()) == 3
+    paths = write_report(law, tmp_path / "report", check=runs, tokens=524288)
+    assert all(path.is_file() for path in paths)
+    assert "PASS" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_losses_and_leverage_are_tables():
+    flops = np.geomspace(1e15, 1e18, 8)
+    frames = [
+        pd.DataFrame({"optimizer": name, "flops": flops, "loss": 1.7 + a * flops**-0.1})
+        for name, a in (("muon", 40.0), ("muonh", 38.0))
+    ]
+    runs = pd.concat(frames)
+    runs["loss"] *= 1 + 1e-4 * np.random.default_rng(0).normal(size=len(runs))
+    fitted = analysis.fit_loss(runs, where={"optimizer": "muon"}, bootstrap=20)
+    np.testing.assert_allclose(fitted.to_frame().loc["E", "value"], 1.7, rtol=0.02)
+    assert "<table" in fitted._repr_html_()
+    found = analysis.leverage(runs, {"optimizer": "muon"}, bootstrap=20)
+    np.testing.assert_allclose(found.to_frame()["leverage"], (40 / 38) ** 10, rtol=0.05)
+    assert "muon" in found._repr_html_()
+
+
+PROBE = "import sys; {}; print(','.join(n for n in ('torch', 'pandas', 'matplotlib') if n in sys.modules))"
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("import hyperp.analysis", set()),
+        ("from hyperp.analysis import load_law; load_law({path!r}).recommend(tokens=5e5)", set()),
+        ("from hyperp.analysis import load_law; load_law({path!r}).predict(tokens=5e5)", {"pandas"}),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(law, tmp_path: Path, statement, allowed):
+    law.save(tmp_path / "law.json")
+    code = PROBE.format(statement.format(path=str(tmp_path / "law.json")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= allowed
