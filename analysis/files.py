@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hyperp.files import replacing
-from hyperp.terminal import invalid_field
+from hyperp.validation import invalid_field
 
 Model = TypeVar("Model", bound=BaseModel)
 

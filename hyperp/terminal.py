@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import typer
-    from pydantic import ValidationError
 
 ANSWERED = 0
 FAILED = 1  # a run failed, a check did not hold
 BAD_INPUT = 2
 REFUSED = 3  # the data cannot tell
 STOPPED = 130  # by Ctrl-C
-
-LONGEST_INPUT = 60  # characters of a wrong value that an error repeats
 
 # Lines of Hydra and OmegaConf about their own types and search path, and advice that is wrong for typed keys.
 NOISE = (
@@ -34,25 +31,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines()]
     text = " ".join(line for line in lines if line and not line.startswith(NOISE)) or type(error).__name__
     return text.replace("str is not a ListConfig, list or tuple.", "a list is wanted, such as [a,b].")
-
-
-def invalid_field(error: "ValidationError", section: str = "") -> str:
-    """The first thing that pydantic found wrong, in one line: the field, what is allowed, the value."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join([*([section] if section else []), *(str(part) for part in first["loc"])])
-    where = f"{field}: " if field else ""
-    if first["type"] == "extra_forbidden":
-        return f"{field} is not a known field, got {_short(first['input'])}"
-    if first["type"] == "value_error":  # one of ours, which names the value
-        return where + first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{where}{first['msg']}"
-    return f"{where}{first['msg']}, got {_short(first['input'])}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_INPUT else f"{text[: LONGEST_INPUT - 3]}..."
 
 
 def print_error(program: str, text: str) -> None:

@@ -10,7 +10,7 @@ its type and by what `must` adds to it; conditions on several fields together be
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial, wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -19,6 +19,9 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
+
+LONGEST_INPUT = 60  # characters of a wrong value that an error repeats
+PYDANTIC_WORDS = {"Input should be": "must be", "a valid boolean": "true or false", "'": ""}
 
 
 @dataclass_transform(frozen_default=True)
@@ -35,32 +38,43 @@ def validated(cls: type[T]) -> type[T]:
         try:
             construct(self, *args, **kwargs)
         except ValidationError as error:
-            raise ValueError(_first_error(error, [field.name for field in fields(made)])) from None
+            names = [field.name for field in fields(made)]
+            raise ValueError(invalid_field(error, names=names, separator=".")) from None
 
     made.__init__ = construct_or_explain
     return made
 
 
-def _first_error(error: ValidationError, names: list[str]) -> str:
-    """`field must be X, got Y` for the first wrong field; pydantic numbers those that came by position."""
+def invalid_field(
+    error: ValidationError, section: str = "", names: Sequence[str] = (), separator: str = ": "
+) -> str:
+    """`field must be X, got Y` for the first thing that pydantic found wrong, in one line.
+
+    Args:
+        error: what pydantic raised.
+        section: what the fields belong to, such as "launcher"; it goes before their names.
+        names: the fields' names in order, for arguments that came by position, which pydantic numbers.
+        separator: between a field and the text of an error that one of our own validators raised.
+    """
     first = error.errors(include_url=False)[0]
     path = list(first["loc"])
-    if path and isinstance(path[0], int):
+    if path and names and isinstance(path[0], int):
         path[0] = names[path[0]]
-    field, text = ".".join(map(str, path)), first["msg"]
-    if first["type"] == "missing":
+    field = ".".join(map(str, [section, *path] if section else path))
+    kind, text = first["type"], first["msg"]
+    value = repr(first["input"])
+    got = f"got {value if len(value) <= LONGEST_INPUT else f'{value[: LONGEST_INPUT - 3]}...'}"
+    if kind == "missing":
         return f"{field} must be given"
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{field} is not a known field, got {first['input']!r}"
-    if first["type"] == "value_error":  # of `must`, or of a `__post_init__`, which names the field itself
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{field} is not a known field, {got}"
+    if kind == "value_error":  # of `must`, or of a validator that names the field itself
         text = text.removeprefix("Value error, ")
-        return f"{field} {text}" if text.startswith("must ") else f"{field}.{text}".removeprefix(".")
-    text = (
-        text.replace("Input should be", "must be")
-        .replace("a valid boolean", "true or false")
-        .replace("'", "")
-    )
-    return f"{field} {text}, got {first['input']!r}"
+        between = " " if text.startswith("must ") else separator
+        return f"{field}{between}{text}" if field else text
+    for theirs, ours in PYDANTIC_WORDS.items():
+        text = text.replace(theirs, ours)
+    return f"{field or 'it'} {text}, {got}"
 
 
 def must(allowed: str, holds: Callable[[Any], bool]) -> BeforeValidator:

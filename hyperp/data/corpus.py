@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hyperp.terminal import invalid_field
-from hyperp.validation import positive_int
+from hyperp.validation import invalid_field, positive_int
 
 DataSource = Literal["stdlib", "text", "tokens"]
 TokenArray = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]

@@ -20,7 +20,8 @@ from hyperp.flops import Shape, training_flops
 from hyperp.suggestions import Compose, closest_key, compose_with_hint, did_you_mean, parse_overrides
 from hyperp.sweeps.plan.overrides import expand_choices, format_override
 from hyperp.sweeps.plan.sweep import Block, Sweep
-from hyperp.terminal import invalid_field, one_line
+from hyperp.terminal import one_line
+from hyperp.validation import invalid_field
 
 BYTE_IDS = 2**8  # vocabulary of every source but `tokens`, which are read byte by byte
 

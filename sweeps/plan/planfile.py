@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, Va
 from hyperp import __version__, files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.terminal import invalid_field
+from hyperp.validation import invalid_field
 
 SCHEMA = 1
 NAME = "plan.json"

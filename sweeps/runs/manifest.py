@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hyperp import files
-from hyperp.terminal import invalid_field
+from hyperp.validation import invalid_field
 
 T = TypeVar("T")
 SCHEMA = 1

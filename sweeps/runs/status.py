@@ -16,7 +16,7 @@ from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan
 from hyperp.sweeps.plan.planfile import Planned
 from hyperp.sweeps.runs.run import load_record
-from hyperp.terminal import invalid_field
+from hyperp.validation import invalid_field
 
 UNDER_WAY = ("queued", "running")
 

@@ -147,7 +147,7 @@ def test_two_thousand_points_are_planned_in_seconds():
         ),
         (["+sweep.blocks.a.grid={scale.tokens:[-5]}"], r"tokens must be .*, got -5"),
         (["+sweep.blocks.a.grid={seed:[]}"], r"sweep\.blocks\.a: grid\.seed must .*, got \[\]"),
-        (["+sweep.blocks.a.grid={seed:1}"], r"sweep\.blocks\.a\.grid\.seed: .*list, got 1"),
+        (["+sweep.blocks.a.grid={seed:1}"], r"sweep\.blocks\.a\.grid\.seed must be .*list, got 1"),
         (["+sweep.blocks.a.grid={optim:[adamw]}"], r"optim is a group .* overrides"),
         (["+sweep.blocks.a.points=[]"], r"sweep\.blocks\.a\.points: .*at least 1"),
         (["+sweep.blocks.a.points=[{}]"], r"points\.0 must .*, got \{\}"),
