@@ -6,13 +6,12 @@ unknown key or a wrong type is refused before anything runs.
 
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, asdict, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -20,14 +19,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import StrictBool
 
 from hyperp.flops import Shape, experts_of
 from hyperp.parametrization import Parametrization
-from hyperp.scale import Scale, positive_int
+from hyperp.scale import Scale
 from hyperp.schedule import Schedule
 from hyperp.terminal import one_line
+from hyperp.validation import Count, NonNegative, Positive, Whole, is_finite, is_integer, must, validated
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 LATER_MODEL_FIELDS = (
     "shared_expert",
     "sqrt_gate",
@@ -36,7 +36,7 @@ LATER_MODEL_FIELDS = (
 )  # than the first runs
 
 
-@dataclass(frozen=True)
+@validated
 class ModelConfig:
     """Sizes of the decoder beside width and depth.
 
@@ -45,85 +45,69 @@ class ModelConfig:
     trained on, and in nothing that is reported.
     """
 
-    context: int = 128
-    head_size: int = 16
-    query_heads: int | None = None
-    kv_heads: int = 1
-    mlp_ratio: int = 4
-    qk_norm: bool = True
-    gated_attention: bool = False
-    rope_base: float = 10_000.0
-    shared_expert: bool = False
-    sqrt_gate: bool = True
-    balance_weight: float = 0.0
-    attention_ratio: int = 1
+    context: Whole = 128
+    head_size: Whole = 16
+    query_heads: Whole | None = None
+    kv_heads: Whole = 1
+    mlp_ratio: Whole = 4
+    qk_norm: StrictBool = True
+    gated_attention: StrictBool = False
+    rope_base: Positive = 10_000.0
+    shared_expert: StrictBool = False
+    sqrt_gate: StrictBool = True
+    balance_weight: NonNegative = 0.0
+    attention_ratio: Whole = 1
 
     def __post_init__(self) -> None:
-        for name in ("context", "head_size", "kv_heads", "mlp_ratio", "attention_ratio"):
-            positive_int(name, getattr(self, name))
-        if self.query_heads is not None:
-            positive_int("query_heads", self.query_heads)
         if self.head_size % 2:
             raise ValueError(f"head_size must be even (rotary embedding), got {self.head_size}")
         if self.query_heads is not None and self.query_heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide query_heads={self.query_heads}, got {self.kv_heads}")
-        if not (math.isfinite(self.rope_base) and self.rope_base > 0):
-            raise ValueError(f"rope_base must be finite and positive, got {self.rope_base}")
-        if not (math.isfinite(self.balance_weight) and self.balance_weight >= 0):
-            raise ValueError(f"balance_weight must be finite and at least 0, got {self.balance_weight}")
 
 
-@dataclass(frozen=True)
+@validated
 class OptimConfig:
     """`algorithms` maps a role to its algorithm, `options` an algorithm to its options; clip 0 is none."""
 
     name: str = "muonh"
     algorithms: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    clip: float = 1.0
+    clip: NonNegative = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.clip) and self.clip >= 0):
-            raise ValueError(f"optim.clip must be finite and at least 0, got {self.clip}")
         hidden = self.algorithms.get("hidden", self.name)
         if hidden != self.name:
             raise ValueError(
-                f"optim.name must be optim.algorithms.hidden, {hidden}, got {self.name}; "
+                f"name must be optim.algorithms.hidden, {hidden}, got {self.name}; "
                 "optim=NAME chooses another optimizer"
             )
         for algorithm, values in self.options.items():
             for key, value in values.items() if isinstance(values, dict) else ():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"optim.options.{algorithm}.{key} must be finite, got {value}")
+                if isinstance(value, float) and not is_finite(value):
+                    raise ValueError(f"options.{algorithm}.{key} must be finite, got {value}")
 
 
-@dataclass(frozen=True)
+@validated
 class DataConfig:
     """`source` is stdlib, text (bytes of `files`) or tokens (the prepared file `path`)."""
 
-    source: str = "stdlib"
+    source: Literal["stdlib", "text", "tokens"] = "stdlib"
     files: list[str] = field(default_factory=list)
     path: str | None = None
-    held_out_tokens: int = 65_536
+    held_out_tokens: Whole = 65_536
 
     def __post_init__(self) -> None:
-        if self.source not in ("stdlib", "text", "tokens"):
-            raise ValueError(f"data.source must be stdlib, text or tokens, got {self.source!r}")
         if self.source == "text" and not self.files:
-            raise ValueError(
-                "data.files must name at least one file, folder or pattern when data.source is text"
-            )
+            raise ValueError("files must name at least one file, folder or pattern when data.source is text")
         if self.source == "tokens" and not self.path:
-            raise ValueError("data.path must name a prepared .bin file when data.source is tokens")
+            raise ValueError("path must name a prepared .bin file when data.source is tokens")
         if self.files and self.source != "text":
-            raise ValueError(f"data.files is read with data=text alone, got {self.files} with {self.source}")
+            raise ValueError(f"files is read with data=text alone, got {self.files} with {self.source}")
         if self.path and self.source != "tokens":
-            raise ValueError(f"data.path is read with data=tokens alone, got {self.path} with {self.source}")
-        if self.held_out_tokens < 1:
-            raise ValueError(f"data.held_out_tokens must be at least 1, got {self.held_out_tokens}")
+            raise ValueError(f"path is read with data=tokens alone, got {self.path} with {self.source}")
 
 
-@dataclass(frozen=True)
+@validated
 class RuntimeConfig:
     """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
 
@@ -139,46 +123,33 @@ class RuntimeConfig:
     them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
     """
 
-    root: str = "runs/single"
+    root: Annotated[str, must("the name of a folder", bool)] = "runs/single"
     device: str = "auto"
-    threads: int = 0
-    compile: bool = False
-    micro_batch_tokens: int = 0
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 500
-    monitor_every: int = 50
-    monitor_looks: int = 0
+    threads: Count = 0
+    compile: StrictBool = False
+    micro_batch_tokens: Count = 0
+    log_every: Whole = 10
+    eval_every: Count = 0
+    checkpoint_every: Count = 500
+    monitor_every: Count = 50
+    monitor_looks: Count = 0
     wandb: str = ""
-    parallel: str = "ddp"
-    timeout: float = 600.0
-    coordinates: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.parallel not in ("ddp", "fsdp"):
-            raise ValueError(f"runtime.parallel must be ddp or fsdp, got {self.parallel!r}")
-        if not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise ValueError(f"runtime.timeout must be finite and positive, got {self.timeout}")
-        if not self.root:
-            raise ValueError("runtime.root must name a folder, got ''")
-        counts = ("threads", "micro_batch_tokens", "eval_every", "checkpoint_every")
-        for name in (*counts, "monitor_every", "monitor_looks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"runtime.{name} must be at least 0, got {getattr(self, name)}")
-        if self.log_every < 1:
-            raise ValueError(f"runtime.log_every must be at least 1, got {self.log_every}")
-        if any(step < 1 for step in self.coordinates):
-            raise ValueError(f"runtime.coordinates must be steps of at least 1, got {self.coordinates}")
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    timeout: Positive = 600.0
+    coordinates: Annotated[
+        list[int],
+        must("steps of at least 1", lambda steps: all(is_integer(step) and step >= 1 for step in steps)),
+    ] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """One run, resolved. Raises ValueError, naming the field, for values that cannot be run together."""
 
     scale: Scale
-    base_lr: float
-    seed: int = 0
-    precision: str = "auto"
+    base_lr: Positive
+    seed: Annotated[int, must("in 0 ... 2^32 - 1", lambda seed: is_integer(seed) and 0 <= seed < 2**32)] = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parametrization: Parametrization = field(default_factory=Parametrization)
@@ -187,12 +158,6 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.base_lr) and self.base_lr > 0):
-            raise ValueError(f"base_lr must be finite and positive, got {self.base_lr}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in 0 ... 2^32 - 1, got {self.seed}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name, tokens in (
             ("scale.batch_tokens", self.scale.batch_tokens),
             ("runtime.micro_batch_tokens", self.runtime.micro_batch_tokens),
@@ -350,19 +315,7 @@ def resolve(cfg: DictConfig) -> Config:
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """A `Config` from plain values, as `dataclasses.asdict` makes them. ValueError names the field."""
-    hints = get_type_hints(Config)
-    parts = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(f"{key} is not a field of the configuration; allowed are {', '.join(hints)}")
-        try:
-            parts[key] = hints[key](**value) if is_dataclass(hints[key]) else value
-        except TypeError as error:
-            raise ValueError(f"{key}: {error}") from None
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from None
-    return Config(**parts)
+    return Config(**values)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

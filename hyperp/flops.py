@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hyperp.scale import Scale, positive_int
+from pydantic import StrictBool
+
+from hyperp.scale import Scale
+from hyperp.validation import Whole, validated
 
 if TYPE_CHECKING:
     from hyperp.roles import Role
 
 
-@dataclass(frozen=True, slots=True)
+@validated
 class Shape:
     """The sizes of a decoder that are not covariates of a law.
 
@@ -32,25 +35,18 @@ class Shape:
             query_heads.
     """
 
-    vocab: int
-    context: int
-    head_size: int
-    query_heads: int
-    kv_heads: int
-    mlp_ratio: int = 4
-    gated_attention: bool = False
-    qk_norm: bool = True
-    shared_expert: bool = False
-    sqrt_gate: bool = True
+    vocab: Whole
+    context: Whole
+    head_size: Whole
+    query_heads: Whole
+    kv_heads: Whole
+    mlp_ratio: Whole = 4
+    gated_attention: StrictBool = False
+    qk_norm: StrictBool = True
+    shared_expert: StrictBool = False
+    sqrt_gate: StrictBool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("gated_attention", "qk_norm", "shared_expert", "sqrt_gate"):
-                if not isinstance(value, bool):
-                    raise ValueError(f"{field.name} must be true or false, got {value!r}")
-            else:
-                object.__setattr__(self, field.name, positive_int(field.name, value))
         if self.head_size % 2:
             raise ValueError(f"head_size must be even (rotary embedding), got {self.head_size}")
         if self.query_heads % self.kv_heads:

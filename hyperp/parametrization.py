@@ -34,9 +34,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hyperp.scale import Scale, positive_int
+from pydantic import BeforeValidator
+
+from hyperp.scale import Scale
+from hyperp.validation import Finite, Positive, Whole, is_finite, validated
 
 if TYPE_CHECKING:
     from hyperp.roles import Role
@@ -94,7 +97,15 @@ class LearningRate:
     lr: float
 
 
-@dataclass(frozen=True)
+def _unembedding_std(value: Any) -> float | str:
+    if value == INVERSE_ROOT_WIDTH:
+        return value
+    if is_finite(value) and value > 0:
+        return float(value)
+    raise ValueError(f'must be finite and positive or "{INVERSE_ROOT_WIDTH}", got {value!r}')
+
+
+@validated
 class Parametrization:
     """One rule. A field left at None takes its value from the rule's table, and reads as that value.
 
@@ -117,46 +128,33 @@ class Parametrization:
     """
 
     name: RuleName = "hyperp"
-    reference_width: int | None = None
-    reference_depth: int | None = None
-    reference_tokens: int | None = None
-    reference_batch_tokens: int | None = None
-    batch_exponent: float | None = None
-    depth_exponent: float | None = None
-    token_exponent: float | None = None
+    reference_width: Whole | None = None
+    reference_depth: Whole | None = None
+    reference_tokens: Whole | None = None
+    reference_batch_tokens: Whole | None = None
+    batch_exponent: Finite | None = None
+    depth_exponent: Finite | None = None
+    token_exponent: Finite | None = None
     token_exponent_on: ExponentOn | None = None
-    width_exponent: float | None = None
-    residual_exponent: float | None = None
-    logit_exponent: float | None = None
-    init_hidden_gain: float | None = None
-    init_hidden_exponent: float | None = None
-    init_embedding_std: float | None = None
-    init_unembedding_std: float | int | str | None = None
+    width_exponent: Finite | None = None
+    residual_exponent: Finite | None = None
+    logit_exponent: Finite | None = None
+    init_hidden_gain: Positive | None = None
+    init_hidden_exponent: Finite | None = None
+    init_embedding_std: Positive | None = None
+    init_unembedding_std: Annotated[float | int | str, BeforeValidator(_unembedding_std)] | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TABLES:
-            raise ValueError(f"name must be one of {', '.join(TABLES)}, got {self.name!r}")
         table = {**REFERENCE, **TABLES[self.name]}
         for field in fields(self):
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, table[field.name])
-        for name in ("width", "depth", "tokens", "batch_tokens"):
-            key = f"reference_{name}"
-            object.__setattr__(self, key, positive_int(key, getattr(self, key)))
-        for name in (*EXPONENTS, "init_hidden_exponent"):
-            object.__setattr__(self, name, _finite(name, getattr(self, name)))
-        for name in ("init_hidden_gain", "init_embedding_std"):
-            object.__setattr__(self, name, _positive(name, getattr(self, name)))
-        if self.init_unembedding_std != INVERSE_ROOT_WIDTH:
-            std = _positive("init_unembedding_std", self.init_unembedding_std, f' or "{INVERSE_ROOT_WIDTH}"')
-            object.__setattr__(self, "init_unembedding_std", std)
-        if self.token_exponent_on not in get_args(ExponentOn):
-            raise ValueError(f"token_exponent_on must be all or hidden, got {self.token_exponent_on!r}")
 
     def effective_lr(self, role: Role, scale: Scale, base_lr: float) -> LearningRate:
         """Peak learning rate of `role` at `scale`, with every factor. Raises ValueError for a bad base_lr."""
-        _known(role)
-        base_lr = _positive("base_lr", base_lr)
+        _check_role(role)
+        if not (is_finite(base_lr) and base_lr > 0):
+            raise ValueError(f"base_lr must be finite and positive, got {base_lr!r}")
         matrix = role in MATRIX_ROLES
         horizon = matrix or self.token_exponent_on == "all"
         factors = {
@@ -177,7 +175,7 @@ class Parametrization:
 
     def init_std(self, role: Role, d_in: int, width: int) -> float:
         """Standard deviation of a matrix (d_out, d_in) of `role` at initialisation; vectors start at 1."""
-        _known(role)
+        _check_role(role)
         if role == "vector":
             raise ValueError(
                 "role must be a matrix to have an init std, got 'vector', whose gains start at 1"
@@ -187,7 +185,8 @@ class Parametrization:
             return self.init_embedding_std
         if role == "unembedding":
             std = self.init_unembedding_std
-            return 1 / math.sqrt(width) if isinstance(std, str) else _positive("init_unembedding_std", std)
+            assert std is not None
+            return 1 / math.sqrt(width) if isinstance(std, str) else std
         assert self.init_hidden_gain is not None
         return self.init_hidden_gain * _power(d_in, 1, self.init_hidden_exponent)
 
@@ -214,19 +213,6 @@ def _power(size: int, reference: int | None, exponent: float | None, applies: bo
     return (size / reference) ** exponent if applies else 1.0
 
 
-def _known(role: str) -> None:
+def _check_role(role: str) -> None:
     if role not in MATRIX_ROLES + OTHER_ROLES:
         raise ValueError(f"role must be one of {', '.join(MATRIX_ROLES + OTHER_ROLES)}, got {role!r}")
-
-
-def _finite(name: str, value: Any, allowed: str = "finite", also: str = "") -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"{name} must be {allowed}{also}, got {value!r}")
-
-
-def _positive(name: str, value: Any, also: str = "") -> float:
-    number = _finite(name, value, "finite and positive", also)
-    if number <= 0:
-        raise ValueError(f"{name} must be finite and positive{also}, got {value!r}")
-    return number

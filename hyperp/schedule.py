@@ -4,16 +4,15 @@ Sphere optimizers need no warm-up and decay linearly to a tenth (arXiv 2603.2874
 warm up over the first steps and follow a cosine.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+from hyperp.validation import is_finite, is_integer, must, validated
 
 ScheduleShape = Literal["linear", "cosine", "constant"]
 
 
-@dataclass(frozen=True, slots=True)
+@validated
 class Schedule:
     """The multiplier of every group's peak learning rate.
 
@@ -35,19 +34,12 @@ class Schedule:
     """
 
     shape: ScheduleShape = "linear"
-    warmup_steps: int = 0
-    final: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.shape not in get_args(ScheduleShape):
-            allowed = ", ".join(get_args(ScheduleShape))
-            raise ValueError(f"shape must be one of {allowed}, got {self.shape!r}")
-        if isinstance(self.warmup_steps, bool) or not isinstance(self.warmup_steps, int):
-            raise ValueError(f"warmup_steps must be an integer of at least 0, got {self.warmup_steps!r}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be an integer of at least 0, got {self.warmup_steps}")
-        if not 0.0 <= self.final <= 1.0:  # false for nan too
-            raise ValueError(f"final must be a fraction of the peak in [0, 1], got {self.final}")
+    warmup_steps: Annotated[
+        int, must("an integer of at least 0", lambda steps: is_integer(steps) and steps >= 0)
+    ] = 0
+    final: Annotated[
+        float, must("a fraction of the peak in [0, 1]", lambda share: is_finite(share) and 0 <= share <= 1)
+    ] = 0.1
 
     def check_length(self, total_steps: int) -> None:
         """Raise ValueError unless a run of `total_steps` reaches the peak."""

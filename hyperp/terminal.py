@@ -18,8 +18,14 @@ STOPPED = 130  # by Ctrl-C
 
 LONGEST_INPUT = 60  # characters of a wrong value that an error repeats
 
-# Lines of Hydra and OmegaConf that name their own types, and advice that does not hold for typed keys.
-NOISE = ("reference_type=", "object_type=", "To append to your config use")
+# Lines of Hydra and OmegaConf about their own types and search path, and advice that is wrong for typed keys.
+NOISE = (
+    "reference_type=",
+    "object_type=",
+    "To append to your config use",
+    "Config search path:",
+    "provider=",
+)
 
 
 def one_line(error: BaseException) -> str:

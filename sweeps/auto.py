@@ -15,8 +15,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from hyperp.scale import Scale
+from hyperp.suggestions import parse_overrides
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.overrides import parse_overrides
 from hyperp.sweeps.plan.plan import Plan, Point, make_plan
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.sweeps.runs.run import load_record

@@ -1,11 +1,13 @@
 """`hyperp-train` as a user meets it: exit codes, one-line errors, and what it prints."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess, run
 
 import pytest
 
+import hyperp
 from tests import forked
 
 TINY = (
@@ -36,12 +38,16 @@ def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scale.widht=64"], "widht"),
+        (["scale.widht=64"], "did you mean scale.width?"),
+        (["optim=muonn"], "did you mean optim=muon?"),
+        (["+experiment=demo_chek"], "did you mean +experiment=demo_check?"),
+        (["--factors", "scale.widht=64"], "did you mean scale.width?"),
+        (["-m", "optim=adamv", "seed=0,1"], "did you mean optim=adamw?"),
+        (["--prepare", "--files", "a.txt"], "--out"),
         (["scale.width=-1"], "width must be"),
         (["optim=adam"], "adam"),
         (["data=text", "data.files=[missing/*.txt]"], "missing/*.txt"),
         (["--factors", "scale.depth=0"], "depth must be"),
-        (["+experiment=demos"], "demos"),
         (["runtime.device=teapot"], "teapot"),
         (["+experiment=demo"], "sweep.blocks is a plan of many runs (ladder, muonh_width, adamw_width)"),
         (["optim.options.muonh=null"], "optim: options.muonh must be a mapping of options, got None"),
@@ -76,11 +82,29 @@ def test_factors_train_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("mode", ["--factors", "--prepare"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_mode_has_help_of_its_own(tmp_path, mode, flag):
+    done = hyperp_train(tmp_path, mode, flag)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: hyperp-train {mode}")
+    assert f"hyperp-train {mode} " in done.stdout.partition("examples:")[2]
+
+
+def test_the_version_is_that_of_the_distribution(tmp_path):
+    done = hyperp_train(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"hyperp-train {version('hyperp-scaling')}\n")
+    assert hyperp.__version__ == version("hyperp-scaling")
+
+
 def test_help_teaches(tmp_path):
     done = run([Path(sys.executable).with_name("hyperp-train"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for word in (
         "--factors",
+        "--prepare",
+        "--version",
+        "--shell-completion",
         "+experiment=demo",
         "optim: adamh, adamw, muon, muonh, muonsphere, sso",
         "Exit codes",

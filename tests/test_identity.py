@@ -145,3 +145,39 @@ def test_another_process_with_another_hash_seed_gives_the_same_id(seed):
         check=True,
     )
     assert done.stdout.strip() == config(*HASHED).run_id()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "run_id"),
+    [
+        ("", "ce0ac3ccef6c"),
+        ("optim=sso", "ceae3adf4761"),
+        ("optim=muonsphere", "b68f66d63beb"),
+        ("optim=adamh", "57ba9133c72e"),
+        ("optim=adamw parametrization=standard", "2d1f0ed7fb04"),
+        ("optim=muon optim.clip=0", "6e4ccd28506b"),
+        ("model=moe scale.granularity=4 scale.sparsity=4", "4feb3e0b7634"),
+        (
+            "model=hyperp_paper scale.width=1024 scale.batch_tokens=2097152 scale.tokens=10.4e9",
+            "8e902f3cab59",
+        ),
+        (
+            "parametrization=mup++ parametrization.reference_width=1e3 schedule=cosine "
+            "schedule.warmup_steps=3",
+            "2f74199f8107",
+        ),
+        ("parametrization=raw parametrization.init_unembedding_std=1 base_lr=1", "f7c9c0f07cf1"),
+        ("data=text data.files=[a,b]", "4f6486787def"),
+        ("data=tokens data.path=x.bin seed=3", "a4ab71aa0d71"),
+        ("runtime.coordinates=[1,2] precision=float32 scale.tokens=1e6", "2258360b6f06"),
+        (
+            "schedule.final=1 optim.clip=2 model.rope_base=10000 parametrization.token_exponent=0 "
+            "parametrization.init_hidden_gain=2",
+            "ad7e058cba99",
+        ),
+        ("optim.options.muonh.momentum=1 model.query_heads=2", "d07dc12dd23a"),
+        ("parametrization=mup schedule=constant schedule.final=0", "131795689631"),
+    ],
+)
+def test_runs_of_earlier_versions_keep_their_ids(overrides, run_id):
+    assert config(*overrides.split()).run_id() == run_id

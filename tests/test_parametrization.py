@@ -174,7 +174,7 @@ def test_the_resolved_rule_has_no_gaps_and_rebuilds_itself(name):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"name": "sp"}, r"name must be one of hyperp, raw, mup\+\+, mup, standard, got 'sp'"),
+        ({"name": "sp"}, r"name must .*hyperp, raw, mup\+\+, mup .*standard, got 'sp'"),
         ({"batch_exponent": math.nan}, "batch_exponent must be finite, got nan"),
         ({"depth_exponent": "half"}, "depth_exponent must be finite, got 'half'"),
         ({"logit_exponent": math.inf}, "logit_exponent must be finite, got inf"),

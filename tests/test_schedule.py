@@ -57,7 +57,7 @@ def test_a_warm_up_that_outlasts_the_run_is_refused(warmup):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"shape": "step"}, "^shape must be one of linear, cosine, constant, got 'step'"),
+        ({"shape": "step"}, "^shape must .*linear.*cosine.*constant, got 'step'"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0, got -1"),
         ({"warmup_steps": 1.5}, "warmup_steps must be an integer of at least 0, got 1.5"),
         ({"final": 1.1}, r"final must be a fraction of the peak in \[0, 1\], got 1.1"),
@@ -73,3 +73,8 @@ def test_bad_options_are_named(options, text):
 def test_a_step_outside_the_run_is_refused(step):
     with pytest.raises(ValueError, match=f"step must be in 0 ... 9, got {step}"):
         Schedule().factor(step, 10)
+
+
+def test_a_bad_option_by_position_is_named():
+    with pytest.raises(ValueError, match=r"^warmup_steps must .* got -1"):
+        Schedule("linear", -1)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hyperp.scale import positive_int
 from hyperp.terminal import invalid_field
+from hyperp.validation import positive_int
 
 DataSource = Literal["stdlib", "text", "tokens"]
 TokenArray = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]

@@ -1,32 +1,16 @@
-"""Hydra overrides: parsing, comma choices, suggestions for unknown keys, and writing values."""
+"""Hydra overrides: expanding comma choices, and writing values so that they read back."""
 
-import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Quote, QuotedString
 
-from hyperp.terminal import one_line
-
-# Composes overrides to a configuration, or raises ValueError in one line.
-Compose = Callable[[Sequence[str]], DictConfig]
+from hyperp.suggestions import parse_overrides
 
 PLAIN_STRING = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-MEANT = "; did you mean "
 NOT_A_STRING = {"true", "false", "null", "nan", "inf"}  # to Hydra's grammar, unless quoted
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides with Hydra's grammar. Raises ValueError for one that does not parse."""
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ValueError(one_line(error)) from None
 
 
 def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -47,50 +31,6 @@ def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
         variants.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     for combination in itertools.product(*variants):
         yield list(combination)
-
-
-def compose_with_hint(overrides: Sequence[str], compose: Compose) -> DictConfig:
-    """Compose a configuration. A ValueError about an unknown key suggests the known key that is closest."""
-    try:
-        return compose(overrides)
-    except ValueError as error:
-        wrong = [one for one in parse_overrides(overrides) if one.key_or_group in str(error)]
-        hint = next(filter(None, (_suggest_key(one, overrides, compose) for one in wrong)), "")
-        raise ValueError(f"{error}{hint}") from None
-
-
-def _suggest_key(wrong: Override, overrides: Sequence[str], compose: Compose) -> str:
-    """`did_you_mean` for a wrong override, if it composes with that key beside the right overrides."""
-    rest: list[str] = []
-    for override in overrides:
-        if override != wrong.input_line and _composes([*rest, override], compose):
-            rest.append(override)
-    hint = did_you_mean(wrong.key_or_group, compose(rest))
-    known = hint.removeprefix(MEANT).removesuffix("?")
-    corrected = str(wrong.input_line).replace(wrong.key_or_group, known, 1)
-    return hint if hint and _composes([*rest, corrected], compose) else ""
-
-
-def _composes(overrides: Sequence[str], compose: Compose) -> bool:
-    try:
-        compose(overrides)
-    except ValueError:
-        return False
-    return True
-
-
-def did_you_mean(key: str, cfg: DictConfig) -> str:
-    """`; did you mean scale.width?` for a key that `cfg` lacks if it has one that is close, else nothing."""
-    known = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
-    close = [] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    return f"{MEANT}{close[0]}?" if close else ""
-
-
-def _keys(section: Any) -> Iterator[str]:
-    if isinstance(section, Mapping):
-        for name, value in section.items():
-            yield str(name)
-            yield from (f"{name}.{key}" for key in _keys(value))
 
 
 def format_override(key: str, value: Any) -> str:

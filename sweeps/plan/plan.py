@@ -17,14 +17,8 @@ from pydantic import ValidationError
 
 from hyperp.config import Config, compose, resolve
 from hyperp.flops import Shape, training_flops
-from hyperp.sweeps.plan.overrides import (
-    Compose,
-    compose_with_hint,
-    did_you_mean,
-    expand_choices,
-    format_override,
-    parse_overrides,
-)
+from hyperp.suggestions import Compose, closest_key, compose_with_hint, did_you_mean, parse_overrides
+from hyperp.sweeps.plan.overrides import expand_choices, format_override
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.terminal import invalid_field, one_line
 
@@ -179,8 +173,8 @@ class _KeySetter:
                     )
                 OmegaConf.update(cfg, key, value, merge=True)
         except OmegaConfBaseException as error:
-            hint = next(filter(None, (did_you_mean(key, self.base) for key in values)), "")
-            raise ValueError(f"{one_line(error)}{hint}") from None
+            close = next(filter(None, (closest_key(key, self.base) for key in values)), None)
+            raise ValueError(f"{one_line(error)}{did_you_mean(close)}") from None
         return resolve(cfg)
 
 
