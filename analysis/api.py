@@ -170,6 +170,12 @@ class Law(schema.Law):
         """Write law.json, whole or not at all."""
         schema.save_law(self, path)
 
+    def __repr__(self) -> str:
+        from hyperp.analysis.report.text.law import formula
+
+        formulas = "; ".join(formula(self, response) for response in self.over)
+        return f"<Law: {formulas}, {sum(one.used for one in self.slices)} slices>"
+
     def _repr_html_(self) -> str:
         from hyperp.analysis.report.text.law import context_text, formula
 
