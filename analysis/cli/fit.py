@@ -120,8 +120,8 @@ def fit(
 
 def _fit_command(given: Mapping[str, Any]) -> str:
     """The command line that gives these arguments of `fit`, without options at their default."""
-    words = ["hyperp-law", "fit", str(given["runs"]), "--by", ",".join(given["by"])]
-    words += option_arguments(
+    arguments = ["hyperp-law", "fit", str(given["runs"]), "--by", ",".join(given["by"])]
+    arguments += option_arguments(
         {
             "--where": given["where"],
             "--fix": given["fix"],
@@ -136,4 +136,4 @@ def _fit_command(given: Mapping[str, Any]) -> str:
             "--reach": f"{given['reach']:g}" if given["reach"] != DEFAULT_REACH else None,
         }
     )
-    return shlex.join([*words, "-o", str(given["out"])])
+    return shlex.join([*arguments, "-o", str(given["out"])])

@@ -78,14 +78,14 @@ def loss(
     from hyperp.analysis import api
     from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
-    words = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
-    words += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
-    command = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *words, "-o", str(out)])
+    given = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
+    given += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
+    command = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *given, "-o", str(out)])
     fitted = api.fit_loss(
         runs,
         form,
-        **_selection(mapping, where),
-        pin=_pins(pin),
+        **_parse_rows(mapping, where),
+        pin=_parse_pins(pin),
         all_rows=all_rows,
         bootstrap=bootstrap,
         seed=seed,
@@ -139,8 +139,8 @@ def leverage(
     found = api.leverage(
         runs,
         {column: value},
-        **_selection(mapping, where),
-        pin=_pins(pin),
+        **_parse_rows(mapping, where),
+        pin=_parse_pins(pin),
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -152,14 +152,14 @@ def leverage(
         _print_written(found.write_plots(plots))
 
 
-def _selection(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:
+def _parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:
     from hyperp.analysis.table.read import parse_map
     from hyperp.analysis.table.validate import parse_where
 
     return {"mapping": parse_map(mapping or []), "where": parse_where(where or [])}
 
 
-def _pins(texts: list[str] | None) -> dict[str, float]:
+def _parse_pins(texts: list[str] | None) -> dict[str, float]:
     pins = {}
     for text in texts or []:
         name, _, value = text.partition("=")

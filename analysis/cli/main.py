@@ -149,12 +149,7 @@ def recommend(
 
     if as_json and hydra:
         raise ValueError("--json and --hydra cannot be combined, got both")
-    sizes: dict[str, str | None] = {
-        "tokens": tokens,
-        "width": width,
-        "depth": depth,
-        "batch_tokens": batch_tokens,
-    }
+    sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     named = parse_sizes(at, sizes)
     fitted = api.load_law(law)
@@ -222,12 +217,7 @@ def next_command(
     from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
     from hyperp.analysis.report.text.recommendation import show_next_runs
 
-    sizes: dict[str, str | None] = {
-        "tokens": tokens,
-        "width": width,
-        "depth": depth,
-        "batch_tokens": batch_tokens,
-    }
+    sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     fitted = api.load_law(law)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
@@ -308,20 +298,15 @@ def report(
     """
     from hyperp.analysis import api
 
-    sizes: dict[str, str | None] = {
-        "tokens": tokens,
-        "width": width,
-        "depth": depth,
-        "batch_tokens": batch_tokens,
-    }
+    sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     named = parse_sizes(None, sizes)
     target = parse_sizes(at, sizes)
-    words = ["hyperp-law", "report", str(law), "-o", str(out)]
-    words += option_arguments({"--check": None if check is None else str(check)})
-    words += option_arguments({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
-    words += option_arguments({"--at": at, "--extrapolate": extrapolate})
-    fitted, command = api.load_law(law), shlex.join(words)
+    arguments = ["hyperp-law", "report", str(law), "-o", str(out)]
+    arguments += option_arguments({"--check": None if check is None else str(check)})
+    arguments += option_arguments({f"--{name.replace('_', '-')}": str(size) for name, size in named.items()})
+    arguments += option_arguments({"--at": at, "--extrapolate": extrapolate})
+    fitted, command = api.load_law(law), shlex.join(arguments)
     runs = None if check is None else load_runs(check, None, None)[0]
     for path in api.write_report(fitted, out, check=runs, extrapolate=extrapolate, command=command, **target):
         typer.echo(f"wrote {path}")

@@ -102,7 +102,8 @@ def write_report(
     monitors = read_monitors(law)
     stability = None if monitors is None else stability_section(monitors)
     for part in stability["parts"] if stability else []:
-        paths += save_figure(*part.pop("figure"), out, part["picture"])
+        figure, rows = part.pop("figure")
+        paths += save_figure(figure, rows, out, part["picture"])
     text = _render(law, command, recommendation, validation, transfers, list(diagnostics), stability)
     write_text(text, out / "report.md")
     return [out / "report.md", *paths]

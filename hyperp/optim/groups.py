@@ -12,9 +12,6 @@ from hyperp.optim.rule import RULES
 from hyperp.optim.split import Split, splits_of
 from hyperp.roles import ROLES, Role, roles_of
 
-# Which algorithm each role follows, by optimizer. sso and muonsphere follow arXiv 2601.08393 (the router as
-# the hidden matrices, the unembedding on AdamW), muonh and adamh 2603.28743 (the unembedding on AdamH).
-# Embeddings and vectors follow AdamW in all of them.
 _ADAMW: dict[Role, str] = dict.fromkeys(ROLES, "adamw")
 
 
@@ -22,6 +19,9 @@ def _table_row(name: str, **others: str) -> dict[Role, str]:
     return {**_ADAMW, "hidden": name, "router": name, "expert": name, **others}  # pyright: ignore[reportReturnType]
 
 
+# Which algorithm each role follows, by optimizer. sso and muonsphere follow arXiv 2601.08393 (the router as
+# the hidden matrices, the unembedding on AdamW), muonh and adamh 2603.28743 (the unembedding on AdamH).
+# Embeddings and vectors follow AdamW in all of them.
 TABLE: dict[str, dict[Role, str]] = {
     "sso": _table_row("sso"),
     "muonsphere": _table_row("muonsphere"),

@@ -1,4 +1,4 @@
-"""Every optimizer by name, and steps with given gradients."""
+"""Every optimizer class by name, and steps with given gradients."""
 
 from collections.abc import Callable
 

@@ -48,7 +48,7 @@ EXACT_SSO = {**EXACT, "evaluations": 100, "block": 64}
 
 
 def twin_cases() -> dict[str, tuple[str, dict[str, Any], Callable[[Tensor, list[Tensor]], Tensor]]]:
-    """Name -> class, its arguments, the trajectory by formula."""
+    """By name of a case: the optimizer, its arguments, and the trajectory by formula."""
     r = reference
     lr = 0.05
     muon_quintics = quintics("newton_schulz", 5)
@@ -142,7 +142,7 @@ CASES = twin_cases()
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (1, 7), (7, 1)])
 def test_trajectories_equal_those_of_the_twin(case: str, shape: tuple[int, int]):
     name, arguments, twin = CASES[case]
-    # Two of one shape make a batch; a transposed third makes a batch of its own.
+    # Two matrices of one shape form a batch, and a transposed third forms a batch of its own.
     shapes = [shape, shape, shape[::-1]]
     parameters = [nn.Parameter(gaussian(*s, seed=i)) for i, s in enumerate(shapes)]
     grads = [gradients(s, seed=i + 1) for i, s in enumerate(shapes)]
@@ -166,7 +166,7 @@ def test_any_shape_and_seed_follows_the_twin(case: str, m: int, n: int, seed: in
 
 @pytest.mark.parametrize("name", ["sso", "muonsphere"])
 def test_defaults_in_float32_stay_near_the_exact_spectral_trajectory(name: str):
-    # Eight warm vectors, eight polynomial steps, a multiplier to 1e-2, against an SVD for each of them.
+    # The twin uses SVDs in place of eight warm vectors, eight polynomial steps and two matrix signs.
     W = gaussian(32, 24)
     parameter = nn.Parameter(W.float())
     grads = [

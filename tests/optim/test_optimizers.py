@@ -1,4 +1,4 @@
-"""The geometry that the optimizers promise, and what a user of torch optimizers relies on."""
+"""The geometry that the optimizers promise, and the behaviour that users of torch optimizers rely on."""
 
 import copy
 import io
@@ -39,9 +39,8 @@ def test_sso_holds_the_spectral_norm_to_second_order_and_muonsphere_does_not():
         drift = []
         for i in range(20):
             top = torch.linalg.svd(parameter.detach(), full_matrices=False)
-            pull = (
-                10 * torch.outer(top.U[:, 0], top.Vh[0]).double()
-            )  # a gradient that wants the norm to change
+            # A gradient along the top pair, which changes the norm.
+            pull = 10 * torch.outer(top.U[:, 0], top.Vh[0]).double()
             run(optimizer, [parameter], [[gaussian(16, 16, seed=i) + pull]])
             drift.append(abs(torch.linalg.matrix_norm(parameter.detach(), ord=2).item() - 1))
         off[name] = max(drift)

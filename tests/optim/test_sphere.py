@@ -1,4 +1,4 @@
-"""What a sphere promises: a place to start, steps of a known length, and the way back."""
+"""Spheres: projection before training, steps of a known length, and retractions."""
 
 import math
 
@@ -24,7 +24,7 @@ SPHERES: dict[str, Sphere] = {
 
 
 def norm_over_radius(name: str, W: Tensor, start: Tensor) -> Tensor:
-    """1 on the sphere that `start` was projected to."""
+    """Norm of W over the radius of the sphere that `start` belongs to; 1 on that sphere."""
     if name == "frobenius":
         return torch.linalg.matrix_norm(W) / torch.linalg.matrix_norm(start)
     m, n = W.shape[-2:]
@@ -105,7 +105,7 @@ def test_a_matrix_that_is_not_finite_stays_so_without_an_error_and_alone(sphere:
     W = gaussian(4, 5, 4)
     state = chosen.init(W)
     alone, _ = chosen.retract(W[3:], {key: value[3:] for key, value in state.items()}, 0.1)
-    too_long = 1e300 if retraction == "hard" else math.inf  # a dynamic retraction hardly changes it
+    too_long = 1e300 if retraction == "hard" else math.inf  # a dynamic retraction leaves 1e300 finite
     W[0, 1, 1], W[1, 2, 2], W[2] = math.nan, math.inf, too_long
     back, _ = chosen.retract(W, state, 0.1)
     assert not back[:3].isfinite().all(-1).all(-1).any()

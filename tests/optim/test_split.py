@@ -1,4 +1,4 @@
-"""Fused parameters: each matrix in one is treated as if it were a parameter of its own."""
+"""Fused parameters: each matrix in them is trained as if it were a parameter of its own."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_a_damaged_gradient_stops_its_matrix_alone_and_state_resumes_to_the_same
     optimizer.project_()
     before = fused.detach().clone()
     fused.grad = gaussian(ROWS, WIDTH, seed=1)
-    fused.grad[HEADS * SIZE + 1, 0] = torch.nan  # a key
+    fused.grad[HEADS * SIZE + 1, 0] = torch.nan  # in a key's row
     optimizer.step()
     moved = [not torch.equal(take(before, m), take(fused.data, m)) for m in split]
     assert moved == [True, False, True]
@@ -88,7 +88,7 @@ def test_modules_declare_their_splits():
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_components_are_all_queries_all_keys_all_values(interleaved):
-    names = []  # of each row of the fused parameter
+    names = []  # name of each row of the fused parameter
     groups = [[("q", g), ("q", g), ("k", g), ("v", g)] for g in range(KV)]
     heads = [h for g in groups for h in g]
     if not interleaved:

@@ -1,5 +1,7 @@
-"""What users of torch optimizers expect: closures, gradient scalers, rates as tensors, torch.compile, CUDA
-graphs' one condition (nothing is read back from the device)."""
+"""What users of torch optimizers expect: closures, gradient scalers, rates as tensors and torch.compile.
+
+A step also reads nothing back from the device, which CUDA graphs require.
+"""
 
 import pytest
 import torch
@@ -81,17 +83,16 @@ def test_a_gradient_scaler_changes_nothing_and_leaves_out_a_step_that_overflowed
 def test_a_rate_may_be_a_tensor(name):
     net, optimizer = made(name)
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(0.05, dtype=torch.float64)  # 0.05 of float32 is another rate
+        group["lr"] = torch.tensor(0.05, dtype=torch.float64)  # in float32, 0.05 would be another rate
     torch.testing.assert_close(train(net, optimizer), train(*made(name)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("rate", ["number", "tensor"])
 def test_a_step_reads_nothing_back_from_the_device(name, rate, monkeypatch):
-    """On a device without content, where whatever asks for a value raises."""
-    monkeypatch.setattr(
-        "hyperp.optim.sphere._refuse_degenerate", lambda norm: norm
-    )  # looks once, at the start
+    """Run on the meta device, where reading a value raises."""
+    # The check of the starting matrices reads the device once, before training.
+    monkeypatch.setattr("hyperp.optim.sphere._refuse_degenerate", lambda norm: norm)
     net = model("meta")
     optimizer = build(net, name, lr=0.05, unembedding=[net[-1]])
     for i in range(3):

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
-from hyperp.analysis.vocabulary import State
 from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
@@ -20,7 +19,7 @@ def format_value(value: float | str) -> str:
     return str(value)
 
 
-def state_text(state: State) -> str:
+def state_text(state: str) -> str:
     """A slice's state as text, such as "too few rates"."""
     return state.replace("_", " ")
 

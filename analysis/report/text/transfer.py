@@ -1,6 +1,7 @@
 """Print how far an optimum moves along an axis, and what ignoring that costs."""
 
 import math
+from collections.abc import Sequence
 
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.text.console import show_table
@@ -16,13 +17,13 @@ TRANSFER_COLUMNS = [
 ]
 
 
-def context_columns(answers: list[Transfer]) -> list[str]:
+def context_columns(answers: Sequence[Transfer]) -> list[str]:
     """The context columns to print; setting only where any context has one."""
     shown = any(t.context.get("setting") for t in answers)
     return ["optimizer", "parametrization", *(["setting"] if shown else [])]
 
 
-def transfer_rows(answers: list[Transfer]) -> list[list[str]]:
+def transfer_rows(answers: Sequence[Transfer]) -> list[list[str]]:
     """One row per context: optima along the axis, drift with interval, penalty."""
     rows, names = [], context_columns(answers)
     for t in answers:
@@ -55,7 +56,7 @@ PENALTY_COLUMNS = [
 ]
 
 
-def penalty_rows(answers: list[Transfer]) -> list[list[str]]:
+def penalty_rows(answers: Sequence[Transfer]) -> list[list[str]]:
     """One row per context and value: measured penalties first, then extrapolated ones."""
     rows, shown = [], context_columns(answers)
     for t in answers:
@@ -78,7 +79,7 @@ def penalty_rows(answers: list[Transfer]) -> list[list[str]]:
     return rows
 
 
-def show_transfer(over: str, answers: list[Transfer]) -> None:
+def show_transfer(over: str, answers: Sequence[Transfer]) -> None:
     """Print drift and penalty for every context."""
     names = context_columns(answers)
     show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))

@@ -1,4 +1,4 @@
-"""Exchanges overlap with updates: what is started when, by all ranks alike, and that it changes no result."""
+"""Exchanges overlap with updates, in the same order on all ranks, and change no result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ COLLECTIVES = ("all_to_all_single", "broadcast", "all_reduce", "all_gather_objec
 
 @dataclass
 class Traced(Chunk):
-    """A chunk that notes what is asked of it."""
+    """A chunk that records the calls of its verbs."""
 
     events: list[str] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ def test_the_next_part_is_under_way_before_one_is_waited_for_and_the_last_goes_b
         if i + 1 < count:
             assert at(f"send {i + 1}") < at(f"arrive {i}")
             assert at(f"update {i + 1}") < at(f"finish {i}")
-        if i + 2 < count:  # no more than two come, and one goes, at once
+        if i + 2 < count:  # at most two chunks arrive and one goes back at a time
             assert at(f"update {i}") < at(f"send {i + 2}")
             assert at(f"finish {i}") < at(f"arrive {i + 2}")
 
@@ -99,7 +99,7 @@ def test_chunks_hold_every_matrix_once_and_divide_no_shape_that_fits(shapes, ran
     for shape in set(shapes):
         holding = [[p for p in chunk if p.shape == shape] for chunk in made]
         runs = [run for run in holding if run]
-        most = max(1, limit // (shape[0] * shape[1]))  # for each rank
+        most = max(1, limit // (shape[0] * shape[1]))  # matrices for each rank
         assert len(runs) == -(-shapes.count(shape) // (ranks * most))
         assert all(len(run) % ranks == 0 for run in runs[:-1])
 
@@ -109,7 +109,7 @@ def test_ranks_have_as_much_to_do_in_every_chunk():
         def size(self) -> int:
             return 3
 
-    # As gate, up and down projections come in a model: dealt in that order, one rank would have all of down.
+    # Gate, up and down as in a model. Assigned in that order, one rank would own all down projections.
     shapes = [(32, 8), (32, 8), (8, 32), (8, 8), (8, 8), (8, 8)] * 6
     parameters = [nn.Parameter(torch.empty(shape)) for shape in shapes]
     ownership = Ownership(Three())  # pyright: ignore[reportArgumentType]
@@ -122,13 +122,13 @@ def test_ranks_have_as_much_to_do_in_every_chunk():
 
 
 class Log:
-    """Notes collectives, their waits and the updates between them, as letters."""
+    """Records collectives, waits for them and the updates in between, as letters."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
 
     def watch(self, name: str) -> None:
-        """The real collective, noted by its first letter, or w when it is waited for."""
+        """Record the first letter of a collective when it starts, and w when it is waited for."""
         real = getattr(dist, name)
 
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -139,7 +139,7 @@ class Log:
         setattr(dist, name, noted)
 
     def watch_updates(self) -> None:
-        """The real update of a stage: u of what was dealt out, l of what was not."""
+        """Record the update of a stage: u if its chunk belongs to several ranks, l if it is local."""
         real = GroupedOptimizer._update
 
         def noted(optimizer: Any, stage: Any, wholes: list[WholeParameter]) -> None:
@@ -199,7 +199,7 @@ def tiny_chunks(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 
 def late_error(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """What cannot be on a sphere in the last chunk of the last group leaves the first one as it was."""
+    """A zero matrix in the last chunk of the last group is an error before the first chunk is updated."""
     sharded.LARGEST_CHUNK["cpu"] = 1
     torch.manual_seed(0)
     sizes = [6, 6, 6, 4, 4, 4]
@@ -223,7 +223,7 @@ def late_error(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 
 def cleared(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """State that somebody has cleared is made anew."""
+    """State that the user has cleared is made again."""
     _, optimizer, _ = about_to_step(rank, ranks, how, algorithm)
     optimizer.state.clear()
     optimizer.step()

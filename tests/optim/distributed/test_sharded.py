@@ -1,4 +1,4 @@
-"""Several processes: every rank ends with the weights that one process would have, and none works twice.
+"""Several processes: every rank ends with the weights of a single process, and no work is done twice.
 
 Real torch.distributed groups of 2 and 4 processes over gloo; DDP's parameters and FSDP2's, uneven shards too.
 """
@@ -37,7 +37,7 @@ class Experts(nn.Module):
 
 
 class Model(nn.Module):
-    """Rows 5, 7, 16, 1 and 3: no rank count divides them all, and four ranks leave some without a row."""
+    """Uneven numbers of rows, which no number of ranks divides; of four ranks, some hold no row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def make(algorithm: str, how: str, ranks: int) -> tuple[nn.Module, GroupedOptimizer]:
-    model = Model().double()  # so that other orders of summation do not show
+    model = Model().double()  # so that the order of summation does not show
     if how in ("fsdp", "hsdp"):
         shape, names = ((ranks,), ("shard",)) if how == "fsdp" else ((2, ranks // 2), ("replicate", "shard"))
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
@@ -111,7 +111,7 @@ def compare_with_one_process(rank: int, ranks: int, how: str, algorithm: str) ->
     alone, own = make(algorithm, "alone", 1)
     train(alone, own, range(STEPS))
     torch.testing.assert_close(weights(model), weights(alone), rtol=1e-8, atol=1e-9)
-    # A block of singular vectors is unique only as a space and up to sign, so it is left out.
+    # A block of singular vectors is unique only as a space and up to sign, and is not compared.
     ours, theirs = state_of(optimizer), state_of(own)
     assert set(ours) == set(theirs)
     ours, theirs = ({k: v for k, v in s.items() if "basis" not in k} for s in (ours, theirs))
@@ -129,7 +129,7 @@ def matrices(group: dict[str, Any]) -> list[nn.Parameter]:
 
 
 def resume(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """The gathered state goes on to the same bits, in new objects on the same ranks."""
+    """New objects that load the gathered state on the same ranks continue to the same bits."""
     model, optimizer = make(algorithm, how, ranks)
     train(model, optimizer, range(2), rank, ranks)
     saved = optimizer.gathered_state_dict()
@@ -145,7 +145,7 @@ def resume(rank: int, ranks: int, how: str, algorithm: str) -> None:
 
 
 def resume_on_other_ranks(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """What ranks kept together goes on in one process, and back on all of them."""
+    """The gathered state of several ranks continues in one process."""
     model, optimizer = make(algorithm, how, ranks)
     train(model, optimizer, range(2), rank, ranks)
     saved, kept = optimizer.gathered_state_dict(), weights(model)
@@ -160,7 +160,7 @@ def resume_on_other_ranks(rank: int, ranks: int, how: str, algorithm: str) -> No
 def about_to_step(
     rank: int, ranks: int, how: str, algorithm: str
 ) -> tuple[nn.Module, GroupedOptimizer, dict[str, Tensor]]:
-    """A model that has made one step and has the gradients for the next, and its weights."""
+    """A model after one step, with the gradients for the next; its optimizer and its weights."""
     model, optimizer = make(algorithm, how, ranks)
     train(model, optimizer, range(1), rank, ranks)
     x, y = data(1)
@@ -173,7 +173,7 @@ def unmoved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 
 def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """One bad entry in one rank's shard: that matrix stays as it was on all ranks, the others move."""
+    """A bad entry in one rank's shard stops that matrix on all ranks, and no other."""
     model, optimizer, before = about_to_step(rank, ranks, how, algorithm)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
@@ -184,11 +184,11 @@ def damaged(rank: int, ranks: int, how: str, algorithm: str) -> None:
     assert unmoved(model, before) == {"third.weight", "first.weight", "out.bias", "frozen.weight"}
     skipped = torch.tensor(optimizer.skipped)
     dist.all_reduce(skipped)
-    assert int(skipped) == 2 + ranks  # the bias follows AdamW, so every rank counts its part of it
+    assert int(skipped) == 2 + ranks  # every rank counts its part of the bias, which follows AdamW
 
 
 def missing_on_one_rank(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """Nobody waits, and all ranks do the same; of a sharded tensor nothing moves."""
+    """A gradient missing on one rank: no rank hangs, all do the same, and a sharded tensor stays as it is."""
     model, optimizer, before = about_to_step(rank, ranks, how, algorithm)
     for name, parameter in model.named_parameters():
         if name.endswith("third.weight") or (name == "out.bias" and how == "fsdp"):
@@ -204,7 +204,7 @@ def missing_on_one_rank(rank: int, ranks: int, how: str, algorithm: str) -> None
 
 
 def zero_matrix(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """What one rank cannot put on a sphere is an error on all of them, with its name."""
+    """A matrix that one rank cannot put on a sphere is an error on all ranks, with its name."""
     torch.manual_seed(0)
     layers = [nn.Linear(4, 4, bias=False, dtype=torch.float64) for _ in range(3)]
     model = nn.Sequential(*layers)
@@ -237,7 +237,7 @@ def another_ranks_share(rank: int, ranks: int, how: str, algorithm: str) -> None
 
 
 def two_meshes(rank: int, ranks: int, how: str, algorithm: str) -> None:
-    """Tensors over all ranks and over half of them in one group: each is skipped by those that hold it."""
+    """Tensors on all ranks and on half of them, in one group: each is skipped on the ranks that hold it."""
     every, pairs = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
     one = nn.Parameter(distribute_tensor(torch.ones(8, 3), every, [Shard(0)]))
     two = nn.Parameter(distribute_tensor(torch.ones(4, 3), pairs["b"], [Shard(0)]))

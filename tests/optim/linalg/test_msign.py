@@ -1,4 +1,4 @@
-"""The matrix sign against its definition by an SVD."""
+"""The matrix sign, compared with its definition by an SVD."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_svd_is_the_polar_factor(shape: tuple[int, int]):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 10**6), st.floats(-2.5, 0))
 def test_polar_express_reaches_the_polar_factor_in_float32(m: int, n: int, seed: int, log_smallest: float):
-    # Singular values down to a thousandth of the Frobenius norm, where the table was made to work.
+    # Singular values down to a thousandth of the Frobenius norm, the range that the table is made for.
     k = min(m, n)
     U, _ = torch.linalg.qr(gaussian(m, k, seed=seed))
     V, _ = torch.linalg.qr(gaussian(n, k, seed=seed + 1))
@@ -75,7 +75,7 @@ def test_zero_gives_zero_beside_a_matrix_that_is_not(method: MsignMethod):
 @pytest.mark.parametrize("method", MSIGN_METHODS)
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-10, 1e10, 1e30, 1e37])
 def test_scale_does_not_matter(method: MsignMethod, scale: float):
-    # A momentum that has decayed for long has squares below the smallest float32.
+    # The squares of a momentum that has long decayed are below the smallest float32.
     X = gaussian(6, 4, dtype=torch.float32).clamp(-1, 1)
     scaled = X.double() * scale
     rounding = 1e-5 if scale > 1e-38 else 0.3  # denormals keep a few bits
@@ -159,7 +159,7 @@ def test_the_default_dtype_has_the_name_of_what_products_run_in(dtypes, expected
 
 
 def test_a_run_resumes_with_the_dtype_of_its_matrix_signs():
-    """As from a GPU, whose default is bfloat16, to a CPU, whose default is float32."""
+    """For example from a GPU, whose default is bfloat16, to a CPU, whose default is float32."""
     steps = {}
     for saved in ("bfloat16", "float32", None):
         weight = torch.nn.Parameter(gaussian(8, 8, dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""Largest singular values from scratch, beside LAPACK's."""
+"""Largest singular values from scratch, compared with LAPACK's."""
 
 import math
 

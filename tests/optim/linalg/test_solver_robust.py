@@ -1,4 +1,4 @@
-"""What an optimizer bears: absurd rates, weights that are not finite, hyperparameters that are no numbers."""
+"""Robustness: absurd rates, weights that are not finite, and hyperparameters that are not numbers."""
 
 import importlib
 import math
@@ -67,7 +67,7 @@ def test_memory_beyond_the_momentum_is_at_most_sixteen_vectors(name: str, shape:
     state = optimizer.state[parameter]
     assert state["momentum"].shape == parameter.shape
     beyond = sum(value.nbytes for key, value in state.items() if key != "momentum") / 3
-    scalars = 16  # bytes: the slope and the count of steps that were skipped
+    scalars = 16  # bytes of the slope and of the count of skipped steps
     assert beyond <= 16 * 4 * max(shape) + scalars
     assert (
         sum(value.nbytes for value in state.values()) / 3 <= 4 * (math.prod(shape) + 8 * shape[1]) + scalars
@@ -76,7 +76,7 @@ def test_memory_beyond_the_momentum_is_at_most_sixteen_vectors(name: str, shape:
 
 @pytest.mark.parametrize("name", ["sso", "muonsphere", "muonh", "adamh", "muon", "adamw"])
 def test_an_update_reads_nothing_from_the_device(name: str):
-    # Tracing stops at .item() and at a branch on a tensor.
+    # Tracing fails at .item() and at a branch on a tensor.
     rule = RULES[name]()
     W, G = gaussian(3, 24, 16).float(), gaussian(3, 24, 16, seed=1).float()
     state = rule.init(W)

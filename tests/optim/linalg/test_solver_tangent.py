@@ -1,4 +1,4 @@
-"""The tangent step: tangent, feasible, certified and near its optimum, whatever the momentum."""
+"""The tangent step is tangent, feasible, certified and near its optimum for any momentum."""
 
 import math
 from functools import partial
@@ -69,7 +69,7 @@ def along_pair(phi: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def assert_promises(M: Tensor, u: Tensor, v: Tensor, step: Solution, rounding: float) -> None:
-    """What holds for any momentum and any number of evaluations."""
+    """Assert what holds for any momentum and any number of evaluations."""
     assert step.phi_Bmn.isfinite().all()
     assert along_pair(step.phi_Bmn, u, v).abs().max() < rounding
     assert step.multiplier_B.abs().max() <= math.sqrt(2) + 1e-6
@@ -145,7 +145,7 @@ def test_the_search_to_be_read_reaches_its_tolerance(tolerance: float, along: fl
     for i in range(len(M)):
         phi, signs = reference.tangent_search(M[i], u[i], v[i], tolerance=tolerance)
         assert abs(float(u[i] @ phi @ v[i])) < 1e-12
-        # An end with |h| below the tolerance serves alone, and the part it loses is of that size.
+        # An end with |h| below the tolerance is used alone, and loses a part of that size.
         assert float((M[i] * phi).sum()) == pytest.approx(float(best[i]), rel=2 * tolerance)
         assert torch.linalg.matrix_norm(phi, ord=2) <= 1 + tolerance
         assert signs <= 20
@@ -166,7 +166,7 @@ def test_two_evaluations_in_float32_are_near_the_optimum_on_a_slowly_changing_mo
         shortfalls.append(1 - values(M, step.phi_Bmn) / optima(M, u, v).clamp_min(1e-6))
         bracketed.append(step.excess_B == 0)
     assert torch.stack(bracketed).double().mean() > 0.8
-    # A vector has one singular value: h turns at once where M loses its part along the pair.
+    # A vector has one singular value, so that h jumps where M loses its part along the pair.
     assert torch.stack(shortfalls).median() < (0.01 if min(shape) > 1 else 0.1)
     assert torch.stack(shortfalls).max() < (0.1 if min(shape) > 1 else 0.3)
 

@@ -1,4 +1,4 @@
-"""The top singular triple against its definition."""
+"""The top singular triple, compared with its definition."""
 
 import pytest
 import torch
@@ -70,9 +70,8 @@ def test_a_block_that_a_matrix_of_low_rank_empties_fills_again():
     for _ in range(20):
         top = warm_triple(full, top.basis_Bnk)
     torch.testing.assert_close(top.sigma_B, torch.linalg.matrix_norm(full, ord=2), rtol=1e-3, atol=0)
-    assert (
-        torch.linalg.matrix_norm(top.basis_Bnk, dim=(-2, -1)) > 2.8
-    ).all()  # of sqrt(8): every column counts
+    # Near sqrt(8), the norm of a basis in which every column has length 1.
+    assert (torch.linalg.matrix_norm(top.basis_Bnk, dim=(-2, -1)) > 2.8).all()
 
 
 def test_matrices_that_are_zero_or_not_finite_disturb_no_neighbour():
@@ -105,14 +104,14 @@ def test_of_equal_eigenvalues_any_vector_will_do():
 def test_an_orthonormal_basis_spans_the_columns(dtype: torch.dtype):
     Z = (gaussian(3, 20, 5) * torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05]).double()).to(dtype)
     Q = orthonormal(Z)
-    rounding = 3e-3 if dtype == torch.float32 else 1e-11  # the ridge over the square of the least column
+    rounding = 3e-3 if dtype == torch.float32 else 1e-11  # the ridge over the square of the shortest column
     torch.testing.assert_close(Q.mT @ Q, torch.eye(5, dtype=dtype).expand(3, 5, 5), rtol=0, atol=rounding)
     torch.testing.assert_close(Q @ (Q.mT @ Z), Z, rtol=0, atol=10 * rounding)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "blocks"])
 def test_a_direction_that_the_block_never_meets_is_found_when_it_outgrows_the_rest(kind):
-    """W maps the kept vectors to themselves for ever; rounding alone would not lead out of them in time."""
+    """W maps the kept vectors to each other, and rounding alone would not lead out of them in time."""
     n, generator = 32, torch.Generator().manual_seed(0)
     if kind == "diagonal":
         mask = torch.eye(n)
