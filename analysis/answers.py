@@ -20,5 +20,8 @@ class Answer(Strict):
         """The answer as a table."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline()}>"
+
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.headline())}</p>\n{self.to_frame().to_html(index=False)}"

@@ -2,287 +2,31 @@
 
 Everything takes a table of runs as a DataFrame, as the path of a Parquet or CSV file (or of a folder that
 holds runs.parquet), or as what `read_runs` returns. Columns are named by one string, "N,D", or by a
-list. pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes
-neither.
+list. What the functions return is in `results`.
 """
 
-import html
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import schema
+from hyperp.analysis.results import FittedLoss, Law, MeasuredLeverage, Transfers, whole_sizes
 from hyperp.analysis.vocabulary import DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
-    from hyperp.analysis.loss.bootstrap import Draws
-    from hyperp.analysis.loss.fit import FloorProfile, LossFit
-    from hyperp.analysis.loss.leverage import FittedSeries, Leverage
     from hyperp.analysis.loss.points import Form
-    from hyperp.analysis.loss.schema import LossLaw
     from hyperp.analysis.queries.check import TableCheck
     from hyperp.analysis.queries.next_runs import NextRuns
-    from hyperp.analysis.queries.recommend import Recommendation
-    from hyperp.analysis.queries.transfer import Transfer
     from hyperp.analysis.queries.validate import Validation
     from hyperp.analysis.table.validate import Runs
 
     Source = pd.DataFrame | Path | str | Runs
 
 Names = str | Sequence[str]
-
-
-class Law(schema.Law):
-    """A fitted law of the learning rate: everything that law.json holds, and what a user asks of it."""
-
-    def summary(self) -> "pd.DataFrame":
-        """A row for each covariate, the index: exponent, se, low, high and the fitted range.
-
-        Fixed exponents have neither an error nor an interval.
-        """
-        import pandas as pd
-
-        rows = []
-        for name, (smallest, largest) in self.ranges.items():
-            e = self.exponents.get(name)
-            rows.append(
-                {
-                    "covariate": name,
-                    "exponent": self.fixed[name] if e is None else e.value,
-                    "se": np.nan if e is None else e.se,
-                    "low": np.nan if e is None else e.low,
-                    "high": np.nan if e is None else e.high,
-                    "range_low": smallest,
-                    "range_high": largest,
-                }
-            )
-        return pd.DataFrame(rows).set_index("covariate")
-
-    def slices_frame(self) -> "pd.DataFrame":
-        """A row for each slice, also those that the law does not use: sizes, state, optimum, interval."""
-        import pandas as pd
-
-        return pd.DataFrame([{"used": one.used, **one.row()} for one in self.slices])
-
-    def predict(self, **sizes: Any) -> "pd.DataFrame":
-        """The predicted rate with its prediction interval at these sizes, a row for each target.
-
-        Args:
-            sizes: a number or a sequence for every covariate of the law, such as tokens=[5e5, 1e6]; they
-                broadcast against each other. Sizes that all slices share may be left out. No target is too
-                far: `recommend` refuses, this does not.
-
-        Returns:
-            The sizes, lr, low and high; where something was tuned beside the rate, its value, low and high.
-
-        Raises:
-            ValueError: a covariate is missing, unknown or not positive, or differs from what the law holds.
-        """
-        import pandas as pd
-
-        for name in sizes:
-            if name not in self.ranges and name not in self.held:
-                known = ", ".join((*self.ranges, *self.held))
-                raise ValueError(f"size must be one of {known}, got {name!r}")
-        missing = [name for name in self.ranges if name not in sizes]
-        if missing:
-            raise ValueError(f"the law needs {', '.join(missing)}: it varies with it")
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(value)) for value in sizes.values()))
-        frame = pd.DataFrame({name: array.ravel() for name, array in zip(sizes, arrays, strict=True)})
-        for name, column in frame.items():
-            wrong = column[~((column > 0) & np.isfinite(column))]
-            if len(wrong):
-                raise ValueError(f"{name} must be a positive finite number, got {wrong.iloc[0]}")
-            if name in self.held and (column != self.held[str(name)]).any():
-                raise ValueError(
-                    f"{name} must be {self.held[str(name)]}, which is its value in every slice of the law, "
-                    f"got {column[column != self.held[str(name)]].iloc[0]}"
-                )
-        targets = [{str(n): float(v) for n, v in row.items()} for row in frame.to_dict("records")]
-        for response in self.over:
-            found = np.array([self.interval_at(target, response) for target in targets])
-            prefix = "" if response == "lr" else f"{response}_"
-            ends = dict(zip((f"{prefix}low", f"{prefix}high"), found[:, 1:].T, strict=True))
-            frame = frame.assign(**{response: found[:, 0], **ends})
-        return frame
-
-    def recommend(
-        self,
-        *,
-        optimizer: str | None = None,
-        parametrization: str | None = None,
-        schedule: str | None = None,
-        extrapolate: bool = False,
-        **sizes: float,
-    ) -> "Recommendation":
-        """The learning rate for a target scale, with its prediction interval and every factor.
-
-        Args:
-            optimizer, parametrization, schedule: refuse unless the law is for these.
-            extrapolate: answer beyond the law's reach, and where its interval says hardly anything.
-            sizes: the target; sizes that all slices of the law share may be left out.
-
-        Raises:
-            ValueError: a covariate is missing, unknown or out of range.
-            Refusal: the law cannot say; its `next_points` would change that.
-        """
-        from hyperp.analysis.queries.recommend import recommend_rate, refuse_wide_interval
-
-        asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
-        context = {name: value for name, value in asked.items() if value is not None}
-        found = recommend_rate(self, _sizes(sizes), context, extrapolate)
-        if not extrapolate:
-            refuse_wide_interval(self, found)
-        return found
-
-    def next_runs(
-        self, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
-    ) -> "NextRuns":
-        """The runs that narrow the interval at the target most for their cost; see `next_runs`."""
-        return next_runs(self, count, among, **target)
-
-    def plot(self, covariate: str, ax: "Axes | None" = None, **target: float) -> "Axes":
-        """Draw the slices' optima, the law and its prediction band against one covariate.
-
-        Args:
-            covariate: one of the law's, such as "tokens".
-            ax: the axes to draw on; new ones of pyplot unless given.
-            target: sizes to mark with the recommended rate.
-
-        Raises:
-            ValueError: the law has no such covariate.
-        """
-        from hyperp.analysis.queries.recommend import recommend_rate
-        from hyperp.analysis.report.figures.law import plot_optimum
-
-        scale = recommend_rate(self, _sizes(target), extrapolate=True).target if target else None
-        return plot_optimum(self, covariate, scale, ax)
-
-    def save(self, path: str | Path) -> None:
-        """Write law.json, whole or not at all."""
-        schema.save_law(self, path)
-
-    def _repr_html_(self) -> str:
-        from hyperp.analysis.report.text.law import context_text, formula
-
-        used = sum(one.used for one in self.slices)
-        lines = [formula(self, response) for response in self.over]
-        lines += [f"{used} slices, {context_text(self.context)}", *(f"warning: {w}" for w in self.warnings)]
-        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
-        return paragraphs + self.summary().to_html(na_rep="")
-
-
-@dataclass(frozen=True)
-class FittedLoss:
-    """A fitted loss law; `law` is its record, which loss.json holds. The rest is what its plots need."""
-
-    law: "LossLaw"
-    fit: "LossFit"
-    draws: "Draws | None"
-    profile: "FloorProfile"
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A row for each parameter, the index: value, low, high and whether it was held."""
-        import pandas as pd
-
-        rows = {name: one.model_dump() for name, one in self.law.parameters.items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
-
-    def save(self, path: str | Path) -> None:
-        """Write loss.json, whole or not at all."""
-        from hyperp.analysis.loss.schema import save_loss
-
-        save_loss(self.law, path)
-
-    def write_plots(self, folder: str | Path) -> list[Path]:
-        """Write the plots of law, residuals and floor as PNG, SVG and CSV; returns the paths."""
-        from hyperp.analysis.report.figures.loss import write_loss_figures
-
-        return write_loss_figures(self.fit, self.draws, self.profile, Path(folder))
-
-    def _repr_html_(self) -> str:
-        title = f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
-        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(na_rep='')}"
-
-
-@dataclass(frozen=True)
-class MeasuredLeverage:
-    """How much compute others need relative to the baseline; `answer` is the record, `series` the fits."""
-
-    answer: "Leverage"
-    series: "list[FittedSeries]"
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A row for each series and common loss: the compute of both and their ratio with its interval."""
-        import pandas as pd
-
-        found = self.answer.comparisons
-        return pd.DataFrame([{"series": c.other.name, **row.model_dump()} for c in found for row in c.rows])
-
-    def write_plots(self, folder: str | Path) -> list[Path]:
-        """Write the curves and their leverage as PNG, SVG and CSV; returns the paths."""
-        from hyperp.analysis.report.figures.loss import write_leverage_figure
-
-        return write_leverage_figure(self.answer, self.series, Path(folder))
-
-    def _repr_html_(self) -> str:
-        lines = [f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"]
-        lines += [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
-        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
-        return paragraphs + self.to_frame().to_html(index=False, na_rep="")
-
-
-class Transfers(Sequence["Transfer"]):
-    """The transfer along one axis, one for each group of slices that differ in nothing else."""
-
-    def __init__(self, axis: str, groups: Sequence["Transfer"]):
-        self.axis = axis
-        self._groups = list(groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    @overload
-    def __getitem__(self, index: int) -> "Transfer": ...
-    @overload
-    def __getitem__(self, index: slice) -> "Sequence[Transfer]": ...
-    def __getitem__(self, index: int | slice) -> "Transfer | Sequence[Transfer]":
-        return self._groups[index]
-
-    def __iter__(self) -> "Iterator[Transfer]":
-        return iter(self._groups)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling."""
-        import pandas as pd
-
-        rows = []
-        for one in self._groups:
-            drift, penalty = one.drift, one.penalty
-            rows.append(
-                {
-                    **{name: value for name, value in one.context.items() if value},
-                    **one.held,
-                    "drift": None if drift is None else drift.octaves_per_doubling,
-                    "low": None if drift is None else drift.low,
-                    "high": None if drift is None else drift.high,
-                    "penalty_percent": None if penalty is None else penalty.percent,
-                    "problem": one.problem,
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        title = f"Drift of the optimum in octaves per doubling of {self.axis}"
-        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(index=False, na_rep='')}"
 
 
 def read_runs(
@@ -442,23 +186,10 @@ def transfer(
 
 
 def next_runs(
-    law: schema.Law, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
+    law: Law, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
 ) -> "NextRuns":
-    """The runs that narrow the prediction interval at a target most for their cost.
-
-    Args:
-        law: what `fit_law` or `load_law` returns.
-        count: how many further slices to choose.
-        among: the slices to choose from, each a dict of sizes; a grid of octaves unless given.
-        target: sizes; 8 times the largest fitted one where left out.
-
-    Raises:
-        ValueError: an unknown covariate, or a size or count out of range.
-        Refusal: the slices lie exactly on the law, so that no slice would narrow anything.
-    """
-    from hyperp.analysis.queries import next_runs as queries
-
-    return queries.next_runs(law, _sizes(target), count, [_sizes(sizes) for sizes in among])
+    """The runs that narrow the prediction interval at a target most for their cost; see `Law.next_runs`."""
+    return law.next_runs(count, among, **target)
 
 
 def validate(
@@ -576,7 +307,7 @@ def write_report(
     from hyperp.analysis.report import report
 
     validation = None if check is None else validate(law, check)
-    return report.write_report(law, folder, command, _sizes(target) or None, validation, extrapolate)
+    return report.write_report(law, folder, command, whole_sizes(target) or None, validation, extrapolate)
 
 
 def _runs(
@@ -630,11 +361,6 @@ def _names(names: Names) -> tuple[str, ...]:
 
 def _conditions(where: Mapping[str, Any] | None) -> dict[str, str]:
     return {name: str(value) for name, value in (where or {}).items()}
-
-
-def _sizes(sizes: Mapping[str, float]) -> dict[str, int | float]:
-    """Whole sizes as int, as the tables have them."""
-    return {n: int(v) if float(v).is_integer() and abs(v) < 2**62 else float(v) for n, v in sizes.items()}
 
 
 def _method(name: MethodName | None) -> MethodName:

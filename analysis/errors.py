@@ -31,4 +31,6 @@ def points_frame(points: Sequence[dict[str, Any]]) -> "pd.DataFrame":
     """Suggested runs as a table with a row for each slice and rate; empty if there are none."""
     import pandas as pd
 
-    return pd.DataFrame(points).explode("lr", ignore_index=True) if points else pd.DataFrame()
+    if not points:
+        return pd.DataFrame()
+    return pd.DataFrame(points).explode("lr", ignore_index=True).astype({"lr": float})

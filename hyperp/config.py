@@ -1,7 +1,7 @@
-"""The configuration of one run: typed for Hydra, validated as a whole, hashed to the run's id.
+"""The configuration of one run: composed by Hydra, validated as a whole, hashed to the run's id.
 
-`Config` is what the library reads. Hydra composes the same fields from `conf/` through `schema()`, so that an
-unknown key or a wrong type is refused before anything runs.
+`Config` is what the library reads. `compose` lets Hydra merge the files of `conf/` with overrides, typed by
+a mirror of `Config`, so that an unknown key or a wrong type is an error; `resolve` makes a `Config` of it.
 """
 
 import hashlib
@@ -28,21 +28,17 @@ from hyperp.schedule import Schedule
 from hyperp.terminal import one_line
 from hyperp.validation import Count, NonNegative, Positive, Whole, is_finite, is_integer, must, validated
 
-LATER_MODEL_FIELDS = (
-    "shared_expert",
-    "sqrt_gate",
-    "balance_weight",
-    "attention_ratio",
-)  # than the first runs
+# Fields that the first runs did not have; see `Config.identity`.
+LATER_MODEL_FIELDS = ("shared_expert", "sqrt_gate", "balance_weight", "attention_ratio")
 
 
 @validated
 class ModelConfig:
-    """Sizes of the decoder beside width and depth.
+    """The sizes and options of the decoder, apart from its width and depth.
 
-    `query_heads` defaults to attention_ratio x width / head_size. About experts are `shared_expert` and
-    `sqrt_gate` (see `hyperp.model.moe`), and `balance_weight`, the weight of the balance loss in what is
-    trained on, and in nothing that is reported.
+    `query_heads` None means attention_ratio x width / head_size. `shared_expert` and `sqrt_gate` are options
+    of a mixture of experts, see `hyperp.model.moe`. `balance_weight` is the weight of the balance loss in the
+    training objective; losses that are reported never contain it.
     """
 
     context: Whole = 128
@@ -67,7 +63,11 @@ class ModelConfig:
 
 @validated
 class OptimConfig:
-    """`algorithms` maps a role to its algorithm, `options` an algorithm to its options; clip 0 is none."""
+    """The optimizer of a run.
+
+    `algorithms` maps a role to its algorithm, `options` an algorithm to its options. `clip` is the largest
+    norm of the gradient over all parameters, above which it is scaled down; 0 turns that off.
+    """
 
     name: str = "muonh"
     algorithms: dict[str, str] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class OptimConfig:
 
 @validated
 class DataConfig:
-    """`source` is stdlib, text (bytes of `files`) or tokens (the prepared file `path`)."""
+    """The text of a run. `source` is stdlib, text (bytes of `files`) or tokens (the prepared file `path`)."""
 
     source: Literal["stdlib", "text", "tokens"] = "stdlib"
     files: list[str] = field(default_factory=list)
@@ -109,18 +109,18 @@ class DataConfig:
 
 @validated
 class RuntimeConfig:
-    """Where and how a run is done. Nothing here changes what the run is, so nothing here enters its id.
+    """Where and how a run is trained. None of it changes the result, so none of it is part of the run's id.
 
-    `root` is the folder that holds the run's own, `threads` 0 leaves torch's choice, `micro_batch_tokens` 0
-    takes the whole batch at once, or each process's part of it; `log_every`, `eval_every`, `checkpoint_every`
-    and `monitor_every` (see `hyperp.monitoring`) count steps, 0 is only at the end (evaluation) or never
-    (checkpoint, monitors). `monitor_looks` above 0 is how often monitors look in place of that, at equal
-    shares of the run, so that runs of different lengths are looked at as often. `wandb` is a W&B project,
-    empty for none. `coordinates` are the steps after which activations are measured, see
-    `hyperp.training.coordinates`.
+    `root` is the folder in which the run makes its own. `threads` 0 keeps torch's choice.
+    `micro_batch_tokens` 0 takes the whole batch, or each process's share of it, at once. `log_every`,
+    `eval_every`, `checkpoint_every` and `monitor_every` (see `hyperp.monitoring`) count steps; 0 means
+    only at the end for evaluation, and never for checkpoints and monitors. `monitor_looks` above 0
+    replaces `monitor_every`: so many measurements, evenly over the run, so that runs of different lengths
+    have equally many. `wandb` is a W&B project, empty for none. `coordinates` are the steps after which
+    activations are measured, see `hyperp.training.coordinates`.
 
-    Of several processes that do one run (torchrun, or launcher.gpus), `parallel` is how the model lies on
-    them: a copy on each (ddp) or in shards (fsdp); `timeout` is how many seconds they wait for one another.
+    When several processes train one run (torchrun, or launcher.gpus), `parallel` says how they hold the
+    model: a copy on each (ddp) or sharded (fsdp). `timeout` is how many seconds they wait for one another.
     """
 
     root: Annotated[str, must("the name of a folder", bool)] = "runs/single"
@@ -144,7 +144,7 @@ class RuntimeConfig:
 
 @validated
 class Config:
-    """One run, resolved. Raises ValueError, naming the field, for values that cannot be run together."""
+    """One run, with every value set. Raises ValueError, naming the field, if values do not fit together."""
 
     scale: Scale
     base_lr: Positive
@@ -180,9 +180,9 @@ class Config:
         self._check_experts()
 
     def tokens_per_rank(self, ranks: int) -> int:
-        """Tokens of an optimizer step that each of `ranks` processes takes.
+        """Tokens of one optimizer step on each of `ranks` processes.
 
-        Raises ValueError for a batch that so many cannot share, or not in whole micro-batches.
+        Raises ValueError if the batch cannot be shared equally, or a share is not whole micro-batches.
         """
         batch, context, micro = self.scale.batch_tokens, self.model.context, self.runtime.micro_batch_tokens
         if batch % (ranks * context):
@@ -215,7 +215,7 @@ class Config:
             )
 
     def shape(self, vocab: int) -> Shape:
-        """Sizes of the decoder for a vocabulary of `vocab` ids."""
+        """The sizes of the decoder for a vocabulary of `vocab` ids. Raises ValueError if heads do not fit."""
         m = self.model
         heads = m.query_heads
         if heads is None:
@@ -243,17 +243,17 @@ class Config:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Everything that makes this run what it is, as plain values.
+        """Everything that determines the result of the run, as plain values: all but `runtime`.
 
-        Fields that came later are left out at their default, so that runs of before keep their ids.
+        `LATER_MODEL_FIELDS` are left out at their defaults, so that older runs keep their ids.
         """
-        whole = {key: value for key, value in asdict(self).items() if key != "runtime"}
-        whole["model"] = {
+        identity = {key: value for key, value in asdict(self).items() if key != "runtime"}
+        identity["model"] = {
             key: value
-            for key, value in whole["model"].items()
+            for key, value in identity["model"].items()
             if not (key in LATER_MODEL_FIELDS and value == getattr(ModelConfig, key))
         }
-        return whole
+        return identity
 
     def run_id(self) -> str:
         """First 12 hexadecimal digits of the SHA-256 of `identity()` as canonical JSON."""
@@ -261,12 +261,12 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# These take 1e6 for a million and check for themselves that it is whole; OmegaConf's int would refuse it.
+# Whole numbers of these classes may be written as floats, such as 1e6, which OmegaConf's int would refuse.
 WHOLE_FLOATS = (Scale, Parametrization)
 
 
 def _hydra_type(hint: Any) -> Any:
-    """The nearest type that OmegaConf 2.3 knows: a dataclass becomes its mirror, a Literal its base type."""
+    """The closest type that OmegaConf 2.3 has: a dataclass becomes its mirror, a Literal its base type."""
     if is_dataclass(hint):
         return _mirror(typing.cast(type, hint))
     if get_origin(hint) is Literal:
@@ -278,7 +278,7 @@ def _hydra_type(hint: Any) -> Any:
 
 @cache
 def _mirror(cls: type) -> type:
-    """A mutable twin of a frozen dataclass, which OmegaConf would otherwise make read-only."""
+    """A mutable copy of a frozen dataclass, which OmegaConf would make read-only."""
     hints = get_type_hints(cls)
     columns = []
     for f in fields(cls):
@@ -296,13 +296,13 @@ def _mirror(cls: type) -> type:
 
 @cache
 def register_schema() -> None:
-    """Give Hydra the typed schema, named `schema`; `sweep` and `launcher` belong to the orchestrator."""
+    """Register the typed schema with Hydra as `schema`; `hyperp.sweeps` validates `sweep` and `launcher`."""
     plans = [(name, dict[str, Any], field(default_factory=dict)) for name in ("sweep", "launcher")]
     ConfigStore.instance().store("schema", make_dataclass("Schema", plans, bases=(_mirror(Config),)))
 
 
 def resolve(cfg: DictConfig) -> Config:
-    """Turn what Hydra composed into a `Config`. Raises ValueError in one line, naming the field."""
+    """The `Config` of a composed configuration. Raises ValueError in one line, naming the field."""
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -314,12 +314,12 @@ def resolve(cfg: DictConfig) -> Config:
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """A `Config` from plain values, as `dataclasses.asdict` makes them. ValueError names the field."""
+    """The `Config` of plain values, as from `dataclasses.asdict`. Raises ValueError, naming the field."""
     return Config(**values)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose `conf/train.yaml` with override words. Raises ValueError in one line for bad words."""
+    """Compose `conf/train.yaml` with overrides. Raises ValueError in one line for a wrong override."""
     register_schema()
     try:
         with initialize_config_module("hyperp.conf", version_base="1.3"):

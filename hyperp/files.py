@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all, and a lock that one process holds."""
+"""Atomic writes, so that a reader sees a whole file or none, and locks that one process holds."""
 
 import contextlib
 import fcntl
@@ -11,14 +11,15 @@ from typing import IO, Any
 
 
 class HeldError(RuntimeError):
-    """Another process holds the lock."""
+    """Another process holds a lock that this one needs."""
 
 
 @contextmanager
 def replacing(path: Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """Open a temporary file in the folder of `path` that takes its place when the block ends without error.
+    """Open a temporary file beside `path`, and rename it to `path` if the block ends without an error.
 
-    `durable` waits for the disk first, so that a crash of the machine leaves the old file or the new one.
+    `durable` waits until the file is on disk before that, so that a crash of the machine leaves the old file
+    or the new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,24 +36,24 @@ def replacing(path: Path, mode: str = "w", *, durable: bool = True) -> Iterator[
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write strict JSON, atomically; makes the folder."""
+    """Write `value` as strict JSON, atomically, and make the folder if need be. Raises ValueError for nan."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=durable) as file:
         json.dump(value, file, indent=1, allow_nan=False)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote; only under a lock."""
+    """Remove temporary files of processes that were killed while writing. Hold a lock on the folder."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[IO[str]]:
-    """Hold an exclusive lock on the file `path`, which the end of the process gives up, however it ends.
+    """Hold an exclusive lock on the file `path`. It is released when the process ends, however it ends.
 
-    Yields the open file: a child process that it is passed to holds the lock too, until both have closed it.
-    Raises HeldError at once if another process has it; `what` names the thing in its text.
+    Yields the open file. A child process that gets this file holds the lock too, until both have closed it.
+    Raises HeldError at once if another process holds the lock; `what` names the locked thing in its text.
     """
     with path.open("a+") as file:
         try:
@@ -66,14 +67,14 @@ def lock(path: Path, what: str) -> Iterator[IO[str]]:
 
 
 def write_holder(file: IO[str]) -> None:
-    """Write who holds a lock into its file, which is open to append."""
+    """Write the id and host of this process into the file of a lock, so that others can name its holder."""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock `path`. For a moment it is held by this one, if by no other."""
+    """Whether some process holds the lock `path`. To find out, this process holds it for a moment."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

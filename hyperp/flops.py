@@ -1,4 +1,4 @@
-"""Parameters and training FLOPs of a decoder, dense or a mixture of experts, from its sizes alone."""
+"""Parameters and training FLOPs of a decoder, dense or with experts, computed from its sizes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Shape:
     Args:
         vocab: token ids.
         context: tokens in a sequence.
-        head_size: of queries, keys and values; even, for the rotary embedding.
-        query_heads: heads of a block; query_heads x head_size need not be the width.
+        head_size: channels of a query, key or value in one head; even, for the rotary embedding.
+        query_heads: query heads in a block; query_heads x head_size may differ from the width.
         kv_heads: key-value heads, each shared by query_heads / kv_heads query heads.
         mlp_ratio: hidden width of the SwiGLU MLP over the width.
-        gated_attention: one sigmoid gate a head, from the block's input.
+        gated_attention: one sigmoid gate for each head, computed from the block's input.
         qk_norm: RMS normalisation of queries and keys, with a gain for each of the head_size channels.
-        shared_expert: one of the experts that a token uses is the same for all tokens.
-        sqrt_gate: experts are weighted by the roots of their gates (SqrtGate, arXiv 2603.28743).
+        shared_expert: every token uses one expert that is not routed; it counts in granularity.
+        sqrt_gate: weight experts by the square roots of their gates (SqrtGate, arXiv 2603.28743).
 
     Raises:
         ValueError: a size is not a positive whole number, head_size is odd, or kv_heads does not divide
@@ -57,7 +57,7 @@ class Shape:
 class Experts:
     """The experts of one layer, each with `hidden` hidden channels.
 
-    `active` of `routed` are chosen for a token; with `shared` all tokens use one more.
+    A token uses `active` of the `routed` experts, and one more, the same for all tokens, if `shared`.
     """
 
     hidden: int
@@ -67,11 +67,13 @@ class Experts:
 
 
 def experts_of(scale: Scale, mlp_ratio: int, shared_expert: bool) -> Experts | None:
-    """Experts of a scale, None for a dense one: k of k S, a shared one among both (arXiv 2603.28743).
+    """The experts of a scale, None for a dense model.
+
+    A token uses k = granularity of k x sparsity experts, a shared one among them (arXiv 2603.28743).
 
     Raises:
-        ValueError: granularity does not divide the hidden width of the dense MLP, or leaves no expert to
-            choose beside the shared one.
+        ValueError: granularity does not divide the hidden width of the dense MLP, or leaves no routed expert
+            beside the shared one.
     """
     k, hidden = scale.granularity, mlp_ratio * scale.width
     if shared_expert and k < 2:
@@ -90,10 +92,10 @@ def experts_of(scale: Scale, mlp_ratio: int, shared_expert: bool) -> Experts | N
 
 
 def parameters_by_role(scale: Scale, shape: Shape) -> dict[Role, int]:
-    """Parameters of each role that a decoder has; a shared expert counts as hidden.
+    """The number of parameters of each role in a decoder; a shared expert counts as hidden.
 
     Raises:
-        ValueError: what `experts_of` refuses.
+        ValueError: experts that do not fit, see `experts_of`.
     """
     width = scale.width
     queries, keys = shape.query_heads * shape.head_size, shape.kv_heads * shape.head_size
@@ -119,7 +121,7 @@ def parameters_by_role(scale: Scale, shape: Shape) -> dict[Role, int]:
 
 
 def count_parameters(scale: Scale, shape: Shape, *, embeddings: bool = True) -> int:
-    """All parameters, used by a token or not; without `embeddings` only those between the outer two."""
+    """The number of all parameters; without `embeddings`, all but those of the embedding and unembedding."""
     counts = parameters_by_role(scale, shape)
     outer = 0 if embeddings else counts["embedding"] + counts["unembedding"]
     return sum(counts.values()) - outer
@@ -128,10 +130,10 @@ def count_parameters(scale: Scale, shape: Shape, *, embeddings: bool = True) -> 
 def flops_per_token(scale: Scale, shape: Shape) -> int:
     """Training FLOPs for one token, forward and backward: 6 N + 12 L H Q T (arXiv 2204.02311, appendix B).
 
-    N is the parameters of all matrices that multiply a token's activations, so the unembedding counts and the
-    embedding, a look-up, does not; of experts it is those that the token uses. The second term is attention's
-    scores and weighted values for L blocks, H query heads of size Q and context T; as usual there, nothing is
-    taken off for the causal mask.
+    N counts the parameters of all matrices that multiply the activations of a token: the unembedding, and the
+    experts that the token uses, but not the embedding, which is a look-up. The second term is for the scores
+    and weighted values of attention, with L blocks, H query heads of size Q and context T. As is usual, the
+    causal mask is not subtracted.
     """
     counts = parameters_by_role(scale, shape)
     attention = 12 * scale.depth * shape.query_heads * shape.head_size * shape.context
@@ -143,5 +145,5 @@ def flops_per_token(scale: Scale, shape: Shape) -> int:
 
 
 def training_flops(scale: Scale, shape: Shape) -> int:
-    """FLOPs of the whole run: of the tokens in its whole steps."""
+    """Training FLOPs of a whole run, for the tokens in its whole steps."""
     return flops_per_token(scale, shape) * scale.tokens_trained

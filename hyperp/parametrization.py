@@ -1,12 +1,12 @@
-"""How learning rates, initialisation and multipliers follow the size of a run: five rules, as tables.
+"""How learning rates, initialisation and multipliers depend on the size of a run: five rules, as tables.
 
 Every learning rate is
 
     lr = base_lr (B/B0)^batch (d/d0)^depth (T/T0)^token (w/w0)^width
 
-with the batch, depth, training tokens and width of the run over those of a reference, where base_lr was
-tuned. The rules differ in the exponents of `TABLES` alone, each a field of `Parametrization` that can be set
-by itself; an exponent of 0 gives a factor of exactly 1.
+with batch, depth, training tokens and width of the run relative to a reference run, for which base_lr was
+tuned. The rules differ only in the exponents of `TABLES`, and each exponent is a field of `Parametrization`
+that can be set by itself. An exponent of 0 gives a factor of exactly 1.
 
 hyperp
     arXiv 2603.28743, for sphere optimizers. sqrt(B), 1/sqrt(d), T^-0.32 and no width factor; residual
@@ -14,14 +14,14 @@ hyperp
     role; its Table 1 has T on hidden matrices only, and 1/sqrt(d) alone on embeddings and unembedding.
     `token_exponent_on` chooses.
 raw
-    HyperP's model with every factor of the rate 1, for an experiment that measures an exponent.
+    The model of hyperp, with every factor of the learning rate 1: for experiments that measure an exponent.
 mup++
     arXiv 2507.06607, for AdamW, as ArchScale runs it (pretrain.py: setup and get_param_groups;
     lit_gpt/model.py: GPT and Block). sqrt(B) and 1/sqrt(d) on every role; 1/w on hidden matrices, while
     embeddings, unembedding and vectors keep the global rate; logits times w0/w; residual branches times
     1/sqrt(2 d). In that code width is proportional to depth, so it writes d0/d for what is w0/w here. It also
-    sets the weight decay of embeddings, unembedding and vectors to zero: an option of the optimizer, not of a
-    rate.
+    sets the weight decay of embeddings, unembedding and vectors to zero; here that is an option of the
+    optimizer.
 mup
     arXiv 2203.03466, Table 8, for Adam. 1/w on hidden matrices, logits times w0/w, the rest constant; the
     initial std of the unembedding must not depend on width. No rule for depth, batch or tokens.
@@ -52,7 +52,7 @@ OTHER_ROLES = ("embedding", "unembedding", "vector")
 FACTORS = ("batch", "depth", "tokens", "width")
 INVERSE_ROOT_WIDTH = "1/sqrt(width)"
 
-# The depth-8 model of arXiv 2603.28743, for every rule; the initialisation is that of its code.
+# For every rule: the sizes of the depth-8 model of arXiv 2603.28743 and the initialisation of its code.
 REFERENCE: dict[str, Any] = {
     "reference_width": 1024,
     "reference_depth": 8,
@@ -88,7 +88,8 @@ TABLES: dict[RuleName, dict[str, Any]] = {
 class LearningRate:
     """The peak learning rate of one role: `lr` is `base_lr` times every factor.
 
-    `factors` always has batch, depth, tokens and width, in this order; 1.0 where one does not apply.
+    `factors` always has the keys batch, depth, tokens and width, in this order; a factor that does not apply
+    is 1.0.
     """
 
     role: Role
@@ -107,24 +108,24 @@ def _unembedding_std(value: Any) -> float | str:
 
 @validated
 class Parametrization:
-    """One rule. A field left at None takes its value from the rule's table, and reads as that value.
+    """One rule. A field that is None is replaced by its value in the table of the rule.
 
     Args:
         name: hyperp, raw, mup++, mup or standard.
         reference_width, reference_depth, reference_tokens, reference_batch_tokens: the sizes at which every
             factor is 1.
         batch_exponent, depth_exponent, token_exponent: of the learning rate.
-        token_exponent_on: all, or hidden: then only hidden matrices, routers and experts get the batch and
-            token factors, and the other roles the depth factor alone.
-        width_exponent: of the learning rate of hidden matrices, routers and experts; other roles have none.
+        token_exponent_on: all, or hidden. With hidden, only hidden matrices, routers and experts get the
+            batch and token factors; the other roles get the depth factor only.
+        width_exponent: of the learning rate of hidden matrices, routers and experts only.
         residual_exponent: residual branches are multiplied by (2 depth) to this power.
         logit_exponent: logits are multiplied by (width / reference_width) to this power.
         init_hidden_gain, init_hidden_exponent: hidden std = gain d_in^exponent.
         init_embedding_std: std of the embedding.
-        init_unembedding_std: std of the unembedding, a number or the words "1/sqrt(width)".
+        init_unembedding_std: std of the unembedding, a number or the text "1/sqrt(width)".
 
     Raises:
-        ValueError: an unknown name or word, a number that is not finite, a size or std that is not positive.
+        ValueError: an unknown name, a number that is not finite, a size or std that is not positive.
     """
 
     name: RuleName = "hyperp"
@@ -151,7 +152,10 @@ class Parametrization:
                 object.__setattr__(self, field.name, table[field.name])
 
     def effective_lr(self, role: Role, scale: Scale, base_lr: float) -> LearningRate:
-        """Peak learning rate of `role` at `scale`, with every factor. Raises ValueError for a bad base_lr."""
+        """The peak learning rate of `role` at `scale`, and its factors.
+
+        Raises ValueError for an unknown role, and for a base_lr that is not finite and positive.
+        """
         _check_role(role)
         if not (is_finite(base_lr) and base_lr > 0):
             raise ValueError(f"base_lr must be finite and positive, got {base_lr!r}")
@@ -166,15 +170,18 @@ class Parametrization:
         return LearningRate(role, base_lr, factors, base_lr * math.prod(factors.values()))
 
     def residual_multiplier(self, depth: int) -> float:
-        """What the output of every attention and MLP is multiplied by before it is added to the stream."""
+        """The factor on the output of every attention and MLP, before it is added to the residual stream."""
         return _power(2 * depth, 1, self.residual_exponent)
 
     def logit_multiplier(self, width: int) -> float:
-        """What the logits are multiplied by."""
+        """The factor on the logits of a model of this width."""
         return _power(width, self.reference_width, self.logit_exponent)
 
     def init_std(self, role: Role, d_in: int, width: int) -> float:
-        """Standard deviation of a matrix (d_out, d_in) of `role` at initialisation; vectors start at 1."""
+        """Standard deviation of a matrix (d_out, d_in) of `role` at initialisation.
+
+        Raises ValueError for the role vector, which starts at 1.
+        """
         _check_role(role)
         if role == "vector":
             raise ValueError(
@@ -192,7 +199,7 @@ class Parametrization:
 
 
 def factors_table(rule: Parametrization, scale: Scale, base_lr: float, roles: Sequence[Role]) -> str:
-    """Plain text: one line a role, with base_lr, every factor and the learning rate that is their product."""
+    """A table as text: for each role base_lr, every factor, and their product, the learning rate."""
     header = ("role", "base_lr", *FACTORS, "lr")
     rows: list[tuple[str, ...]] = [header]
     for role in roles:

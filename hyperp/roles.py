@@ -1,12 +1,12 @@
-"""What each parameter of a model is for: its role, decided by the module that owns it and never by a name.
+"""The role of each parameter of a model, decided by the module that owns it and never by its name.
 
 A module class declares the roles of its own direct parameters::
 
     class Unembedding(nn.Linear):
         param_roles: ClassVar[dict[str, Role]] = {"weight": "unembedding"}
 
-An instance of somebody else's class can be given the same attribute. Modules that declare nothing are judged
-by their type.
+An instance of a class from elsewhere can be given the same attribute. For modules without it, the type of the
+module decides.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,17 +18,17 @@ from torch import nn
 Role = Literal["embedding", "hidden", "unembedding", "vector", "router", "expert"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-# Parameters of at least this many dimensions are matrices or stacks of them, (d_out, d_in) last.
+# Parameters with at least this many dimensions are matrices or stacks of matrices, (..., d_out, d_in).
 _MATRIX_DIMS = 2
 
 
 def roles_of(model: nn.Module, unembedding: Iterable[nn.Module] = ()) -> dict[str, Role]:
-    """Role of every parameter of `model`, in the order and under the names of `model.named_parameters()`.
+    """The role of every parameter of `model`, with the names and order of `model.named_parameters()`.
 
-    A module's own `param_roles` wins; then the modules listed in `unembedding`; then the module's type: the
-    weight of an `nn.Embedding` is an embedding, the weight of an `nn.Linear` is hidden, whatever has at most
-    one dimension is a vector. A tensor shared by several modules has one role; sharing it with an embedding
-    makes it an embedding.
+    The first of these that applies decides: `param_roles` of the module; at most one dimension makes a
+    vector; a module listed in `unembedding`; the type of the module, where the weight of an `nn.Embedding` is
+    an embedding and the weight of an `nn.Linear` is hidden. A tensor that several modules share has one role;
+    if one of them is an embedding, that role is embedding.
 
     Raises ValueError for a matrix in a module of unknown type, for a declaration that is not a role or names
     no parameter, for a shared tensor with contradicting roles, and for a module in `unembedding` that `model`

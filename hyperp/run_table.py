@@ -1,6 +1,6 @@
-"""The table of a sweep, runs.parquet: its columns, the words of its status column, and the files beside it.
+"""The table of a sweep, runs.parquet: its columns, its statuses, and the names of the files beside it.
 
-`hyperp.sweeps` writes the table and `hyperp.analysis` reads it; what both must know stands here, once.
+`hyperp.sweeps` writes the table and `hyperp.analysis` reads it; both take these names from here.
 """
 
 from dataclasses import fields
@@ -10,17 +10,17 @@ from hyperp.scale import Scale
 
 NAME = "runs.parquet"
 
-# What a run was made with. `setting` is a hash of the rest of its configuration, less scale, rate and seed.
+# How a run was made. `setting` is a hash of the rest of its configuration, without scale, rate and seed.
 CONTEXT = ("optimizer", "parametrization", "schedule", "data", "metric", "setting")
 # The sizes that a law may depend on, in the order of every table.
 COVARIATES = tuple(field.name for field in fields(Scale))
 
-ENDED = ("finished", "diverged", "failed")  # what a record says
-DONE = ("finished", "diverged")  # running the sweep again leaves these alone
-STATUSES = ("planned", "queued", "running", *ENDED, "lost")  # what a row of the table says
+ENDED = ("finished", "diverged", "failed")  # statuses of a record
+DONE = ("finished", "diverged")  # running the sweep again does not repeat these
+STATUSES = ("planned", "queued", "running", *ENDED, "lost")  # statuses of a row of the table
 NOT_DONE = tuple(status for status in STATUSES if status not in DONE)
 
-# Column of the table: which of a record's largest monitored values it holds; see `hyperp.monitoring`.
+# Column of the table -> the monitored quantity whose largest value it holds; see `hyperp.monitoring`.
 MONITOR_SUMMARIES = {
     "attention_z_max": "attention_z",
     "router_z_max": "router_z",
@@ -29,7 +29,7 @@ MONITOR_SUMMARIES = {
     "logit_max": "logit_max",
     "norm_over_radius_max": "norm_over_radius",
 }
-# What a run measured of its activations, in coordinates.jsonl and in the table of `coordinates_beside`.
+# Columns of measured activations, in a run's coordinates.jsonl and in the table of `coordinates_beside`.
 COORDINATES = ("step", "quantity", "layer", "rms", "change_rms")
 
 

@@ -5,15 +5,15 @@ from hyperp.validation import Whole, validated
 
 @validated
 class Scale:
-    """The covariates of every law. Whole floats such as 1e6 are taken as integers.
+    """The sizes of one run, which are the covariates of every law. Whole floats such as 1e6 become integers.
 
     Args:
         width: d_model, the size of the residual stream.
         depth: number of transformer blocks.
         tokens: training horizon T, in tokens.
         batch_tokens: tokens in one optimizer step B.
-        granularity: routed experts that a token uses, at fixed active width; 1 for a dense model.
-        sparsity: total over active experts; 1 for a dense model.
+        granularity: k, routed experts that a token uses, at fixed active width; 1 for a dense model.
+        sparsity: S, total over active experts; 1 for a dense model.
 
     Raises:
         ValueError: a field is not a positive whole number, or tokens < batch_tokens.
@@ -39,5 +39,5 @@ class Scale:
 
     @property
     def tokens_trained(self) -> int:
-        """The tokens that the whole steps cover; below `tokens` by less than one batch."""
+        """Tokens in the whole steps of the run: `tokens`, less a remainder smaller than one batch."""
         return self.steps * self.batch_tokens

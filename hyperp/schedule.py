@@ -18,11 +18,11 @@ class Schedule:
 
     With w = warmup_steps and n = total_steps, step s counted from 0:
 
-        s < w   (s + 1) / (w + 1), so the first step is never wasted on a rate of zero
+        s < w   (s + 1) / (w + 1), so that no step has a rate of zero
         s >= w  final + (1 - final) * decay((s - w) / (n - w))
 
     where decay(p) falls from 1 to 0: 1 - p (linear) or (1 + cos(pi p)) / 2 (cosine). `constant` stays at 1
-    and ignores `final`. The value `final` would be reached at step n, one after the last.
+    and ignores `final`. The multiplier would reach `final` at step n, one after the last.
 
     Args:
         shape: linear, cosine or constant.
@@ -42,7 +42,7 @@ class Schedule:
     ] = 0.1
 
     def check_length(self, total_steps: int) -> None:
-        """Raise ValueError unless a run of `total_steps` reaches the peak."""
+        """Raise ValueError if the warm-up leaves no step at the peak in a run of `total_steps`."""
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         if self.warmup_steps >= total_steps:
@@ -51,7 +51,7 @@ class Schedule:
             )
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Multiplier in [0, 1] for optimizer step `step` in 0 ... total_steps - 1; the peak is exactly 1."""
+        """The multiplier in [0, 1] of step `step`, one of 0 ... total_steps - 1; exactly 1 at the peak."""
         self.check_length(total_steps)
         if not 0 <= step < total_steps:
             raise ValueError(f"step must be in 0 ... {total_steps - 1}, got {step}")

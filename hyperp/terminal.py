@@ -1,4 +1,4 @@
-"""How every command ends: its exit code, and what is wrong in one line on standard error."""
+"""How every command ends: exit codes, and errors of one line on standard error."""
 
 import os
 import sys

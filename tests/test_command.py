@@ -20,8 +20,8 @@ TINY = (
 )
 
 
-def hyperp_train(cwd: Path, *words: str) -> CompletedProcess[str]:
-    return forked.run_command("hyperp-train", *words, cwd=cwd)
+def hyperp_train(cwd: Path, *arguments: str) -> CompletedProcess[str]:
+    return forked.run_command("hyperp-train", *arguments, cwd=cwd)
 
 
 def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
@@ -36,7 +36,7 @@ def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["scale.widht=64"], "did you mean scale.width?"),
         (["optim=muonn"], "did you mean optim=muon?"),
@@ -57,8 +57,8 @@ def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, words, message):
-    done = hyperp_train(tmp_path, *words)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, overrides, message):
+    done = hyperp_train(tmp_path, *overrides)
     assert done.returncode == 2
     assert done.stderr.startswith("hyperp-train: error: ")
     assert len(done.stderr.strip().splitlines()) == 1
@@ -67,15 +67,15 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, words, messa
 
 
 def test_a_diverged_run_exits_1(tmp_path):
-    words = ("optim=adamw", "parametrization=standard", "base_lr=30", "optim.clip=0", "scale.tokens=8192")
-    done = hyperp_train(tmp_path, *TINY, *words)
+    overrides = ("optim=adamw", "parametrization=standard", "base_lr=30", "optim.clip=0", "scale.tokens=8192")
+    done = hyperp_train(tmp_path, *TINY, *overrides)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("diverged ")
 
 
 def test_factors_train_nothing(tmp_path):
-    words = ("scale.depth=2", "scale.batch_tokens=2097152", "scale.tokens=1.04e10", "base_lr=0.01")
-    done = hyperp_train(tmp_path, "--factors", *words)
+    overrides = ("scale.depth=2", "scale.batch_tokens=2097152", "scale.tokens=1.04e10", "base_lr=0.01")
+    done = hyperp_train(tmp_path, "--factors", *overrides)
     assert done.returncode == 0, done.stderr
     hidden = next(line.split() for line in done.stdout.splitlines() if line.startswith("hidden"))
     assert float(hidden[-1]) == pytest.approx(0.02, rel=1e-4)  # sqrt(8 / 2) = 2
@@ -100,7 +100,7 @@ def test_the_version_is_that_of_the_distribution(tmp_path):
 def test_help_teaches(tmp_path):
     done = run([Path(sys.executable).with_name("hyperp-train"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for word in (
+    for text in (
         "--factors",
         "--prepare",
         "--version",
@@ -109,4 +109,4 @@ def test_help_teaches(tmp_path):
         "optim: adamh, adamw, muon, muonh, muonsphere, sso",
         "Exit codes",
     ):
-        assert word in done.stdout
+        assert text in done.stdout

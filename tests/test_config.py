@@ -8,23 +8,24 @@ import pytest
 from hyperp.config import compose, config_from_dict, resolve
 
 
-def config(*words: str):
-    return resolve(compose(words))
+def config(*overrides: str):
+    return resolve(compose(overrides))
 
 
 def test_the_id_is_the_same_for_the_same_run_and_different_for_another():
     assert config().run_id() == config().run_id()
     ids = {
-        config(word).run_id() for word in ("seed=0", "seed=1", "base_lr=0.1", "optim=sso", "model.context=64")
+        config(override).run_id()
+        for override in ("seed=0", "seed=1", "base_lr=0.1", "optim=sso", "model.context=64")
     }
     assert len(ids) == 5
 
 
 @pytest.mark.parametrize(
-    "word", ["runtime.root=elsewhere", "runtime.threads=1", "runtime.log_every=1", "runtime.compile=true"]
+    "override", ["runtime.root=elsewhere", "runtime.threads=1", "runtime.log_every=1", "runtime.compile=true"]
 )
-def test_how_a_run_is_done_does_not_change_its_id(word):
-    assert config(word).run_id() == config().run_id()
+def test_how_a_run_is_done_does_not_change_its_id(override):
+    assert config(override).run_id() == config().run_id()
 
 
 def test_a_configuration_survives_json():
@@ -40,7 +41,7 @@ def test_a_million_may_be_written_1e6_and_is_the_same_run():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["scale.widht=64"], r"widht((?!append to your config).)*$"),
         (["nonsense=1"], "nonsense"),
@@ -98,9 +99,9 @@ def test_a_million_may_be_written_1e6_and_is_the_same_run():
         (["scale.width="], r"width"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_field(words, message):
+def test_bad_input_is_one_line_that_names_the_field(overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
-        config(*words).shape(vocab=256)
+        config(*overrides).shape(vocab=256)
     assert "\n" not in str(caught.value)
 
 

@@ -17,8 +17,8 @@ OTHER = "something else"
 HASHED = ("optim=sso", "model.query_heads=2", "data=text", "data.files=[a,b]")
 
 
-def config(*words: str) -> Config:
-    return resolve(compose([*words]))
+def config(*overrides: str) -> Config:
+    return resolve(compose([*overrides]))
 
 
 def items(value: Any) -> Iterator[tuple[str, Any]]:
@@ -80,7 +80,7 @@ def test_every_leaf_moves_the_id_to_one_of_its_own_and_no_runtime_leaf_does():
 
 
 @pytest.mark.parametrize(
-    "word",
+    "override",
     [
         "seed=1",
         "base_lr=0.0156",
@@ -103,8 +103,8 @@ def test_every_leaf_moves_the_id_to_one_of_its_own_and_no_runtime_leaf_does():
         "data.held_out_tokens=32768",
     ],
 )
-def test_a_word_that_makes_another_run_makes_another_id(word):
-    assert config(word).run_id() != config().run_id()
+def test_an_override_that_makes_another_run_makes_another_id(override):
+    assert config(override).run_id() != config().run_id()
 
 
 def test_another_text_makes_another_id():
@@ -119,7 +119,7 @@ def test_another_text_makes_another_id():
     assert len(set(ids)) == len(ids)
 
 
-def test_the_order_of_words_and_of_keys_does_not_matter():
+def test_the_order_of_overrides_and_of_keys_does_not_matter():
     one, two = "schedule.final=0.2", "optim.options.adamw.eps=1e-7"
     whole = config(one, two)
     assert config(two, one).run_id() == whole.run_id()

@@ -1,4 +1,4 @@
-"""From slice optima to coefficients, and what tests them: leave-one-out, fixed exponents, curvature."""
+"""The regression of slice optima on covariates, and its tests: leave-one-out, fixed exponents, curvature."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -63,12 +63,12 @@ class Sample:
         return design_matrix(self.slices, self.by)
 
     def held(self, response: str) -> np.ndarray:
-        """What the held exponents add to the log of the rate, (K,)."""
+        """What the fixed exponents add to the log of the response, (K,)."""
         fixed = self.fix if response == "lr" else {}
         return sum((b * self.logs(n) for n, b in fixed.items()), np.zeros(len(self.slices)))
 
     def log_response(self, response: str = "lr") -> np.ndarray:
-        """Natural log of the optima, (K,)."""
+        """The natural logs of the optima, (K,)."""
         base2 = [o.log2_lr if response == "lr" else o.also[response] for o in self.optima]
         return np.array(base2, dtype=float) * LN2
 
@@ -154,7 +154,7 @@ def coefficients(regression: MetaRegression, by: Sequence[str], level: float) ->
 
 
 def why_constant(values: Sequence[Number]) -> str | None:
-    """Why these values of a covariate carry no exponent, or None."""
+    """Why these values of a covariate identify no exponent, or None if they do."""
     low, high = min(values), max(values)
     if low == high:
         return f"has one value, {low:.10g}"
@@ -164,7 +164,7 @@ def why_constant(values: Sequence[Number]) -> str | None:
 
 
 def why_collinear(X: np.ndarray, by: Sequence[str]) -> str | None:
-    """Which covariates of the design X (K, 1 + len(by)) move together, or None."""
+    """Which covariates of the design X (K, 1 + len(by)) move together, or None if none do."""
     Z = X[:, 1:] - X[:, 1:].mean(axis=0)
     for j, name in enumerate(by):
         total = float(Z[:, j] @ Z[:, j])
@@ -189,10 +189,10 @@ def leave_one_out(
     basin: BasinRecord | None,
     also: Mapping[str, tuple[Sample, MetaRegression]],
 ) -> list[LeftOut]:
-    """Each slice's optimum as the others predict it; the scatter tau is that of all of them.
+    """Each slice's optimum as the other slices predict it, weighted with the scatter tau of all of them.
 
-    `also` has the sample and the regression of each further quantity tuned: the loss penalty is that of
-    missing all of them together.
+    `also` has the sample and the regression of each further quantity tuned; the loss penalty is that of
+    missing all optima together.
     """
 
     misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
@@ -220,7 +220,7 @@ def leave_one_out(
 
 
 def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | None]:
-    """ln(predicted / own) of each slice left out; None where the others do not identify the line."""
+    """ln(predicted / own) for each slice left out; None where the other slices do not identify the line."""
     X, held = sample.X, sample.held(response)
     y = sample.log_response(response) - held
     root = np.sqrt(1 / _variances(sample, fit, response))
@@ -240,7 +240,7 @@ def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | 
 
 
 def outliers(sample: Sample, response: str = "lr") -> list[str]:
-    """The slices that lie further from the law of the others than chance allows, in words.
+    """A warning for each slice that lies further from the law of the others than chance allows.
 
     The residual of a slice left out over its standard error, both from the others alone (externally
     studentised); at least FAR of them, and a p-value below 1% after Bonferroni's correction.
@@ -278,7 +278,7 @@ def _variances(sample: Sample, fit: MetaRegression, response: str) -> np.ndarray
 
 
 def fixed_tests(sample: Sample, level: float) -> dict[str, FixedTest]:
-    """Each fixed exponent against the one that the same slices give when it is free, the others held."""
+    """Test each fixed exponent against the one that the same slices give when it alone is free."""
     return {name: _fixed_test(sample, name, level) for name in sample.fix}
 
 
@@ -304,7 +304,7 @@ def _fixed_test(sample: Sample, name: str, level: float) -> FixedTest:
 
 
 def curvature_tests(sample: Sample) -> dict[str, CurvatureTest]:
-    """The squared log of each covariate as one more term, where values and degrees of freedom allow."""
+    """Test the squared log of each covariate as a further term, where values and degrees of freedom allow."""
     found = {}
     for name in sample.by:
         logs = sample.logs(name)

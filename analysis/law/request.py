@@ -1,4 +1,4 @@
-"""What a law is asked for, and whether that makes sense of the table that it is asked of."""
+"""The request to fit a law, and whether it makes sense for a table."""
 
 import math
 from collections.abc import Mapping
@@ -24,13 +24,19 @@ from hyperp.run_table import COVARIATES
 class FitRequest:
     """What to fit.
 
-    `by` are the covariates whose exponents are estimated, `fix` exponents held at a value, such as {"depth":
-    -0.5}, `over` what is tuned within a slice, the rate first, `also_by` the covariates of the second
-    (all of `by` unless given), `slice_by` columns beyond the standard covariates that tell slices apart.
-    `where` are column values that select the rows to fit; the other slices stay in the law's file as
-    excluded. `window` is the half-width of the parabola's window in octaves, `level` the coverage of
-    every interval, and `reach` how far beyond its range the law will recommend. With `given`, every row
-    already is an optimum.
+    Attributes:
+        by: the covariates whose exponents are estimated.
+        fix: exponents held at a value, such as {"depth": -0.5}.
+        where: column values that select the rows to fit; the other slices stay in the law as excluded.
+        over: what is tuned within a slice, the rate first.
+        also_by: the covariates of what is tuned beside the rate; all of `by` if empty.
+        slice_by: columns beyond the standard covariates that tell slices apart.
+        method: how optima are found.
+        space: of the least squares.
+        given: every row is already an optimum.
+        window: half-width of the parabola's window in octaves.
+        level: coverage of every interval.
+        reach: largest factor beyond its range at which the law recommends.
     """
 
     by: tuple[str, ...]
@@ -53,14 +59,16 @@ class FitRequest:
 
     @property
     def options(self) -> MethodOptions:
-        """What a method needs to know."""
+        """The options of the method that finds optima."""
         return MethodOptions(self.over, self.by, self.window, self.level)
 
 
 def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
-    """ValueError unless what is asked makes sense of this table; `by` may be empty.
+    """Check that a request fits this table; `by` may be empty.
 
-    `by`, `fix` and `over` must name different columns of numbers that are there.
+    Raises:
+        ValueError: `by`, `fix` and `over` do not name different numeric columns of the table, or an option is
+            out of range.
     """
     _check_over(request.over, frame)
     if request.method not in METHODS:
@@ -76,7 +84,7 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
                 f"got {name!r}"
             )
         if (*named, *request.over).count(name) > 1:
-            raise ValueError(f"covariate {name} is given twice in --by, --fix and --tuned; once is allowed")
+            raise ValueError(f"covariate {name} must be given once in --by, --fix and --tuned, got it twice")
     for name in request.also_by:
         if name not in request.by:
             raise ValueError(f"--also-by must name some of --by {','.join(request.by)}, got {name!r}")

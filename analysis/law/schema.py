@@ -1,4 +1,4 @@
-"""The file law.json: a fitted law, everything needed to predict from it, and the slices that it came from."""
+"""The file law.json: a fitted law with all that a prediction needs, and the slices that it was fitted to."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Estimate(Strict):
 
 
 class Point(Strict):
-    """One learning rate of a slice: mean loss, seeds' main effects removed, and how many seeds.
+    """One learning rate of a slice: its mean loss, with the seeds' main effects removed, and how many seeds.
 
     `also` is what was tuned beside the rate.
     """
@@ -59,10 +59,10 @@ class Point(Strict):
 
 
 class OptimumRecord(Strict):
-    """A slice's optimum: `se` in octaves, `low` and `high` rates, `loss` and `curvature` at the bottom.
+    """The optimum of a slice, as a rate with its interval.
 
-    `curvature` is per octave squared, None where the method fits no curve; `also` what is tuned beside the
-    rate, at the optimum.
+    `se` is in octaves. `loss` and `curvature` (per octave squared) are those at the optimum, None where the
+    method fits no curve. `also` holds the optimum of what is tuned beside the rate.
     """
 
     lr: Positive
@@ -78,7 +78,7 @@ class OptimumRecord(Strict):
 
 
 class SliceRecord(Strict):
-    """One learning-rate curve: its points, what it says, whether the law uses it and if not, why."""
+    """One learning-rate curve: its points, its optimum, whether the law uses it, and why not."""
 
     context: dict[str, str]
     covariates: dict[str, Covariate]
@@ -110,10 +110,10 @@ class SliceRecord(Strict):
 
 
 class SeedSpread(Strict):
-    """Spread over seeds inside the windows, pooled over the slices used.
+    """The spread over seeds inside the windows, pooled over the slices used; None where no rate was repeated.
 
-    `loss_sd`: SD of the loss at one rate. `difference_sd`: SD of the loss difference between two rates run
-    with the same seed, seeds' main effects cancelling. None where no rate was repeated.
+    `loss_sd` is the standard deviation of the loss at one rate, `difference_sd` that of the loss difference
+    between two rates that were run with the same seed, in which the seeds' main effects cancel.
     """
 
     loss_sd: NotNegative | None
@@ -153,7 +153,7 @@ class BasinRecord(Strict):
 
 
 class FixedTest(Strict):
-    """An exponent held by theory against the one that the same slices give; `problem` says why no test."""
+    """A fixed exponent tested against the one that the same slices give; `problem` says why not."""
 
     fixed: float
     free: Estimate | None
@@ -162,7 +162,7 @@ class FixedTest(Strict):
 
 
 class CurvatureTest(Strict):
-    """Coefficient of the squared log of a covariate, added to the law, and the p-value of its being zero."""
+    """The coefficient of the squared log of a covariate, when added to the law, and the p-value of zero."""
 
     value: float
     se: NotNegative
@@ -171,7 +171,7 @@ class CurvatureTest(Strict):
 
 
 class LeftOut(Strict):
-    """A slice's optimum as the other slices predict it; `error` is ln(predicted/own), `loss` relative."""
+    """An optimum as the other slices predict it; `error` is ln(predicted/own), `loss_penalty` relative."""
 
     covariates: dict[str, Covariate]
     predicted: Positive
@@ -181,7 +181,7 @@ class LeftOut(Strict):
 
 
 class OtherMethod(Strict):
-    """What another method makes of the same slices; `lr` and `also` are its values at `Law.middle`."""
+    """The law of another method from the same slices; `lr` and `also` are its values at `Law.middle`."""
 
     method: str
     slices: Count
@@ -193,9 +193,9 @@ class OtherMethod(Strict):
 
 
 class BySeed(Strict):
-    """An exponent from the runs of each seed alone; `low` and `high` of the mean over seeds, Student's t.
+    """An exponent from the runs of each seed alone; `low` and `high` are Student's t interval of the mean.
 
-    `of` is how many seeds there are: those without an optimum in every slice have no value.
+    `of` is the number of seeds. A seed without an optimum in every slice has no value.
     """
 
     values: dict[str, float]
@@ -209,9 +209,9 @@ class Coefficients(Strict):
     """ln y = a + sum b_i ln covariate_i + sum fixed_j ln covariate_j.
 
     `covariance` is of (a, b_1, ...) in the order of `exponents`. `tau` is the scatter of slice optima
-    beyond their own errors, `slice_sd` those errors' root mean square, `residual_sd` the scatter about the
-    line; all natural log. A prediction's variance is x' covariance x + tau^2 + slice_sd^2, with Student's t
-    on `df`.
+    beyond their own errors, `slice_sd` the root mean square of these errors, `residual_sd` the scatter about
+    the line; all in natural log. The variance of a prediction is x' covariance x + tau^2 + slice_sd^2, with
+    Student's t on `df`.
     """
 
     a: Estimate
@@ -224,11 +224,11 @@ class Coefficients(Strict):
 
 
 class Law(Coefficients):
-    """A fitted law of the learning rate, with `also` a law for each quantity that was tuned beside it.
+    """A fitted law of the learning rate; `also` has a law for each quantity that was tuned beside it.
 
-    `space` is log, or linear: least squares in the rates themselves, where `rate_sd` is the scatter about the
-    curve in units of the rate and tau and slice_sd are zero. `reach` is how far beyond `ranges`
-    a recommendation goes before it is refused.
+    `space` is "log", or "linear" for least squares in the rates themselves: `rate_sd` is then the scatter
+    about the curve in units of the rate, and tau and slice_sd are zero. `reach` is the largest factor beyond
+    `ranges` at which a rate is recommended. `beside` has the laws of the other methods.
     """
 
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -338,18 +338,18 @@ AnyLaw = TypeVar("AnyLaw", bound=Law)
 
 
 def law_digest(law: Law) -> str:
-    """SHA-256 of everything that the law says, however its file is laid out."""
+    """The SHA-256 of all fields of a law, independent of the layout of its file."""
     text = json.dumps(law.model_dump(mode="json"), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def law_text(law: Law) -> str:
-    """The text of law.json: the law and its digest, by which `load_law` knows one that was edited."""
+    """The text of law.json: the law and its digest, by which `load_law` recognizes an edited file."""
     return json.dumps({**law.model_dump(mode="json"), "sha256": law_digest(law)}, indent=2, allow_nan=False)
 
 
 def save_law(law: Law, path: str | Path) -> None:
-    """Write law.json atomically."""
+    """Write law.json, whole or not at all."""
     write_text(law_text(law) + "\n", path)
 
 

@@ -11,7 +11,7 @@ from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.random_effects import meta_regression
-from hyperp.analysis.vocabulary import LEVEL, WINDOW
+from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
 from hyperp.run_table import COVARIATES
 
 
@@ -19,7 +19,7 @@ class TransferPoint(Strict):
     """The optimum at one value of the axis; its rates are None if there is none, and `reason` says why."""
 
     value: int | float
-    state: str
+    state: State
     reason: str | None
     lr: float | None
     low: float | None

@@ -217,7 +217,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, str]:
         if not (name and sign and value):
             raise ValueError(f"--where must be COLUMN=VALUE, such as optimizer=muonh, got {condition!r}")
         if name in where:
-            raise ValueError(f"--where gives {name} twice, as {where[name]} and {value}; once is allowed")
+            raise ValueError(f"--where {name} must not be given twice, got {where[name]} and {value}")
         where[name] = value
     return where
 

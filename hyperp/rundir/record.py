@@ -87,10 +87,7 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        try:
-            Scale(**self.scale)
-        except TypeError as error:  # a size that is missing or unknown
-            raise ValueError(f"scale must have the sizes of a run, got {self.scale!r} ({error})") from None
+        Scale(**self.scale)  # raises ValueError for sizes that are missing, unknown or wrong
         if self.status not in ENDED:
             raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
         if self.cause is not None and (self.status != "failed" or self.cause not in CAUSES):
@@ -139,7 +136,7 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "value_error":  # of `Record.__post_init__`, which names the field
         return first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        return f"{name} must be given, got nothing"
+        return f"{name} must be given"
     return f"{name} must be {ALLOWED.get(first['type'], first['msg'])}, got {first['input']!r}"
 
 

@@ -141,6 +141,7 @@ def test_a_notebook_shows_tables(law, frame):
     answers = [law, check(frame), law.recommend(tokens=5.2e5), law.next_runs(tokens=1e7)]
     for answer in answers:
         assert "<table" in answer._repr_html_()
+        assert len(repr(answer)) < 200
     assert law.next_runs(count=1, tokens=1e7).to_frame()["tokens"].nunique() == 1
 
 

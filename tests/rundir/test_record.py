@@ -114,7 +114,8 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("scale", {}, "missing 4 required"),
+        ("scale", {}, "width must be given"),
+        ("scale", KNOWN["scale"] | {"hidden": 8}, "hidden .* got 8"),
         ("scale", None, "scale must be a mapping, got None"),
         ("scale", KNOWN["scale"] | {"width": "wide"}, "width must be a whole number"),
         ("lr", "fast", "lr must be a number, got 'fast'"),

@@ -295,7 +295,7 @@ def test_planned_and_recorded_runs_have_their_setting_in_both_files(sweep):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("scale", {}, "missing 4 required"),
+        ("scale", {}, "width must be given"),
         ("scale", None, "scale"),
         ("scale", {"width": 32, "depth": 2, "tokens": 65536, "batch_tokens": "512"}, "batch_tokens"),
         ("lr", "0.1", "lr"),
