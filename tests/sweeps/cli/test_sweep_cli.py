@@ -236,10 +236,10 @@ def test_version():
             ["run", "runtime.device=moon"],
             r"runtime\.device must .*, got 'moon'.*",
         ),
-        (["run", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
-        (["plan", "launcher.workers=-2"], r"launcher\.workers: .*got -2"),
+        (["run", "launcher.workers=-2"], r"launcher\.workers.*got -2"),
+        (["plan", "launcher.workers=-2"], r"launcher\.workers.*got -2"),
         (["plan", "+launcher.colour=red"], r"launcher\.colour .*got 'red'"),
-        (["plan", "launcher=slurm", "launcher.time=soon"], r"launcher\.time: .*'soon'"),
+        (["plan", "launcher=slurm", "launcher.time=soon"], r"launcher\.time.*'soon'"),
         (["plan", "--gpu", "k80"], r"--gpu must .*h100.*, got 'k80'"),
         (
             ["run", "scale.depth=1000000", "scale.width=512"],

@@ -342,7 +342,7 @@ def test_folders_that_cannot_be_read_are_failed_rows(sweep):
     [
         ("{", "config.yaml"),
         ("- 1", "must be a mapping"),
-        ("seed: 0\n", "base_lr"),
+        ("seed: 0\n", "scale must be given"),
         ("scale: 3\nbase_lr: 0.1\n", "scale"),
         ("a: ${b\n", "config.yaml"),
         ("\ufffd\x00", "config.yaml"),
@@ -377,4 +377,4 @@ def test_a_damaged_heartbeat_is_told_and_hides_no_other_run(sweep, key, value):
     (waiting.run_dir / "heartbeat.json").write_text(json.dumps(beat | {key: value}))
     runs = survey_runs(root)
     assert [run.status for run in runs] == ["finished", "diverged", "failed", "planned"]
-    assert f"damaged heartbeat: heartbeat.json.{key}: " in (runs[3].reason or "")
+    assert f"damaged heartbeat: heartbeat.json.{key} must be " in (runs[3].reason or "")
