@@ -21,7 +21,16 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 T = TypeVar("T")
 
 LONGEST_INPUT = 60  # characters of a wrong value that an error repeats
-PYDANTIC_WORDS = {"Input should be": "must be", "a valid boolean": "true or false", "'": ""}
+PYDANTIC_WORDS = {  # what pydantic writes, and what errors say here
+    "Input should be": "must be",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid dictionary": "a mapping",
+    "a valid list": "a list",
+    "'": "",
+}
 
 
 @dataclass_transform(frozen_default=True)
