@@ -3,7 +3,7 @@
 import html
 from typing import TYPE_CHECKING
 
-from hyperp.analysis.files import Strict
+from hyperp.validation import Strict
 
 if TYPE_CHECKING:  # a recommendation imports no pandas
     import pandas as pd

@@ -15,7 +15,7 @@ from dataclasses import fields
 from functools import partial, wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
@@ -31,6 +31,12 @@ PYDANTIC_WORDS = {  # what pydantic writes, and what errors say here
     "a valid list": "a list",
     "'": "",
 }
+
+
+class Strict(BaseModel):
+    """A frozen model that rejects unknown fields, NaN and infinity; for what is read from files and plans."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True)
