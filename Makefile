@@ -22,6 +22,7 @@ demo: $(STAMP)
 	hyperp-sweep run +experiment=demo
 	hyperp-sweep status runs/demo
 	hyperp-sweep collect runs/demo -o runs/demo/runs.parquet
+	mkdir -p reports/demo && cp runs/demo/runs.csv reports/demo/
 	hyperp-law check runs/demo/runs.parquet
 	hyperp-law fit runs/demo/runs.parquet --by tokens -o runs/demo/law.json
 	hyperp-law transfer runs/demo/runs.parquet --over width

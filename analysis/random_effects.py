@@ -8,11 +8,10 @@ tau^2 of Paule and Mandel that ratio is one where tau^2 > 0 and at most one wher
 (Stat. Med. 36, 2017) let it be no less than one, so it never changes the covariance, and the code below has
 no such scale. Only Student's t remains of the method of Knapp and Hartung.
 
-statsmodels is a dependency of the tests alone: they compare the results here with it. Its Paule-Mandel
-estimator (`statsmodels.stats.meta_analysis.combine_effects`) knows no covariates, only a common mean. Its WLS
-could do the inner least squares, but the root search for tau^2 calls that some twenty times for each fit, and
-leave-one-out fits the law again for each slice; six lines of NumPy do it without the second that the import
-takes.
+This module does without statsmodels. Its Paule-Mandel estimator (`stats.meta_analysis.combine_effects`) knows
+no covariates, only a common mean. Its WLS could do the inner least squares, but the root search for tau^2
+calls that some twenty times for each fit, and leave-one-out fits the law again for each slice. The fitted law
+goes to statsmodels for further tests by `Law.to_statsmodels` in results.py; tests compare the two.
 """
 
 import math

@@ -3,6 +3,7 @@
 pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes neither.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -17,6 +18,7 @@ from hyperp.analysis.law import schema
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from statsmodels.regression.linear_model import RegressionResults
 
     from hyperp.analysis.loss.bootstrap import Draws
     from hyperp.analysis.loss.fit import FloorProfile, LossFit
@@ -185,6 +187,34 @@ class Law(Answer, schema.Law):
 
         scale = recommend_rate(self, whole_sizes(target), extrapolate=True).target if target else None
         return plot_optimum(self, covariate, scale, ax)
+
+    def to_statsmodels(self) -> "RegressionResults":
+        """The law as a fitted statsmodels WLS model, for its hypothesis tests and summaries.
+
+        The response is ln(lr) less what the fixed exponents add, the columns are "const" and ln of each
+        covariate, and a slice weighs one over its variance about the line, tau^2 plus its squared error.
+        Coefficients and standard errors are those of the law. `t_test("ln tokens = -0.32")`,
+        `wald_test()` and `summary()` are what the law itself does not have.
+
+        Raises:
+            ValueError: the law was fitted in linear space, or to optima without errors (pool, argmin).
+        """
+        import pandas as pd
+        import statsmodels.api as sm
+
+        used = [one for one in self.slices if one.used and one.optimum is not None]
+        optima = [one.optimum for one in used if one.optimum is not None]
+        errors = [one.se * math.log(2) for one in optima if one.se is not None]
+        if self.space != "log" or len(errors) < len(used):
+            raise ValueError(
+                "to_statsmodels needs a law in log space whose optima have errors, as by method shared, got "
+                f"space {self.space} and method {self.method}"
+            )
+        sizes = {name: np.log([one.covariates[name] for one in used]) for name in self.ranges}
+        y = np.log([one.lr for one in optima]) - sum(b * sizes[name] for name, b in self.fixed.items())
+        X = sm.add_constant(pd.DataFrame({f"ln {name}": sizes[name] for name in self.covariates}))
+        model = sm.WLS(y, X, weights=1 / (np.square(errors) + self.tau**2))
+        return model.fit(cov_type="fixed scale", use_t=True)
 
     def save(self, path: str | Path) -> None:
         """Write law.json, whole or not at all."""

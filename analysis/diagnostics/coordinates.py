@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
+from hyperp.validation import Strict
 
 Measure = Literal["size", "change"]
 Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, bootstrap_loss
 from hyperp.analysis.loss.fit import LossFit, fit_loss_law, predict_loss, published_parameters
 from hyperp.analysis.loss.points import loss_points, suggested_run
 from hyperp.analysis.vocabulary import LEVEL
+from hyperp.validation import Strict
 
 STEPS = 25  # number of losses at which the leverage is given, evenly spaced in the baseline's log compute
 

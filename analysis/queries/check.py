@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
@@ -15,6 +14,7 @@ from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
 from hyperp.analysis.table.slices import cut_slices, strata, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import WINDOW, MethodName
+from hyperp.validation import Strict
 
 
 class Identifiable(Strict):

@@ -17,11 +17,11 @@ import pandas as pd
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument, points_frame
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number
+from hyperp.validation import Strict
 
 OCTAVES_ABOVE_RANGE = 2  # of the largest candidate size
 DEFAULT_TARGET = 8.0  # times the largest fitted size

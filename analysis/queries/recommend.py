@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
 from hyperp.analysis.queries.target import (
     Extrapolation,
@@ -17,6 +16,7 @@ from hyperp.analysis.queries.target import (
     require_reach,
 )
 from hyperp.analysis.vocabulary import PUBLISHED_EXPONENTS
+from hyperp.validation import Strict
 
 if TYPE_CHECKING:  # a recommendation imports no pandas
     import pandas as pd

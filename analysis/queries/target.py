@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.run_table import COVARIATES
+from hyperp.validation import Strict
 
 
 class Extrapolation(Strict):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.random_effects import meta_regression, t_quantile
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
 from hyperp.run_table import COVARIATES
+from hyperp.validation import Strict
 
 
 class TransferPoint(Strict):

@@ -16,12 +16,12 @@ import pandas as pd
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
 from hyperp.analysis.table.slices import Slice, cut_slices, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.wording import format_degrees
+from hyperp.validation import Strict
 
 RATE_TOLERANCE = 0.02  # relative; a rate copied from the printed recommendation is the recommended one
 

@@ -15,11 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.sweeps.plan.sweep import Strict
 from hyperp.sweeps.slurm import commands, submissions
 from hyperp.sweeps.slurm.job import RunArguments, Task
 from hyperp.sweeps.slurm.submissions import Submission
-from hyperp.validation import invalid_field
+from hyperp.validation import Strict, invalid_field
 
 FOLDER = "slurm"  # in the sweep's folder, with one for each submission: submitit reads old results
 NEVER = 10**6  # time-outs after which submitit would give up; the job decides for itself

@@ -218,6 +218,24 @@ def test_a_law_is_validated_and_reported(law, make_ladder, tmp_path):
     assert "PASS" in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("fix", [{}, {"depth": -0.5}], ids=["free", "fixed"])
+def test_statsmodels_has_the_same_law(make_ladder, fix):
+    runs = make_ladder(scatter=0.2, noise=0.001)
+    law = analysis.fit_law(runs, by="tokens", fix=fix)
+    twin = law.to_statsmodels()
+    found = [law.a, *law.exponents.values()]
+    np.testing.assert_allclose(twin.params, [one.value for one in found], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(twin.bse, [one.se for one in found], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(twin.conf_int()[1], [one.high for one in found], rtol=1e-6, atol=0)
+    assert float(twin.t_test(f"ln tokens = {law.exponents['tokens'].value}").pvalue) > 0.99
+    for wrong in (
+        analysis.fit_law(runs, by="tokens", method="argmin"),
+        analysis.fit_law(runs, by="tokens", space="linear"),
+    ):
+        with pytest.raises(ValueError, match=f"space {wrong.space} and method {wrong.method}"):
+            wrong.to_statsmodels()
+
+
 def test_losses_and_leverage_are_tables():
     flops = np.geomspace(1e15, 1e18, 8)
     frames = [
@@ -227,7 +245,7 @@ def test_losses_and_leverage_are_tables():
     runs = pd.concat(frames)
     runs["loss"] *= 1 + 1e-4 * np.random.default_rng(0).normal(size=len(runs))
     fitted = analysis.fit_loss(runs, where={"optimizer": "muon"}, bootstrap=20)
-    np.testing.assert_allclose(fitted.to_frame().loc["E", "value"], 1.7, rtol=0.02)
+    np.testing.assert_allclose(fitted.to_frame()["value"]["E"], 1.7, rtol=0.02, atol=0)
     assert "<table" in fitted._repr_html_()
     found = analysis.leverage(runs, {"optimizer": "muon"}, bootstrap=20)
     np.testing.assert_allclose(found.to_frame()["leverage"], (40 / 38) ** 10, rtol=0.05)
