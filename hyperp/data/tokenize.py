@@ -77,9 +77,9 @@ def tokenize_files(
             outside the vocabulary; or the text has fewer than two tokens. Nothing is written then.
     """
     if out.suffix != ".bin":
-        raise ValueError(f"--out must end in .bin, got {out}")
+        raise ValueError(f"--output must end in .bin, got {out}")
     if out.exists() and not sidecar_path(out).exists():
-        raise ValueError(f"--out must be a new file or an earlier one with its .json beside it, got {out}")
+        raise ValueError(f"--output must be a new file or an earlier one with its .json beside it, got {out}")
     encoder = _load_encoder(tokenizer, tiktoken)
     if separator is None:
         separator = encoder.end_of_text
