@@ -82,7 +82,7 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
         raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
     ladders: dict[str, dict[int, list[Point]]] = {}
     for point in plan.points:
-        rest = {name: size for name, size in _sizes(point).items() if name != by}
+        rest = {name: size for name, size in _sizes_of(point).items() if name != by}
         key = json.dumps([setting_hash(asdict(point.config)), rest])
         ladders.setdefault(key, {}).setdefault(getattr(point.config.scale, by), []).append(point)
     most = max(map(len, ladders.values()), default=0)
@@ -148,7 +148,7 @@ def search_rate(
     tried: set[str] = set()
     step = Round(0, 0.0, None)
     for number in range(goal.rounds):
-        before = _done(plan, tried)
+        before = _flops_done(plan, tried)
         new = [point for point in todo if point.run_id not in before]
         cost = sum(before.values()) + _flops_of(new)
         if cost > goal.flops:
@@ -157,7 +157,7 @@ def search_rate(
             )
         do_runs(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
-        done = _done(plan, tried)
+        done = _flops_done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
         half, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
         step = Round(len(done), sum(done.values()), half, reason)
@@ -176,7 +176,7 @@ def search_rate(
     return replace(step, reason=f"{goal.rounds} rounds are over")
 
 
-def _done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
+def _flops_done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
     """FLOPs by run id of the runs that need not be done: those that ended well, and those tried just now."""
     return {
         one.run_id: one.flops
@@ -201,24 +201,24 @@ def ask_law(
     folder.mkdir(exist_ok=True)
     points = folder / f"round{number}.yaml"
     points.unlink(missing_ok=True)  # left by an earlier call
-    fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
+    fit = _run_law_command("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
         return None, _first_line(fit), [*waiting[0]] if waiting else read_points(plan, points)
     target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
-    offers = [_sizes(members[0]) for members in waiting]
+    offers = [_sizes_of(members[0]) for members in waiting]
     among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
-    after = _law("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
+    after = _run_law_command("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
     if after.returncode == REFUSED:  # the optima lie exactly on the law
         return 0.0, _first_line(after), []
     found = json.loads(after.stdout)
     chosen = [one["covariates"] for one in found["choices"]]
     ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
     theirs = read_points(plan, points)  # for a chosen slice of the plan, with other rates than the plan's
-    asked = [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
+    asked = [*(p for p in theirs if not ours or _sizes_of(p) not in chosen), *ours]
     return math.sqrt(found["width"]) - 1, None, asked
 
 
-def _sizes(point: Point) -> dict[str, int]:
+def _sizes_of(point: Point) -> dict[str, int]:
     return asdict(point.config.scale)
 
 
@@ -260,7 +260,7 @@ def _keys_of(path: Path) -> set[str]:
     return {key for block in sweep.blocks.values() for key in Block.keys(block)} | set(named) | {"sweep"}
 
 
-def _law(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run_law_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([str(LAW_COMMAND), *arguments], capture_output=True, text=True, check=False)
     if done.returncode not in (0, REFUSED):
         raise RuntimeError(f"hyperp-law {arguments[0]}: {_first_line(done)}")
