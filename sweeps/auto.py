@@ -33,13 +33,13 @@ TARGET_FACTOR = 8  # the default target over the plan's largest size
 
 @dataclass(frozen=True)
 class AutoGoal:
-    """When to stop: at `target`, a value of the size `by`, the interval is within a factor 1 + `half`.
+    """When to stop: at `target`, a value of the size `by`, the interval is within a factor 1 + `half_width`.
 
     `flops` (spent below the root) and `rounds` (fits) are the budget.
     """
 
     by: str
-    half: float
+    half_width: float
     target: float
     flops: float = math.inf
     rounds: int = 64
@@ -54,17 +54,17 @@ class Round:
 
     runs: int
     flops: float
-    half: float | None
+    half_width: float | None
     reason: str | None = None
 
 
 def parse_until(text: str) -> float:
     """0.15 from `interval=15%` or `interval=0.15`. Raises ValueError for anything else."""
     match = re.fullmatch(r"interval=(\d+(?:\.\d+)?)(%?)", text)
-    half = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not half > 0:
+    half_width = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not half_width > 0:
         raise ValueError(f"--until must be such as interval=15%, got {text!r}")
-    return half
+    return half_width
 
 
 def law_slices(plan: Plan, by: str) -> list[list[Point]]:
@@ -105,7 +105,7 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
 
 
 def make_goal(
-    plan: Plan, by: str, half: float, target: float | None, flops: float | None, rounds: int
+    plan: Plan, by: str, half_width: float, target: float | None, flops: float | None, rounds: int
 ) -> AutoGoal:
     """A goal with defaults from the plan: TARGET_FACTOR times its largest size, and its FLOPs as the budget.
 
@@ -117,7 +117,7 @@ def make_goal(
     if flops is not None and not flops > 0:
         raise ValueError(f"--most-flops must be positive, got {flops:g}")
     where = TARGET_FACTOR * largest if target is None else target
-    return AutoGoal(by, half, where, _flops_of(plan.points) if flops is None else flops, rounds)
+    return AutoGoal(by, half_width, where, _flops_of(plan.points) if flops is None else flops, rounds)
 
 
 def _flops_of(points: Sequence[Point]) -> float:
@@ -159,12 +159,12 @@ def search_rate(
         tried |= {point.run_id for point in todo}
         done = _flops_done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        half, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
-        step = Round(len(done), sum(done.values()), half, reason)
+        half_width, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
+        step = Round(len(done), sum(done.values()), half_width, reason)
         show(step)
         if (
-            half is not None
-            and half <= goal.half
+            half_width is not None
+            and half_width <= goal.half_width
             and (len(slices) - len(waiting) >= MIN_SLICES or not waiting)
         ):
             return replace(step, reason=None)
