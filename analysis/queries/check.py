@@ -18,7 +18,7 @@ from hyperp.validation import Strict
 
 
 class Identifiable(Strict):
-    """Whether `fit --by covariate` can fit a group of slices; `groups` names those that it can."""
+    """Whether `fit_law` by this covariate can fit a group of slices; `groups` names those that it can."""
 
     covariate: str
     identified: bool
@@ -26,7 +26,7 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class TableCheck(Answer):
+class TableCheck(Answer, Strict):
     """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
@@ -78,7 +78,7 @@ def check_runs(
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
     Raises:
-        ValueError: the table mixes experiments (see slices.split), or a column is not there.
+        ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
     """
     request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
     check_request(request, runs.frame)
