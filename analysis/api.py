@@ -6,6 +6,7 @@ list. What the functions return is in `results`.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def read_runs(
         mapping: names that the analysis knows, each with the column that holds it, such as
             {"batch_tokens": "bs*2048"}.
         sizes: columns beyond the standard covariates that hold sizes.
-        where: rows outside these column values may be invalid; invalid ones are dropped.
+        where: rows with these column values must be valid; of the others, invalid ones are dropped and valid
+            ones stay. To fit a selection, give `where` to `fit_law`.
         loss: whether the column loss is needed.
 
     Raises:
@@ -100,7 +102,7 @@ def fit_law(
 
     request = FitRequest(
         by=_names(by),
-        fix=dict(fix or {}),
+        fix=_held("fix", fix, "{'depth': -0.5}"),
         where=_conditions(where),
         over=_names(over),
         also_by=_names(also_by),
@@ -246,7 +248,7 @@ def fit_loss(
     from hyperp.analysis.loss.schema import loss_law_record
 
     frame, source = _loss_table(runs, mapping, where)
-    fit = fit_loss_law(loss_points(frame, form, all_rows), dict(pin or {}))
+    fit = fit_loss_law(loss_points(frame, form, all_rows), _held("pin", pin, "{'E': 1.6}"))
     draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
     profile = profile_floor(fit, None if draws is None else floor_interval(draws))
     law = loss_law_record(fit, profile, draws, {**source, "command": command})
@@ -276,11 +278,13 @@ def leverage(
     """
     from hyperp.analysis.loss.leverage import compute_leverage
 
-    if len(baseline) != 1:
+    if len(_mapping("baseline", baseline, "{'optimizer': 'muon'}")) != 1:
         raise ValueError(f"baseline must be one column and its value, got {dict(baseline)}")
     ((column, value),) = baseline.items()
     frame, source = _loss_table(runs, mapping, where)
-    found, series = compute_leverage(frame, str(value), column, dict(pin or {}), bootstrap, seed)
+    found, series = compute_leverage(
+        frame, str(value), column, _held("pin", pin, "{'E': 1.6}"), bootstrap, seed
+    )
     found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
     return MeasuredLeverage(found, series)
 
@@ -360,7 +364,23 @@ def _names(names: Names) -> tuple[str, ...]:
 
 
 def _conditions(where: Mapping[str, Any] | None) -> dict[str, str]:
+    for name, value in _mapping("where", where, "{'optimizer': 'muonh'}").items():
+        if isinstance(value, (list, tuple, set)):
+            raise ValueError(f"where must give {name} one value, got {value!r}")
     return {name: str(value) for name, value in (where or {}).items()}
+
+
+def _held(name: str, held: Mapping[str, float] | None, example: str) -> dict[str, float]:
+    for key, value in _mapping(name, held, example).items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must give {key} a number, got {value!r}")
+    return dict(held or {})
+
+
+def _mapping(name: str, given: Mapping[str, Any] | None, example: str) -> Mapping[str, Any]:
+    if not isinstance(given or {}, Mapping):
+        raise ValueError(f"{name} must be a dict such as {example}, got {given!r}")
+    return given or {}
 
 
 def _method(name: MethodName | None) -> MethodName:

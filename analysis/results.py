@@ -3,15 +3,16 @@
 pandas and matplotlib are imported only by what needs them: to load a law and recommend a rate takes neither.
 """
 
-import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.law import schema
 
 if TYPE_CHECKING:
@@ -29,11 +30,18 @@ if TYPE_CHECKING:
 
 
 def whole_sizes(sizes: Mapping[str, float]) -> dict[str, int | float]:
-    """Whole sizes as int, as tables have them."""
+    """Whole sizes as int, as tables have them.
+
+    Raises:
+        ValueError: a size is not one number.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must be one number, got {value!r}")
     return {n: int(v) if float(v).is_integer() and abs(v) < 2**62 else float(v) for n, v in sizes.items()}
 
 
-class Law(schema.Law):
+class Law(Answer, schema.Law):
     """A fitted law of the learning rate: everything that law.json holds, and what a user asks of it."""
 
     def summary(self) -> "pd.DataFrame":
@@ -77,7 +85,8 @@ class Law(schema.Law):
             The sizes, lr, low and high; where something was tuned beside the rate, its value, low and high.
 
         Raises:
-            ValueError: a covariate is missing, unknown or not positive, or differs from what the law holds.
+            ValueError: a covariate is missing, unknown, not a positive number or other than the law holds it
+                at, or the shapes do not broadcast.
         """
         import pandas as pd
 
@@ -88,7 +97,15 @@ class Law(schema.Law):
         missing = [name for name in self.ranges if name not in sizes]
         if missing:
             raise ValueError(f"the law needs {', '.join(missing)}: it varies with it")
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(value)) for value in sizes.values()))
+        values = {name: np.atleast_1d(np.asarray(value)) for name, value in sizes.items()}
+        for name, array in values.items():
+            if array.dtype.kind not in "iuf" or not array.size:
+                raise ValueError(f"{name} must be a number or several, got {sizes[name]!r}")
+        try:
+            arrays = np.broadcast_arrays(*values.values())
+        except ValueError:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in values.items())
+            raise ValueError(f"sizes must have shapes that broadcast, got {shapes}") from None
         frame = pd.DataFrame({name: array.ravel() for name, array in zip(sizes, arrays, strict=True)})
         for name, column in frame.items():
             wrong = column[~((column > 0) & np.isfinite(column))]
@@ -203,30 +220,36 @@ class Law(schema.Law):
         """Write law.json, whole or not at all."""
         schema.save_law(self, path)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """The formula of everything that was tuned, and the number of slices used."""
         from hyperp.analysis.report.text.law import formula
 
         formulas = "; ".join(formula(self, response) for response in self.over)
-        return f"<Law: {formulas}, {sum(one.used for one in self.slices)} slices>"
+        return f"{formulas}, {sum(one.used for one in self.slices)} slices"
 
-    def _repr_html_(self) -> str:
-        from hyperp.analysis.report.text.law import context_text, formula
+    def notes(self) -> list[str]:
+        """What the law was fitted for, and its warnings."""
+        from hyperp.analysis.report.text.law import context_text
 
-        used = sum(one.used for one in self.slices)
-        lines = [formula(self, response) for response in self.over]
-        lines += [f"{used} slices, {context_text(self.context)}", *(f"warning: {w}" for w in self.warnings)]
-        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
-        return paragraphs + self.summary().to_html(na_rep="")
+        return [context_text(self.context), *(f"warning: {line}" for line in self.warnings)]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The same as `summary`."""
+        return self.summary()
 
 
-@dataclass(frozen=True)
-class FittedLoss:
+@dataclass(frozen=True, repr=False)
+class FittedLoss(Answer):
     """A fitted loss law; `law` is its record, which loss.json holds. The rest is what its plots need."""
 
     law: "LossLaw"
     fit: "LossFit"
     draws: "Draws | None"
     profile: "FloorProfile"
+
+    def headline(self) -> str:
+        """The form of the law, how many points it has, and whether its floor is identified."""
+        return f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each parameter, the index: value, low, high and whether it was held."""
@@ -247,17 +270,21 @@ class FittedLoss:
 
         return write_loss_figures(self.fit, self.draws, self.profile, Path(folder))
 
-    def _repr_html_(self) -> str:
-        title = f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
-        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(na_rep='')}"
 
-
-@dataclass(frozen=True)
-class MeasuredLeverage:
+@dataclass(frozen=True, repr=False)
+class MeasuredLeverage(Answer):
     """How much compute others need relative to the baseline; `answer` is the record, `series` the fits."""
 
     answer: "Leverage"
     series: "list[FittedSeries]"
+
+    def headline(self) -> str:
+        """What the others are compared with."""
+        return f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"
+
+    def notes(self) -> list[str]:
+        """Why a curve cannot be compared with the baseline, for each such curve."""
+        return [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each series and common loss: the compute of both and their ratio with its interval."""
@@ -272,14 +299,8 @@ class MeasuredLeverage:
 
         return write_leverage_figure(self.answer, self.series, Path(folder))
 
-    def _repr_html_(self) -> str:
-        lines = [f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"]
-        lines += [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
-        paragraphs = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
-        return paragraphs + self.to_frame().to_html(index=False, na_rep="")
 
-
-class Transfers(Sequence["Transfer"]):
+class Transfers(Answer, Sequence["Transfer"]):
     """The transfer along one axis, one for each group of slices that differ in nothing else."""
 
     def __init__(self, axis: str, groups: Sequence["Transfer"]):
@@ -298,6 +319,10 @@ class Transfers(Sequence["Transfer"]):
 
     def __iter__(self) -> "Iterator[Transfer]":
         return iter(self._groups)
+
+    def headline(self) -> str:
+        """The axis, and the unit of the drift."""
+        return f"Drift of the optimum in octaves per doubling of {self.axis}"
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling."""
@@ -318,7 +343,3 @@ class Transfers(Sequence["Transfer"]):
                 }
             )
         return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        title = f"Drift of the optimum in octaves per doubling of {self.axis}"
-        return f"<p>{html.escape(title)}</p>\n{self.to_frame().to_html(index=False, na_rep='')}"

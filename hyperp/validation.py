@@ -15,13 +15,28 @@ from dataclasses import fields
 from functools import partial, wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
 
 LONGEST_INPUT = 60  # characters of a wrong value that an error repeats
-PYDANTIC_WORDS = {"Input should be": "must be", "a valid boolean": "true or false", "'": ""}
+PYDANTIC_WORDS = {  # what pydantic writes, and what errors say here
+    "Input should be": "must be",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid dictionary": "a mapping",
+    "a valid list": "a list",
+    "'": "",
+}
+
+
+class Strict(BaseModel):
+    """A frozen model that rejects unknown fields, NaN and infinity; for what is read from files and plans."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand
 
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.errors import Refusal, options_in_errors
 from hyperp.analysis.vocabulary import CONFIG_GROUPS, METHODS, NOT_COVARIATES
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.terminal import BAD_INPUT, REFUSED, one_line, print_error
@@ -178,7 +178,8 @@ def exit_codes(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with options_in_errors():
+                command(*args, **kwargs)
         except Refusal as refusal:
             _print_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
             _note_earlier_output(command.__name__, kwargs.get("out"))

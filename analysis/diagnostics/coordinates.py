@@ -14,13 +14,13 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.read import read_table
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import FLAT_SLOPE, LEVEL
 from hyperp.run_table import CONTEXT, COORDINATES, COVARIATES, coordinates_beside
+from hyperp.validation import Strict
 
 Measure = Literal["size", "change"]
 Verdict = Literal["flat", "grows", "shrinks", "unclear", "diverged"]
@@ -156,9 +156,10 @@ def coordinate_check(
         Refusal: no finished run has activations, or every series has one width.
     """
     if not 0 < tolerance < math.inf:
-        raise ValueError(f"--tolerance must be positive and finite, got {tolerance}")
+        raise ValueError(f"{argument('tolerance')} must be positive and finite, got {tolerance}")
     if "width" not in runs.frame.columns:
-        raise ValueError(f"{runs.path} lacks the column width; name it with --map width=COLUMN")
+        name_it = argument("mapping", {"width": "COLUMN"})
+        raise ValueError(f"{runs.path} lacks the column width; name it with {name_it}")
     frame = filter_runs(runs.frame, where or {})
     held = [n for n in (*COVARIATES, "base_lr") if n in frame.columns and n != "width"]
     keys = [*CONTEXT, *held]

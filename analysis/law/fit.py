@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hyperp import __version__
+from hyperp.analysis.errors import argument
 from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified
 from hyperp.analysis.law.regression import (
     Sample,
@@ -44,7 +45,9 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         Refusal: no group of slices identifies the law; says which points to run.
     """
     if not request.by:
-        raise ValueError(f"--by must name at least one of {', '.join(COVARIATES)}, or another numeric column")
+        raise ValueError(
+            f"{argument('by')} must name at least one of {', '.join(COVARIATES)}, or another numeric column"
+        )
     check_request(request, runs.frame)
     runs, by = runs.with_sizes(request.extra), request.by
     inside = filter_runs(runs.frame, request.where)
@@ -122,7 +125,8 @@ def _find_optima(
     found = estimate_optima(request.method, slices, request.options)
     for name in request.over[1:]:
         if slices and all(len(np.unique(one.tuned[name])) < 2 for one in slices):
-            raise ValueError(f"--tuned {name}: it has one value in every slice, so it was not tuned")
+            tuned = argument("over", name, "--tuned")
+            raise ValueError(f"{tuned}: it has one value in every slice, so it was not tuned")
     return slices, found
 
 
@@ -240,11 +244,11 @@ def _records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum
 
 
 def _unselected(frame: pd.DataFrame, inside: pd.Index, request: FitRequest) -> list[SliceRecord]:
-    """The slices that --where leaves out: no part of the fit, but kept for the plots of transfer."""
+    """The slices that `where` leaves out: no part of the fit, but kept for the plots of transfer."""
     rest = frame.drop(index=inside)
     if rest.empty:
         return []
-    reason = "not selected by --where " + " ".join(f"{k}={v}" for k, v in request.where.items())
+    reason = "not in the selection " + " ".join(f"{k}={v}" for k, v in request.where.items())
     slices, found = _find_optima(rest, request, unique=False)
     return [
         slice_record(one, optimum, reason=reason) for one, optimum in zip(slices, found.optima, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.regression import design_matrix, why_collinear, why_constant
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, varying_columns
@@ -56,7 +56,7 @@ def choose_stratum(groups: Sequence[Stratum], slices: Sequence[Slice], by: Seque
     """The one stratum that identifies the law, or if none does, the one that comes closest.
 
     Raises:
-        ValueError: several strata identify it; names the --where that selects each.
+        ValueError: several strata identify it; names the `where` that selects each.
     """
     able = [group for group in groups if group.problem is None]
     if len(able) == 1:
@@ -65,8 +65,7 @@ def choose_stratum(groups: Sequence[Stratum], slices: Sequence[Slice], by: Seque
         first = [slices[group.members[0]] for group in able]
         differ = [name for name in varying_columns(first) if name not in by]
         choices = [
-            " ".join(f"--where {n}={_quoted({**one.context, **one.covariates}[n])}" for n in differ)
-            for one in first
+            argument("where", {n: {**one.context, **one.covariates}[n] for n in differ}) for one in first
         ]
         raise ValueError(
             f"{len(able)} groups of slices could carry the law; choose one: {' or '.join(choices[:12])}"
@@ -75,11 +74,6 @@ def choose_stratum(groups: Sequence[Stratum], slices: Sequence[Slice], by: Seque
         groups,
         key=lambda g: (len({tuple(slices[i].covariates[n] for n in by) for i in g.members}), len(g.usable)),
     )
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return f"'{text}'" if " " in text else text
 
 
 def unidentified(

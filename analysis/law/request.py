@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hyperp.analysis.errors import argument
 from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.optima.methods import DEFAULT_METHOD
 from hyperp.analysis.vocabulary import (
@@ -72,9 +73,9 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
     """
     _check_over(request.over, frame)
     if request.method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {request.method!r}")
+        raise ValueError(f"{argument('method')} must be one of {', '.join(METHODS)}, got {request.method!r}")
     if request.space not in ("log", "linear"):
-        raise ValueError(f"--space must be log or linear, got {request.space!r}")
+        raise ValueError(f"{argument('space')} must be log or linear, got {request.space!r}")
     named = [*request.by, *request.fix]
     for name in (*named, *request.slice_by):
         if name not in frame.columns or name in NOT_COVARIATES:
@@ -84,26 +85,31 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
                 f"got {name!r}"
             )
         if (*named, *request.over).count(name) > 1:
-            raise ValueError(f"covariate {name} must be given once in --by, --fix and --tuned, got it twice")
+            by, fix, tuned = argument("by"), argument("fix"), argument("over", option="--tuned")
+            raise ValueError(f"covariate {name} must be given once in {by}, {fix} and {tuned}, got it twice")
     for name in request.also_by:
         if name not in request.by:
-            raise ValueError(f"--also-by must name some of --by {','.join(request.by)}, got {name!r}")
+            among = argument("by", ",".join(request.by))
+            raise ValueError(f"{argument('also_by')} must name some of {among}, got {name!r}")
     for name, value in request.fix.items():
         if not math.isfinite(value):
-            raise ValueError(f"--fix {name} must be a finite exponent, got {value}")
+            raise ValueError(f"{argument('fix')} {name} must be a finite exponent, got {value}")
     if not (math.isfinite(request.window) and request.window > 0):
-        raise ValueError(f"--window must be a positive number of octaves, got {request.window}")
+        raise ValueError(f"{argument('window')} must be a positive number of octaves, got {request.window}")
+    if not 0 < request.level < 1:
+        raise ValueError(f"{argument('level')} must lie between 0 and 1, got {request.level}")
     if not request.reach >= 1:
-        raise ValueError(f"--reach must be at least 1, got {request.reach}")
+        raise ValueError(f"{argument('reach')} must be at least 1, got {request.reach}")
 
 
 def _check_over(over: tuple[str, ...], frame: pd.DataFrame) -> None:
+    tuned = argument("over", option="--tuned")
     if over[:1] != ("lr",) or len(set(over)) != len(over) or len(over) > 2:
-        raise ValueError(f"--tuned must be lr, or lr and one more column, got {','.join(over)}")
+        raise ValueError(f"{tuned} must be lr, or lr and one more column, got {','.join(over)}")
     for name in over[1:]:
         if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
             raise ValueError(
-                f"--tuned must be lr, or lr and one more column that was tuned, such as "
+                f"{tuned} must be lr, or lr and one more column that was tuned, such as "
                 f"{' or '.join(there or COVARIATES)}, got {','.join(over)}"
             )

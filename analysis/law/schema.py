@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from hyperp.analysis.files import Strict, read_json, validate_content, write_text
+from hyperp.analysis.files import read_json, validate_content, write_text
 from hyperp.analysis.optima.basin.shape import BasinShape
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.vocabulary import DEFAULT_REACH, Space, State
+from hyperp.validation import Strict
 
 SCHEMA_VERSION = 3
 FORM = "lr = exp(a) * product of covariate^b"

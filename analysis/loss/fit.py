@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.loss.points import FORM_COLUMNS, Form, LossPoints, suggested_run
 from hyperp.analysis.loss.solver import (
     EXPONENTS,
@@ -175,7 +175,9 @@ def pins_by_index(points: LossPoints, pins: Mapping[str, float]) -> dict[int, fl
     held = {}
     for name, value in pins.items():
         if name not in allowed:
-            raise ValueError(f"--pin takes {', '.join(allowed)} for form={points.form}, got {name!r}")
+            raise ValueError(
+                f"{argument('pin')} takes {', '.join(allowed)} for form={points.form}, got {name!r}"
+            )
         lowest = float(points.loss_n.min())
         low, high = (0.0, lowest) if name == "E" else EXPONENTS
         if not low <= value <= high or (name == "E" and value == high):
@@ -184,7 +186,7 @@ def pins_by_index(points: LossPoints, pins: Mapping[str, float]) -> dict[int, fl
                 if name == "E"
                 else f"{low:g} to {high:g}"
             )
-            raise ValueError(f"--pin {name} must be {what}, got {value:g}")
+            raise ValueError(f"{argument('pin')} {name} must be {what}, got {value:g}")
         held[names.index(name)] = value
     return held
 
@@ -208,9 +210,10 @@ def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
             )
     if n < free + 1:
         beyond = " ".join(f"{k} {2 * x.max():.3g}" for k, x in zip(names, points.x_Kn, strict=True))
+        pin = f", or pin the floor with {argument('pin', {'E': 'VALUE'})}"
         raise Refusal(
             f"{n} {what} cannot fit {free} parameters, {free + 1} are needed; run {free + 1 - n} more, "
-            f"such as at {beyond}" + ("" if "E" in pins else ", or pin the floor with --pin E=VALUE"),
+            f"such as at {beyond}" + ("" if "E" in pins else pin),
             [
                 _run_beyond(points, names[k % len(names)], 2 ** (1 + k // len(names)))
                 for k in range(free + 1 - n)
@@ -221,7 +224,8 @@ def _refuse_unidentified(points: LossPoints, pins: Mapping[str, float]) -> None:
         if abs(together) > 0.999:
             raise Refusal(
                 f"parameters and tokens move together (correlation {together:.4f} of their logs), so their "
-                "terms cannot be told apart; run the same model on other token budgets, or fit --form power",
+                "terms cannot be told apart; run the same model on other token budgets, or fit "
+                f"{argument('form', 'power')}",
                 [_run_beyond(points, "tokens", times) for times in (4, 1 / 4)],
             )
 
@@ -296,6 +300,6 @@ def _fit_at_floors(fit: LossFit, floor_F: np.ndarray) -> tuple[np.ndarray, np.nd
     lows, highs = np.tile(low, (len(floors), 1)), np.tile(high, (len(floors), 1))
     lows[:, 0] = highs[:, 0] = floors
     found = polish(start_from_linear(linear, exponents), data, lows, highs)
-    value = found.objective_R.reshape(len(floor_F), -1)
+    value = found.objective_R.reshape(-1, len(factors))
     best = value.argmin(axis=1) + len(factors) * np.arange(len(floor_F))
     return found.z_RP[best], found.objective_R[best]

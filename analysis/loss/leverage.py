@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, bootstrap_loss
 from hyperp.analysis.loss.fit import LossFit, fit_loss_law, predict_loss, published_parameters
 from hyperp.analysis.loss.points import loss_points, suggested_run
 from hyperp.analysis.vocabulary import LEVEL
+from hyperp.validation import Strict
 
 STEPS = 25  # number of losses at which the leverage is given, evenly spaced in the baseline's log compute
 
@@ -262,17 +262,19 @@ def _series_names(frame: pd.DataFrame, over: str, baseline: str) -> list[str]:
     """The sorted values of the column; ValueError where the curves cannot be compared."""
     if over not in frame.columns:
         raise ValueError(
-            f"--over {over}: no such column; there are {', '.join(str(c) for c in frame.columns)}"
+            f"{argument('baseline')}: no column {over!r}; there are {', '.join(map(str, frame.columns))}"
         )
     names = sorted(str(v) for v in frame[over].dropna().unique())
     if baseline not in names:
-        raise ValueError(f"--baseline {over}={baseline} matches no row; {over} holds {', '.join(names[:20])}")
+        asked = argument("baseline", {over: baseline})
+        raise ValueError(f"{asked} matches no row; {over} holds {', '.join(names[:20])}")
     if len(names) < 2:
         raise ValueError(f"{over} must have a value besides the baseline's, got {baseline} alone")
     for column in (c for c in ("metric", "data") if c in frame.columns and c != over):
         values = sorted(str(v) for v in frame[column].dropna().unique())
         if len(values) > 1:
             raise ValueError(
-                f"{column} must be the same for every curve, got {', '.join(values[:6])}; use --where"
+                f"{column} must be the same for every curve, got {', '.join(values[:6])}; "
+                f"use {argument('where')}"
             )
     return names

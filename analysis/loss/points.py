@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from hyperp.analysis.errors import argument
 from hyperp.analysis.table.read import to_number
 from hyperp.run_table import CONTEXT, COVARIATES
 
@@ -63,21 +64,29 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
         ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
             mixes optimizers, metrics or other contexts.
     """
+    if form not in FORM_COLUMNS:
+        raise ValueError(f"{argument('form')} must be one of {', '.join(FORM_COLUMNS)}, got {form!r}")
     names = FORM_COLUMNS[form]
     missing = [name for name in ("loss", *names) if name not in frame.columns]
     if missing:
         raise ValueError(
-            f"RUNS lacks the column(s) {', '.join(missing)} that form={form} needs; name them with "
-            f"--map {missing[0]}=COLUMN; there are {', '.join(str(c) for c in frame.columns)}"
+            f"{argument('runs')} lacks the column(s) {', '.join(missing)} that form={form} needs; name them "
+            f"with {argument('mapping', {missing[0]: 'COLUMN'})}; "
+            f"there are {', '.join(map(str, frame.columns))}"
         )
     _refuse_duplicates(frame)
     kept, dropped = _usable_rows(frame, names)
     if kept.empty:
-        raise ValueError(f"RUNS holds no finished run with finite loss and {', '.join(names)}: {dropped}")
+        raise ValueError(
+            f"{argument('runs')} holds no finished run with finite loss and {', '.join(names)}: {dropped}"
+        )
     context = _single_context(kept)
     cells, edges = (kept.assign(runs=1), 0) if all_rows else _best_of_cells(kept, names)
     if len(cells) > MOST:
-        raise ValueError(f"RUNS gives {len(cells)} points, at most {MOST} make a law; use --where")
+        raise ValueError(
+            f"{argument('runs')} gives {len(cells)} points, at most {MOST} make a law; "
+            f"use {argument('where')}"
+        )
     x_Kn = cells[list(names)].to_numpy().T
     loss, runs = cells["loss"].to_numpy(), cells["runs"].to_numpy()
     order = np.lexsort((loss, *x_Kn))
@@ -166,7 +175,8 @@ def _single_context(kept: pd.DataFrame) -> dict[str, str]:
         values = sorted(str(v) for v in kept[name].dropna().unique())
         if len(values) > 1:
             raise ValueError(
-                f"{name} must have one value for one law, got {', '.join(values[:6])}; use --where {name}=..."
+                f"{name} must have one value for one law, got {', '.join(values[:6])}; "
+                f"use {argument('where', {name: values[0]})}"
             )
         if values:
             context[name] = values[0]

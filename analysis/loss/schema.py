@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from hyperp import __version__
-from hyperp.analysis.files import Strict, load_json, write_text
+from hyperp.analysis.files import load_json, write_text
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, parameter_intervals
 from hyperp.analysis.loss.fit import (
     FloorProfile,
@@ -19,6 +19,7 @@ from hyperp.analysis.loss.fit import (
 )
 from hyperp.analysis.loss.points import FORM_COLUMNS, Form
 from hyperp.analysis.vocabulary import LEVEL
+from hyperp.validation import Strict
 
 LOSS_SCHEMA_VERSION = 1
 FORMULAS: dict[Form, str] = {

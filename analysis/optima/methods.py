@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hyperp.analysis.errors import argument
 from hyperp.analysis.optima.estimation import (
     BasinEstimate,
     Method,
@@ -28,7 +29,7 @@ def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOp
         ValueError: the method is not one of `vocabulary.METHODS`, or it cannot tune `options.over`.
     """
     if name not in ESTIMATORS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise ValueError(f"{argument('method')} must be one of {', '.join(METHODS)}, got {name!r}")
     return ESTIMATORS[name](slices, options)
 
 
@@ -40,8 +41,8 @@ def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodR
     """
     if options.over != ("lr",):
         raise ValueError(
-            f"--method two-stage tunes lr alone, got --tuned {','.join(options.over)}; "
-            "use --method shared, pool or argmin"
+            f"{argument('method', 'two-stage')} tunes lr alone, got "
+            f"{argument('over', ','.join(options.over), '--tuned')}; use shared, pool or argmin"
         )
     optima = parabola_optima(slices, options.window, level=options.level)
     basins: list[BasinEstimate | None] = [None] * len(slices)

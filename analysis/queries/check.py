@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.files import Strict
 from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
@@ -15,10 +14,11 @@ from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
 from hyperp.analysis.table.slices import cut_slices, strata, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import WINDOW, MethodName
+from hyperp.validation import Strict
 
 
 class Identifiable(Strict):
-    """Whether `fit --by covariate` can fit a group of slices; `groups` names those that it can."""
+    """Whether `fit_law` by this covariate can fit a group of slices; `groups` names those that it can."""
 
     covariate: str
     identified: bool
@@ -26,7 +26,7 @@ class Identifiable(Strict):
     reason: str | None
 
 
-class TableCheck(Answer):
+class TableCheck(Answer, Strict):
     """Rows by status, slices with their states, the sizes that vary and the identifiable exponents."""
 
     records: str
@@ -78,7 +78,7 @@ def check_runs(
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
     Raises:
-        ValueError: the table mixes experiments (see slices.split), or a column is not there.
+        ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
     """
     request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
     check_request(request, runs.frame)

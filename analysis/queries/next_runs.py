@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.errors import Refusal, points_frame
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument, points_frame
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number
+from hyperp.validation import Strict
 
 OCTAVES_ABOVE_RANGE = 2  # of the largest candidate size
 DEFAULT_TARGET = 8.0  # times the largest fitted size
@@ -41,7 +41,7 @@ class NextSlice(Strict):
     width: float
 
 
-class NextRuns(Answer):
+class NextRuns(Answer, Strict):
     """What to run.
 
     `width` is the present ratio of the interval's ends at the target. `choices` are the new slices, `bracket`
@@ -85,7 +85,7 @@ def next_runs(
         Refusal: the slices lie exactly on the law, so no slice would shrink the interval.
     """
     if count < 1:
-        raise ValueError(f"--slices must be at least 1, got {count}")
+        raise ValueError(f"{argument('count')} must be at least 1, got {count}")
     goal = _complete_target(law, target or {})
     variance = law.tau**2 + law.slice_sd**2 or law.residual_sd**2
     if variance == 0:
@@ -182,7 +182,9 @@ def _new_slices(
     for sizes in among:
         if unknown := sizes.keys() - known.keys():
             names = ", ".join(sorted(unknown))
-            raise ValueError(f"--among must give sizes of the law's {', '.join(known)}, got {names}")
+            raise ValueError(
+                f"{argument('among')} must give sizes of the law's {', '.join(known)}, got {names}"
+            )
         whole = {**known, **sizes}
         fits = all(whole[n] == known[n] for n in known if n not in (*law.covariates, *law.fixed))
         if fits and tuple(whole[n] for n in law.covariates) not in run:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
 from hyperp.analysis.queries.target import (
     Extrapolation,
@@ -17,6 +16,7 @@ from hyperp.analysis.queries.target import (
     require_reach,
 )
 from hyperp.analysis.vocabulary import PUBLISHED_EXPONENTS
+from hyperp.validation import Strict
 
 if TYPE_CHECKING:  # a recommendation imports no pandas
     import pandas as pd
@@ -45,7 +45,7 @@ class TunedWithLr(Strict):
     high: float
 
 
-class Recommendation(Answer):
+class Recommendation(Answer, Strict):
     """A rate with its prediction interval.
 
     The interval is for the optimum that one more slice at the target would show, with as many rates and seeds
@@ -146,7 +146,7 @@ def refuse_wide_interval(law: Law, found: Recommendation) -> None:
         from hyperp.analysis.queries.next_runs import next_runs  # imports pandas
 
         target = {name: found.target[name] for name in law.ranges}
-        reason = f"{'; '.join(lines)}; --extrapolate prints it anyway"
+        reason = f"{'; '.join(lines)}; {argument('extrapolate', True)} gives it anyway"
         raise Refusal(reason, next_runs(law, target).points)
 
 

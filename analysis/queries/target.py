@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.run_table import COVARIATES
+from hyperp.validation import Strict
 
 
 class Extrapolation(Strict):
@@ -60,12 +60,12 @@ def complete_target(law: Law, target: Mapping[str, float]) -> dict[str, int | fl
             has = f"holds {name} at {law.held[name]} in every slice" if name in law.held else f"has no {name}"
             raise Refusal(
                 f"the law {has} and cannot say what {value} does; "
-                f"fit again with --fix {name}=EXPONENT, or with runs where {name} varies",
+                f"fit again with {argument('fix', {name: 'EXPONENT'})}, or with runs where {name} varies",
                 [point_about_law(law, {**_middle_sizes(law), **target})],
             )
     needed = [name for name in law.ranges if name not in target]
     if needed:
-        options = [f"--{n.replace('_', '-')}" if n in COVARIATES else f"--at {n}=SIZE" for n in needed]
+        options = [argument(n, option=None if n in COVARIATES else f"--at {n}=SIZE") for n in needed]
         raise ValueError(f"the law needs {', '.join(options)}, since the rate varies with it")
     scale = {**law.held, **target}
     return {name: scale[name] for name in known if name in scale}
@@ -103,7 +103,8 @@ def require_reach(law: Law, scale: Mapping[str, float], found: list[Extrapolatio
     raise Refusal(
         f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
         f"{worst.low} to {worst.high}, and the largest factor allowed is {law.reach:g}; run a slice on the "
-        f"way there ({enough:.3g} {'or more' if above else 'or less'} is enough), or give --extrapolate",
+        f"way there ({enough:.3g} {'or more' if above else 'or less'} is enough), or give "
+        f"{argument('extrapolate', True)}",
         [point_about_law(law, {**scale, worst.covariate: round(size) if isinstance(edge, int) else size})],
     )
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import argument
 from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
 from hyperp.analysis.queries.points_file import sweep_point
-from hyperp.analysis.random_effects import meta_regression
+from hyperp.analysis.random_effects import meta_regression, t_quantile
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
 from hyperp.run_table import COVARIATES
+from hyperp.validation import Strict
 
 
 class TransferPoint(Strict):
@@ -72,7 +72,7 @@ class Transfer(Strict):
 
     `excluded` are the values whose curves have no optimum; the drift is fitted without them, and `points`
     says why they have none. `penalties` are for every value above the smallest, `penalty` is that of the
-    largest, and `ahead` extrapolates to larger values.
+    largest, and `ahead` extrapolates to larger values. All intervals cover `level`.
     """
 
     axis: str
@@ -85,6 +85,7 @@ class Transfer(Strict):
     ahead: list[TransferAhead]
     excluded: list[int | float]
     problem: str | None
+    level: float = LEVEL
 
 
 EXTRAPOLATED_TO = (2.0, 4.0, 8.0)  # times the largest value of the axis
@@ -98,7 +99,7 @@ def measure_transfer(slices: Sequence[SliceRecord], over: str, level: float = LE
     """
     there = list(slices[0].covariates) if slices else list(COVARIATES)
     if over not in there:
-        raise ValueError(f"--over must be one of {', '.join(there)}, got {over!r}")
+        raise ValueError(f"{argument('over')} must be one of {', '.join(there)}, got {over!r}")
     groups: dict[tuple, list[SliceRecord]] = {}
     for one in slices:
         key = (*one.context.values(), *(v for n, v in one.covariates.items() if n != over))
@@ -152,6 +153,7 @@ def _measure_group(group: list[SliceRecord], over: str, level: float) -> Transfe
         ahead=ahead,
         excluded=[s.covariates[over] for s in group if s.optimum is None],
         problem=problem,
+        level=level,
     )
 
 
@@ -228,7 +230,7 @@ def _drift_between_two(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord]
         return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
     se = math.hypot(*errors) / doublings
     df = min(o.df for o in optima)  # their variances are pooled, so their degrees of freedom are the same
-    half = float(stdtrit(df, 0.5 + level / 2)) * se
+    half = t_quantile(df, level) * se
     basis = "the two curves' own errors; scatter between curves cannot be seen with two"
     return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)
 

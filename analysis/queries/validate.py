@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.errors import Refusal
-from hyperp.analysis.files import Strict
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
 from hyperp.analysis.table.slices import Slice, cut_slices, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.wording import format_degrees
+from hyperp.validation import Strict
 
 RATE_TOLERANCE = 0.02  # relative; a rate copied from the printed recommendation is the recommended one
 
@@ -41,7 +41,7 @@ class RateRow(Strict):
     note: str
 
 
-class Validation(Answer):
+class Validation(Answer, Strict):
     """The verdict, its rule and a row for every rate; `spread_from` is the source of the seeds' spread."""
 
     passed: bool
@@ -91,7 +91,8 @@ def validate_law(law: Law, runs: Runs, where: dict[str, str] | None = None) -> V
 def _target_slice(slices: Sequence[Slice], law: Law) -> Slice:
     if len(slices) != 1:
         raise ValueError(
-            f"RUNS must hold one target scale, but {', '.join(varying_columns(slices))} vary; use --where"
+            f"{argument('runs')} must hold one target scale, but {', '.join(varying_columns(slices))} vary; "
+            f"use {argument('where')}"
         )
     for name, value in law.context.items():
         if slices[0].context[name] != value:

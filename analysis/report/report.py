@@ -52,10 +52,9 @@ from hyperp.analysis.report.text.slices import (
     slice_rows,
 )
 from hyperp.analysis.report.text.transfer import (
-    PENALTY_COLUMNS,
-    TRANSFER_COLUMNS,
-    context_columns,
+    penalty_columns,
     penalty_rows,
+    transfer_columns,
     transfer_rows,
 )
 from hyperp.analysis.wording import format_degrees, format_percent
@@ -87,7 +86,7 @@ def write_report(
     """
     out = Path(folder)
     recommendation = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
-    make_folder(out, "-o")
+    make_folder(out)
     marked = None if recommendation is None else recommendation.target
     paths = save_figure(*basin_curves(law), out, "basins")
     for name in law.ranges:
@@ -211,14 +210,8 @@ def _render(
         transfers=[
             {
                 "axis": axis,
-                "table": markdown_table(
-                    [*context_columns(answers), *TRANSFER_COLUMNS],
-                    transfer_rows(answers),
-                ),
-                "penalties": markdown_table(
-                    [*context_columns(answers), *PENALTY_COLUMNS],
-                    penalty_rows(answers),
-                ),
+                "table": markdown_table(transfer_columns(answers), transfer_rows(answers)),
+                "penalties": markdown_table(penalty_columns(answers), penalty_rows(answers)),
             }
             for axis, answers in transfers.items()
         ],

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from hyperp.analysis.errors import argument
+
 
 @dataclass(frozen=True)
 class ScaledColumn:
@@ -42,26 +44,25 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
 
 
 def find_source(name: str, source: str, columns: Sequence[str]) -> ScaledColumn:
-    """The column and the factor that --map names; a column whose own name contains a star comes first.
+    """The column and the factor that `source` names; a column whose own name contains a star comes first.
 
     Raises:
         ValueError: no such column, or the factor is not a positive finite number.
     """
+    asked = argument("mapping", {name: source})
     if source in columns:
         return ScaledColumn(source)
     column, star, number = source.rpartition("*")
     column = column.strip()
     if not star or column not in columns:
         missing = column if star else source
-        raise ValueError(f"--map {name}={source}: no column {missing!r}; there are {', '.join(columns)}")
+        raise ValueError(f"{asked}: no column {missing!r}; there are {', '.join(columns)}")
     try:
         factor = float(number)
     except ValueError:
         factor = math.nan
     if not 0 < factor < math.inf:
-        raise ValueError(
-            f"--map {name}={source}: the factor must be a positive number, got {number.strip()!r}"
-        )
+        raise ValueError(f"{asked}: the factor must be a positive number, got {number.strip()!r}")
     return ScaledColumn(column, factor)
 
 
@@ -101,9 +102,13 @@ def read_table(path: str | Path) -> RawTable:
     if file.is_dir():
         file = file / "runs.parquet"
     if not file.is_file():
-        raise ValueError(f"RUNS={file} does not exist; give a Parquet file, a CSV or a folder of runs")
+        raise ValueError(
+            f"{argument('runs')}={file} does not exist; give a Parquet file, a CSV or a folder of runs"
+        )
     if file.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"RUNS={file} ends in {file.suffix!r}; allowed are .parquet, .csv or a folder")
+        raise ValueError(
+            f"{argument('runs')}={file} ends in {file.suffix!r}; allowed are .parquet, .csv or a folder"
+        )
     header = _csv_header(file) if file.suffix == ".csv" else parquet_columns(file)
     _refuse_repeated(header, str(file))
     frame = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
@@ -130,7 +135,7 @@ def _refuse_repeated(header: Sequence[str], source: str) -> None:
 
 
 def _with_text_flags(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Booleans as the text "True" and "False", which is how --where kept=True compares them."""
+    """Booleans as the text "True" and "False", which is how `where` compares them."""
     if frame.empty:
         raise ValueError(f"{source} holds no rows")
     return frame.assign(**{c: frame[c].astype(str) for c in frame.columns if frame[c].dtype == bool})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hyperp.analysis.errors import argument
 from hyperp.run_table import CONTEXT, COVARIATES, NOT_DONE
 
 Number = int | float
@@ -124,7 +125,8 @@ class _Rows:
         hint = f"they differ in {', '.join(differ[:6])}" if differ else "they are alike"
         raise ValueError(
             f"two finished runs have {at} and seed={pair['seed'].iloc[1]} in one slice ({hint}); keep one, "
-            f"or tell them apart with --where (e.g. on block), or with --slice on a column of numbers"
+            f"or tell them apart with {argument('where')} (e.g. on block), or with {argument('slice_by')} "
+            "on a column of numbers"
         )
 
     def averaged(self, found: tuple[np.ndarray, np.ndarray]) -> "_Rows":

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
+from hyperp.analysis.errors import argument
 from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
@@ -59,7 +60,8 @@ def read_runs(
         mapping: names that the analysis knows, each with the column that holds it, such as
             {"batch_tokens": "bs*2048"}.
         sizes: columns beyond the standard covariates that hold sizes.
-        where: rows outside these column values may be invalid; invalid ones are dropped.
+        where: rows with these column values must be valid; of the others, invalid ones are dropped and valid
+            ones stay.
         loss: whether the column loss is needed.
 
     Raises:
@@ -75,7 +77,7 @@ def read_runs(
     if missing:
         raise ValueError(
             f"{name} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
-            f"name them with --map {missing[0]}=COLUMN"
+            f"name them with {argument('mapping', {missing[0]: 'COLUMN'})}"
         )
     return Runs(frame, table.path, table.sha256, tuple(sizes), dict(mapping or {}), where)
 
@@ -83,7 +85,7 @@ def read_runs(
 def _read_file(path: Path) -> RawTable:
     if path.is_dir() and not (path / "runs.parquet").is_file():
         raise ValueError(
-            f"RUNS={path} is a folder without runs.parquet; make it with "
+            f"{argument('runs')}={path} is a folder without runs.parquet; make it with "
             f"`hyperp-sweep collect {path} -o {path / 'runs.parquet'}`"
         )
     return read_table(path)
@@ -225,20 +227,19 @@ def parse_where(conditions: Sequence[str]) -> dict[str, str]:
 def filter_runs(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     """The rows, index kept, whose columns equal the given values; ValueError where none does."""
     for name, value in where.items():
+        asked = argument("where", {name: value})
         if name not in frame.columns:
-            raise ValueError(
-                f"--where {name}={value}: no such column; there are {', '.join(map(str, frame.columns))}"
-            )
+            raise ValueError(f"{asked}: no such column; there are {', '.join(map(str, frame.columns))}")
         column = frame[name]
         if pd.api.types.is_numeric_dtype(column):
             try:
                 keep = column == float(value)
             except ValueError:
-                raise ValueError(f"--where {name}={value}: column {name} holds numbers") from None
+                raise ValueError(f"{asked}: column {name} holds numbers") from None
         else:
             keep = column.astype("string").fillna("") == value
         if not keep.any():
             present = ", ".join(str(v) for v in sorted(column.dropna().unique().tolist(), key=str)[:20])
-            raise ValueError(f"--where {name}={value} matches no row; {name} holds {present}")
+            raise ValueError(f"{asked} matches no row; {name} holds {present}")
         frame = frame[keep]
     return frame

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from hyperp.files import write_json
 from hyperp.run_table import ENDED
 from hyperp.scale import Scale
+from hyperp.validation import invalid_field
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,6 @@ CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
     "cancelled",
     "rank_lost",  # another process of the run was lost, and nobody saw why
 )
-# What a field must be, by pydantic's name for what is wrong with it.
-ALLOWED = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "finite",
-    "dict_type": "a mapping",
-    "list_type": "a list",
-}
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
@@ -127,17 +119,7 @@ def load(run_dir: Path) -> Record | None:
     try:
         return Record(**{key: item for key, item in value.items() if key in known})
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":  # of `Record.__post_init__`, which names the field
-        return first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{name} must be given"
-    return f"{name} must be {ALLOWED.get(first['type'], first['msg'])}, got {first['input']!r}"
+        raise ValueError(f"{path}: {invalid_field(error)}") from None
 
 
 def load_or_set_aside(run_dir: Path) -> Record | None:

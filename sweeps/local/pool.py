@@ -22,9 +22,8 @@ from pydantic import Field, ValidationError
 
 from hyperp.sweeps.local.resources import core_shares, usable_cores
 from hyperp.sweeps.plan.plan import Plan, Point
-from hyperp.sweeps.plan.sweep import Strict
 from hyperp.sweeps.runs.run import execute_run, record_dead_run, redirect_output, remove_heartbeat
-from hyperp.validation import invalid_field
+from hyperp.validation import Strict, invalid_field
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
 MESSAGE_SECONDS = 0.25  # between two progress messages of a worker

@@ -5,13 +5,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Strict(BaseModel):
-    """A model that refuses unknown fields and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from hyperp.validation import Strict
 
 
 class LearningRates(Strict):
@@ -25,8 +21,8 @@ class LearningRates(Strict):
     rate: float | None = Field(default=None, gt=0)
     octaves: float = Field(gt=0)
     step: float = Field(default=1.0, gt=0)
-    per_octave: dict[str, float] = {}
-    at: dict[str, float] = {}
+    per_octave: dict[str, float] = Field(default_factory=dict)
+    at: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> "LearningRates":
@@ -62,8 +58,8 @@ class LearningRates(Strict):
 class Block(Strict):
     """A named part of a plan: the product of `grid`, `points` and `lr`, on top of `overrides`."""
 
-    overrides: list[str] = []
-    grid: dict[str, list[Any]] = {}
+    overrides: list[str] = Field(default_factory=list)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
     points: list[dict[str, Any]] | None = Field(default=None, min_length=1)
     lr: LearningRates | None = None
 
@@ -95,4 +91,4 @@ class Block(Strict):
 class Sweep(Strict):
     """The `sweep` section of the configuration."""
 
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, Block] = Field(default_factory=dict)

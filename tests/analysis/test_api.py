@@ -108,6 +108,9 @@ def test_predictions_broadcast(law):
         ({"tokens": [1e6, -1]}, "tokens must .*got -1"),
         ({"tokens": 1e6, "width": 64}, "width must be 32.*got 64"),
         ({"tokens": 1e6, "flops": 1}, "size must .*got 'flops'"),
+        ({"tokens": "1e6"}, "tokens must .*got '1e6'"),
+        ({"tokens": []}, "tokens must .*got "),
+        ({"tokens": [1e6, 2e6], "width": [32, 32, 32]}, r"tokens \(2,\), width \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             law.predict(**sizes)
@@ -118,6 +121,37 @@ def test_a_recommendation_is_that_of_the_law(law):
     assert (found.lr, found.low, found.high) == law.interval_at({"tokens": 520000})
     assert found.to_frame().loc[0, "lr"] == found.lr
     assert "prediction interval" in found._repr_html_()
+
+
+@pytest.mark.parametrize("size", ["5e5", [5e5], None])
+def test_a_target_has_one_number_for_each_size(law, size):
+    with pytest.raises(ValueError, match="tokens must be one number, got"):
+        law.recommend(tokens=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": "optimizer=muonh"}, "where must .*got 'optimizer=muonh'"),
+        ({"where": {"optimizer": ["muonh", "adamw"]}}, "where must .*optimizer.*got "),
+        ({"where": {"optimizer": "sso"}}, r"where={'optimizer': 'sso'} matches no row"),
+        ({"fix": -0.5}, "fix must .*got -0.5"),
+        ({"fix": {"depth": "half"}}, "fix must .*depth.*got 'half'"),
+        ({"mapping": {"lr": "eta"}}, r"mapping={'lr': 'eta'}"),
+        ({"level": 95}, "level must .*got 95"),
+        ({"by": ()}, "^by must"),
+    ],
+)
+def test_errors_name_the_argument(frame, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_law(frame, **{"by": "tokens", **options})
+
+
+def test_errors_of_a_loss_law_name_the_argument(frame):
+    with pytest.raises(ValueError, match=r"form must .*got 'cubic'"):
+        analysis.fit_loss(frame, "cubic")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"pin must .*E.*got 'low'"):
+        analysis.fit_loss(frame.assign(flops=frame["tokens"]), pin={"E": "low"})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_refusal_has_the_next_points_as_a_table(law, make_ladder):
@@ -141,6 +175,8 @@ def test_a_notebook_shows_tables(law, frame):
     answers = [law, check(frame), law.recommend(tokens=5.2e5), law.next_runs(tokens=1e7)]
     for answer in answers:
         assert "<table" in answer._repr_html_()
+        assert str(answer) == answer.headline()
+        assert repr(answer) == f"<{type(answer).__name__}: {answer.headline()}>"
         assert len(repr(answer)) < 200
     assert law.next_runs(count=1, tokens=1e7).to_frame()["tokens"].nunique() == 1
 
@@ -163,6 +199,7 @@ def test_transfer_is_a_row_a_group(demo):
     assert len(found) == len(found.to_frame())
     assert found[0].axis == "width"
     assert "<table" in found._repr_html_()
+    assert "per doubling of width" in repr(found)
     with pytest.raises(Refusal, match="depth has one value") as caught:
         transfer(demo, "depth")
     assert {4, 8} == set(caught.value.next_points["depth"])
@@ -213,6 +250,8 @@ def test_losses_and_leverage_are_tables():
     found = analysis.leverage(runs, {"optimizer": "muon"}, bootstrap=20)
     np.testing.assert_allclose(found.to_frame()["leverage"], (40 / 38) ** 10, rtol=0.05)
     assert "muon" in found._repr_html_()
+    assert len(repr(fitted)) < 200
+    assert len(repr(found)) < 200
 
 
 PROBE = "import sys; {}; print(','.join(n for n in ('torch', 'pandas', 'matplotlib') if n in sys.modules))"

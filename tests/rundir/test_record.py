@@ -123,7 +123,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
         ("seed", 1.5, "seed must be a whole number, got 1.5"),
         ("steps", True, "steps must be a whole number, got True"),
         ("loss", "2", "loss must be a number, got '2'"),
-        ("flops", float("inf"), "flops must be finite, got inf"),
+        ("flops", float("inf"), "flops must be a finite number, got inf"),
         ("reason", 7, "reason must be text, got 7"),
         ("max_vio", {"mean": 1.0}, "max_vio.mean must be a list, got 1.0"),
         ("environment", {"host": 1}, "environment.host must be text, got 1"),

@@ -22,6 +22,7 @@ from hyperp.analysis.report.figures.style import (
     series_style,
     size_label,
 )
+from hyperp.analysis.wording import format_percent
 
 
 @mpl.rc_context(STYLE)
@@ -49,7 +50,7 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     if ax is None:
         fitted = "the parabola over its window" if basin is None else "the shared basin"
-        add_note(figure, f"star: optimum of {fitted}; bar: its {100 * law.level:g}% interval")
+        add_note(figure, f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval")
     return figure, rows
 
 
@@ -81,7 +82,8 @@ def draw_transfer(axes: Axes, slices: Sequence[SliceRecord], answer: Transfer) -
     drift = str(answer.problem)
     if d is not None:
         drift = f"{d.octaves_per_doubling:+.2f} octaves per doubling of {answer.axis.replace('_', ' ')}"
-        drift += "" if d.low is None or d.high is None else f"\n95% interval {d.low:+.2f} to {d.high:+.2f}"
+        if d.low is not None and d.high is not None:
+            drift += f"\n{format_percent(answer.level)} interval {d.low:+.2f} to {d.high:+.2f}"
     bold_title(axes, f"{answer.context['optimizer']}, {answer.context['parametrization']}", pad=34)
     axes.text(0.0, 1.02, drift, transform=axes.transAxes, fontsize=9, va="bottom")
     # Below the axes, where no line runs through it.

@@ -43,7 +43,7 @@ NOTE = (
 
 def write_coordinate_check(found: Sequence[WidthSeries], folder: Path) -> list[Path]:
     """Write coordinates.png, .svg and .csv, and slopes.csv, to a folder, made if it is not there."""
-    make_folder(folder, "-o")
+    make_folder(folder)
     paths = save_figure(*coordinate_panels(found), folder, "coordinates")
     write_rows(slope_records(found), folder / "slopes.csv")
     return [*paths, folder / "slopes.csv"]

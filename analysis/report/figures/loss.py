@@ -34,7 +34,7 @@ BLUE, RED = COLOURS[0], COLOURS[1]
 
 def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
-    make_folder(folder, "--plots")
+    make_folder(folder)
     power = fit.points.form == "power"
     pictures = {
         "loss-law": law_against_compute(fit, draws) if power else compute_frontier(fit, draws),
@@ -46,7 +46,7 @@ def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile,
 
 def write_leverage_figure(answer: Leverage, series: list[FittedSeries], folder: Path) -> list[Path]:
     """Write leverage to a folder, made if it is not there."""
-    make_folder(folder, "--plots")
+    make_folder(folder)
     return save_figure(*leverage_panels(answer, series), folder, "leverage")
 
 

@@ -63,14 +63,14 @@ def figure_for(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes
     return figure, grid[0, 0]
 
 
-def make_folder(folder: Path, option: str) -> None:
-    """Make the folder that an option names, if it is not there.
+def make_folder(folder: Path) -> None:
+    """Make a folder for figures, if it is not there.
 
     Raises:
         ValueError: `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{option} {folder} must be a folder, got a file")
+        raise ValueError(f"{folder} must be a folder, got a file")
     folder.mkdir(parents=True, exist_ok=True)
 
 

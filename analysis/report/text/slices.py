@@ -83,5 +83,5 @@ def show_check(answer: "TableCheck") -> None:
     for line in answer.warnings:
         print(f"warning: {line}")
     show_table(
-        "Exponents that --by could fit", ["covariate", "identified", "groups of slices, or the reason"], rows
+        "Exponents that a law could fit", ["covariate", "identified", "groups of slices, or the reason"], rows
     )

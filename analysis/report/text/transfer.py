@@ -8,19 +8,21 @@ from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import format_value, state_text
 from hyperp.analysis.wording import format_number, format_percent
 
-TRANSFER_COLUMNS = [
-    "held",
-    "optima",
-    "octaves per doubling",
-    f"{format_percent()} interval",
-    "loss penalty",
-]
-
 
 def context_columns(answers: Sequence[Transfer]) -> list[str]:
     """The context columns to print; setting only where any context has one."""
     shown = any(t.context.get("setting") for t in answers)
     return ["optimizer", "parametrization", *(["setting"] if shown else [])]
+
+
+def _interval_column(answers: Sequence[Transfer]) -> str:
+    return f"{format_percent(answers[0].level)} interval"
+
+
+def transfer_columns(answers: Sequence[Transfer]) -> list[str]:
+    """The header of `transfer_rows`."""
+    drift = ["octaves per doubling", _interval_column(answers)]
+    return [*context_columns(answers), "held", "optima", *drift, "loss penalty"]
 
 
 def transfer_rows(answers: Sequence[Transfer]) -> list[list[str]]:
@@ -47,13 +49,16 @@ def transfer_rows(answers: Sequence[Transfer]) -> list[list[str]]:
     return rows
 
 
-PENALTY_COLUMNS = [
-    "at",
-    "octaves from the smallest one's optimum",
-    f"{format_percent()} interval",
-    "loss penalty of that optimum",
-    "over the interval",
-]
+def penalty_columns(answers: Sequence[Transfer]) -> list[str]:
+    """The header of `penalty_rows`."""
+    return [
+        *context_columns(answers),
+        "at",
+        "octaves from the smallest one's optimum",
+        _interval_column(answers),
+        "loss penalty of that optimum",
+        "over the interval",
+    ]
 
 
 def penalty_rows(answers: Sequence[Transfer]) -> list[list[str]]:
@@ -81,15 +86,14 @@ def penalty_rows(answers: Sequence[Transfer]) -> list[list[str]]:
 
 def show_transfer(over: str, answers: Sequence[Transfer]) -> None:
     """Print drift and penalty for every context."""
-    names = context_columns(answers)
-    show_table(f"Transfer over {over}", [*names, *TRANSFER_COLUMNS], transfer_rows(answers))
+    show_table(f"Transfer over {over}", transfer_columns(answers), transfer_rows(answers))
     print(
         f"Loss penalty: the extra loss of training at the largest {over} "
         "with the optimal rate of the smallest.\n"
     )
     show_table(
         f"Using the optimum of the smallest {over} at larger ones",
-        [*names, *PENALTY_COLUMNS],
+        penalty_columns(answers),
         penalty_rows(answers),
     )
     print("Extrapolated rows carry on the drift, with the basin's curvature at the largest measured value.")

@@ -196,7 +196,7 @@ def test_a_fit_that_did_not_converge_starts_with_a_warning(runs, tmp_path, monke
         (None, "loss.json cannot be read"),
         ("{", "loss.json is not JSON"),
         ('{"schema_version": 0}', "schema_version must .* 1, got 0"),
-        ('{"schema_version": 1, "form": "cubic"}', "form: "),
+        ('{"schema_version": 1, "form": "cubic"}', "form must .*got 'cubic'"),
     ],
 )
 def test_an_invalid_file_is_an_error_of_one_line(tmp_path, content, text):

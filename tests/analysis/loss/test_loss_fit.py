@@ -209,7 +209,7 @@ def test_pins_are_held_and_cost_what_the_profile_says():
         pinned.objective, rel=0.02, abs=0
     )
     for name, value in (("A", 3.0), ("E", 9.0), ("alpha", 7.0), ("E", float("nan"))):
-        with pytest.raises(ValueError, match=f"--pin.*{name}"):
+        with pytest.raises(ValueError, match=f"pin.*{name}"):
             fit_loss_law(points, {name: value})
 
 
@@ -224,6 +224,14 @@ def test_profile_is_the_best_fit_at_each_floor():
         assert floors.objective_F[i] == pytest.approx(pinned.objective, rel=1e-6, abs=0)
     far = predict_loss(fit, floors.z_FP, extrapolation_point(points)[:, None])[:, 0]
     np.testing.assert_allclose(floors.extrapolated_F, far, rtol=1e-12, atol=0)
+
+
+def test_a_law_without_any_scatter_has_a_profile():
+    """All resamples have one floor, so the profile has no more floors to place between them."""
+    fit = fit_loss_law(loss_points(curve(), "power"))
+    profile = profile_floor(fit, (fit.z_P[0], fit.z_P[0]))
+    assert len(profile.floor_F) == len(profile.objective_F)
+    np.testing.assert_allclose(profile.floor_F[profile.objective_F.argmin()], 1.7, rtol=1e-6)
 
 
 def test_rows_in_another_order_give_the_same_bits():
@@ -315,12 +323,12 @@ def test_rows_that_are_dropped_are_counted():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"flops": None}, r"flops .*--map flops="),
+        ({"flops": None}, r"flops .*mapping=.*flops"),
         ({"loss": "low"}, "loss must .*got 'low' in row 1"),
         ({"loss": -1.0}, "loss must .*got -1 in row 1"),
         ({"flops": 0.0}, "flops must .*got 0 in row 1"),
         ({"status": "failed"}, "no finished run"),
-        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must .*got muon, sso.*--where"),
+        ({"optimizer": ["sso", "muon"] * 24}, "optimizer must .*got muon, sso.*where="),
         ({"seed": 0}, "rows 1 and 2 "),
     ],
 )

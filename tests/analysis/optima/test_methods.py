@@ -65,7 +65,7 @@ def test_rate_and_batch_are_found_together(make_ladder):
     for name in ("pool", "argmin"):
         rough = estimate_optima(name, slices, MethodOptions(over=over))
         np.testing.assert_allclose([o.also["batch_tokens"] for o in rough.optima], batch, rtol=0, atol=0.8)
-    with pytest.raises(ValueError, match=r"two-stage .*got --tuned lr,batch_tokens"):
+    with pytest.raises(ValueError, match=r"two-stage.*got over=.lr,batch_tokens"):
         estimate_optima("two-stage", slices, MethodOptions(over=over))
 
 

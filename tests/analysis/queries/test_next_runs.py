@@ -50,7 +50,7 @@ def test_only_new_sizes_are_chosen_among_those_of_a_plan(law):
     assert sorted(c.covariates["tokens"] for c in found.choices) == [3 * 2**17, 2**21]
     assert {c.covariates["width"] for c in found.choices} == {known["width"]}
     assert not next_runs(law, {"tokens": 2**22}, among=[{"tokens": done[0]}]).choices
-    with pytest.raises(ValueError, match=r"--among must .*tokens.*, got experts"):
+    with pytest.raises(ValueError, match=r"among must .*tokens.*, got experts"):
         next_runs(law, {"tokens": 2**22}, among=[{"experts": 4}])
 
 
@@ -180,7 +180,7 @@ def test_a_very_small_rate_is_still_a_number(tmp_path):
     [
         ({"depth": 4}, 1, "target must .* tokens, got 'depth'"),
         ({"tokens": -1}, 1, "tokens must .* got -1"),
-        ({}, 0, "--slices must .* 1, got 0"),
+        ({}, 0, "count must .* 1, got 0"),
     ],
 )
 def test_bad_targets_are_named_in_the_error(law, target, count, message):

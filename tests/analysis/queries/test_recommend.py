@@ -107,7 +107,7 @@ def test_a_fixed_exponent_carries_to_another_size(make_ladder):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({}, "needs --tokens"),
+        ({}, "needs tokens"),
         ({"tokens": 0}, "tokens must .* 1, got 0"),
         ({"flops": 5}, "covariate must .* width, .* got 'flops'"),
     ],
@@ -222,7 +222,7 @@ def test_runs_that_cannot_validate_the_law(law, make_curve, make_ladder):
     frame = _target_runs(law, make_curve, 0.0, seeds=1)
     with pytest.raises(ValueError, match=r"lr must include the recommended .* has"):
         validate_law(law, _runs(frame.assign(lr=frame["lr"] * 1.2)))
-    with pytest.raises(ValueError, match=r"RUNS must .* tokens vary"):
+    with pytest.raises(ValueError, match=r"runs must .* tokens vary"):
         validate_law(law, _runs(make_ladder()))
     with pytest.raises(ValueError, match=r"optimizer must .* 'muonh', got 'adamw'"):
         validate_law(law, _runs(frame.assign(optimizer="adamw")))

@@ -126,7 +126,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
 
 def test_an_unknown_axis_is_named_in_the_error(make_ladder):
     runs = Runs(make_ladder(), "runs.parquet", "0" * 64)
-    with pytest.raises(ValueError, match=r"--over must .* width, .* got 'N'"):
+    with pytest.raises(ValueError, match=r"over must .* width, .* got 'N'"):
         measure_transfer(check_runs(runs).slices, "N")
 
 

@@ -17,6 +17,7 @@ from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
 from hyperp.analysis.report.figures.law import optimum_against, plot_optimum
 from hyperp.analysis.report.figures.style import save_figure
+from hyperp.analysis.report.text.transfer import penalty_columns, transfer_columns
 from hyperp.analysis.table.validate import Runs
 
 
@@ -124,6 +125,14 @@ def test_transfer_has_a_panel_for_each_context(law, tmp_path):
     saved = _save_and_read((figure, rows), tmp_path, "transfer")
     assert {r["slice"] for r in saved} == {"width 32", "width 64"}
     assert {r["optimizer"] for r in saved} == {"muonh"}
+
+
+def test_an_interval_is_named_after_its_own_level(law):
+    answers = measure_transfer(law.slices, "width", level=0.8)
+    figure, _ = transfer_panels(law.slices, answers)
+    assert any("80% interval" in text.get_text() for text in figure.axes[0].texts)
+    assert "80% interval" in transfer_columns(answers)
+    assert "80% interval" in penalty_columns(answers)
 
 
 def test_figures_are_drawn_into_given_axes_and_leave_their_figure_alone(law):

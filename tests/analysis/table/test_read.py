@@ -30,7 +30,7 @@ def test_columns_can_change_places():
     [
         ("loss", "--map must be NAME=COLUMN or NAME=COLUMN.NUMBER, got 'loss'"),
         ("=bs", "--map must be NAME=COLUMN"),
-        ("loss=lss", "--map loss=lss: no column 'lss'; there are smooth loss, bs"),
+        ("loss=lss", "mapping=.*lss.*: no column 'lss'; there are smooth loss, bs"),
         ("b=2048*bs", "no column '2048'"),
         ("b=bs*two", "the factor must be a positive number, got 'two'"),
         ("b=bs*-1", "the factor must be a positive number, got '-1'"),

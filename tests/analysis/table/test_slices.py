@@ -191,7 +191,7 @@ def test_parquet_csv_and_folder_read_alike(make_ladder, tmp_path):
 def test_where_filters_and_names_what_there_is(make_ladder):
     frame = check_frame(make_ladder())
     assert set(filter_runs(frame, {"tokens": "65536", "optimizer": "muonh"})["tokens"]) == {65536}
-    with pytest.raises(ValueError, match=r"--where optimizer=adamw matches no row; optimizer holds muonh"):
+    with pytest.raises(ValueError, match=r"where=.*adamw.* matches no row; optimizer holds muonh"):
         filter_runs(frame, {"optimizer": "adamw"})
     with pytest.raises(ValueError, match="no such column"):
         filter_runs(frame, {"colour": "red"})
