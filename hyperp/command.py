@@ -39,9 +39,8 @@ def app(cfg: DictConfig) -> float | None:
     try:
         reject_plan(cfg)
         config = resolve(cfg)
-        from hyperp.distributed.ranks import (
-            join_process_group,  # imports torch, which a wrong configuration need not wait for
-        )
+        # This imports torch, which a wrong configuration need not wait for.
+        from hyperp.distributed.ranks import join_process_group
 
         with join_process_group(config.runtime.timeout):
             record = run_one(config)
@@ -208,18 +207,19 @@ def prepare_tokens(arguments: list[str]) -> None:
         "--prepare",
         description="Tokenise text files to one file of token ids, which data=tokens reads. Trains nothing.",
         epilog="examples:\n"
-        "  hyperp-train --prepare --files 'corpus/**/*.txt' --tokenizer tokenizer.json --out corpus.bin\n"
-        "  hyperp-train --prepare --files corpus --tiktoken gpt2 --out corpus.bin\n"
+        "  hyperp-train --prepare --files 'corpus/**/*.txt' --tokenizer tokenizer.json -o corpus.bin\n"
+        "  hyperp-train --prepare --files corpus --tiktoken gpt2 -o corpus.bin\n"
         "  hyperp-train data=tokens data.path=corpus.bin",
     )
     parser.add_argument(
         "--files", nargs="+", required=True, help="files, folders or patterns such as 'text/**/*.txt'"
     )
-    parser.add_argument(
+    parser.add_argument(  # argparse takes its former name, --out, as an abbreviation
         "-o",
-        "--out",
+        "--output",
         type=Path,
         required=True,
+        metavar="FILE",
         help="the .bin to write, with a description in .json beside it",
     )
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -231,9 +231,10 @@ def prepare_tokens(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     from hyperp.data.tokenize import tokenize_files
 
-    made = tokenize_files(args.files, args.out, args.tokenizer, args.tiktoken, args.separator)
-    print(f"{args.out}: {made['tokens']:,} tokens of {made['vocab_size']:,} ids from {made['bytes']:,} bytes")
-    print(f"train on it with: hyperp-train data=tokens data.path={args.out}")
+    out = args.output
+    made = tokenize_files(args.files, out, args.tokenizer, args.tiktoken, args.separator)
+    print(f"{out}: {made['tokens']:,} tokens of {made['vocab_size']:,} ids from {made['bytes']:,} bytes")
+    print(f"train on it with: hyperp-train data=tokens data.path={out}")
 
 
 def run_hydra(arguments: list[str]) -> None:

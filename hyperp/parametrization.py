@@ -162,20 +162,22 @@ class Parametrization:
         matrix = role in MATRIX_ROLES
         horizon = matrix or self.token_exponent_on == "all"
         factors = {
-            "batch": _power(scale.batch_tokens, self.reference_batch_tokens, self.batch_exponent, horizon),
-            "depth": _power(scale.depth, self.reference_depth, self.depth_exponent),
-            "tokens": _power(scale.tokens, self.reference_tokens, self.token_exponent, horizon),
-            "width": _power(scale.width, self.reference_width, self.width_exponent, matrix),
+            "batch": _scaling_factor(
+                scale.batch_tokens, self.reference_batch_tokens, self.batch_exponent, horizon
+            ),
+            "depth": _scaling_factor(scale.depth, self.reference_depth, self.depth_exponent),
+            "tokens": _scaling_factor(scale.tokens, self.reference_tokens, self.token_exponent, horizon),
+            "width": _scaling_factor(scale.width, self.reference_width, self.width_exponent, matrix),
         }
         return LearningRate(role, base_lr, factors, base_lr * math.prod(factors.values()))
 
     def residual_multiplier(self, depth: int) -> float:
         """The factor on the output of every attention and MLP, before it is added to the residual stream."""
-        return _power(2 * depth, 1, self.residual_exponent)
+        return _scaling_factor(2 * depth, 1, self.residual_exponent)
 
     def logit_multiplier(self, width: int) -> float:
         """The factor on the logits of a model of this width."""
-        return _power(width, self.reference_width, self.logit_exponent)
+        return _scaling_factor(width, self.reference_width, self.logit_exponent)
 
     def init_std(self, role: Role, d_in: int, width: int) -> float:
         """Standard deviation of a matrix (d_out, d_in) of `role` at initialisation.
@@ -195,7 +197,7 @@ class Parametrization:
             assert std is not None
             return 1 / math.sqrt(width) if isinstance(std, str) else std
         assert self.init_hidden_gain is not None
-        return self.init_hidden_gain * _power(d_in, 1, self.init_hidden_exponent)
+        return self.init_hidden_gain * _scaling_factor(d_in, 1, self.init_hidden_exponent)
 
 
 def factors_table(rule: Parametrization, scale: Scale, base_lr: float, roles: Sequence[Role]) -> str:
@@ -214,7 +216,7 @@ def factors_table(rule: Parametrization, scale: Scale, base_lr: float, roles: Se
     return "\n".join(lines)
 
 
-def _power(size: int, reference: int | None, exponent: float | None, applies: bool = True) -> float:
+def _scaling_factor(size: int, reference: int | None, exponent: float | None, applies: bool = True) -> float:
     assert reference is not None
     assert exponent is not None
     return (size / reference) ** exponent if applies else 1.0

@@ -49,13 +49,13 @@ def roles_of(model: nn.Module, unembedding: Iterable[nn.Module] = ()) -> dict[st
     for path, module in model.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
             where = f"{path}.{name}" if path else name
-            role = _role(module, name, tensor, where, id(module) in marked)
-            role_of_tensor[id(tensor)] = _merge(role_of_tensor.get(id(tensor), role), role, where)
+            role = _role_of(module, name, tensor, where, id(module) in marked)
+            role_of_tensor[id(tensor)] = _merge_roles(role_of_tensor.get(id(tensor), role), role, where)
     return {name: role_of_tensor[id(tensor)] for name, tensor in model.named_parameters()}
 
 
-def _role(module: nn.Module, name: str, tensor: torch.Tensor, where: str, marked: bool) -> Role:
-    declared = _declared(module)
+def _role_of(module: nn.Module, name: str, tensor: torch.Tensor, where: str, marked: bool) -> Role:
+    declared = _declared_roles(module)
     if name in declared:
         return declared[name]
     if tensor.ndim < _MATRIX_DIMS:
@@ -72,7 +72,7 @@ def _role(module: nn.Module, name: str, tensor: torch.Tensor, where: str, marked
     )
 
 
-def _declared(module: nn.Module) -> Mapping[str, Role]:
+def _declared_roles(module: nn.Module) -> Mapping[str, Role]:
     declared = getattr(module, "param_roles", {})
     if not isinstance(declared, Mapping):
         raise ValueError(
@@ -90,7 +90,7 @@ def _declared(module: nn.Module) -> Mapping[str, Role]:
     return declared
 
 
-def _merge(earlier: Role, role: Role, where: str) -> Role:
+def _merge_roles(earlier: Role, role: Role, where: str) -> Role:
     if "embedding" in (earlier, role):
         return "embedding"
     if earlier != role:

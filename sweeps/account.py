@@ -41,12 +41,12 @@ FAILED = "failed"  # with a record, written now
 LOST = "lost"  # nobody knows: no record, and Slurm has forgotten the job
 
 
-def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+def _decision_table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
     return {name: dict(zip(columns, row, strict=True)) for name, row in rows.items()}
 
 
 # fmt: off
-POOL_DECISIONS = _table(
+POOL_DECISIONS = _decision_table(
     # `waits`: the pool is at work and noted no failure; `noted`: it noted a failure; `over`: neither.
     ("waits", "noted", "over"),
     {
@@ -57,7 +57,7 @@ POOL_DECISIONS = _table(
         "planned": (QUEUED, FAILED, KEEP),  # nothing, or what a stopped try left
     },
 )
-SLURM_DECISIONS = _table(
+SLURM_DECISIONS = _decision_table(
     # `no job`: sbatch never took it. `pending`, `active`: in the queue, on a node. `forgotten`: Slurm does
     # not know the job. `exited`: an exit code, or completed. `stopped`: saved, but not requeued. `cancelled`.
     # `killed`: a signal, a limit, a lost node.
@@ -161,7 +161,9 @@ def add_job_states(root: Path, runs: Sequence[Run], warn: Warn) -> list[Run]:
         return runs
     sent = {run_id: one for run_id, one in last_submissions(root, jobs).items() if run_id not in busy}
     accounts = _ask_accounting((run, sent[run.run_id]) for run in runs if run.run_id in sent)
-    return [_decide(root, run, sent[run.run_id], accounts) if run.run_id in sent else run for run in runs]
+    return [
+        _decide_by_slurm(root, run, sent[run.run_id], accounts) if run.run_id in sent else run for run in runs
+    ]
 
 
 def _add_pool_states(root: Path, runs: Sequence[Run]) -> tuple[list[Run], set[str]]:
@@ -229,7 +231,7 @@ def _ask_accounting(submitted: Iterable[tuple[Run, SubmittedRun]]) -> dict[str, 
     return accounted_jobs(unknown, failed & unknown)
 
 
-def _decide(root: Path, run: Run, sent: SubmittedRun, accounts: dict[str, SlurmJob]) -> Run:
+def _decide_by_slurm(root: Path, run: Run, sent: SubmittedRun, accounts: dict[str, SlurmJob]) -> Run:
     """A submitted run as SLURM_DECISIONS has it; writes a record where the decision is `failed`."""
     job = accounts.get(sent.job_id or "")
     if job is None or job.name != sent.submission.name or job.end_reason is None:  # sacct may lag behind
@@ -239,7 +241,7 @@ def _decide(root: Path, run: Run, sent: SubmittedRun, accounts: dict[str, SlurmJ
     if decision in (QUEUED, RUNNING) and sent.job:
         return _in_flight_run(run, sent.job)
     if decision in (PLANNED, FAILED) and job:
-        return _ended_run(root, run, replace(job, restarts=_restarts(run.record, sent)), decision)
+        return _ended_run(root, run, replace(job, restarts=_requeue_count(run.record, sent)), decision)
     if decision == LOST:
         reason = f"Slurm no longer knows its job {sent.job_id}, and it has no record"
         return replace(run, status=LOST, reason=reason)
@@ -259,7 +261,7 @@ def _in_flight_run(run: Run, job: SlurmJob) -> Run:
     return replace(run, status=RUNNING, reason=reason, cause=None, record=None, time_left=job.time_left)
 
 
-def _restarts(record: Record | None, sent: SubmittedRun) -> int:
+def _requeue_count(record: Record | None, sent: SubmittedRun) -> int:
     """How often a job that is over had been requeued, from squeue or the record; sacct does not say."""
     if sent.job is not None:
         return sent.job.restarts

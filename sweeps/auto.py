@@ -33,13 +33,13 @@ TARGET_FACTOR = 8  # the default target over the plan's largest size
 
 @dataclass(frozen=True)
 class AutoGoal:
-    """When to stop: at `target`, a value of the size `by`, the interval is within a factor 1 + `half`.
+    """When to stop: at `target`, a value of the size `by`, the interval is within a factor 1 + `half_width`.
 
     `flops` (spent below the root) and `rounds` (fits) are the budget.
     """
 
     by: str
-    half: float
+    half_width: float
     target: float
     flops: float = math.inf
     rounds: int = 64
@@ -54,17 +54,17 @@ class Round:
 
     runs: int
     flops: float
-    half: float | None
+    half_width: float | None
     reason: str | None = None
 
 
 def parse_until(text: str) -> float:
     """0.15 from `interval=15%` or `interval=0.15`. Raises ValueError for anything else."""
     match = re.fullmatch(r"interval=(\d+(?:\.\d+)?)(%?)", text)
-    half = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not half > 0:
+    half_width = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not half_width > 0:
         raise ValueError(f"--until must be such as interval=15%, got {text!r}")
-    return half
+    return half_width
 
 
 def law_slices(plan: Plan, by: str) -> list[list[Point]]:
@@ -82,7 +82,7 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
         raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
     ladders: dict[str, dict[int, list[Point]]] = {}
     for point in plan.points:
-        rest = {name: size for name, size in _sizes(point).items() if name != by}
+        rest = {name: size for name, size in _sizes_of(point).items() if name != by}
         key = json.dumps([setting_hash(asdict(point.config)), rest])
         ladders.setdefault(key, {}).setdefault(getattr(point.config.scale, by), []).append(point)
     most = max(map(len, ladders.values()), default=0)
@@ -105,7 +105,7 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
 
 
 def make_goal(
-    plan: Plan, by: str, half: float, target: float | None, flops: float | None, rounds: int
+    plan: Plan, by: str, half_width: float, target: float | None, flops: float | None, rounds: int
 ) -> AutoGoal:
     """A goal with defaults from the plan: TARGET_FACTOR times its largest size, and its FLOPs as the budget.
 
@@ -117,7 +117,7 @@ def make_goal(
     if flops is not None and not flops > 0:
         raise ValueError(f"--most-flops must be positive, got {flops:g}")
     where = TARGET_FACTOR * largest if target is None else target
-    return AutoGoal(by, half, where, _flops_of(plan.points) if flops is None else flops, rounds)
+    return AutoGoal(by, half_width, where, _flops_of(plan.points) if flops is None else flops, rounds)
 
 
 def _flops_of(points: Sequence[Point]) -> float:
@@ -148,7 +148,7 @@ def search_rate(
     tried: set[str] = set()
     step = Round(0, 0.0, None)
     for number in range(goal.rounds):
-        before = _done(plan, tried)
+        before = _flops_done(plan, tried)
         new = [point for point in todo if point.run_id not in before]
         cost = sum(before.values()) + _flops_of(new)
         if cost > goal.flops:
@@ -157,14 +157,14 @@ def search_rate(
             )
         do_runs(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
-        done = _done(plan, tried)
+        done = _flops_done(plan, tried)
         waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        half, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
-        step = Round(len(done), sum(done.values()), half, reason)
+        half_width, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
+        step = Round(len(done), sum(done.values()), half_width, reason)
         show(step)
         if (
-            half is not None
-            and half <= goal.half
+            half_width is not None
+            and half_width <= goal.half_width
             and (len(slices) - len(waiting) >= MIN_SLICES or not waiting)
         ):
             return replace(step, reason=None)
@@ -176,7 +176,7 @@ def search_rate(
     return replace(step, reason=f"{goal.rounds} rounds are over")
 
 
-def _done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
+def _flops_done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
     """FLOPs by run id of the runs that need not be done: those that ended well, and those tried just now."""
     return {
         one.run_id: one.flops
@@ -201,24 +201,24 @@ def ask_law(
     folder.mkdir(exist_ok=True)
     points = folder / f"round{number}.yaml"
     points.unlink(missing_ok=True)  # left by an earlier call
-    fit = _law("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
+    fit = _run_law_command("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
         return None, _first_line(fit), [*waiting[0]] if waiting else read_points(plan, points)
     target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
-    offers = [_sizes(members[0]) for members in waiting]
+    offers = [_sizes_of(members[0]) for members in waiting]
     among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
-    after = _law("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
+    after = _run_law_command("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
     if after.returncode == REFUSED:  # the optima lie exactly on the law
         return 0.0, _first_line(after), []
     found = json.loads(after.stdout)
     chosen = [one["covariates"] for one in found["choices"]]
     ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
     theirs = read_points(plan, points)  # for a chosen slice of the plan, with other rates than the plan's
-    asked = [*(p for p in theirs if not ours or _sizes(p) not in chosen), *ours]
+    asked = [*(p for p in theirs if not ours or _sizes_of(p) not in chosen), *ours]
     return math.sqrt(found["width"]) - 1, None, asked
 
 
-def _sizes(point: Point) -> dict[str, int]:
+def _sizes_of(point: Point) -> dict[str, int]:
     return asdict(point.config.scale)
 
 
@@ -260,7 +260,7 @@ def _keys_of(path: Path) -> set[str]:
     return {key for block in sweep.blocks.values() for key in Block.keys(block)} | set(named) | {"sweep"}
 
 
-def _law(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run_law_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([str(LAW_COMMAND), *arguments], capture_output=True, text=True, check=False)
     if done.returncode not in (0, REFUSED):
         raise RuntimeError(f"hyperp-law {arguments[0]}: {_first_line(done)}")

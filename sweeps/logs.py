@@ -15,16 +15,16 @@ def read_logs(root: Path, run_id: str, rank: int | None) -> dict[Path, str]:
     run_dir, failures = root / run_id, {one.rank: one for one in failure.read_failures(root / run_id)}
     failing = failure.first_failing_rank(run_dir)
     ranks = [rank] if rank is not None else sorted({0, failing or 0})
-    found = _texts([run_dir / output_file_name(one) for one in ranks])
-    traced = _texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
+    found = _read_texts([run_dir / output_file_name(one) for one in ranks])
+    traced = _read_texts([run_dir / "error.txt"]) if rank in (None, failing or 0) else {}
     traced_rank = rank if rank is not None else failing
     if rank is None and traced_rank not in failures:  # it was killed; another rank's traceback says where
         traced_rank = min(failures, default=None)
     if not traced and traced_rank in failures:
         traced = {run_dir / failure.ERROR_FILE.format(rank=traced_rank): failures[traced_rank].traceback}
-    found |= traced | _texts(_of_job(root, run_id, ranks))
+    found |= traced | _read_texts(_job_log_paths(root, run_id, ranks))
     if rank is None and not found:  # the run may have failed before it could print
-        return _texts(background_pools.pool_logs(root, run_id))
+        return _read_texts(background_pools.pool_logs(root, run_id))
     return found
 
 
@@ -47,7 +47,7 @@ def other_logs(root: Path, run_id: str, shown: dict[Path, str]) -> list[Path]:
     return sorted(there, key=lambda path: (len(path.name), path.name))
 
 
-def _of_job(root: Path, run_id: str, ranks: list[int]) -> Iterator[Path]:
+def _job_log_paths(root: Path, run_id: str, ranks: list[int]) -> Iterator[Path]:
     """The files with what the run's last Slurm job printed outside of the run."""
     one = last_submissions(root, {}).get(run_id)
     if one and one.job_id:
@@ -56,5 +56,5 @@ def _of_job(root: Path, run_id: str, ranks: list[int]) -> Iterator[Path]:
                 yield root / one.submission.folder / f"{one.job_id}_{rank}_log.{kind}"
 
 
-def _texts(paths: Iterable[Path]) -> dict[Path, str]:
+def _read_texts(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: path.read_text(errors="replace") for path in paths if path.is_file()}

@@ -57,7 +57,7 @@ class PlanSweeper(Sweeper):
         if not todo:
             print(f"nothing to do: {len(plan.points)} of {len(plan.points)} runs are done; {plan.root}")
             return []
-        after = plan_states(plan) if results is None else final_states(plan, _reasons(todo, results))
+        after = plan_states(plan) if results is None else final_states(plan, _failure_reasons(todo, results))
         print(f"{counts_line(after)}; {plan.root}")
         if printing.print_undone(after, plan.root) or results is None:
             sys.exit(1)
@@ -92,7 +92,7 @@ class PlanSweeper(Sweeper):
         return cfg
 
 
-def _reasons(todo: Sequence[Point], results: Sequence[JobReturn]) -> dict[str, str]:
+def _failure_reasons(todo: Sequence[Point], results: Sequence[JobReturn]) -> dict[str, str]:
     """What the jobs raised, by run id; mostly that no record could be written."""
     errors = {
         point.run_id: result._return_value  # `return_value` prints a line of its own

@@ -54,16 +54,16 @@ def print_plan(summary: list[dict[str, Any]]) -> None:
     table = new_table("block", "runs", "done", "learning rates", "tokens", "FLOPs", "GPU-hours")
     for row in summary:
         rates = f"{row['lowest_lr']:.3g} ... {row['highest_lr']:.3g}"
-        table.add_row(row["block"], str(row["runs"]), str(row["done"]), rates, *_costs(row))
+        table.add_row(row["block"], str(row["runs"]), str(row["done"]), rates, *_cost_cells(row))
     if len(summary) > 1:
         keys = ("runs", "done", "tokens", "flops", "gpu_hours")
         total = {key: sum(row[key] for row in summary) for key in keys}
         table.add_section()
-        table.add_row("all", str(total["runs"]), str(total["done"]), "", *_costs(total))
+        table.add_row("all", str(total["runs"]), str(total["done"]), "", *_cost_cells(total))
     print_table(table)
 
 
-def _costs(row: dict[str, Any]) -> tuple[str, str, str]:
+def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
     return f"{row['tokens']:,}", f"{row['flops']:.3g}", f"{row['gpu_hours']:.2g}"
 
 
@@ -102,7 +102,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "loss": run.record.loss if run.record else None,
         "job": run.job,
         "time_left": run.time_left,
-        "restarts": _restarts(run),
+        "restarts": _recorded_restarts(run),
     }
 
 
@@ -121,12 +121,12 @@ def print_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:
         )
         table.columns[-1].justify = "left"
         for run in listed:
-            table.add_row(*_cells(describe_run(run)))
+            table.add_row(*_run_cells(describe_run(run)))
         print_table(table)
     print(counts_line(runs))
 
 
-def _restarts(run: Run) -> int | None:
+def _recorded_restarts(run: Run) -> int | None:
     count = run.record.environment.get("slurm_restart_count") if run.record else None
     return int(count) if count and count.isdecimal() else None
 
@@ -140,7 +140,7 @@ def print_undone(runs: Sequence[Run], root: Path) -> bool:
     return bool(left)
 
 
-def _cells(values: dict[str, Any]) -> list[str]:
+def _run_cells(values: dict[str, Any]) -> list[str]:
     def cell(name: str, form: str) -> str:
         return "" if values[name] is None else format(values[name], form)
 

@@ -43,7 +43,11 @@ def test_a_run_prints_how_it_ended_and_writes_only_its_folder(tmp_path):
         (["+experiment=demo_chek"], "did you mean +experiment=demo_check?"),
         (["--factors", "scale.widht=64"], "did you mean scale.width?"),
         (["-m", "optim=adamv", "seed=0,1"], "did you mean optim=adamw?"),
-        (["--prepare", "--files", "a.txt"], "--out"),
+        (["--prepare", "--files", "a.txt"], "--output"),
+        (
+            ["--prepare", "--files", "a.txt", "--tiktoken", "gpt2", "--out", "ids.txt"],
+            "--output must end in .bin",
+        ),
         (["scale.width=-1"], "width must be"),
         (["optim=adam"], "adam"),
         (["data=text", "data.files=[missing/*.txt]"], "missing/*.txt"),

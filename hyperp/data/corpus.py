@@ -158,7 +158,7 @@ def expand_patterns(patterns: Sequence[str]) -> list[tuple[str, Path]]:
         raise ValueError("data.files must name at least one file, folder or pattern, got none")
     found: dict[Path, str] = {}
     for pattern in patterns:
-        matches = list(_matches(Path(pattern).expanduser()))
+        matches = list(_match_pattern(Path(pattern).expanduser()))
         if not matches:
             raise ValueError(f"data.files must match at least one file, got no match for {pattern!r}")
         for relative, file in matches:
@@ -166,7 +166,7 @@ def expand_patterns(patterns: Sequence[str]) -> list[tuple[str, Path]]:
     return sorted((relative, file) for file, relative in found.items())
 
 
-def _matches(pattern: Path) -> Iterator[tuple[str, Path]]:
+def _match_pattern(pattern: Path) -> Iterator[tuple[str, Path]]:
     if pattern.is_file():
         yield pattern.name, pattern
         return

@@ -77,9 +77,9 @@ def tokenize_files(
             outside the vocabulary; or the text has fewer than two tokens. Nothing is written then.
     """
     if out.suffix != ".bin":
-        raise ValueError(f"--out must end in .bin, got {out}")
+        raise ValueError(f"--output must end in .bin, got {out}")
     if out.exists() and not sidecar_path(out).exists():
-        raise ValueError(f"--out must be a new file or an earlier one with its .json beside it, got {out}")
+        raise ValueError(f"--output must be a new file or an earlier one with its .json beside it, got {out}")
     encoder = _load_encoder(tokenizer, tiktoken)
     if separator is None:
         separator = encoder.end_of_text
@@ -107,7 +107,7 @@ def _write_ids(
     columns = (TextColumn("encoding"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("encoding", total=sum(file.stat().st_size for file in documents))
-        for batch in _batches(documents):
+        for batch in _batch_pieces(documents):
             ids = _encode_batch(batch, encoder, separator)
             data = ids.astype(dtype).tobytes()
             digest.update(data)
@@ -144,11 +144,11 @@ def _encode_batch(batch: list[Piece], encoder: Encoder, separator: int | None) -
     return found
 
 
-def _batches(documents: list[Path]) -> Iterator[list[Piece]]:
+def _batch_pieces(documents: list[Path]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for document in documents:
-        for piece in _pieces(document):
+        for piece in _read_pieces(document):
             batch.append(piece)
             size += piece.size
             if size >= BATCH_BYTES:
@@ -158,7 +158,7 @@ def _batches(documents: list[Path]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _pieces(document: Path) -> Iterator[Piece]:
+def _read_pieces(document: Path) -> Iterator[Piece]:
     replaced = False
     with document.open(encoding="utf-8", errors="surrogateescape", newline="") as source:
         text = source.read(PIECE_CHARACTERS) + source.readline(PIECE_CHARACTERS)

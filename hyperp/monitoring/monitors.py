@@ -22,7 +22,7 @@ from hyperp.monitoring.activations import activation_statistics
 from hyperp.optim import GroupedOptimizer
 from hyperp.optim.batch import LARGEST_BATCH
 from hyperp.optim.linalg.norms import spectral_norm
-from hyperp.optim.rule import RULES, Rule, make_rule, option_names
+from hyperp.optim.rule import Rule, rule_of_group
 from hyperp.optim.sphere import FrobeniusSphere, SpectralSphere
 from hyperp.optim.units import UnitView, stack_units, unit_views
 
@@ -39,7 +39,7 @@ class MatrixStack:
     name: str
     role: str
     parameter: nn.Parameter
-    piece: UnitView
+    view: UnitView
     rule: Rule
 
     @property
@@ -53,12 +53,12 @@ class MatrixStack:
     def radius(self, state: Mapping[str, Tensor]) -> Tensor:
         """Radii (count,), from the optimizer's state of the parameter; NaN without a sphere or a state."""
         sphere, known = getattr(self.rule, "sphere", None), math.nan
-        device, count = self.parameter.device, self.piece.count
+        device, count = self.parameter.device, self.view.count
         if isinstance(sphere, FrobeniusSphere) and state:
-            found = self.piece.stack_entry(self.piece.own_entries(state)["radius"])
+            found = self.view.stack_entry(self.view.own_entries(state)["radius"])
             return found.to(device, torch.float32).expand(count)
         if isinstance(sphere, SpectralSphere):
-            known = sphere.radius(*self.piece.shape)
+            known = sphere.radius(*self.view.shape)
         # Filled on the device: copying from the host would wait for the device once for each matrix.
         return torch.full((count,), known, dtype=torch.float32, device=device)
 
@@ -104,7 +104,7 @@ class StabilityMonitors:
         self.model, self.optimizer = model, optimizer
         self.every, self.steps, self.looks = every, steps, looks
         self.autocast, self.compiled = autocast or nullcontext(), compiled
-        self.matrices = list(_matrices(optimizer))
+        self.matrices = list(_matrix_stacks(optimizer))
         self.state: dict[str, Any] = {"looks": 0, "largest": {}, "smallest": {}, "last": {}}
         self._copies: list[Tensor] | None = None
         self._gradient_rms: dict[str, Tensor] = {}
@@ -184,9 +184,9 @@ class StabilityMonitors:
         """Spectral norm, Frobenius norm and radius of every matrix, in the order of `self.matrices`."""
         spectral: dict[MatrixStack, Tensor] = {}
         frobenius: dict[MatrixStack, Tensor] = {}
-        for batch in _batches(self.matrices):
-            W = stack_units([one.piece.read(_full_tensor(one.parameter)) for one in batch])
-            counts = [one.piece.count for one in batch]
+        for batch in _shape_batches(self.matrices):
+            W = stack_units([one.view.read(_full_tensor(one.parameter)) for one in batch])
+            counts = [one.view.count for one in batch]
             spectral |= zip(batch, spectral_norm(W).split(counts), strict=True)
             frobenius |= zip(batch, torch.linalg.vector_norm(W, dim=(-2, -1)).split(counts), strict=True)
         radius = torch.cat([one.radius(self.optimizer.state.get(one.parameter, {})) for one in self.matrices])
@@ -209,12 +209,12 @@ class StabilityMonitors:
         ratios: dict[str, list[float]] = {}
         matrices: dict[str, Row] = {}
         for one in self.matrices:
-            values = {name: [next(source) for _ in range(one.piece.count)] for name, source in norms.items()}
+            values = {name: [next(source) for _ in range(one.view.count)] for name, source in norms.items()}
             own = None
             if one.held_norm:
                 own = [a / b for a, b in zip(values[one.held_norm], values["radius"], strict=True)]
                 ratios.setdefault(one.role, []).extend(own)
-            matrices[one.piece.key_for(one.name)] = _stack_entry(values, own)
+            matrices[one.view.key_for(one.name)] = _stack_entry(values, own)
         found["norm_over_radius"] = {role: _extremes(values) for role, values in ratios.items()}
         return _round_all({**found, "matrices": matrices})
 
@@ -235,26 +235,25 @@ class StabilityMonitors:
             state["smallest"]["norm_over_radius"] = _unless_nan(min, [before, *ratios])
 
 
-def _matrices(optimizer: GroupedOptimizer) -> Iterator[MatrixStack]:
+def _matrix_stacks(optimizer: GroupedOptimizer) -> Iterator[MatrixStack]:
     for group in optimizer.param_groups:
-        names = option_names(RULES[group["algorithm"]])
-        rule = make_rule(group["algorithm"], {name: group[name] for name in names})
+        rule = rule_of_group(group)
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.ndim >= 2:
-                for piece in unit_views(parameter.shape, group["split"], True):
-                    yield MatrixStack(name, group["role"], parameter, piece, rule)
+                for view in unit_views(parameter.shape, group["split"], True):
+                    yield MatrixStack(name, group["role"], parameter, view, rule)
 
 
-def _batches(matrices: Iterable[MatrixStack]) -> Iterator[list[MatrixStack]]:
+def _shape_batches(matrices: Iterable[MatrixStack]) -> Iterator[list[MatrixStack]]:
     """Batches of matrices of one shape, with no more entries than an optimizer step processes at once."""
     batches: dict[tuple[int, ...], list[MatrixStack]] = {}
     for one in matrices:
         limit = LARGEST_BATCH["cpu" if one.parameter.device.type == "cpu" else "other"]
-        batch = batches.setdefault(one.piece.shape, [])
-        count = sum(other.piece.count for other in (*batch, one))
-        if batch and count * math.prod(one.piece.shape) > limit:
+        batch = batches.setdefault(one.view.shape, [])
+        count = sum(other.view.count for other in (*batch, one))
+        if batch and count * math.prod(one.view.shape) > limit:
             yield batch
-            batch = batches[one.piece.shape] = []
+            batch = batches[one.view.shape] = []
         batch.append(one)
     yield from batches.values()
 

@@ -68,13 +68,13 @@ class OptimizerArguments(Rule):
             )
         own = {name: getattr(self, name) for name in option_names(RULES[self.name])}
         options = {**(self.options or {}), self.name: own}
-        params, by_role = self.params, isinstance(self.lr, Mapping)
+        params = self.params
         if isinstance(params, nn.Module):
             table = TABLE[self.name]
             params = param_groups(
                 params, lr=self.lr, algorithms=table, options=options, unembedding=self.unembedding
             )
-        elif by_role:
+        elif isinstance(self.lr, Mapping):
             raise ValueError("lr must be one number unless params is a module, whose parameters have roles")
         return {
             "params": params,

@@ -1,11 +1,23 @@
-"""`metrics.jsonl`: what a run logs while it trains, one line for each logged step."""
+"""What a run logs while it trains, as JSON lines with the step: metrics.jsonl and coordinates.jsonl."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hyperp.files import replacing
+
+METRICS = "metrics.jsonl"
+COORDINATES = "coordinates.jsonl"  # activations, see `hyperp.training.coordinates`
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The values in a file of JSON lines, without one that was cut off when a process was killed."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
 
 
 class MetricsLog:
@@ -17,17 +29,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int, also: Callable[[int, dict[str, Any]], None] | None = None):
         self.also = also
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # the process was killed while it wrote this line
-                    continue
-                if row["step"] <= step:
-                    kept.append(line + "\n")
+        rows = list(read_json_lines(path)) if path.exists() else []
         with replacing(path) as file:
-            file.write("".join(kept))
+            file.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         self.file = path.open("a")
 
     def write(self, step: int, **values: Any) -> None:

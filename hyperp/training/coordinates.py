@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperp.monitoring.capture import Part, Watcher, watch_blocks
-from hyperp.rundir.metrics import MetricsLog, NoLog
+from hyperp.rundir.metrics import COORDINATES, MetricsLog, NoLog
 from hyperp.training.trainer import Trainer
 
-FILE = "coordinates.jsonl"
 PROBE_TOKENS = 1024  # at most, in one forward pass
 PARTS: tuple[Part, ...] = ("attention", "mlp", "residual")  # measured in every block; logits once
 
@@ -42,7 +41,7 @@ class CoordinateCheck:
         initial = trainer if trainer.step == 0 else Trainer(trainer.config, trainer.corpus)
         self.start = probe_activations(initial)
         main = trainer.ranks.is_main  # every rank measures, since a sharded model needs all of them
-        self.log = MetricsLog(run_dir / FILE, trainer.step or -1) if main else NoLog()
+        self.log = MetricsLog(run_dir / COORDINATES, trainer.step or -1) if main else NoLog()
         if trainer.step == 0:
             self._write(0, self.start)
 

@@ -33,18 +33,18 @@ def scalars(values: dict[str, Any]) -> dict[str, float]:
     for name, found in values.items():
         if name == "stability":
             seen = {key: value for key, value in found.items() if key != "matrices"}
-            flat |= {f"monitors/{key}": value for key, value in _flat(seen)}
+            flat |= {f"monitors/{key}": value for key, value in _flatten(seen)}
         elif name == "max_vio":  # of each layer
-            flat |= {f"monitors/{key}": value for key, value in _flat({name: found})}
+            flat |= {f"monitors/{key}": value for key, value in _flatten({name: found})}
         else:
             flat[name] = found
     return flat
 
 
-def _flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _flatten(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, found in values.items():
         if isinstance(found, dict):
-            yield from ((f"{name}/{key}", value) for key, value in _flat(found))
+            yield from ((f"{name}/{key}", value) for key, value in _flatten(found))
         elif isinstance(found, list):
             end = "" if name.endswith("_max") else "_max"
             yield f"{name}{end}", next((value for value in found if math.isnan(value)), max(found))
@@ -76,20 +76,20 @@ class Tracker:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Send one line of metrics, as scalars."""
-        with self._guard():
+        with self._stop_on_error():
             if self.run is not None:
                 self.run.log(scalars(values), step=step)
 
     def finish(self, record: Record) -> None:
         """Send how the run ended."""
-        with self._guard():
+        with self._stop_on_error():
             if self.run is not None:
                 ended = {"status": record.status, "loss": record.loss, "reason": record.reason}
                 self.run.summary.update(ended)
                 self.run.finish(exit_code=int(record.status == "failed"))
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _stop_on_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # the library documents none of what it raises

@@ -25,7 +25,7 @@ from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
 from hyperp.rundir.failure import Failure, exception_summary
 from hyperp.rundir.heartbeat import HeartbeatWriter
-from hyperp.rundir.metrics import MetricsLog, NoLog
+from hyperp.rundir.metrics import METRICS, MetricsLog, NoLog
 from hyperp.rundir.record import Record
 from hyperp.training import checkpoint, sharded_checkpoint
 from hyperp.training.coordinates import CoordinateCheck
@@ -76,9 +76,7 @@ def run_steps(
     """
     config, steps, ranks = trainer.config, trainer.config.scale.steps, trainer.ranks
     runtime, clock = config.runtime, Clock(trainer)
-    metrics = (
-        MetricsLog(run_dir / "metrics.jsonl", trainer.step, also=tracker.write) if ranks.is_main else NoLog()
-    )
+    metrics = MetricsLog(run_dir / METRICS, trainer.step, tracker.write) if ranks.is_main else NoLog()
     reason, losses = None, trainer.unlogged
 
     def progress() -> dict[str, Any]:

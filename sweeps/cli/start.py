@@ -144,8 +144,8 @@ def auto(
     goal = make_goal(made, by, half_width, target, most_flops, rounds)
 
     def show(step: Round) -> None:
-        known = step.reason if step.half is None else f"the rate is known to {step.half:.1%}"
-        if step.half is not None and step.half > WIDE:
+        known = step.reason if step.half_width is None else f"the rate is known to {step.half_width:.1%}"
+        if step.half_width is not None and step.half_width > WIDE:
             known = "too few slices to know the rate"
         print(f"{step.runs} runs, {step.flops:.3g} FLOPs: {known}")
 

@@ -28,22 +28,23 @@ def cpu_quota(mount: Path, membership: str) -> float:
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            quotas += [_quota(folder / "cpu.max") for folder in _ancestors(mount, path)]
+            quotas += [_read_quota(folder / "cpu.max") for folder in _with_ancestors(mount, path)]
         elif "cpu" in controllers.split(","):
             for base in (mount / "cpu", mount / controllers):
-                folders = _ancestors(base, path)
+                folders = _with_ancestors(base, path)
                 quotas += [
-                    _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in folders
+                    _read_quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+                    for folder in folders
                 ]
     return min(quotas)
 
 
-def _ancestors(base: Path, path: str) -> list[Path]:
+def _with_ancestors(base: Path, path: str) -> list[Path]:
     folder = base / path.strip("/")
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
 
 
-def _quota(*files: Path) -> float:
+def _read_quota(*files: Path) -> float:
     """Quota over period, in microseconds each: both in one file (version 2) or in two (version 1)."""
     try:
         quota, period = " ".join(file.read_text() for file in files).split()

@@ -11,13 +11,13 @@ from hyperp.sweeps.plan.plan import Point
 
 def run_with_display(todo: Sequence[Point], launcher: LocalLauncher, each: Callable[[Event], None]) -> None:
     """Do the runs: show every event, then call `each` with it. Any exception stops the workers."""
-    with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus(todo))) as events:
+    with make_display(todo) as display, closing(run_pool(todo, launcher, _gpus_for_workers(todo))) as events:
         for event in events:
             display.show(event)
             each(event)
 
 
-def _gpus(todo: Sequence[Point]) -> list[str]:
+def _gpus_for_workers(todo: Sequence[Point]) -> list[str]:
     from torch import cuda
 
     from hyperp.sweeps.local.resources import visible_gpu_names

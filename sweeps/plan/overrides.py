@@ -35,10 +35,10 @@ def expand_choices(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def format_override(key: str, value: Any) -> str:
     """`key=value`, written so that Hydra reads back the same value and type."""
-    return f"{key}={_value(value)}"
+    return f"{key}={_format_value(value)}"
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -49,7 +49,7 @@ def _value(value: Any) -> str:
         plain = PLAIN_STRING.fullmatch(value) and value.lower() not in NOT_A_STRING
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
-        return f"[{','.join(_value(item) for item in value)}]"
+        return f"[{','.join(_format_value(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_value(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{key}:{_format_value(item)}' for key, item in value.items())}}}"
     raise ValueError(f"a value must be a number, text, true, false, null, a list or a mapping, got {value!r}")

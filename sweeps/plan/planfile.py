@@ -37,7 +37,7 @@ class DataSection(BaseModel, extra="allow"):
     source: str
 
 
-def _scale(value: Any) -> Scale:
+def _make_scale(value: Any) -> Scale:
     try:
         return Scale(**value)
     except TypeError as error:  # no mapping, or other keys
@@ -47,7 +47,7 @@ def _scale(value: Any) -> Scale:
 class PlannedConfig(BaseModel, extra="allow", allow_inf_nan=False):
     """The fields of a planned configuration that are read; the others are kept as they are."""
 
-    scale: Annotated[Scale, BeforeValidator(_scale)]
+    scale: Annotated[Scale, BeforeValidator(_make_scale)]
     base_lr: float
     seed: int
     optim: NamedSection
@@ -85,17 +85,17 @@ def read_plan(root: Path) -> list[Planned]:
     except FileNotFoundError:
         return []
     except ValueError as error:  # of JSON or of UTF-8
-        raise _damaged(path, str(error)) from None
+        raise _damaged_error(path, str(error)) from None
     found = value.get("schema") if isinstance(value, dict) else value
     if found != SCHEMA:
         raise ValueError(f"{path}: schema must be {SCHEMA}, got {found!r}")
     try:
         return POINTS.validate_python(value.get("points"))
     except ValidationError as error:
-        raise _damaged(path, invalid_field(error, "points")) from None
+        raise _damaged_error(path, invalid_field(error, "points")) from None
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def _damaged_error(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} is not a plan ({reason}); remove it and plan again, records are kept")
 
 

@@ -72,7 +72,7 @@ def survey_runs(root: Path) -> list[Run]:
 def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
     """The state of one run. Its record decides, except that a failed run may be running again."""
     run_dir = root / run_id
-    beat, trouble = _heartbeat(run_dir)
+    beat, trouble = _read_heartbeat(run_dir)
     fresh = beat is not None and beat.is_fresh()
     try:
         ended = load_record(run_dir)
@@ -92,7 +92,7 @@ def run_state(root: Path, run_id: str, planned: Planned | None) -> Run:
     return Run(run_id, "planned", trouble, planned)
 
 
-def _heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
+def _read_heartbeat(run_dir: Path) -> tuple[Heartbeat | None, str | None]:
     """The heartbeat, or what is wrong with it; (None, None) without one."""
     try:
         return Heartbeat.model_validate_json((run_dir / heartbeat.FILE).read_bytes()), None

@@ -127,7 +127,7 @@ def _job_from_steps(job_id: str, rows: Sequence[dict[str, str]]) -> SlurmJob:
         ":"
     )
     end_reason, cause = _end_cause(state, int(code), int(number or 0))
-    peak, limit = max(_bytes(row["MaxRSS"]) for row in rows), _bytes(job["ReqMem"])
+    peak, limit = max(_parse_bytes(row["MaxRSS"]) for row in rows), _parse_bytes(job["ReqMem"])
     step_states = {row["State"].split()[0] for row in rows}
     # If Slurm polls the memory of a job, it kills the step and does not say why.
     if state == "FAILED" and ("OUT_OF_MEMORY" in step_states or 0 < limit < peak):
@@ -148,7 +148,7 @@ def _end_cause(state: str, code: int, number: int) -> tuple[str, str]:
     return f"exit code {code}", "exited"
 
 
-def _bytes(text: str) -> float:
+def _parse_bytes(text: str) -> float:
     """Bytes of `501600K` or `200M`; 0 for an empty text or a limit for each core (`512Mc`)."""
     match = re.fullmatch(r"([\d.]+)([KMGT]?)n?", text)
     return float(match[1]) * UNITS.get(match[2], 1) if match else 0.0

@@ -212,5 +212,4 @@ def requeue_and_exit(run_dirs: list[str]) -> NoReturn:
             log = Path(run_dir) / "output.log"
             with log.open("a") as file:
                 file.write(f"saved, but job {job} could not go back into the queue: {error}\n")
-        sys.exit(STOPPED)
     sys.exit(STOPPED)

@@ -26,7 +26,7 @@ NEVER = 10**6  # time-outs after which submitit would give up; the job decides f
 PYTHON = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
-def _minutes(text: str) -> int:
+def _parse_minutes(text: str) -> int:
     """Minutes of `90m`, `4h`, `2d`, `HH:MM:SS`, `D-HH:MM:SS` or `90`, rounded up."""
     short = re.fullmatch(r"(\d+)([mhd]?)", text)
     if short:
@@ -42,12 +42,12 @@ def _minutes(text: str) -> int:
     return minutes
 
 
-def _duration(text: str) -> str:
-    _minutes(text)
+def _check_duration(text: str) -> str:
+    _parse_minutes(text)
     return text
 
 
-def _memory(text: str | None) -> str | None:
+def _check_memory(text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"\d+[KMGT]B?", text):
         raise ValueError(f"must be a whole number with a unit, such as 8G or 500M, got {text!r}")
     return text
@@ -60,12 +60,12 @@ class SlurmLauncher(Strict):
     partition: str | None
     account: str | None
     qos: str | None
-    time: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_duration)]
+    time: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_check_duration)]
     nodes: int = Field(ge=1)
     processes: int | None = Field(ge=1)
     gpus: int = Field(ge=0)
     cpus: int = Field(ge=1)
-    memory: Annotated[str | None, AfterValidator(_memory)]
+    memory: Annotated[str | None, AfterValidator(_check_memory)]
     array_parallelism: int = Field(ge=1)
     array_size: int = Field(ge=0)
     runs_per_task: int = Field(ge=1)
@@ -77,7 +77,7 @@ class SlurmLauncher(Strict):
     @property
     def minutes(self) -> int:
         """The time limit of a job, in minutes."""
-        return _minutes(self.time)
+        return _parse_minutes(self.time)
 
     @property
     def ranks(self) -> int:

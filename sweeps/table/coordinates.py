@@ -1,6 +1,5 @@
 """runs.coordinates.parquet: the activations that runs measured, beside the table of the sweep."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import pyarrow.parquet as pq
 
 from hyperp.files import replacing
 from hyperp.run_table import coordinates_beside
+from hyperp.rundir.metrics import COORDINATES, read_json_lines
 from hyperp.terminal import one_line
 
-FILE = "coordinates.jsonl"  # written by hyperp.training.coordinates, which needs torch
 COORDINATES_SCHEMA = pa.schema(
     [
         pa.field("run_id", pa.string(), False),
@@ -35,9 +34,9 @@ def write_coordinates(
     """
     rows: list[dict[str, Any]] = []
     for run_id in run_ids:
-        path = root / run_id / FILE
+        path = root / run_id / COORDINATES
         try:
-            rows += [{"run_id": run_id} | row for row in _rows(path)]
+            rows += [{"run_id": run_id} | row for row in _read_rows(path)]
         except (FileNotFoundError, NotADirectoryError):  # `table_row` warns of the latter
             continue
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -51,13 +50,9 @@ def write_coordinates(
     return output
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the process was killed while it wrote this line
-            continue
+    for row in read_json_lines(path):
         sizes = {name: float(row[name]) for name in ("rms", "change_rms")}  # "nan" and "inf" are text in JSON
         rows.append({"step": row["step"], "quantity": row["quantity"], "layer": row.get("layer")} | sizes)
     return rows

@@ -1,6 +1,5 @@
 """What the stability monitors measured: columns of the table of runs, and a long table by step."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from hyperp.files import replacing
 from hyperp.run_table import MONITOR_SUMMARIES, metrics_beside
+from hyperp.rundir.metrics import METRICS, read_json_lines
 from hyperp.rundir.record import Record
 
 SUMMARY_FIELDS = [pa.field(name, pa.float64()) for name in (*MONITOR_SUMMARIES, "max_vio")]
@@ -47,44 +47,35 @@ def write_metrics(root: Path, run_ids: Sequence[str], table: Path) -> Path | Non
     metrics.jsonl.
     """
     path = metrics_beside(table)
-    runs = ((run_id, rows) for run_id in run_ids if (rows := list(_rows(root / run_id))))
+    runs = ((run_id, rows) for run_id in run_ids if (rows := list(_read_rows(root / run_id))))
     first = next(runs, None)
     if first is None:
         path.unlink(missing_ok=True)
         return None
     with replacing(path, "wb") as file, pq.ParquetWriter(file, METRICS_SCHEMA) as writer:
-        for run_id, rows in chain(
-            (first,), runs
-        ):  # a row group for each run, so that reading few runs is cheap
+        for run_id, rows in chain((first,), runs):
+            # A row group for each run, so that reading few runs is cheap.
             writer.write_table(
                 pa.table([[run_id] * len(rows), *zip(*rows, strict=True)], schema=METRICS_SCHEMA)
             )
     return path
 
 
-def _rows(run_dir: Path) -> Iterator[tuple[int, str, int | None, str | None, float]]:
-    """(step, quantity, layer, role, value)."""
+def _read_rows(run_dir: Path) -> Iterator[tuple[int, str, int | None, str | None, float]]:
+    """(step, quantity, layer, role, value) of everything that a run measured; nothing without monitors."""
     try:
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        lines = list(read_json_lines(run_dir / METRICS))
     except (OSError, UnicodeDecodeError):
         return
-    logged = [line for line in map(_line, lines) if line is not None]
+    logged = [line for line in lines if isinstance(line, dict) and "step" in line]
     if any("stability" in line for line in logged):
         for line in logged:
             values = {**line.get("stability", {}), "max_vio": line.get("max_vio", [])}
-            for quantity, layer, role, value in _values(values):
+            for quantity, layer, role, value in _flatten_values(values):
                 yield line["step"], quantity, layer, role, float(value)
 
 
-def _line(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError:  # the run was killed in the middle of this line
-        return None
-    return line if isinstance(line, dict) and "step" in line else None
-
-
-def _values(row: dict[str, Any]) -> Iterator[tuple[str, int | None, str | None, float | str]]:
+def _flatten_values(row: dict[str, Any]) -> Iterator[tuple[str, int | None, str | None, float | str]]:
     """(quantity, layer, role, value); a value that is not finite is text, as in the log."""
     for name, found in row.items():
         if name == "matrices":

@@ -212,11 +212,11 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, package):
 def test_a_text_is_never_overwritten(tmp_path, bpe):
     text = tmp_path / "a.txt"
     text.write_text("precious")
-    with pytest.raises(ValueError, match=r"--out must .*\.bin, got .*a\.txt"):
+    with pytest.raises(ValueError, match=r"--output must .*\.bin, got .*a\.txt"):
         tokenize_files(FILES, text, tokenizer=bpe, progress=False)
     other = tmp_path / "a.bin"
     other.write_text("precious")
-    with pytest.raises(ValueError, match=r"--out must .* got .*a\.bin"):
+    with pytest.raises(ValueError, match=r"--output must .* got .*a\.bin"):
         tokenize_files(FILES, other, tokenizer=bpe, progress=False)
     assert text.read_text() == other.read_text() == "precious"
     made = [tokenize_files(FILES, tmp_path / "b.bin", tokenizer=bpe, progress=False) for _ in range(2)]

@@ -9,18 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hyperp.optim import SSO, AdamH, AdamW, Muon, MuonH, MuonSphere
+from hyperp.optim import SSO, MuonH
 from hyperp.optim.arguments import OptimizerArguments
 from hyperp.optim.rule import RULES
+from tests.optim.optimizers import CLASSES
 
-OPTIMIZERS = {
-    "sso": SSO,
-    "muonsphere": MuonSphere,
-    "muonh": MuonH,
-    "adamh": AdamH,
-    "muon": Muon,
-    "adamw": AdamW,
-}
 DEFAULT_LR = {"sso": 5e-3, "muonsphere": 5e-3, "muonh": 1e-2, "adamh": 1e-2, "muon": 2e-2, "adamw": 1e-3}
 
 
@@ -28,9 +21,9 @@ def weight() -> nn.Parameter:
     return nn.Parameter(torch.eye(2))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_signature_has_the_fields_of_the_rule_and_the_shared_arguments(name: str):
-    taken = inspect.signature(OPTIMIZERS[name]).parameters
+    taken = inspect.signature(CLASSES[name]).parameters
     rule, shared = fields(RULES[name]), fields(OptimizerArguments)
     assert list(taken)[:2] == ["params", "lr"]
     assert set(taken) == {field.name for field in (*rule, *shared)}
@@ -41,13 +34,13 @@ def test_the_signature_has_the_fields_of_the_rule_and_the_shared_arguments(name:
     assert taken["params"].default is inspect.Parameter.empty
     assert taken["lr"].default == DEFAULT_LR[name]
     assert all(one.kind is one.KEYWORD_ONLY for one in list(taken.values())[2:])
-    assert inspect.signature(OPTIMIZERS[name].__init__).parameters.keys() == {"self": None, **taken}.keys()
+    assert inspect.signature(CLASSES[name].__init__).parameters.keys() == {"self": None, **taken}.keys()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_help_explains_every_argument(name: str):
-    text = pydoc.plain(pydoc.render_doc(OPTIMIZERS[name]))
-    for argument, parameter in inspect.signature(OPTIMIZERS[name]).parameters.items():
+    text = pydoc.plain(pydoc.render_doc(CLASSES[name]))
+    for argument, parameter in inspect.signature(CLASSES[name]).parameters.items():
         lines = [line.split("|")[-1].strip() for line in text.splitlines()]
         (explained,) = [line for line in lines if line.startswith(f"{argument}: ")]
         assert len(explained.split()) >= 4
@@ -55,9 +48,9 @@ def test_help_explains_every_argument(name: str):
             assert f'"{parameter.default}"' in text
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_given_values_reach_the_groups(name: str):
-    optimizer = OPTIMIZERS[name]([weight()], 0.25, maximize=True)
+    optimizer = CLASSES[name]([weight()], 0.25, maximize=True)
     (group,) = optimizer.param_groups
     assert (group["algorithm"], group["lr"], group["maximize"]) == (name, 0.25, True)
     assert {field.name: group[field.name] for field in fields(RULES[name])} == vars(RULES[name]())

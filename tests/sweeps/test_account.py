@@ -13,8 +13,8 @@ from hyperp.sweeps.account import (
     POOL_DECISIONS,
     SLURM_DECISIONS,
     SubmittedRun,
-    _decide,
     _decide_by_pool,
+    _decide_by_slurm,
     files_say,
     slurm_says,
 )
@@ -60,7 +60,7 @@ def merged(one, job, cause, job_id="7", restart=0, queued=None):
     for _ in range(2):
         run = run_state(root, point.run_id, planned)
         accounts = {job_id: job} if job else {}
-        found.append(_decide(root, run, SubmittedRun(submission, 0, job_id, queued), accounts))
+        found.append(_decide_by_slurm(root, run, SubmittedRun(submission, 0, job_id, queued), accounts))
     assert (found[0].status, found[0].cause) == (found[1].status, found[1].cause)
     return found[0]
 
@@ -205,7 +205,7 @@ def test_every_row_of_what_slurm_says(one, files, column, alone, status):
         assert files_say(run, sent) == row
     assert slurm_says(sent, job) == column.replace("-", " ")
     accounts = {"7": job} if job and not job.in_flight else {}
-    found = _decide(root, run, sent, accounts)
+    found = _decide_by_slurm(root, run, sent, accounts)
     assert found.status == (alone if status == "=" else status)
     assert found.job == job_id
     if status == "=":

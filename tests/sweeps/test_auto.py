@@ -46,11 +46,11 @@ def searched(root, goal, scatter=0.02, words=WORDS):
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
     plan, last, steps, rounds = searched(tmp_path, AutoGoal("tokens", 0.15, 2097152))
-    assert last.half is not None
-    assert last.half <= 0.15
+    assert last.half_width is not None
+    assert last.half_width <= 0.15
     assert last.reason is None
     assert last.runs < len(plan.points)
-    assert all(step.half is None or step.half > 0.15 for step in steps[:-1])
+    assert all(step.half_width is None or step.half_width > 0.15 for step in steps[:-1])
     law = json.loads((tmp_path / "law.json").read_text())
     assert law["exponents"]["tokens"]["value"] == pytest.approx(-0.5, abs=0.1)
     cheapest = {point.config.scale.tokens for point in rounds[0].points}
@@ -70,7 +70,7 @@ def test_what_another_process_planned_and_did_not_finish_is_done(tmp_path):
     assert (last.reason, len(set(ids))) == (None, last.runs)
     # Fewer slices reach the goal, but are not believed.
     assert last.runs == MIN_SLICES * 10
-    assert any(step.half is not None and step.half <= goal.half for step in between[:-1])
+    assert any(step.half_width is not None and step.half_width <= goal.half_width for step in between[:-1])
     _, again, steps, _ = searched(tmp_path, goal)
     assert (again.runs, len(steps)) == (last.runs, 1)  # every run is there: one fit
 

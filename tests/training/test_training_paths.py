@@ -271,7 +271,7 @@ def test_text_to_tokens_to_a_record_in_bits_per_byte(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
 
     made = hyperp_train(
-        tmp_path, "--prepare", "--files", "text.txt", "--out", "ids.bin", "--tokenizer", "tokenizer.json"
+        tmp_path, "--prepare", "--files", "text.txt", "--output", "ids.bin", "--tokenizer", "tokenizer.json"
     )
     assert made.returncode == 0, made.stderr
     ids = tokens_corpus(tmp_path / "ids.bin")

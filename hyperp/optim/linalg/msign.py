@@ -66,7 +66,7 @@ def msign(
         sign = _svd_polar(wide)
     else:
         steps = DEFAULT_STEPS[method] if steps is None else steps
-        sign = _compose(wide.to(DTYPES[dtype] or _default_dtype(wide)), quintics(method, steps))
+        sign = _apply_quintics(wide.to(DTYPES[dtype] or _default_dtype(wide)), quintics(method, steps))
     return (sign if x.shape[-2] <= x.shape[-1] else sign.mT).to(x.dtype)
 
 
@@ -115,7 +115,7 @@ def unit_frobenius(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(tiny)
 
 
-def _compose(x: Tensor, polynomials: Sequence[Quintic]) -> Tensor:
+def _apply_quintics(x: Tensor, polynomials: Sequence[Quintic]) -> Tensor:
     shape = x.shape
     x = x.reshape(-1, *shape[-2:])
     for a, b, c in polynomials:

@@ -107,7 +107,7 @@ def _search_root(
     return _Search(M_Bmn, pair, slope_B, side_B, mean_B, start, bracket)
 
 
-def _learn(slope_B: Tensor, seen_B: Tensor, h_B: Tensor) -> Tensor:
+def _update_slope(slope_B: Tensor, seen_B: Tensor, h_B: Tensor) -> Tensor:
     """Geometric mean of the slopes remembered and seen, where h is more than noise and falls."""
     mean_B = (slope_B * seen_B.clamp(LEAST_SLOPE, GREATEST_SLOPE)).sqrt()
     return torch.where((h_B > NOISE) & (seen_B > 0), mean_B, slope_B)
@@ -215,7 +215,7 @@ class _Search(NamedTuple):
         fall_B = torch.where(self.bracket.bracketed_B, seen_B, self.bracket.fall_B)
         return TangentStep(
             phi_Bmn=self.pair.add(phi_Bmn, -self.pair.along(phi_Bmn)),
-            slope_B=_learn(self.slope_B, fall_B * self.mean_B, self.start.g_B),
+            slope_B=_update_slope(self.slope_B, fall_B * self.mean_B, self.start.g_B),
         )
 
     def diagnostics(self) -> TangentDiagnostics:

@@ -301,7 +301,7 @@ def test_planned_and_recorded_runs_have_their_setting_in_both_files(sweep):
         ("lr", "0.1", "lr"),
         ("seed", None, "seed"),
         ("loss", "3.25", "loss"),
-        ("loss", math.nan, "loss must be finite, got nan"),
+        ("loss", math.nan, "loss must be a finite number, got nan"),
         ("optimizer", None, "optimizer"),
         ("parameters", 1.5, "parameters"),
         ("config", [], "config"),
