@@ -139,7 +139,8 @@ def _given_optima(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice]
         (one,) = _slices(row, request)
         loss = float(row["loss"].iloc[0])
         also = {n: math.log2(row[n].iloc[0]) for n in request.over[1:]}
-        slices.append(replace(one, lr=np.empty(0), seed=np.empty(0, dtype=int), loss=np.empty(0), dropped={}))
+        nothing = {"lr": np.empty(0), "seed": np.empty(0, dtype=int), "loss": np.empty(0), "tuned": {}}
+        slices.append(replace(one, **nothing, dropped={}))
         rate = math.log2(row["lr"].iloc[0])
         known = loss if math.isfinite(loss) else None
         optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))

@@ -7,27 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from hyperp.analysis.law.schema import OptimumRecord, Point, SeedSpread, SliceRecord
+from hyperp.analysis.optima.estimation import mean_loss_by_setting
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 
 
 def slice_record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None = None) -> SliceRecord:
     """A slice and its optimum as a record; `reason` falls back to the optimum's own."""
-    points = _surface_points(one)
-    if len(one.lr) and not one.tuned:
-        rates, means = mean_loss_by_rate(one.lr, one.seed, one.loss)
-        counts = Counter(one.lr.tolist())
-        points = [
-            Point(lr=r, loss=m, seeds=counts[r]) for r, m in zip(rates.tolist(), means.tolist(), strict=True)
-        ]
     return SliceRecord(
         context=one.context,
         covariates=one.covariates,
         used=used,
         state=optimum.state,
         reason=None if used else (reason or optimum.reason),
-        points=points,
+        points=_points(one),
         dropped=one.dropped,
         diverged=list(one.diverged),
         next_rates=list(optimum.next_rates),
@@ -36,15 +29,14 @@ def slice_record(one: Slice, optimum: Optimum, used: bool = False, reason: str |
     )
 
 
-def _surface_points(one: Slice) -> list[Point]:
-    if not one.tuned:
+def _points(one: Slice) -> list[Point]:
+    """The mean loss at each distinct setting; none for a slice without runs."""
+    if not len(one.lr):
         return []
-    settings = np.column_stack([one.lr, *one.tuned.values()])
-    distinct, index, counts = np.unique(settings, axis=0, return_inverse=True, return_counts=True)
-    means = np.bincount(index.ravel(), weights=one.loss) / counts
+    settings, means, counts = (values.tolist() for values in mean_loss_by_setting(one))
     return [
         Point(lr=at[0], loss=loss, seeds=n, also=dict(zip(one.tuned, at[1:], strict=True)))
-        for at, loss, n in zip(distinct.tolist(), means.tolist(), counts.tolist(), strict=True)
+        for at, loss, n in zip(settings, means, counts, strict=True)
     ]
 
 

@@ -45,10 +45,10 @@ from hyperp.analysis.report.text.recommendation import (
     validation_rows,
 )
 from hyperp.analysis.report.text.slices import (
-    SLICE_COLUMNS,
     changing_columns,
     excluded_rows,
     format_value,
+    slice_columns,
     slice_rows,
 )
 from hyperp.analysis.report.text.transfer import (
@@ -201,7 +201,7 @@ def _render(
         pictures=pictures,
         level=format_percent(law.level),
         exponents=markdown_table(exponent_columns(law), exponent_rows(law)),
-        slices=markdown_table([*names, *SLICE_COLUMNS], slice_rows(used, names)),
+        slices=markdown_table(slice_columns(names, law.level), slice_rows(used, names)),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",
         dropped=", ".join(f"{count} {status}" for status, count in law.dropped.items()) or "none",
         lines=[] if recommendation is None else recommendation_lines(law, recommendation),

@@ -62,6 +62,16 @@ def test_where_takes_values_and_fix_is_tested(make_ladder):
     assert fixed.fixed_tests["depth"].fixed == -0.5
 
 
+def test_given_optima_of_rate_and_batch_may_have_a_loss():
+    tokens = np.geomspace(1e4, 1e7, 8)
+    table = pd.DataFrame({"tokens": tokens, "lr": 0.1 * tokens**-0.3, "batch_tokens": tokens**0.5})
+    for frame in (table, table.assign(loss=3.0)):
+        law = fit_law(frame, "tokens", over=["lr", "batch_tokens"], given=True)
+        np.testing.assert_allclose(law.exponents["tokens"].value, -0.3, rtol=1e-9)
+        np.testing.assert_allclose(law.also["batch_tokens"].exponents["tokens"].value, 0.5, rtol=1e-9)
+        assert not any(one.points for one in law.slices)
+
+
 def test_own_columns_are_validated_though_runs_were_read_without_them(frame):
     runs = read_runs(frame.assign(N=frame["tokens"] * 20).drop(columns="tokens"))
     assert fit_law(runs, by="N").ranges["N"] == (20 * 32768, 20 * 262144)
@@ -114,6 +124,17 @@ def test_predictions_broadcast(law):
     ):
         with pytest.raises(ValueError, match=message):
             law.predict(**sizes)
+
+
+def test_printed_intervals_are_named_after_the_level(frame, capsys):
+    from hyperp.analysis.report.text.law import show_law
+
+    narrow = fit_law(frame, by="tokens", level=0.8)
+    show_law(narrow)
+    printed = capsys.readouterr().out
+    assert printed.count("80% interval") >= 2
+    assert "95% interval" not in printed
+    assert "80% prediction interval" in str(narrow.recommend(tokens=5.2e5))
 
 
 def test_a_recommendation_is_that_of_the_law(law):

@@ -7,10 +7,10 @@ from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import published_exponents
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import (
-    SLICE_COLUMNS,
     changing_columns,
     excluded_rows,
     format_value,
+    slice_columns,
     slice_rows,
 )
 from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
@@ -167,7 +167,7 @@ def show_law(law: Law) -> None:
     if law.beside:
         show_table("Other methods on the same slices", other_method_columns(law), other_method_rows(law))
     names = changing_columns(used)
-    show_table("Slices used", [*names, *SLICE_COLUMNS], slice_rows(used, names))
+    show_table("Slices used", slice_columns(names, law.level), slice_rows(used, names))
     names = changing_columns(law.slices)
     excluded = excluded_rows(law, names)
     if excluded:

@@ -1,15 +1,20 @@
 """Tables of slices, and what `hyperp-law check` says of a table of runs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
+from hyperp.analysis.vocabulary import LEVEL
 from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
     from hyperp.analysis.queries.check import TableCheck
 
-SLICE_COLUMNS = ["rates", "seeds", "dropped", "state", "optimum", f"{format_percent()} interval"]
+
+def slice_columns(names: Sequence[str], level: float = LEVEL) -> list[str]:
+    """The header of `slice_rows` with these `names`; `level` is the coverage of the intervals."""
+    return [*names, "rates", "seeds", "dropped", "state", "optimum", f"{format_percent(level)} interval"]
 
 
 def format_value(value: float | str) -> str:
@@ -68,7 +73,7 @@ def show_check(answer: "TableCheck") -> None:
     count = len(answer.slices)
     show_table(
         f"{count} slice{'' if count == 1 else 's'}",
-        [*names, *SLICE_COLUMNS],
+        slice_columns(names),
         slice_rows(answer.slices, names),
     )
     for s in (s for s in answer.slices if s.optimum is None):

@@ -115,7 +115,7 @@ def split_into_chunks(parameters: Iterable[nn.Parameter], ranks: int, limit: int
         for start in range(0, len(alike), most):
             run = alike[start : start + most]
             entries = len(run) * shape.numel()
-            if entries > room:
+            if entries > room or start:  # the rest of a divided shape would give one rank more than its share
                 made.append([])
                 room = ranks * limit
             made[-1] += run

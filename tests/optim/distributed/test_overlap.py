@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -88,6 +88,7 @@ SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
 
 @settings(max_examples=100, deadline=None)
+@example([(5, 5)] * 3, 2, 38)  # the third matrix fits beside the other two, on a rank that has one
 @given(st.lists(SHAPES, min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 400))
 def test_chunks_hold_every_matrix_once_and_divide_no_shape_that_fits(shapes, ranks, limit):
     parameters = [nn.Parameter(torch.empty(shape)) for shape in shapes]
