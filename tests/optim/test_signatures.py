@@ -68,3 +68,16 @@ def test_a_wrong_name_is_refused_as_by_any_function(arguments: dict[str, Any], m
         SSO(**arguments)
     with pytest.raises(TypeError, match=r"^MuonH\.__init__\(\) takes from 2 to 3 positional arguments"):
         MuonH(*([weight()], 0.1, 0.9))  # pyright: ignore[reportCallIssue] - too many on purpose
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_state_dict_from_before_an_option_existed_gives_it_its_default(name: str):
+    parameter = weight()
+    for field in fields(RULES[name]):
+        saved = CLASSES[name]([parameter]).state_dict()
+        del saved["param_groups"][0][field.name]
+        optimizer = CLASSES[name]([parameter])
+        optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0][field.name] == field.default
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()

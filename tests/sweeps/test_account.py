@@ -9,6 +9,7 @@ import pytest
 from hyperp.rundir import record
 from hyperp.rundir.failure import RANK_LOST
 from hyperp.rundir.record import CAUSES
+from hyperp.sweeps import account
 from hyperp.sweeps.account import (
     POOL_DECISIONS,
     SLURM_DECISIONS,
@@ -23,7 +24,7 @@ from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.sweeps.runs.status import run_state
-from hyperp.sweeps.slurm import commands
+from hyperp.sweeps.slurm import commands, submissions
 from hyperp.sweeps.slurm.commands import SlurmJob
 from hyperp.sweeps.slurm.job import STOPPED
 from hyperp.sweeps.slurm.submissions import Submission
@@ -225,6 +226,24 @@ def test_every_row_of_what_slurm_says(one, files, column, alone, status):
     if status == "failed":  # a death leaves a record that says why
         assert written is not None
         assert (written.status, written.reason, written.cause) == ("failed", found.reason, found.cause)
+
+
+SETTLED = ("done", "runs-outside", "failed", "damaged")  # whatever the accounting says
+UNSETTLED = ("runs", "lost-a-rank", "failed-before", "planned", "stopped-half")
+
+
+@pytest.mark.parametrize("files", [*SETTLED, *UNSETTLED])
+def test_the_accounting_is_asked_for_jobs_that_the_files_do_not_settle(one, files, monkeypatch):
+    root, point = one
+    write_files(point, files, "7")
+    when = "2026-01-01T00:00:00+00:00"
+    submissions.append_submission(root, Submission("a", when, "slurm/a", "7", [[point.run_id]]))
+    asked = []
+    monkeypatch.setattr(account, "queued_jobs", dict)
+    monkeypatch.setattr(account, "accounted_jobs", lambda job_ids, failed: asked.extend(job_ids) or {})
+    (run,) = account.status(root)
+    assert run.job == "7"
+    assert asked == (["7"] if files in UNSETTLED else [])
 
 
 @pytest.mark.parametrize(("files", "column", "alone", "status"), cells(POOL))

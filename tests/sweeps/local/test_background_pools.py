@@ -197,6 +197,11 @@ def test_a_pool_of_another_machine_is_seen_and_not_signalled(root, tmp_path):
     warned = []
     assert {run.status for run in status(root, warn=warned.append)} == {"planned"}
     assert "on elsewhere, which worked in the background, ended before" in warned[0]
+    for ended, warnings in (("broken", 1), ("done", 0), ("cancelled", 0), ("followed", 0)):
+        background_pools.MANIFEST.write(root, [replace(away, ended=ended)])
+        warned = []
+        assert {run.status for run in status(root, warn=warned.append)} == {"planned"}
+        assert len(warned) == warnings
     # On this machine only the lock counts, not its file's time, nor whether the process id is in use.
     os.utime(path)
     background_pools.MANIFEST.write(root, [replace(away, host=socket.gethostname())])
