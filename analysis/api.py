@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import schema
 from hyperp.analysis.results import FittedLoss, Law, MeasuredLeverage, Transfers, whole_sizes
-from hyperp.analysis.vocabulary import DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_runs(
     """
     from hyperp.analysis.table.validate import read_runs
 
-    return read_runs(source, mapping, _names(sizes), _conditions(where), loss)
+    return read_runs(source, mapping, _split_names(sizes), _where_as_text(where), loss)
 
 
 def fit_law(
@@ -66,7 +66,7 @@ def fit_law(
     also_by: Names = (),
     slice_by: Names = (),
     mapping: Mapping[str, str] | None = None,
-    method: MethodName | None = None,
+    method: MethodName = DEFAULT_METHOD,
     space: Space = "log",
     given: bool = False,
     window: float = WINDOW,
@@ -85,7 +85,7 @@ def fit_law(
         also_by: the covariates of what is tuned beside the rate; all of `by` unless given.
         slice_by: further columns of sizes that tell slices apart.
         mapping: names for the columns of a foreign table, see `read_runs`.
-        method: how optima are found, one of `vocabulary.METHODS`; the first of them unless given.
+        method: how optima are found, "shared", "two-stage", "pool" or "argmin".
         space: least squares in log rates, or "linear" in the rates themselves.
         given: every row is already an optimum: its lr is the best rate.
         window: half-width of the parabola's window in octaves, for the method two-stage.
@@ -101,13 +101,13 @@ def fit_law(
     from hyperp.analysis.law.request import FitRequest
 
     request = FitRequest(
-        by=_names(by),
-        fix=_held("fix", fix, "{'depth': -0.5}"),
-        where=_conditions(where),
-        over=_names(over),
-        also_by=_names(also_by),
-        slice_by=_names(slice_by),
-        method=_method(method),
+        by=_split_names(by),
+        fix=_held_values("fix", fix, "{'depth': -0.5}"),
+        where=_where_as_text(where),
+        over=_split_names(over),
+        also_by=_split_names(also_by),
+        slice_by=_split_names(slice_by),
+        method=method,
         space=space,
         given=given,
         window=window,
@@ -115,7 +115,7 @@ def fit_law(
         reach=reach,
     )
     sizes = [*request.by, *request.fix, *request.slice_by, *request.over[1:]]
-    table = _runs(runs, mapping, sizes, request.where, loss=not given)
+    table = _validated_runs(runs, mapping, sizes, request.where, loss=not given)
     return Law.model_validate(dict(fit_request(table, request, command)))
 
 
@@ -135,7 +135,7 @@ def check(
     over: Names = "lr",
     where: Mapping[str, Any] | None = None,
     mapping: Mapping[str, str] | None = None,
-    method: MethodName | None = None,
+    method: MethodName = DEFAULT_METHOD,
     window: float = WINDOW,
 ) -> "TableCheck":
     """Describe a table of runs and which exponents it identifies.
@@ -147,9 +147,9 @@ def check(
     """
     from hyperp.analysis.queries.check import check_runs
 
-    sizes, tuned, rows = _names(by), _names(over), _conditions(where)
-    table = _runs(runs, mapping, [*sizes, *tuned[1:]], rows)
-    return check_runs(table, rows, window, sizes, tuned, _method(method))
+    sizes, tuned, rows = _split_names(by), _split_names(over), _where_as_text(where)
+    table = _validated_runs(runs, mapping, [*sizes, *tuned[1:]], rows)
+    return check_runs(table, rows, window, sizes, tuned, method)
 
 
 def transfer(
@@ -159,7 +159,7 @@ def transfer(
     where: Mapping[str, Any] | None = None,
     slice_by: Names = (),
     mapping: Mapping[str, str] | None = None,
-    method: MethodName | None = None,
+    method: MethodName = DEFAULT_METHOD,
     window: float = WINDOW,
 ) -> Transfers:
     """Measure how far the best rate moves along the axis `over`, and what it costs to ignore that.
@@ -175,7 +175,7 @@ def transfer(
     """
     from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
 
-    columns = [name for name in (over, *_names(slice_by)) if name not in COVARIATES]
+    columns = [name for name in (over, *_split_names(slice_by)) if name not in COVARIATES]
     found = check(runs, by=columns, where=where, mapping=mapping, method=method, window=window)
     groups = measure_transfer(found.slices, over)
     if not groups:
@@ -210,8 +210,8 @@ def validate(
     """
     from hyperp.analysis.queries.validate import validate_law
 
-    rows = _conditions(where)
-    return validate_law(law, _runs(runs, mapping, [*law.ranges, *law.held], rows), rows)
+    rows = _where_as_text(where)
+    return validate_law(law, _validated_runs(runs, mapping, [*law.ranges, *law.held], rows), rows)
 
 
 def fit_loss(
@@ -248,7 +248,7 @@ def fit_loss(
     from hyperp.analysis.loss.schema import loss_law_record
 
     frame, source = _loss_table(runs, mapping, where)
-    fit = fit_loss_law(loss_points(frame, form, all_rows), _held("pin", pin, "{'E': 1.6}"))
+    fit = fit_loss_law(loss_points(frame, form, all_rows), _held_values("pin", pin, "{'E': 1.6}"))
     draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
     profile = profile_floor(fit, None if draws is None else floor_interval(draws))
     law = loss_law_record(fit, profile, draws, {**source, "command": command})
@@ -278,12 +278,12 @@ def leverage(
     """
     from hyperp.analysis.loss.leverage import compute_leverage
 
-    if len(_mapping("baseline", baseline, "{'optimizer': 'muon'}")) != 1:
+    if len(_require_dict("baseline", baseline, "{'optimizer': 'muon'}")) != 1:
         raise ValueError(f"baseline must be one column and its value, got {dict(baseline)}")
     ((column, value),) = baseline.items()
     frame, source = _loss_table(runs, mapping, where)
     found, series = compute_leverage(
-        frame, str(value), column, _held("pin", pin, "{'E': 1.6}"), bootstrap, seed
+        frame, str(value), column, _held_values("pin", pin, "{'E': 1.6}"), bootstrap, seed
     )
     found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
     return MeasuredLeverage(found, series)
@@ -314,7 +314,7 @@ def write_report(
     return report.write_report(law, folder, command, whole_sizes(target) or None, validation, extrapolate)
 
 
-def _runs(
+def _validated_runs(
     source: "Source",
     mapping: Mapping[str, str] | None,
     sizes: Sequence[str],
@@ -348,7 +348,7 @@ def _loss_table(
         table = RawTable(source.frame, source.path, source.sha256)
     else:
         table = table_of_frame(source) if isinstance(source, pd.DataFrame) else read_table(source)
-    names, rows = dict(mapping or {}), _conditions(where)
+    names, rows = dict(mapping or {}), _where_as_text(where)
     frame = filter_runs(apply_map(table.frame, names), rows)
     return frame, {
         "mapping": names,
@@ -358,32 +358,26 @@ def _loss_table(
     }
 
 
-def _names(names: Names) -> tuple[str, ...]:
+def _split_names(names: Names) -> tuple[str, ...]:
     listed = names.split(",") if isinstance(names, str) else names
     return tuple(name.strip() for name in listed if name.strip())
 
 
-def _conditions(where: Mapping[str, Any] | None) -> dict[str, str]:
-    for name, value in _mapping("where", where, "{'optimizer': 'muonh'}").items():
+def _where_as_text(where: Mapping[str, Any] | None) -> dict[str, str]:
+    for name, value in _require_dict("where", where, "{'optimizer': 'muonh'}").items():
         if isinstance(value, (list, tuple, set)):
             raise ValueError(f"where must give {name} one value, got {value!r}")
     return {name: str(value) for name, value in (where or {}).items()}
 
 
-def _held(name: str, held: Mapping[str, float] | None, example: str) -> dict[str, float]:
-    for key, value in _mapping(name, held, example).items():
+def _held_values(name: str, held: Mapping[str, float] | None, example: str) -> dict[str, float]:
+    for key, value in _require_dict(name, held, example).items():
         if not isinstance(value, Real):
             raise ValueError(f"{name} must give {key} a number, got {value!r}")
     return dict(held or {})
 
 
-def _mapping(name: str, given: Mapping[str, Any] | None, example: str) -> Mapping[str, Any]:
+def _require_dict(name: str, given: Mapping[str, Any] | None, example: str) -> Mapping[str, Any]:
     if not isinstance(given or {}, Mapping):
         raise ValueError(f"{name} must be a dict such as {example}, got {given!r}")
     return given or {}
-
-
-def _method(name: MethodName | None) -> MethodName:
-    from hyperp.analysis.optima.methods import DEFAULT_METHOD
-
-    return DEFAULT_METHOD if name is None else name

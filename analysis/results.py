@@ -248,7 +248,7 @@ class FittedLoss(Answer):
     profile: "FloorProfile"
 
     def headline(self) -> str:
-        """The form of the law, how many points it has, and whether its floor is identified."""
+        """The form of the law, how many points it has, and whether the fit converged."""
         return f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
 
     def to_frame(self) -> "pd.DataFrame":

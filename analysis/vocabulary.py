@@ -13,6 +13,7 @@ State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_conv
 CENSORED = ("edge_low", "edge_high")
 MethodName = Literal["shared", "two-stage", "pool", "argmin"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
+DEFAULT_METHOD: MethodName = "shared"
 Space = Literal["log", "linear"]
 
 # The configuration groups of hyperp-train, and the columns of runs.parquet that name their options.

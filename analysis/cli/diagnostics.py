@@ -16,10 +16,9 @@ from hyperp.analysis.cli.options import (
     Where,
     Window,
     load_runs,
-    method_or_default,
     output_option,
 )
-from hyperp.analysis.vocabulary import FLAT_SLOPE, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, FLAT_SLOPE, WINDOW
 
 
 def transfer(
@@ -28,7 +27,7 @@ def transfer(
     where: Where = None,
     mapping: Map = None,
     slice_by: SliceBy = None,
-    method: MethodOption = None,
+    method: MethodOption = DEFAULT_METHOD,
     window: Window = WINDOW,
     points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
@@ -47,9 +46,7 @@ def transfer(
 
     columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
     table, rows = load_runs(runs, mapping, where, columns)
-    found = api.transfer(
-        table, over, where=rows, slice_by=slice_by or (), method=method_or_default(method), window=window
-    )
+    found = api.transfer(table, over, where=rows, slice_by=slice_by or (), method=method, window=window)
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:

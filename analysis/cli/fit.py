@@ -21,13 +21,12 @@ from hyperp.analysis.cli.options import (
     Where,
     Window,
     load_runs,
-    method_or_default,
     option_arguments,
     output_option,
     parse_fixed,
     split_names,
 )
-from hyperp.analysis.vocabulary import DEFAULT_REACH, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, WINDOW
 
 
 def fit(
@@ -54,7 +53,7 @@ def fit(
             rich_help_panel=FIT,
         ),
     ] = "",
-    method: MethodOption = None,
+    method: MethodOption = DEFAULT_METHOD,
     space: Annotated[
         Literal["log", "linear"],
         typer.Option(help="space of the least squares: log rates, or the rates", rich_help_panel=FIT),
@@ -103,7 +102,7 @@ def fit(
         over=tuned,
         also_by=split_names(also_by),
         slice_by=slice_by or (),
-        method=method_or_default(method),
+        method=method,
         space=space,
         given=optima,
         window=window,
@@ -129,7 +128,7 @@ def _fit_command(given: Mapping[str, Any]) -> str:
             "--slice": given["slice_by"],
             "--tuned": given["over"] if split_names(given["over"]) != ["lr"] else None,
             "--also-by": given["also_by"],
-            "--method": given["method"],
+            "--method": given["method"] if given["method"] != DEFAULT_METHOD else None,
             "--space": given["space"] if given["space"] != "log" else None,
             "--optima": given["optima"],
             "--window": f"{given['window']:g}" if given["window"] != WINDOW else None,

@@ -30,13 +30,12 @@ from hyperp.analysis.cli.options import (
     Window,
     exit_codes,
     load_runs,
-    method_or_default,
     option_arguments,
     output_option,
     parse_sizes,
     split_names,
 )
-from hyperp.analysis.vocabulary import WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, WINDOW
 from hyperp.terminal import run_app
 
 if TYPE_CHECKING:  # pull in numpy, which --help does without
@@ -89,7 +88,7 @@ def check(
     over: Tuned = "lr",
     where: Where = None,
     mapping: Map = None,
-    method: MethodOption = None,
+    method: MethodOption = DEFAULT_METHOD,
     window: Window = WINDOW,
     as_json: AsJson = False,
 ) -> None:
@@ -104,9 +103,7 @@ def check(
 
     columns, tuned = split_names(by), split_names(over)
     table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
-    found = api.check(
-        table, by=columns, over=tuned, where=rows, method=method_or_default(method), window=window
-    )
+    found = api.check(table, by=columns, over=tuned, where=rows, method=method, window=window)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from hyperp.analysis.errors import Refusal, options_in_errors
-from hyperp.analysis.vocabulary import CONFIG_GROUPS, METHODS, NOT_COVARIATES
+from hyperp.analysis.vocabulary import CONFIG_GROUPS, DEFAULT_METHOD, METHODS, NOT_COVARIATES
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.terminal import BAD_INPUT, REFUSED, one_line, print_error
 
@@ -78,10 +78,11 @@ Window = Annotated[
         rich_help_panel=FIT,
     ),
 ]
-MethodOption = Annotated[
-    str | None,
+MethodOption = Annotated[  # typer takes any text, so that an unknown method is an error like all others
+    Any,
     typer.Option(
-        help=f"how optima are found: {', '.join(METHODS)}; {METHODS[0]} unless given",
+        metavar="NAME",
+        help=f"how optima are found: {', '.join(METHODS)}; {DEFAULT_METHOD} unless given",
         show_default=False,
         autocompletion=lambda incomplete: [name for name in METHODS if name.startswith(incomplete)],
         rich_help_panel=FIT,
@@ -295,13 +296,6 @@ def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"--fix must be such as depth=-0.5, got {condition!r}") from None
     return fixed
-
-
-def method_or_default(text: str | None) -> Any:
-    """The method of --method, or the default."""
-    from hyperp.analysis.optima.methods import DEFAULT_METHOD
-
-    return DEFAULT_METHOD if text is None else text
 
 
 def load_runs(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hyperp import __version__
 from hyperp.analysis.errors import argument
-from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified
+from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified_refusal
 from hyperp.analysis.law.regression import (
     Sample,
     coefficients,
@@ -55,16 +55,16 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
     groups = [assess_stratum(g, slices, found.optima, by) for g in strata(slices, [*by, *request.fix])]
     chosen = choose_stratum(groups, slices, by)
     if chosen.problem is not None:
-        raise unidentified(chosen, slices, found.optima, by, len(groups))
+        raise unidentified_refusal(chosen, slices, found.optima, by, len(groups))
 
     used = [slices[i] for i in chosen.usable]
     sample = Sample.of(slices, found, chosen.usable, request)
     regression = regress(sample)
     also_by = request.also_by or by
-    second = sample.beside(also_by)
+    second = sample.for_tuned_with_lr(also_by)
     also = {name: (second, regress(second, name)) for name in request.over[1:]}
     own = coefficients(regression, by, request.level)
-    basin = _basin(request, slices, found, chosen)
+    basin = _law_basin(request, slices, found, chosen)
     others = [] if request.given else _other_methods(request, [slices[i] for i in chosen.members], used)
     fits: Fits = {"lr": (sample, regression), **also}
     factors = {one.factor for one in used}
@@ -89,7 +89,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         leave_one_out=leave_one_out(sample, regression, basin, also),
         beside=others,
         by_seed=exponents_by_seed(request, used),
-        warnings=[*found.notes, *_warnings(request, others, fits)],
+        warnings=[*found.notes, *_law_warnings(request, others, fits)],
         basin=basin,
         rate_sd=rate_sd(sample, regression),
         level=request.level,
@@ -99,7 +99,8 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         rate_factor=factors.pop() if len(factors) == 1 else None,
         window=request.window,
         seed_spread=seed_spread(used, sample.optima),
-        slices=_records(slices, found.optima, chosen) + _unselected(runs.frame, inside.index, request),
+        slices=_slice_records(slices, found.optima, chosen)
+        + _unselected_records(runs.frame, inside.index, request),
         rows=len(runs.frame),
         dropped={} if request.given else count_dropped(_slices(runs.frame, request, unique=False)),
         where=dict(request.where),
@@ -147,7 +148,7 @@ def _given_optima(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice]
     return slices, MethodResult(optima, [None] * len(optima))
 
 
-def _basin(
+def _law_basin(
     request: FitRequest, slices: Sequence[Slice], found: MethodResult, chosen: Stratum
 ) -> BasinRecord | None:
     """The basin that the slices share; that of parabolas where the method itself fits no shape."""
@@ -177,7 +178,7 @@ def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence
         beta = regress(sample).beta
         fixed = sum(b * middle[n] for n, b in request.fix.items())
         also_by = request.also_by or request.by
-        second = sample.beside(also_by)
+        second = sample.for_tuned_with_lr(also_by)
         at = [1.0, *(middle[n] for n in also_by)]
         found.append(
             OtherMethod(
@@ -197,7 +198,7 @@ def _no_law(method: str, slices: int, problem: str) -> OtherMethod:
     return OtherMethod(method=method, slices=slices, a=None, exponents={}, lr=None, problem=problem)
 
 
-def _warnings(request: FitRequest, others: Sequence[OtherMethod], fits: Fits) -> list[str]:
+def _law_warnings(request: FitRequest, others: Sequence[OtherMethod], fits: Fits) -> list[str]:
     """Slices far from the law, and what another method puts outside the law's own intervals."""
     warnings = [line for name, (sample, _) in fits.items() for line in outliers(sample, name)]
     low, high = fits["lr"][1].interval(request.level)
@@ -225,12 +226,12 @@ def _warnings(request: FitRequest, others: Sequence[OtherMethod], fits: Fits) ->
 def _middle_interval(sample: Sample, fit: MetaRegression, response: str, level: float) -> tuple[float, float]:
     """Confidence limits of the law itself at the geometric mean of its slices."""
     x = sample.X.mean(axis=0)
-    centre = float(x @ fit.beta + sample.held(response).mean())
+    centre = float(x @ fit.beta + sample.fixed_part(response).mean())
     half = t_quantile(fit.df, level) * math.sqrt(max(float(x @ fit.cov @ x), 0.0)) + 1e-9
     return math.exp(centre - half), math.exp(centre + half)
 
 
-def _records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum) -> list[SliceRecord]:
+def _slice_records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum) -> list[SliceRecord]:
     home = slices[chosen.members[0]]
     members, usable = set(chosen.members), set(chosen.usable)
     records = []
@@ -244,7 +245,7 @@ def _records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum
     return records
 
 
-def _unselected(frame: pd.DataFrame, inside: pd.Index, request: FitRequest) -> list[SliceRecord]:
+def _unselected_records(frame: pd.DataFrame, inside: pd.Index, request: FitRequest) -> list[SliceRecord]:
     """The slices that `where` leaves out: no part of the fit, but kept for the plots of transfer."""
     rest = frame.drop(index=inside)
     if rest.empty:

@@ -76,7 +76,7 @@ def choose_stratum(groups: Sequence[Stratum], slices: Sequence[Slice], by: Seque
     )
 
 
-def unidentified(
+def unidentified_refusal(
     best: Stratum, slices: Sequence[Slice], optima: Sequence[Optimum], by: Sequence[str], groups: int
 ) -> Refusal:
     """The refusal of a law whose best stratum, of so many groups, has a problem; it says what to run."""

@@ -49,7 +49,7 @@ class Sample:
         kept = [slices[i] for i in keep], [found.optima[i] for i in keep]
         return cls(*kept, request.by, request.fix, found.by_runs, request.space)
 
-    def beside(self, by: tuple[str, ...]) -> "Sample":
+    def for_tuned_with_lr(self, by: tuple[str, ...]) -> "Sample":
         """The same slices for what is tuned beside the rate: its own covariates, nothing fixed, log space."""
         return replace(self, by=by, fix={}, space="log")
 
@@ -62,7 +62,7 @@ class Sample:
         """The design matrix, (K, 1 + len(by))."""
         return design_matrix(self.slices, self.by)
 
-    def held(self, response: str) -> np.ndarray:
+    def fixed_part(self, response: str) -> np.ndarray:
         """What the fixed exponents add to the log of the response, (K,)."""
         fixed = self.fix if response == "lr" else {}
         return sum((b * self.logs(n) for n, b in fixed.items()), np.zeros(len(self.slices)))
@@ -72,7 +72,7 @@ class Sample:
         base2 = [o.log2_lr if response == "lr" else o.also[response] for o in self.optima]
         return np.array(base2, dtype=float) * LN2
 
-    def errors(self, response: str = "lr") -> np.ndarray | None:
+    def standard_errors(self, response: str = "lr") -> np.ndarray | None:
         """Standard errors in natural log, (K,); None unless every optimum has one."""
         found = [o.se if response == "lr" else o.also_se.get(response) for o in self.optima]
         known = [se for se in found if se is not None]
@@ -82,11 +82,11 @@ class Sample:
 def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = None) -> MetaRegression:
     """The regression of a response on the covariates, and on one more column `extra` (K,) if given."""
     X = sample.X if extra is None else np.column_stack([sample.X, extra])
-    y = sample.log_response(response) - sample.held(response)
+    y = sample.log_response(response) - sample.fixed_part(response)
     if sample.space == "linear":
-        return _least_squares_in_rates(y, sample.held(response), X)
+        return _least_squares_in_rates(y, sample.fixed_part(response), X)
     if not sample.by_runs:
-        return meta_regression(y, sample.errors(response), X)
+        return meta_regression(y, sample.standard_errors(response), X)
     # An optimum that averages n runs counts n times, as if the runs themselves were regressed.
     root = np.sqrt([o.runs for o in sample.optima])
     root /= math.sqrt(np.mean(root**2))
@@ -131,7 +131,7 @@ def rate_sd(sample: Sample, regression: MetaRegression) -> float | None:
     if sample.space == "log":
         return None
     rates = np.exp(sample.log_response())
-    miss = rates - np.exp(sample.X @ regression.beta + sample.held("lr"))
+    miss = rates - np.exp(sample.X @ regression.beta + sample.fixed_part("lr"))
     return math.sqrt(float(miss @ miss) / regression.df)
 
 
@@ -195,7 +195,10 @@ def leave_one_out(
     missing all optima together.
     """
 
-    misses = [_misses(sample, fit, "lr"), *(_misses(s, f, name) for name, (s, f) in also.items())]
+    misses = [
+        _leave_one_out_errors(sample, fit, "lr"),
+        *(_leave_one_out_errors(s, f, name) for name, (s, f) in also.items()),
+    ]
     found = []
     rates = np.exp(sample.log_response()).tolist()
     for one, own, error, *rest in zip(sample.slices, rates, *misses, strict=True):
@@ -219,9 +222,9 @@ def leave_one_out(
     return found
 
 
-def _misses(sample: Sample, fit: MetaRegression, response: str) -> list[float | None]:
+def _leave_one_out_errors(sample: Sample, fit: MetaRegression, response: str) -> list[float | None]:
     """ln(predicted / own) for each slice left out; None where the other slices do not identify the line."""
-    X, held = sample.X, sample.held(response)
+    X, held = sample.X, sample.fixed_part(response)
     y = sample.log_response(response) - held
     root = np.sqrt(1 / _variances(sample, fit, response))
     found: list[float | None] = []
@@ -256,10 +259,10 @@ def outliers(sample: Sample, response: str = "lr") -> list[str]:
         )
         if np.linalg.matrix_rank(others.X) < sample.X.shape[1]:
             continue
-        fit, x, se = regress(others, response), sample.X[i], sample.errors(response)
+        fit, x, se = regress(others, response), sample.X[i], sample.standard_errors(response)
         own = 0.0 if se is None else float(se[i] ** 2)
         spread = math.sqrt(max(float(x @ fit.cov @ x), 0.0) + fit.tau2 + own)
-        error = float((sample.log_response(response) - sample.held(response))[i] - x @ fit.beta)
+        error = float((sample.log_response(response) - sample.fixed_part(response))[i] - x @ fit.beta)
         if abs(error) > max(FAR * spread, 1e-6) and K * p_value(error, spread, fit.df, 0.0) < 0.01:
             size = f"{abs(error) / spread:.3g} standard errors" if spread else "off"
             found.append(
@@ -271,7 +274,7 @@ def outliers(sample: Sample, response: str = "lr") -> list[str]:
 
 def _variances(sample: Sample, fit: MetaRegression, response: str) -> np.ndarray:
     """The variance of each slice about the line, (K,), up to a factor common to all."""
-    se = sample.errors(response)
+    se = sample.standard_errors(response)
     variance = fit.tau2 + (np.zeros(len(sample.slices)) if se is None else se**2)
     runs = np.array([o.runs for o in sample.optima]) if sample.by_runs else np.ones(len(variance))
     return np.where(variance > 0, variance, 1.0) / runs

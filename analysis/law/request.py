@@ -8,8 +8,8 @@ import pandas as pd
 
 from hyperp.analysis.errors import argument
 from hyperp.analysis.optima.estimation import MethodOptions
-from hyperp.analysis.optima.methods import DEFAULT_METHOD
 from hyperp.analysis.vocabulary import (
+    DEFAULT_METHOD,
     DEFAULT_REACH,
     LEVEL,
     METHODS,

@@ -105,4 +105,3 @@ ESTIMATORS: dict[MethodName, Method] = {
     "pool": pool_optima,
     "argmin": argmin_optima,
 }
-DEFAULT_METHOD: MethodName = "shared"

@@ -10,10 +10,10 @@ from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import slice_record
-from hyperp.analysis.optima.methods import DEFAULT_METHOD, estimate_optima
+from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.table.slices import cut_slices, strata, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import WINDOW, MethodName
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, WINDOW, MethodName
 from hyperp.validation import Strict
 
 

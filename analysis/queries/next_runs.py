@@ -93,7 +93,7 @@ def next_runs(
         raise Refusal(f"{reason}; run one at the target to test it", [_point_at_target(law, goal)])
     used = [s for s in law.slices if s.used]
     candidates = _new_slices(law, used, among) if among else _grid_of_slices(law, used)
-    choices = _choose(law, candidates, _design_row(law, goal), variance, count)
+    choices = _choose_slices(law, candidates, _design_row(law, goal), variance, count)
     bracket = [_point(law, s.covariates, s.next_rates, 1) for s in law.slices if _needs_rates(law, s)]
     return NextRuns(
         target=goal,
@@ -104,7 +104,7 @@ def next_runs(
     )
 
 
-def _choose(
+def _choose_slices(
     law: Law, candidates: list[dict[str, Number]], x_target: np.ndarray, variance: float, count: int
 ) -> list[NextSlice]:
     """Choose greedily the slices that shrink the interval at `x_target` most for their cost."""
@@ -127,7 +127,7 @@ def _choose(
         choices.append(
             NextSlice(
                 covariates=sizes,
-                rates=_rates(law, used, sizes),
+                rates=_rates_about_optimum(law, used, sizes),
                 seeds=max(1, *(s.optimum.seeds for s in used if s.optimum)),
                 cost=None if cost is None else cost / largest,
                 width=_interval_width(law, cov, df, x_target, variance),
@@ -150,7 +150,7 @@ def _complete_target(law: Law, given: Mapping[str, Number]) -> dict[str, Number]
 
 def _point_at_target(law: Law, goal: Mapping[str, Number]) -> dict[str, Any]:
     used = [s for s in law.slices if s.used]
-    return _point(law, {**used[-1].covariates, **goal}, _rates(law, used, goal), 1)
+    return _point(law, {**used[-1].covariates, **goal}, _rates_about_optimum(law, used, goal), 1)
 
 
 def _grid_of_slices(law: Law, used: Sequence[SliceRecord]) -> list[dict[str, Number]]:
@@ -219,7 +219,7 @@ def _cost(sizes: Mapping[str, Number]) -> float | None:
     return None if tokens is None else float(tokens) * float(parameters or 1)
 
 
-def _rates(law: Law, used: Sequence[SliceRecord], sizes: Mapping[str, Number]) -> list[float]:
+def _rates_about_optimum(law: Law, used: Sequence[SliceRecord], sizes: Mapping[str, Number]) -> list[float]:
     """Rates about the predicted optimum, spaced like those of the law's slices."""
     steps = np.concatenate([np.diff(sorted({math.log2(p.lr) for p in s.points})) for s in used])
     step = float(np.clip(np.median(steps), 0.25, 1.0)) if len(steps) else 1.0
