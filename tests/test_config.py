@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from hyperp.config import compose, config_from_dict, resolve
+from hyperp.config import OptimConfig, compose, config_from_dict, resolve
 
 
 def config(*overrides: str):
@@ -129,3 +129,8 @@ def test_plain_values_that_make_no_run_are_named(values, message):
 def test_a_configuration_without_a_scale_is_refused():
     with pytest.raises(ValueError, match=r"^scale must be given$"):
         config_from_dict({"base_lr": 0.1})
+
+
+def test_an_error_repeats_only_the_beginning_of_a_long_value():
+    with pytest.raises(ValueError, match=r"^name must be text, got \['x{55}\.\.\.$"):
+        OptimConfig(name=["x" * 200])  # pyright: ignore[reportArgumentType]
