@@ -34,7 +34,6 @@ def read_runs(
     source: "pd.DataFrame | Path | str",
     mapping: Mapping[str, str] | None = None,
     sizes: Names = (),
-    where: Mapping[str, Any] | None = None,
     loss: bool = True,
 ) -> "Runs":
     """Read and validate a table of runs.
@@ -44,8 +43,6 @@ def read_runs(
         mapping: names that the analysis knows, each with the column that holds it, such as
             {"batch_tokens": "bs*2048"}.
         sizes: columns beyond the standard covariates that hold sizes.
-        where: rows with these column values must be valid; of the others, invalid ones are dropped and valid
-            ones stay. To fit a selection, give `where` to `fit_law`.
         loss: whether the column loss is needed.
 
     Raises:
@@ -53,7 +50,7 @@ def read_runs(
     """
     from hyperp.analysis.table.validate import read_runs
 
-    return read_runs(source, mapping, _split_names(sizes), _where_as_text(where), loss)
+    return read_runs(source, mapping, _split_names(sizes), loss=loss)
 
 
 def fit_law(

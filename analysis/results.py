@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -213,8 +213,8 @@ class Law(Answer, schema.Law):
         sizes = {name: np.log([one.covariates[name] for one in used]) for name in self.ranges}
         y = np.log([one.lr for one in optima]) - sum(b * sizes[name] for name, b in self.fixed.items())
         X = sm.add_constant(pd.DataFrame({f"ln {name}": sizes[name] for name in self.covariates}))
-        model = sm.WLS(y, X, weights=1 / (np.square(errors) + self.tau**2))
-        return model.fit(cov_type="fixed scale", use_t=True)
+        weights: Any = 1 / (np.square(errors) + self.tau**2)  # statsmodels types them as one number
+        return cast("RegressionResults", sm.WLS(y, X, weights).fit(cov_type="fixed scale", use_t=True))
 
     def save(self, path: str | Path) -> None:
         """Write law.json, whole or not at all."""

@@ -246,7 +246,7 @@ def test_statsmodels_has_the_same_law(make_ladder, fix):
     twin = law.to_statsmodels()
     found = [law.a, *law.exponents.values()]
     np.testing.assert_allclose(twin.params, [one.value for one in found], rtol=1e-6, atol=0)
-    np.testing.assert_allclose(twin.bse, [one.se for one in found], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(np.asarray(twin.bse), [one.se for one in found], rtol=1e-6, atol=0)
     np.testing.assert_allclose(twin.conf_int()[1], [one.high for one in found], rtol=1e-6, atol=0)
     assert float(twin.t_test(f"ln tokens = {law.exponents['tokens'].value}").pvalue) > 0.99
     for wrong in (
