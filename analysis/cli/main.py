@@ -174,8 +174,8 @@ def _print_hydra_overrides(law: "Law", found: "Recommendation") -> None:
 
     typer.echo(hydra_overrides(law, found))
     typer.echo(
-        f"note: base_lr = lr / {found.rate_factor:g}, the factor in the fitted runs; use the same "
-        "parametrization with the fitted exponents set to zero",
+        f"note: the fitted runs had lr = {found.rate_factor:g} base_lr, so this is base_lr for their "
+        "parametrization and settings, with every exponent that the law fits set to zero",
         err=True,
     )
 

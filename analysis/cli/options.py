@@ -118,7 +118,7 @@ PointsFile = Annotated[
     typer.Option(
         "--points",
         metavar="FILE",
-        help="YAML file for the runs that a refusal suggests; by default beside --output, if there is one",
+        help="YAML file for the runs that a refusal suggests; beside the output unless given, if any",
         rich_help_panel=OUTPUT,
     ),
 ]

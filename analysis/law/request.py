@@ -1,5 +1,6 @@
 """The request to fit a law, and whether it makes sense for a table."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,9 +81,10 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
     for name in (*named, *request.slice_by):
         if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
+            close = difflib.get_close_matches(name, map(str, frame.columns), n=1)
             raise ValueError(
                 f"covariate must be one of {', '.join(there or COVARIATES)}, or another column of sizes, "
-                f"got {name!r}"
+                f"got {name!r}{f'; did you mean {close[0]}?' if close else ''}"
             )
         if (*named, *request.over).count(name) > 1:
             by, fix, tuned = argument("by"), argument("fix"), argument("over", option="--tuned")

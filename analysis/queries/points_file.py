@@ -14,8 +14,9 @@ from hyperp.run_table import CONTEXT, COVARIATES
 
 # If a key is overridden twice, Hydra takes the last value, but of hydra.searchpath the first.
 OVERRIDES_NOTE = (
-    "OVERRIDES: the overrides of the sweep, without those of scale, base_lr, seed, optim, parametrization "
-    "and schedule; if they set hydra.searchpath, append its folders to this one: [THIS,THOSE]"
+    "OVERRIDES: what your sweep was run with, such as +experiment=demo, but without scale, base_lr, seed, "
+    "optim, parametrization and schedule, which the file sets; if your sweep sets hydra.searchpath, append "
+    "its folders to the one shown: hydra.searchpath=[SHOWN,YOURS]"
 )
 NOT_SIZES = (*CONTEXT, "lr", "seeds", "factor")
 GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
