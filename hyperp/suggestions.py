@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """The overrides as Hydra understands them. Raises ValueError for one that it does not."""
+    return [_parse_override(one) for one in overrides]
+
+
+@lru_cache(maxsize=256)  # Hydra's parser takes seconds for a grid of thousands of values, needed three times
+def _parse_override(override: str) -> Override:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return OverridesParser.create().parse_overrides([override])[0]
     except HydraException as error:
         raise ValueError(one_line(error)) from None
 
