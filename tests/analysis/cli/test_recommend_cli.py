@@ -22,7 +22,7 @@ def test_recommend_in_three_forms(demo):
     assert words.stdout.split()[3] == f"base_lr={answer['lr']:.6g}"
     assert {"scale.tokens=520000", "scale.width=32", "scale.depth=2"} <= set(words.stdout.split()[4:])
     assert "warning: tokens=520000 lies 1.98 times outside" in text.stderr
-    assert "note: base_lr = lr / 1" in words.stderr
+    assert "note: the fitted runs had lr = 1 base_lr" in words.stderr
 
 
 def test_a_law_refuses_other_optimizers_and_far_targets(demo, tmp_path):
