@@ -228,10 +228,13 @@ class Law(Answer, schema.Law):
         return f"{formulas}, {sum(one.used for one in self.slices)} slices"
 
     def notes(self) -> list[str]:
-        """What the law was fitted for, and its warnings."""
+        """What the law was fitted for, what it leaves out, and its warnings."""
         from hyperp.analysis.report.text.law import context_text
 
-        return [context_text(self.context), *(f"warning: {line}" for line in self.warnings)]
+        unused = sum(not one.used for one in self.slices)
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
+        excluded = f"{unused} of {len(self.slices)} slices excluded; of {self.rows} rows, dropped: {dropped}"
+        return [context_text(self.context), excluded, *(f"warning: {line}" for line in self.warnings)]
 
     def to_frame(self) -> "pd.DataFrame":
         """The same as `summary`."""

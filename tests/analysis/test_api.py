@@ -239,6 +239,17 @@ def test_a_law_is_validated_and_reported(law, make_ladder, tmp_path):
     assert "PASS" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_a_law_says_what_it_leaves_out(make_ladder):
+    runs = make_ladder()
+    runs.loc[runs.index[0], ["status", "loss"]] = ["diverged", np.nan]
+    other = make_ladder(tokens=(32768,), covariates={"width": 64})
+    law = analysis.fit_law(pd.concat([runs, other]), by="tokens", where={"width": 32})
+    text = " ".join(law.notes())
+    assert f"1 of {len(law.slices)} slices excluded" in text
+    assert f"of {len(runs) + len(other)} rows" in text
+    assert "1 diverged" in text
+
+
 @pytest.mark.parametrize("fix", [{}, {"depth": -0.5}], ids=["free", "fixed"])
 def test_statsmodels_has_the_same_law(make_ladder, fix):
     runs = make_ladder(scatter=0.2, noise=0.001)
