@@ -14,8 +14,6 @@ if TYPE_CHECKING:
         Law,
         check,
         fit_law,
-        fit_loss,
-        leverage,
         load_law,
         next_runs,
         read_runs,
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
         validate,
         write_report,
     )
+    from hyperp.analysis.api_loss import fit_loss, leverage
     from hyperp.analysis.errors import Refusal
 
 __all__ = [
@@ -44,8 +43,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "hyperp.analysis.errors" if name == "Refusal" else "hyperp.analysis.api"
-    return getattr(import_module(home), name)
+    homes = {"Refusal": "errors", "fit_loss": "api_loss", "leverage": "api_loss"}
+    return getattr(import_module(f"hyperp.analysis.{homes.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

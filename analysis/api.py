@@ -6,28 +6,25 @@ list. What the functions return is in `results`.
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperp.analysis.arguments import Names, held_values, split_names, where_as_text
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law import schema
-from hyperp.analysis.results import FittedLoss, Law, MeasuredLeverage, Transfers, whole_sizes
+from hyperp.analysis.results import Law, Transfers, whole_sizes
 from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hyperp.analysis.loss.points import Form
     from hyperp.analysis.queries.check import TableCheck
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.validate import Validation
     from hyperp.analysis.table.validate import Runs
 
     Source = pd.DataFrame | Path | str | Runs
-
-Names = str | Sequence[str]
 
 
 def read_runs(
@@ -50,7 +47,7 @@ def read_runs(
     """
     from hyperp.analysis.table.validate import read_runs
 
-    return read_runs(source, mapping, _split_names(sizes), loss=loss)
+    return read_runs(source, mapping, split_names(sizes), loss=loss)
 
 
 def fit_law(
@@ -98,12 +95,12 @@ def fit_law(
     from hyperp.analysis.law.request import FitRequest
 
     request = FitRequest(
-        by=_split_names(by),
-        fix=_held_values("fix", fix, "{'depth': -0.5}"),
-        where=_where_as_text(where),
-        over=_split_names(over),
-        also_by=_split_names(also_by),
-        slice_by=_split_names(slice_by),
+        by=split_names(by),
+        fix=held_values("fix", fix, "{'depth': -0.5}"),
+        where=where_as_text(where),
+        over=split_names(over),
+        also_by=split_names(also_by),
+        slice_by=split_names(slice_by),
         method=method,
         space=space,
         given=given,
@@ -144,7 +141,7 @@ def check(
     """
     from hyperp.analysis.queries.check import check_runs
 
-    sizes, tuned, rows = _split_names(by), _split_names(over), _where_as_text(where)
+    sizes, tuned, rows = split_names(by), split_names(over), where_as_text(where)
     table = _validated_runs(runs, mapping, [*sizes, *tuned[1:]], rows)
     return check_runs(table, rows, window, sizes, tuned, method)
 
@@ -172,7 +169,7 @@ def transfer(
     """
     from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
 
-    columns = [name for name in (over, *_split_names(slice_by)) if name not in COVARIATES]
+    columns = [name for name in (over, *split_names(slice_by)) if name not in COVARIATES]
     found = check(runs, by=columns, where=where, mapping=mapping, method=method, window=window)
     groups = measure_transfer(found.slices, over)
     if not groups:
@@ -207,83 +204,8 @@ def validate(
     """
     from hyperp.analysis.queries.validate import validate_law
 
-    rows = _where_as_text(where)
+    rows = where_as_text(where)
     return validate_law(law, _validated_runs(runs, mapping, [*law.ranges, *law.held], rows), rows)
-
-
-def fit_loss(
-    runs: "Source",
-    form: "Form" = "power",
-    *,
-    where: Mapping[str, Any] | None = None,
-    mapping: Mapping[str, str] | None = None,
-    pin: Mapping[str, float] | None = None,
-    all_rows: bool = False,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    command: str = "",
-) -> FittedLoss:
-    """Fit a loss law, L(C) = E + A C^-b or L(N, D) = E + A N^-alpha + B D^-beta, and profile its floor.
-
-    Args:
-        runs: a DataFrame, a path, or what `read_runs` returns.
-        form: "power", of the column flops, or "chinchilla", of parameters and tokens.
-        where, mapping: see `fit_law`.
-        pin: parameters to hold, such as {"E": 1.6}.
-        all_rows: every run is a point, not only the best rate of every size.
-        bootstrap: resamples for the intervals; 0 leaves the intervals out.
-        seed: of the resamples.
-        command: the command line to record in the law.
-
-    Raises:
-        ValueError: bad input.
-        Refusal: the points do not identify the law; its `next_points` would change that.
-    """
-    from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
-    from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
-    from hyperp.analysis.loss.points import loss_points
-    from hyperp.analysis.loss.schema import loss_law_record
-
-    frame, source = _loss_table(runs, mapping, where)
-    fit = fit_loss_law(loss_points(frame, form, all_rows), _held_values("pin", pin, "{'E': 1.6}"))
-    draws = bootstrap_loss(fit, bootstrap, seed) if bootstrap else None
-    profile = profile_floor(fit, None if draws is None else floor_interval(draws))
-    law = loss_law_record(fit, profile, draws, {**source, "command": command})
-    return FittedLoss(law, fit, draws, profile)
-
-
-def leverage(
-    runs: "Source",
-    baseline: Mapping[str, str],
-    *,
-    where: Mapping[str, Any] | None = None,
-    mapping: Mapping[str, str] | None = None,
-    pin: Mapping[str, float] | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> MeasuredLeverage:
-    """Compare the compute that the baseline and others need for equal loss (CEL, arXiv 2603.28743).
-
-    Args:
-        runs: a DataFrame, a path, or what `read_runs` returns.
-        baseline: the column that tells the curves apart and its value, such as {"optimizer": "muon"}.
-        where, mapping, pin, bootstrap, seed: see `fit_loss`.
-
-    Raises:
-        ValueError: bad input.
-        Refusal: no curve overlaps the baseline's; its `next_points` would change that.
-    """
-    from hyperp.analysis.loss.leverage import compute_leverage
-
-    if len(_require_dict("baseline", baseline, "{'optimizer': 'muon'}")) != 1:
-        raise ValueError(f"baseline must be one column and its value, got {dict(baseline)}")
-    ((column, value),) = baseline.items()
-    frame, source = _loss_table(runs, mapping, where)
-    found, series = compute_leverage(
-        frame, str(value), column, _held_values("pin", pin, "{'E': 1.6}"), bootstrap, seed
-    )
-    found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
-    return MeasuredLeverage(found, series)
 
 
 def write_report(
@@ -330,51 +252,3 @@ def _validated_runs(
             f"mapping must be given to read_runs when runs are read already, got {dict(mapping)}"
         )
     return source.with_sizes(extra)
-
-
-def _loss_table(
-    source: "Source", mapping: Mapping[str, str] | None, where: Mapping[str, Any] | None
-) -> "tuple[pd.DataFrame, dict[str, Any]]":
-    """The rows for a loss law, which needs no learning rates, and where they came from."""
-    import pandas as pd
-
-    from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
-    from hyperp.analysis.table.validate import Runs, filter_runs
-
-    if isinstance(source, Runs):
-        table = RawTable(source.frame, source.path, source.sha256)
-    else:
-        table = table_of_frame(source) if isinstance(source, pd.DataFrame) else read_table(source)
-    names, rows = dict(mapping or {}), _where_as_text(where)
-    frame = filter_runs(apply_map(table.frame, names), rows)
-    return frame, {
-        "mapping": names,
-        "where": rows,
-        "records": table.path,
-        "records_sha256": table.sha256,
-    }
-
-
-def _split_names(names: Names) -> tuple[str, ...]:
-    listed = names.split(",") if isinstance(names, str) else names
-    return tuple(name.strip() for name in listed if name.strip())
-
-
-def _where_as_text(where: Mapping[str, Any] | None) -> dict[str, str]:
-    for name, value in _require_dict("where", where, "{'optimizer': 'muonh'}").items():
-        if isinstance(value, (list, tuple, set)):
-            raise ValueError(f"where must give {name} one value, got {value!r}")
-    return {name: str(value) for name, value in (where or {}).items()}
-
-
-def _held_values(name: str, held: Mapping[str, float] | None, example: str) -> dict[str, float]:
-    for key, value in _require_dict(name, held, example).items():
-        if not isinstance(value, Real):
-            raise ValueError(f"{name} must give {key} a number, got {value!r}")
-    return dict(held or {})
-
-
-def _require_dict(name: str, given: Mapping[str, Any] | None, example: str) -> Mapping[str, Any]:
-    if not isinstance(given or {}, Mapping):
-        raise ValueError(f"{name} must be a dict such as {example}, got {given!r}")
-    return given or {}

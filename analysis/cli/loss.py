@@ -75,13 +75,13 @@ def loss(
       hyperp-law loss chinchilla.csv --form chinchilla \\
         --map parameters=N --map tokens=D -o loss.json
     """
-    from hyperp.analysis import api
+    from hyperp.analysis import api_loss
     from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
 
     given = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
     given += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     command = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *given, "-o", str(out)])
-    fitted = api.fit_loss(
+    fitted = api_loss.fit_loss(
         runs,
         form,
         **_parse_rows(mapping, where),
@@ -128,7 +128,7 @@ def leverage(
     Example:
       hyperp-law leverage runs.parquet --baseline optimizer=muon
     """
-    from hyperp.analysis import api
+    from hyperp.analysis import api_loss
     from hyperp.analysis.report.text.loss import show_leverage
 
     column, sign, value = baseline.partition("=")
@@ -136,7 +136,7 @@ def leverage(
         raise ValueError(
             f"--baseline must be {over or 'COLUMN'}=VALUE, such as optimizer=muon, got {baseline!r}"
         )
-    found = api.leverage(
+    found = api_loss.leverage(
         runs,
         {column: value},
         **_parse_rows(mapping, where),
