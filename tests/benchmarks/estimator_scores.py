@@ -21,6 +21,9 @@ COVERED = {  # measure -> columns of the scores: how many intervals hold the tru
     "exponent": ("exponent_held", "exponent_of", "exponent_width"),
     "slice": ("slice_held", "slice_of", "slice_width"),
 }
+KEYS = ("scenario", "cell", "replicate", "method")
+OUTCOMES = ("refused", "failed", "seconds", "regret", "beyond_wall")
+COLUMNS = (*KEYS, *OUTCOMES, *(name for names in COVERED.values() for name in names))  # of the scores
 
 
 @dataclass(frozen=True)
