@@ -248,11 +248,20 @@ class FittedLoss(Answer):
     law: "LossLaw"
     fit: "LossFit"
     draws: "Draws | None"
-    profile: "FloorProfile"
+    profiles: "Sequence[FloorProfile]"
 
     def headline(self) -> str:
-        """The form of the law, how many points it has, and whether the fit converged."""
-        return f"{self.law.formula}; {len(self.law.points)} points, {self.law.status}"
+        """The form of the law, how many points and runs it has, and whether the fit converged."""
+        runs = "" if self.law.clusters is None else f" of {self.law.clusters} runs"
+        return f"{self.law.formula}; {len(self.law.points)} points{runs}, {self.law.status}"
+
+    def notes(self) -> list[str]:
+        """What the law leaves out, and its warnings."""
+        from hyperp.analysis.report.text.loss import loss_warnings
+
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.law.dropped.items()) or "none"
+        rows = f"of {self.law.rows} rows, dropped: {dropped}"
+        return [rows, *(f"warning: {line}" for line in loss_warnings(self.law))]
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each parameter, the index: value, low, high and whether it was held."""
@@ -271,7 +280,7 @@ class FittedLoss(Answer):
         """Write the plots of law, residuals and floor as PNG, SVG and CSV; returns the paths."""
         from hyperp.analysis.report.figures.loss import write_loss_figures
 
-        return write_loss_figures(self.fit, self.draws, self.profile, Path(folder))
+        return write_loss_figures(self.fit, self.draws, self.profiles, Path(folder))
 
 
 @dataclass(frozen=True, repr=False)
@@ -286,8 +295,9 @@ class MeasuredLeverage(Answer):
         return f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"
 
     def notes(self) -> list[str]:
-        """Why a curve cannot be compared with the baseline, for each such curve."""
-        return [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
+        """Why a curve cannot be compared with the baseline, for each such curve, and warnings."""
+        apart = [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
+        return [*apart, *(f"warning: {line}" for line in self.answer.warnings)]
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each series and common loss: the compute of both and their ratio with its interval."""

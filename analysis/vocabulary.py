@@ -44,6 +44,7 @@ def _is_option(group: str, name: str) -> bool:
 
 WINDOW = 1.5  # octaves each side of the vertex
 LEVEL = 0.95  # coverage of every interval
+HUBER_DELTA = 1e-3  # threshold of a loss law's Huber loss on ln L (arXiv 2404.10102)
 # The largest factor beyond the fitted range of a covariate at which `recommend` still answers. Published laws
 # hold to about 8 to 16 times their range (arXiv 2603.28743 fits over a factor of 16 in tokens), and
 # simulations check the coverage of the prediction interval to 8. Beyond 10 the answer would rest on the form

@@ -11,6 +11,7 @@ from hyperp.analysis.cli.options import (
     OUTPUT,
     TABLE,
     AsJson,
+    Level,
     Map,
     PointsFile,
     RunsArgument,
@@ -18,6 +19,7 @@ from hyperp.analysis.cli.options import (
     option_arguments,
     output_option,
 )
+from hyperp.analysis.vocabulary import HUBER_DELTA, LEVEL
 
 FormOption = Annotated[
     Literal["power", "chinchilla"],
@@ -35,6 +37,15 @@ Pin = Annotated[
 Resamples = Annotated[
     int,
     typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals", rich_help_panel=FIT),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="COLUMN",
+        help="this column names the run of each row; whole runs are resampled (run_id where it repeats)",
+        rich_help_panel=TABLE,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="seed of the resamples", rich_help_panel=FIT)]
 Plots = Annotated[
@@ -58,8 +69,26 @@ def loss(
             rich_help_panel=TABLE,
         ),
     ] = False,
+    cluster: Cluster = None,
+    by_data: Annotated[
+        str | None,
+        typer.Option(
+            "--by-data",
+            metavar="COLUMN",
+            help="this column names data sets: they share the exponents, each has its own E, A and B",
+            rich_help_panel=FIT,
+        ),
+    ] = None,
+    tie: Annotated[
+        str | None,
+        typer.Option("--tie", metavar="alpha=beta", help="fit one exponent for both", rich_help_panel=FIT),
+    ] = None,
+    delta: Annotated[
+        float, typer.Option("--delta", help="Huber's threshold on ln L", rich_help_panel=FIT)
+    ] = HUBER_DELTA,
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
+    level: Level = LEVEL,
     plots: Plots = None,
     points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
@@ -67,18 +96,23 @@ def loss(
     """Fit a loss law and say how well its floor is known.
 
     C is the column flops, N is parameters and D is tokens. A point of the fit is the lowest loss (mean over
-    seeds) among the rates at one size. --bootstrap 0 leaves the intervals out.
+    seeds) among the rates at one size. Where several rows are of one run, such as its checkpoints, --cluster
+    names the column that says which. --bootstrap 0 leaves the intervals out.
 
     \b
     Examples:
       hyperp-law loss runs.parquet --where optimizer=muonh -o loss.json
       hyperp-law loss chinchilla.csv --form chinchilla \\
         --map parameters=N --map tokens=D -o loss.json
+      hyperp-law loss checkpoints.csv --form chinchilla --cluster run_name -o loss.json
     """
     from hyperp.analysis import api_loss
-    from hyperp.analysis.report.text.loss import convergence_warnings, show_loss
+    from hyperp.analysis.report.text.loss import loss_warnings, show_loss
 
     given = option_arguments({"--map": mapping, "--where": where, "--pin": pin, "--all-rows": all_rows})
+    given += option_arguments({"--cluster": cluster, "--by-data": by_data, "--tie": tie})
+    given += option_arguments({"--delta": f"{delta:g}" if delta != HUBER_DELTA else None})
+    given += option_arguments({"--level": f"{level:g}" if level != LEVEL else None})
     given += ["--bootstrap", str(bootstrap), "--seed", str(seed)]
     command = shlex.join(["hyperp-law", "loss", str(runs), "--form", form, *given, "-o", str(out)])
     fitted = api_loss.fit_loss(
@@ -86,13 +120,18 @@ def loss(
         form,
         **_parse_rows(mapping, where),
         pin=_parse_pins(pin),
+        tie=tie,
         all_rows=all_rows,
+        cluster=cluster,
+        by_data=by_data,
+        delta=delta,
         bootstrap=bootstrap,
         seed=seed,
+        level=level,
         command=command,
     )
     fitted.save(out)
-    for line in convergence_warnings(fitted.law):
+    for line in loss_warnings(fitted.law):
         typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(fitted.law.model_dump_json(indent=2))
@@ -112,8 +151,10 @@ def leverage(
     mapping: Map = None,
     where: Where = None,
     pin: Pin = None,
+    cluster: Cluster = None,
     bootstrap: Resamples = 1000,
     seed: Seed = 0,
+    level: Level = LEVEL,
     plots: Plots = None,
     points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
@@ -141,9 +182,13 @@ def leverage(
         {column: value},
         **_parse_rows(mapping, where),
         pin=_parse_pins(pin),
+        cluster=cluster,
         bootstrap=bootstrap,
         seed=seed,
+        level=level,
     )
+    for line in found.answer.warnings:
+        typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(found.answer.model_dump_json(indent=2))
     else:

@@ -78,6 +78,7 @@ Window = Annotated[
         rich_help_panel=FIT,
     ),
 ]
+Level = Annotated[float, typer.Option("--level", help="coverage of the intervals", rich_help_panel=FIT)]
 MethodOption = Annotated[  # typer takes any text, so that an unknown method is an error like all others
     Any,
     typer.Option(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, bootstrap_loss
@@ -36,7 +37,10 @@ class LeverageRow(Strict):
 
 
 class CurveRecord(Strict):
-    """The law of one curve: its parameters E, A and b, the range that was measured, and how well it fits."""
+    """The law of one curve: its parameters E, A and b, the range that was measured, and how well it fits.
+
+    `clusters` is the number of its runs where the column `cluster` tells them apart.
+    """
 
     name: str
     parameters: dict[str, float]
@@ -46,6 +50,8 @@ class CurveRecord(Strict):
     points: int
     edges: int
     dropped: dict[str, int]
+    cluster: str | None = None
+    clusters: int | None = None
     at_bounds: list[str]
     converged: bool
     resampling: ResamplingKind
@@ -66,7 +72,10 @@ class Comparison(Strict):
 
 
 class Leverage(Strict):
-    """The baseline, its comparison with every other curve, and in `unfitted` why some curves have no law."""
+    """The baseline, its comparison with every other curve, and in `unfitted` why some curves have no law.
+
+    `warnings` are about the table.
+    """
 
     over: str
     baseline: CurveRecord
@@ -76,6 +85,7 @@ class Leverage(Strict):
     level: float
     comparisons: list[Comparison]
     unfitted: list[str]
+    warnings: list[str] = Field(default_factory=list)
     records: str = ""
     records_sha256: str = ""
 
@@ -93,7 +103,7 @@ class FittedSeries:
     def record(self) -> CurveRecord:
         """The record of the curve for the answer."""
         fit = self.fit
-        values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
+        values = published_parameters(fit, fit.z_P[None])[0].tolist()
         return CurveRecord(
             name=self.name,
             parameters=dict(zip(fit.names, values, strict=True)),
@@ -103,6 +113,8 @@ class FittedSeries:
             points=len(fit.points.loss_n),
             edges=fit.points.edges,
             dropped=fit.points.dropped,
+            cluster=fit.points.cluster,
+            clusters=fit.points.clusters,
             at_bounds=list(fit.at_bounds),
             converged=fit.converged,
             resampling=self.draws.kind,
@@ -193,6 +205,8 @@ def compute_leverage(
     pins: Mapping[str, float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    cluster: str | None = None,
+    level: float = LEVEL,
 ) -> tuple[Leverage, list[FittedSeries]]:
     """Compare the curves of all values of a column with that of one value.
 
@@ -203,6 +217,8 @@ def compute_leverage(
         pins: a floor or an exponent to hold in the law of every curve, by name.
         resamples: number of resamples of each curve, for the intervals.
         seed: of the random numbers.
+        cluster: the column that tells runs apart, see `loss_points`.
+        level: coverage of the intervals.
 
     Returns:
         The answer, and the fitted curves, the baseline first.
@@ -213,10 +229,10 @@ def compute_leverage(
         Refusal: the baseline cannot be fitted, or no other curve can be compared with it.
     """
     names = _series_names(frame, over, baseline)
-    series, problems, points = _fit_series(
-        frame, over, [baseline, *(n for n in names if n != baseline)], pins, resamples, seed
-    )
-    found = [compare_series(series[0], one) for one in series[1:]]
+    fitted: dict[str, Any] = {"pins": pins, "resamples": resamples, "seed": seed, "level": level}
+    ordered = [baseline, *(n for n in names if n != baseline)]
+    series, problems, points = _fit_series(frame, over, ordered, cluster, **fitted)
+    found = [compare_series(series[0], one, level) for one in series[1:]]
     problems += [one.problem for one in found if one.problem]
     if not any(one.rows for one in found):
         apart = [_run_towards_overlap(series[0], one) for one in series[1:]]
@@ -227,9 +243,10 @@ def compute_leverage(
         metric=series[0].fit.points.metric,
         resamples=resamples,
         seed=seed,
-        level=LEVEL,
+        level=level,
         comparisons=found,
         unfitted=problems[: len(names) - len(series)],
+        warnings=[f"{one.name}: {line}" for one in series for line in one.fit.points.warnings],
     )
     return answer, series
 
@@ -238,23 +255,26 @@ def _fit_series(
     frame: pd.DataFrame,
     over: str,
     names: list[str],
+    cluster: str | None,
     pins: Mapping[str, float] | None,
     resamples: int,
     seed: int,
+    level: float,
 ) -> tuple[list[FittedSeries], list[str], list[dict[str, Any]]]:
     """The curves that can be fitted, baseline first; why the others cannot; the runs that would help."""
     series, problems, points = [], [], []
     text = frame[over].astype("string")
     for index, name in enumerate(names):
         try:
-            fit = fit_loss_law(loss_points(frame.loc[text == name], "power"), pins)
+            fit = fit_loss_law(loss_points(frame.loc[text == name], "power", cluster=cluster), pins)
+            draws = bootstrap_loss(fit, resamples, seed + index, level=level)
         except Refusal as refusal:
             problems.append(f"{over}={name}: {refusal.reason}")
             points += refusal.points
             if index == 0:
                 raise Refusal(problems[0], refusal.points) from None
             continue
-        series.append(FittedSeries(name, fit, bootstrap_loss(fit, resamples, seed + index)))
+        series.append(FittedSeries(name, fit, draws))
     return series, problems, points
 
 

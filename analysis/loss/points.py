@@ -1,18 +1,20 @@
 """Turn a table of runs into the points of a loss law: drop unusable rows, take the best rate of each cell."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
+from hyperp.analysis.loss.clusters import checkpoint_warning, cluster_column, components, require_filled
 from hyperp.analysis.table.read import to_number
 from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
 FORM_COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
 MOST = 50_000  # points of one law; with so many, its profile and resamples take minutes
+MOST_SETS = 20  # data sets of one law; with many more, a fit takes minutes
 DIGITS = 10  # values of x that agree to so many significant digits are one cell
 
 
@@ -30,6 +32,12 @@ class LossPoints:
         edges: number of cells whose best rate is the lowest or highest one tried; their loss is too high.
         all_rows: whether every row is a point of its own.
         context: the value of each context column, such as the optimizer.
+        set_n: index of the data set of each point.
+        sets: the names of the data sets; one without a name if the law has one.
+        by_data: the column that holds them, if any.
+        cluster_n: index of the cluster of each point, points whose runs are related; None if not known.
+        cluster: the column that tells the runs apart, if any.
+        warnings: what is unusual about the table.
         sizes, rates: the standard covariates and the rates of the largest cell, for suggestions.
     """
 
@@ -42,6 +50,12 @@ class LossPoints:
     edges: int
     all_rows: bool
     context: dict[str, str]
+    set_n: np.ndarray
+    sets: tuple[str, ...] = ("",)
+    by_data: str | None = None
+    cluster_n: np.ndarray | None = None
+    cluster: str | None = None
+    warnings: tuple[str, ...] = ()
     sizes: dict[str, float] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
 
@@ -50,8 +64,34 @@ class LossPoints:
         """Name of the loss, with its unit where the table has a column `metric`."""
         return self.context.get("metric", "loss")
 
+    @property
+    def clusters(self) -> int | None:
+        """Number of clusters; None if they are not known."""
+        return None if self.cluster_n is None else int(self.cluster_n.max()) + 1
 
-def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> LossPoints:
+    def of_set(self, index: int) -> "LossPoints":
+        """The points of one data set alone."""
+        own = self.set_n == index
+        related = None if self.cluster_n is None else _renumbered(self.cluster_n[own])
+        return replace(
+            self,
+            x_Kn=self.x_Kn[:, own],
+            loss_n=self.loss_n[own],
+            runs_n=self.runs_n[own],
+            set_n=np.zeros(int(own.sum()), dtype=int),
+            sets=("",),
+            by_data=None,
+            cluster_n=related,
+        )
+
+
+def loss_points(
+    frame: pd.DataFrame,
+    form: Form,
+    all_rows: bool = False,
+    cluster: str | None = None,
+    by_data: str | None = None,
+) -> LossPoints:
     """Clean a table and take, from each cell of equal x, the lowest loss (mean over seeds) among its rates.
 
     Args:
@@ -59,6 +99,9 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
             and `seed`.
         form: the law that the points are for.
         all_rows: make every row a point of its own.
+        cluster: the column that tells runs apart, where several rows are of one run; None takes `run_id` if
+            the table has it and a value repeats.
+        by_data: the column that tells data sets apart, which share the exponents of the law.
 
     Raises:
         ValueError: a column is missing, a value is text or not positive, a run appears twice, or the table
@@ -80,31 +123,70 @@ def loss_points(frame: pd.DataFrame, form: Form, all_rows: bool = False) -> Loss
         raise ValueError(
             f"{argument('runs')} holds no finished run with finite loss and {', '.join(names)}: {dropped}"
         )
-    context = _single_context(kept)
-    cells, edges = (kept.assign(runs=1), 0) if all_rows else _best_of_cells(kept, names)
+    context = _single_context(kept, by_data)
+    runs = cluster_column(kept, cluster)
+    warnings = () if runs is not None else checkpoint_warning(kept, by_data)
+    kept = kept.assign(**{SET: _data_sets(kept, by_data)})
+    cell_m, cells, edges = _every_row(kept) if all_rows else _best_of_cells(kept, names, by_data)
     if len(cells) > MOST:
         raise ValueError(
             f"{argument('runs')} gives {len(cells)} points, at most {MOST} make a law; "
             f"use {argument('where')}"
         )
+    related = None if runs is None else components(cell_m, kept[runs], len(cells))
+    sets = tuple(sorted(cells[SET].unique()))
+    set_n = np.searchsorted(sets, cells[SET].to_numpy(dtype=str))
     x_Kn = cells[list(names)].to_numpy().T
-    loss, runs = cells["loss"].to_numpy(), cells["runs"].to_numpy()
-    order = np.lexsort((loss, *x_Kn))
+    loss, count = cells["loss"].to_numpy(), cells["runs"].to_numpy()
+    order = np.lexsort((*(() if related is None else (related,)), loss, *x_Kn, set_n))
     largest = kept.loc[(kept[list(names)] == kept[list(names)].max()).all(axis=1)]
     largest = kept.loc[[kept[names[-1]].idxmax()]] if largest.empty else largest
     return LossPoints(
         form=form,
         x_Kn=x_Kn[:, order],
         loss_n=loss[order],
-        runs_n=runs[order],
+        runs_n=count[order],
         rows=len(frame),
         dropped=dropped,
         edges=edges,
         all_rows=all_rows,
         context=context,
+        set_n=set_n[order],
+        sets=sets,
+        by_data=by_data,
+        cluster_n=None if related is None else _renumbered(related[order]),
+        cluster=runs,
+        warnings=warnings,
         sizes={n: largest[n].iloc[0].item() for n in COVARIATES if n in largest.columns},
         rates=tuple(sorted(set(largest["lr"].tolist()))) if "lr" in largest.columns else (),
     )
+
+
+SET = "name of the data set"  # a column of our own, for the name of each row's data set
+
+
+def _data_sets(kept: pd.DataFrame, by_data: str | None) -> "pd.Series | str":
+    """The name of the data set of each row; empty where there is one law.
+
+    Raises:
+        ValueError: no such column, an empty value, or too many values.
+    """
+    if by_data is None:
+        return ""
+    asked = argument("by_data", by_data)
+    if by_data not in kept.columns:
+        raise ValueError(f"{asked}: no such column; there are {', '.join(map(str, kept.columns))}")
+    column = kept[by_data]
+    require_filled(column, asked)
+    if column.nunique() > MOST_SETS:
+        raise ValueError(f"{asked} must have at most {MOST_SETS} values, got {column.nunique()}")
+    return column.astype(str)
+
+
+def _renumbered(label_n: np.ndarray) -> np.ndarray:
+    """Labels as 0, 1, ... in the order in which they appear."""
+    _, first, index = np.unique(label_n, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[index.ravel()]
 
 
 def suggested_run(points: LossPoints, **at: float) -> dict[str, Any]:
@@ -168,10 +250,10 @@ def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFr
     return kept, dropped
 
 
-def _single_context(kept: pd.DataFrame) -> dict[str, str]:
-    """The value of each context column; ValueError if a column has several."""
+def _single_context(kept: pd.DataFrame, by_data: str | None) -> dict[str, str]:
+    """The value of each context column but `by_data`; ValueError if a column has several."""
     context = {}
-    for name in (n for n in CONTEXT if n in kept.columns):
+    for name in (n for n in CONTEXT if n in kept.columns and n != by_data):
         values = sorted(str(v) for v in kept[name].dropna().unique())
         if len(values) > 1:
             raise ValueError(
@@ -183,19 +265,34 @@ def _single_context(kept: pd.DataFrame) -> dict[str, str]:
     return context
 
 
-def _best_of_cells(kept: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, int]:
-    """One row for each cell, with the loss of its best rate, and the number of best rates at an edge."""
-    settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in names]
+def _every_row(kept: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame, int]:
+    """Every row as a cell of its own; see `_best_of_cells`."""
+    return np.arange(len(kept)), kept.assign(runs=1), 0
+
+
+def _best_of_cells(
+    kept: pd.DataFrame, names: tuple[str, ...], by_data: str | None
+) -> tuple[np.ndarray, pd.DataFrame, int]:
+    """The best rate of each cell of equal x in each data set.
+
+    Returns:
+        For each row the index of the cell whose loss it is part of, -1 for none; one row for each cell, with
+        the loss of its best rate; and the number of best rates at an edge of those tried.
+    """
+    own = (*names, by_data)
+    settings = [n for n in ("lr", *COVARIATES, "parameters", "flops") if n in kept.columns and n not in own]
     keys = {n: kept[n].map(lambda v: float(f"{v:.{DIGITS}g}")) for n in names}
     keyed = kept.assign(**keys)
-    means = keyed.groupby([*names, *settings], dropna=False, as_index=False).agg(
-        loss=("loss", "mean"), runs=("loss", "size")
-    )
-    cells = means.groupby(list(names), sort=True)
-    best = means.loc[cells["loss"].idxmin()].reset_index(drop=True)
+    setups = keyed.groupby([SET, *names, *settings], dropna=False, sort=True)
+    means = setups.agg(loss=("loss", "mean"), runs=("loss", "size")).reset_index()
+    cells = means.groupby([SET, *names], sort=True)
+    chosen = cells["loss"].idxmin().to_numpy()
+    best = means.loc[chosen].reset_index(drop=True)
     best["runs"] = cells["runs"].sum().to_numpy()
+    cell_of_setup = np.full(len(means), -1)
+    cell_of_setup[chosen] = np.arange(len(best))
     edges = 0
     if "lr" in settings:
         low, high = cells["lr"].min().to_numpy(), cells["lr"].max().to_numpy()
         edges = int((((best["lr"] == low) | (best["lr"] == high)) & (low < high)).sum())
-    return best, edges
+    return cell_of_setup[setups.ngroup().to_numpy()], best, edges

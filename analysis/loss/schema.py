@@ -1,7 +1,7 @@
 """The file loss.json: a loss law with its intervals, its convergence, its points and its floor's profile."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from hyperp import __version__
 from hyperp.analysis.files import load_json, write_text
 from hyperp.analysis.loss.bootstrap import Draws, ResamplingKind, parameter_intervals
+from hyperp.analysis.loss.clusters import residual_correlation
 from hyperp.analysis.loss.fit import (
+    TIE,
     FloorProfile,
     LossFit,
     extrapolation_point,
@@ -18,7 +20,6 @@ from hyperp.analysis.loss.fit import (
     published_parameters,
 )
 from hyperp.analysis.loss.points import FORM_COLUMNS, Form
-from hyperp.analysis.vocabulary import LEVEL
 from hyperp.validation import Strict
 
 LOSS_SCHEMA_VERSION = 1
@@ -38,21 +39,26 @@ class Parameter(Strict):
 
 
 class LossPoint(Strict):
-    """One point: its flops, or parameters and tokens; its loss; the loss of the law; its number of runs."""
+    """One point: its flops, or parameters and tokens; its loss; the loss of the law; its number of rows.
+
+    `data` is its data set, where the law has several.
+    """
 
     at: dict[str, float]
+    data: str | None = None
     loss: float = Field(gt=0)
     law: float = Field(gt=0)
     runs: int = Field(ge=1)
 
 
 class ProfileRow(Strict):
-    """The best fit with the floor held at E.
+    """The best fit with the floor held at E, that of the data set `data` where the law has several.
 
     `rise_percent` is how far the objective lies above its least value. `extrapolated` is the loss at
     `LossLaw.extrapolated_at`.
     """
 
+    data: str | None = None
     E: float = Field(ge=0)
     objective: float = Field(ge=0)
     rise_percent: float | None
@@ -77,6 +83,11 @@ class LossLaw(Strict):
     at `starts` points, and `agree` of them led to this optimum. `scatter` is the standard deviation of ln L
     about the law. `profile` has the best fit at each of many floors, and the loss that it predicts at
     `extrapolated_at`, ten times the largest compute.
+
+    `tie` names exponents that are one parameter. With data sets, told apart by the column `by_data`, each has
+    its own E, A and B, named E[NAME] and so on, and they share the exponents. `cluster` is the column that
+    tells runs apart, `clusters` how many there are (with seeds, groups of runs that share points), and
+    `cluster_correlation` the correlation of two residuals of one of them.
     """
 
     schema_version: Literal[1] = LOSS_SCHEMA_VERSION
@@ -85,6 +96,8 @@ class LossLaw(Strict):
     parameters: dict[str, Parameter]
     objective: float = Field(ge=0)
     delta: float = Field(gt=0)
+    tie: str | None = None
+    by_data: str | None = None
     status: Literal["converged", "not converged"]
     at_bounds: list[str]
     starts: int = Field(ge=1)
@@ -98,6 +111,10 @@ class LossLaw(Strict):
     edges: int = Field(ge=0)
     rows: int = Field(ge=1)
     dropped: dict[str, int]
+    cluster: str | None = None
+    clusters: int | None = None
+    cluster_correlation: float | None = None
+    warnings: list[str] = Field(default_factory=list)
     context: dict[str, str]
     metric: str
     mapping: dict[str, str]
@@ -112,7 +129,8 @@ class LossLaw(Strict):
     def _consistent(self) -> Self:
         if self.agree > self.starts:
             raise ValueError(f"agree must be at most starts={self.starts}, got {self.agree}")
-        free = sum(not one.pinned for one in self.parameters.values())
+        tied = self.tie is not None and not self.parameters["alpha"].pinned
+        free = sum(not one.pinned for one in self.parameters.values()) - tied
         if len(self.points) < free + 1:
             raise ValueError(
                 f"points must be at least {free + 1} for {free} parameters, got {len(self.points)}"
@@ -121,29 +139,42 @@ class LossLaw(Strict):
 
 
 def loss_law_record(
-    fit: LossFit, profile: FloorProfile, draws: Draws | None, source: Mapping[str, Any]
+    fit: LossFit, profiles: Sequence[FloorProfile], draws: Draws | None, source: Mapping[str, Any]
 ) -> LossLaw:
-    """The record of a fit for loss.json; `source` has mapping, where, records, records_sha256 and command."""
+    """The record of a fit for loss.json.
+
+    Args:
+        fit: the law.
+        profiles: of the floor of every data set.
+        draws: the resamples, if any.
+        source: mapping, where, records, records_sha256, command and warnings.
+    """
     points, names = fit.points, FORM_COLUMNS[fit.points.form]
+    related = points.cluster_n
     return LossLaw(
         form=points.form,
-        formula=FORMULAS[points.form],
+        formula=_formula(fit),
         parameters=_parameters(fit, draws),
         objective=fit.objective,
         delta=fit.delta,
+        tie=TIE if fit.layout.tied else None,
+        by_data=points.by_data,
         status="converged" if fit.converged else "not converged",
         at_bounds=list(fit.at_bounds),
         starts=fit.starts,
         agree=fit.agree,
         scatter=fit.scatter,
         resampling=None if draws is None else _resampling(draws),
-        profile=_profile_rows(fit, profile),
+        profile=[row for one in profiles for row in _profile_rows(fit, one)],
         extrapolated_at=dict(zip(names, extrapolation_point(points).tolist(), strict=True)),
         points=_points(fit),
         all_rows=points.all_rows,
         edges=points.edges,
         rows=points.rows,
         dropped=points.dropped,
+        cluster=points.cluster,
+        clusters=points.clusters,
+        cluster_correlation=None if related is None else residual_correlation(fit.residual_n, related),
         context=points.context,
         metric=points.metric,
         version=__version__,
@@ -152,13 +183,19 @@ def loss_law_record(
     )
 
 
+def _formula(fit: LossFit) -> str:
+    by_data = fit.points.by_data
+    tied = ", alpha = beta" if fit.layout.tied else ""
+    return FORMULAS[fit.points.form] + tied + (f", all but the exponents by {by_data}" if by_data else "")
+
+
 def _parameters(fit: LossFit, draws: Draws | None) -> dict[str, Parameter]:
-    values = published_parameters(fit.z_P[None], fit.centre_K)[0].tolist()
-    ranges = {} if draws is None else parameter_intervals(fit, draws, LEVEL)
-    found = {}
+    values = published_parameters(fit, fit.z_P[None])[0].tolist()
+    ranges = {} if draws is None else parameter_intervals(fit, draws)
+    pinned, found = fit.pinned, {}
     for name, value in zip(fit.names, values, strict=True):
-        low, high = (None, None) if name in fit.pins else ranges.get(name, (None, None))
-        found[name] = Parameter(value=value, low=low, high=high, pinned=name in fit.pins)
+        low, high = (None, None) if pinned[name] else ranges.get(name, (None, None))
+        found[name] = Parameter(value=value, low=low, high=high, pinned=pinned[name])
     return found
 
 
@@ -167,38 +204,47 @@ def _resampling(draws: Draws) -> Resampling:
         count=len(draws.z_RP),
         kind=draws.kind,
         seed=draws.seed,
-        level=LEVEL,
+        level=draws.level,
         not_converged=draws.not_converged,
     )
 
 
 def _points(fit: LossFit) -> list[LossPoint]:
     points, names = fit.points, FORM_COLUMNS[fit.points.form]
-    law_n = predict_loss(fit, fit.z_P[None], points.x_Kn)[0]
-    columns = (points.x_Kn.T.tolist(), points.loss_n.tolist(), law_n.tolist(), points.runs_n.tolist())
+    law_n = predict_loss(fit, fit.z_P[None], points.x_Kn, points.set_n)[0]
+    data = [None if points.by_data is None else points.sets[s] for s in points.set_n]
+    columns = (points.x_Kn.T.tolist(), data, points.loss_n.tolist(), law_n.tolist(), points.runs_n.tolist())
     return [
-        LossPoint(at=dict(zip(names, x, strict=True)), loss=loss, law=law, runs=runs)
-        for x, loss, law, runs in zip(*columns, strict=True)
+        LossPoint(at=dict(zip(names, x, strict=True)), data=one, loss=loss, law=law, runs=runs)
+        for x, one, loss, law, runs in zip(*columns, strict=True)
     ]
 
 
 def _profile_rows(fit: LossFit, profile: FloorProfile) -> list[ProfileRow]:
     """The rows of the profile; `rise_percent` is None where the law goes through every point."""
-    K = len(fit.centre_K)
     least = float(profile.objective_F.min())
+    data = None if fit.points.by_data is None else fit.points.sets[profile.data_set]
+    exponents_FK = fit.layout.exponents(profile.z_FP)
     exact = least <= 1e-9 * fit.delta**2
     rows = []
-    for floor, value, z, far in zip(
+    for floor, value, fitted, far in zip(
         profile.floor_F.tolist(),
         profile.objective_F.tolist(),
-        profile.z_FP,
+        exponents_FK.tolist(),
         profile.extrapolated_F.tolist(),
         strict=True,
     ):
-        exponents = dict(zip(fit.names[1 + K :], z[1 + K :].tolist(), strict=True))
+        exponents = dict(zip(fit.exponent_names, fitted, strict=True))
         rise = None if exact else 100 * (value / least - 1)
         rows.append(
-            ProfileRow(E=floor, objective=value, rise_percent=rise, exponents=exponents, extrapolated=far)
+            ProfileRow(
+                data=data,
+                E=floor,
+                objective=value,
+                rise_percent=rise,
+                exponents=exponents,
+                extrapolated=far,
+            )
         )
     return rows
 

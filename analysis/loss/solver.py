@@ -2,23 +2,65 @@
 
 The fits that run together start at different places, hold different floors, or fit different resamples. For
 given exponents e the law is linear in (E, A_1, ..., A_K) (variable projection). So non-negative least squares
-on a grid of exponents finds the starting points, and Newton steps in all parameters refine them.
+on a grid of exponents finds the starting points (`starts`), and Newton steps in all parameters refine them.
+Several data sets can share the exponents, each with an E and A_k of its own.
 
-Shapes: R fits, n points, K terms, P = 1 + 2 K parameters, M = 1 + K linear parameters.
+Shapes: R fits, n points, S data sets, K terms, M = 1 + K linear parameters of each data set, Q exponents that
+are fitted (K, or 1 where they are tied), P = S M + Q parameters.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import minimum_filter
 from scipy.special import huber
 
 EXPONENTS = (0.01, 3.0)  # the report names an exponent that ends at either bound
-GRID = {1: 64, 2: 20}  # exponents along each axis of the grid, by the number of terms
-GRID_ROWS = 4096  # the grid uses at most so many points: it only finds where to start
 BLOCK = 60_000  # doubles in one (R, n) block, so that its Jacobian stays in the cache
 NEGLIGIBLE = 1e-9  # of the smallest loss: a smaller term or floor counts as absent
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters stand where in z (P,): (E_1, ..., E_S, ln A_1 of each set, ..., exponents).
+
+    Attributes:
+        terms: number of terms K.
+        sets: number of data sets S, which share the exponents.
+        tied: whether one exponent serves all terms.
+    """
+
+    terms: int
+    sets: int = 1
+    tied: bool = False
+
+    @property
+    def linear(self) -> int:
+        """Number of the floors and term sizes, S M; the exponents come after them."""
+        return self.sets * (1 + self.terms)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return self.linear + (1 if self.tied else self.terms)
+
+    def floors(self, z_RP: np.ndarray) -> np.ndarray:
+        """E of every data set (R, S)."""
+        return z_RP[:, : self.sets]
+
+    def log_terms(self, z_RP: np.ndarray) -> np.ndarray:
+        """ln A_k of every term and data set (R, K, S)."""
+        return z_RP[:, self.sets : self.linear].reshape(len(z_RP), self.terms, self.sets)
+
+    def exponents(self, z_RP: np.ndarray) -> np.ndarray:
+        """The exponent of every term (R, K)."""
+        return np.broadcast_to(z_RP[:, self.linear :], (len(z_RP), self.terms))
+
+    def join(self, floor_RS: np.ndarray, log_terms_RKS: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
+        """The parameters z (R, P) from their parts."""
+        fitted = exponents_RK[:, :1] if self.tied else exponents_RK
+        return np.concatenate(
+            [floor_RS, log_terms_RKS.reshape(len(floor_RS), self.linear - self.sets), fitted], axis=1
+        )
 
 
 @dataclass(frozen=True)
@@ -30,12 +72,16 @@ class SolverPoints:
         y_Rn: ln of the loss; one row (R = 1) serves all fits.
         weights_Rn: weight of each point; one row serves all fits.
         delta: threshold of the Huber loss, on ln(loss).
+        set_n: index of the data set of each point.
+        layout: where the parameters stand.
     """
 
     u_Kn: np.ndarray
     y_Rn: np.ndarray
     weights_Rn: np.ndarray
     delta: float
+    set_n: np.ndarray
+    layout: Layout
 
     def rows(self, index: np.ndarray | slice) -> "SolverPoints":
         """The points of the fits in `index`; losses or weights that all fits share stay shared."""
@@ -43,13 +89,18 @@ class SolverPoints:
         weights = self.weights_Rn if len(self.weights_Rn) == 1 else self.weights_Rn[index]
         return replace(self, y_Rn=y, weights_Rn=weights)
 
+    def columns(self, index: np.ndarray) -> "SolverPoints":
+        """Some of the points, in all fits."""
+        u, y, weights = (a[:, index] for a in (self.u_Kn, self.y_Rn, self.weights_Rn))
+        return replace(self, u_Kn=u, y_Rn=y, weights_Rn=weights, set_n=self.set_n[index])
+
 
 @dataclass(frozen=True)
 class Solution:
     """Fitted parameters.
 
     Attributes:
-        z_RP: (E, ln A_1, ..., e_1, ...), with A_k the size of its term at the geometric mean of x_k.
+        z_RP: as `Layout` says, with A_k the size of its term at the geometric mean of x_k.
         objective_R: weighted sum of Huber losses.
         converged_R: whether the last Newton step expected no further decrease.
     """
@@ -85,24 +136,40 @@ class HuberSum:
         return HuberSum(*(np.where(chosen_R.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
-def log_law(z_RP: np.ndarray, u_Kn: np.ndarray) -> np.ndarray:
-    """ln of the law, ln(E + sum_k A_k exp(-e_k u_k)), shape (R, n)."""
-    K = len(u_Kn)
-    terms = np.exp(z_RP[:, 1 : 1 + K, None] - z_RP[:, 1 + K :, None] * u_Kn)
-    return np.log(z_RP[:, :1] + terms.sum(axis=1))
+def term_sizes(z_RP: np.ndarray, u_Kn: np.ndarray, set_n: np.ndarray, layout: Layout) -> np.ndarray:
+    """Every term of the law at every point, (R, K, n)."""
+    sizes = layout.log_terms(z_RP)
+    sizes = sizes if layout.sets == 1 else sizes[:, :, set_n]
+    return np.exp(sizes - layout.exponents(z_RP)[:, :, None] * u_Kn)
+
+
+def log_law(z_RP: np.ndarray, u_Kn: np.ndarray, set_n: np.ndarray, layout: Layout) -> np.ndarray:
+    """ln of the law, ln(E + sum_k A_k exp(-e_k u_k)) with E and A_k of the point's data set, shape (R, n)."""
+    terms = term_sizes(z_RP, u_Kn, set_n, layout)
+    return np.log(_floor_of_points(z_RP, set_n, layout) + terms.sum(axis=1))
+
+
+def _floor_of_points(z_RP: np.ndarray, set_n: np.ndarray, layout: Layout) -> np.ndarray:
+    """E at every point (R, n), or (R, 1) where there is one data set."""
+    floors = layout.floors(z_RP)
+    return floors if layout.sets == 1 else floors[:, set_n]
 
 
 def parameter_bounds(points: SolverPoints, pins: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest value (P,) of each parameter.
 
     Args:
-        points: the points; the bounds scale with their losses.
+        points: the points; the bounds scale with the losses of their data set.
         pins: values to hold, by the index of the parameter; both of its bounds are that value.
     """
-    K = len(points.u_Kn)
-    loss = np.exp([points.y_Rn.min(), points.y_Rn.max()])
-    low = np.array([0.0, *[np.log(loss[0] * NEGLIGIBLE)] * K, *[EXPONENTS[0]] * K])
-    high = np.array([loss[1], *[np.log(loss[1] * 1e6)] * K, *[EXPONENTS[1]] * K])
+    layout, K = points.layout, points.layout.terms
+    sets = [points.y_Rn[:, points.set_n == index] for index in range(layout.sets)]
+    least, most = np.exp([[y.min() for y in sets], [y.max() for y in sets]])
+    exponents = layout.size - layout.linear
+    low = np.concatenate(
+        [np.zeros(layout.sets), np.tile(np.log(least * NEGLIGIBLE), K), [EXPONENTS[0]] * exponents]
+    )
+    high = np.concatenate([most, np.tile(np.log(most * 1e6), K), [EXPONENTS[1]] * exponents])
     for index, value in pins.items():
         low[index] = high[index] = value
     return low, high
@@ -110,20 +177,33 @@ def parameter_bounds(points: SolverPoints, pins: dict[int, float]) -> tuple[np.n
 
 def evaluate_huber_sum(z_RP: np.ndarray, points: SolverPoints) -> HuberSum:
     """The Huber sum and its derivatives at every row of `z_RP`."""
-    K = len(points.u_Kn)
-    terms = np.exp(z_RP[:, 1 : 1 + K, None] - z_RP[:, 1 + K :, None] * points.u_Kn)
-    law = z_RP[:, :1] + terms.sum(axis=1)
+    layout, delta = points.layout, points.delta
+    terms = term_sizes(z_RP, points.u_Kn, points.set_n, layout)
+    law = _floor_of_points(z_RP, points.set_n, layout) + terms.sum(axis=1)
     residual = np.log(law) - points.y_Rn
     size = np.abs(residual)
-    inside = size <= points.delta
-    value = (points.weights_Rn * huber(points.delta, residual)).sum(axis=1)
-    terms /= law[:, None]
-    jacobian = np.concatenate([1 / law[:, None], terms, -points.u_Kn * terms], axis=1)
-    irls = points.weights_Rn * np.where(inside, 1.0, points.delta / np.maximum(size, points.delta))
+    inside = size <= delta
+    value = (points.weights_Rn * huber(delta, residual)).sum(axis=1)
+    jacobian = _jacobian(terms, law, points)
+    irls = points.weights_Rn * np.where(inside, 1.0, delta / np.maximum(size, delta))
     gradient = np.matmul(jacobian, (irls * residual)[:, :, None])[:, :, 0]
     newton = jacobian * (points.weights_Rn * inside)[:, None]
     transposed = jacobian.transpose(0, 2, 1)
     return HuberSum(value, gradient, newton @ transposed, (jacobian * irls[:, None]) @ transposed)
+
+
+def _jacobian(terms_RKn: np.ndarray, law_Rn: np.ndarray, points: SolverPoints) -> np.ndarray:
+    """Derivatives of ln of the law by every parameter, (R, P, n); changes `terms_RKn`."""
+    layout, (R, _, n) = points.layout, terms_RKn.shape
+    terms_RKn /= law_Rn[:, None]
+    slopes = -points.u_Kn * terms_RKn
+    slopes = slopes.sum(axis=1, keepdims=True) if layout.tied else slopes
+    if layout.sets == 1:
+        return np.concatenate([1 / law_Rn[:, None], terms_RKn, slopes], axis=1)
+    member = (points.set_n == np.arange(layout.sets)[:, None]).astype(float)
+    floors = member / law_Rn[:, None]
+    sizes = (terms_RKn[:, :, None] * member).reshape(R, -1, n)
+    return np.concatenate([floors, sizes, slopes], axis=1)
 
 
 def polish(
@@ -144,7 +224,7 @@ def polish(
     R = len(z_RP)
     low_RP, high_RP = np.broadcast_to(low_RP, z_RP.shape), np.broadcast_to(high_RP, z_RP.shape)
     z_out, value_out, done_out = np.empty_like(z_RP), np.empty(R), np.zeros(R, dtype=bool)
-    size = max(1, BLOCK // points.u_Kn.shape[1])
+    size = max(1, BLOCK * 5 // (points.u_Kn.shape[1] * max(points.layout.size, 5)))
     for start in range(0, R, size):
         block = slice(start, min(start + size, R))
         found = _polish(z_RP[block], points.rows(block), low_RP[block], high_RP[block], steps)
@@ -222,109 +302,3 @@ def _solve_free(
     matrix[:, index, index] += np.where(free, 0.0, 1.0)
     step = -np.linalg.solve(matrix, np.where(free, pull, 0.0)[:, :, None])[:, :, 0]
     return np.where(held_RP, to_RP, step)
-
-
-def fit_linear_parameters(
-    exponents_RK: np.ndarray, points: SolverPoints, floor_R: np.ndarray | None, rounds: int = 6
-):
-    """Fit the non-negative (E, A_1, ..., A_K) for given exponents, by reweighted least squares.
-
-    Args:
-        exponents_RK: the exponents of each fit.
-        points: losses and weights, one row for all fits or one row for each.
-        floor_R: floors E to hold; None fits them.
-        rounds: how often the logarithm and the Huber weights are linearised again.
-
-    Returns:
-        (linear_RM, objective_R): (E, A_1, ..., A_K) at the geometric means of x, and the Huber sum there.
-    """
-    columns = np.exp(-exponents_RK[:, :, None] * points.u_Kn)
-    columns = np.concatenate([np.ones_like(columns[:, :1]), columns], axis=1)
-    law, weights = np.exp(points.y_Rn), points.weights_Rn
-    linear, residual = np.empty(0), np.zeros_like(points.y_Rn)
-    for _ in range(rounds):
-        design = columns * (np.sqrt(weights) / law)[:, None]
-        target = np.broadcast_to(np.sqrt(weights) * (1 - residual), design[:, 0].shape)
-        linear = nonnegative_least_squares(design, target, floor_R)
-        law = np.einsum("rm,rmn->rn", linear, columns)
-        residual = np.log(law) - points.y_Rn
-        weights = points.weights_Rn / np.maximum(np.abs(residual) / points.delta, 1.0)
-    return linear, (points.weights_Rn * huber(points.delta, residual)).sum(axis=1)
-
-
-def nonnegative_least_squares(
-    design_RMn: np.ndarray, target_Rn: np.ndarray, first_R: np.ndarray | None
-) -> np.ndarray:
-    """Exact non-negative least squares with M of at most three, by trying every set of positive coefficients.
-
-    Args:
-        design_RMn: the columns of each problem.
-        target_Rn: what they fit.
-        first_R: values to hold for the first coefficient; None fits it.
-
-    Returns:
-        (R, M) coefficients.
-    """
-    R, M = design_RMn.shape[:2]
-    fixed = 0 if first_R is None else 1
-    out, best = np.zeros((R, M)), np.full(R, np.inf)
-    if first_R is not None:
-        target_Rn = target_Rn - first_R[:, None] * design_RMn[:, 0]
-        out[:, 0] = first_R
-    gram = design_RMn @ design_RMn.transpose(0, 2, 1)
-    image = np.matmul(design_RMn, target_Rn[:, :, None])[:, :, 0]
-    for count in range(1, M + 1 - fixed):
-        for chosen in itertools.combinations(range(fixed, M), count):
-            at = np.array(chosen)
-            matrix = gram[:, at[:, None], at]
-            ridge = 1e-13 * np.einsum("rpp->rp", matrix) + 1e-300
-            matrix[:, range(count), range(count)] += ridge
-            found = np.linalg.solve(matrix, image[:, at, None])[:, :, 0]
-            value = -(found * image[:, at]).sum(axis=1)
-            win = (found > 0).all(axis=1) & (value < best)
-            best = np.where(win, value, best)
-            out[win, fixed:] = 0.0
-            out[win[:, None] & np.isin(np.arange(M), at)] = found[win].ravel()
-    # With a floor held above every loss no term is positive; the start must still be finite.
-    tiny = (out[:, fixed:] <= 0).all(axis=1)
-    out[tiny, fixed] = np.maximum(out[tiny, fixed], 1e-6 * (target_Rn[tiny] ** 2).sum(axis=1) + 1e-12)
-    return out
-
-
-def starting_points(points: SolverPoints, low: np.ndarray, high: np.ndarray, most: int = 6) -> np.ndarray:
-    """Where to start (S, P), best first: the local minima over a grid of exponents, E and A fitted at each.
-
-    Args:
-        points: losses and weights in one row.
-        low, high: (P,) bounds; an exponent with equal bounds is held there.
-        most: at most so many starts.
-    """
-    K, n = points.u_Kn.shape
-    if n > GRID_ROWS:
-        some = np.linspace(0, n - 1, GRID_ROWS).astype(int)
-        points = SolverPoints(
-            points.u_Kn[:, some], points.y_Rn[:, some], points.weights_Rn[:, some], points.delta
-        )
-    axes = [
-        np.array([low[1 + K + k]]) if low[1 + K + k] == high[1 + K + k] else np.geomspace(0.03, 2.0, GRID[K])
-        for k in range(K)
-    ]
-    grid = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-    linear, value, size = [], [], max(1, BLOCK // points.u_Kn.shape[1])
-    for start in range(0, len(grid), size):
-        part = grid[start : start + size]
-        floor = np.full(len(part), low[0]) if low[0] == high[0] else None
-        found = fit_linear_parameters(part, points, floor, rounds=4)
-        linear.append(found[0])
-        value.append(found[1])
-    table = np.concatenate(value).reshape([len(a) for a in axes])
-    chosen = np.flatnonzero(table == minimum_filter(table, size=3))
-    chosen = chosen[np.argsort(table.ravel()[chosen], kind="stable")][:most]
-    return start_from_linear(np.concatenate(linear)[chosen], grid[chosen])
-
-
-def start_from_linear(linear_RM: np.ndarray, exponents_RK: np.ndarray) -> np.ndarray:
-    """Parameters z (R, P) from linear ones and exponents; a term of size zero starts small, not absent."""
-    least = 1e-4 * linear_RM.sum(axis=1, keepdims=True)
-    terms = np.log(np.maximum(linear_RM[:, 1:], least))
-    return np.concatenate([linear_RM[:, :1], terms, exponents_RK], axis=1)

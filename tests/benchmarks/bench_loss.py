@@ -25,9 +25,10 @@ from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 
 from hyperp.analysis.loss.bootstrap import bootstrap_loss, parameter_intervals
-from hyperp.analysis.loss.fit import DELTA, fit_loss_law, profile_floor, published_parameters
+from hyperp.analysis.loss.fit import fit_loss_law, profile_floor, published_parameters
 from hyperp.analysis.loss.leverage import compute_leverage
 from hyperp.analysis.loss.points import LossPoints, loss_points
+from hyperp.analysis.vocabulary import HUBER_DELTA
 
 RESAMPLES = 1000
 SIMULATIONS = 300
@@ -70,7 +71,7 @@ def fit_from_start(points: LossPoints, weights: np.ndarray, start: tuple[float, 
 
     def objective(z):
         terms = [z[0] - z[3] * log_N, z[1] - z[4] * log_D, np.full_like(log_N, z[2])]
-        return float((weights * huber(DELTA, logsumexp(terms, axis=0) - target)).sum())
+        return float((weights * huber(HUBER_DELTA, logsumexp(terms, axis=0) - target)).sum())
 
     return minimize(objective, np.array(start), method="L-BFGS-B")
 
@@ -119,7 +120,7 @@ def main() -> None:
     fit, once = timed(lambda: fit_loss_law(points))
     draws, many = timed(lambda: bootstrap_loss(fit, RESAMPLES, seed=0), 3)
     _, floors = timed(lambda: profile_floor(fit), 3)
-    values = zip(fit.names, published_parameters(fit.z_P[None], fit.centre_K)[0], strict=True)
+    values = zip(fit.names, published_parameters(fit, fit.z_P[None])[0], strict=True)
     print(f"{len(points.loss_n)} points: " + ", ".join(f"{n} {v:.6g}" for n, v in values))
     print(f"objective {fit.objective:.9g}, converged {fit.converged}")
     print(f"fit {1e3 * once:.1f} ms; {RESAMPLES} resamples {many:.2f} s; profile of E {floors:.2f} s")

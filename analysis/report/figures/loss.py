@@ -1,14 +1,17 @@
 """The pictures of a loss law: the law with its band, residuals, profile of the floor, leverage."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band
-from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss, published_parameters
+from hyperp.analysis.loss.allocation import lowest_loss
+from hyperp.analysis.loss.bootstrap import Draws, floor_interval, loss_band, percentiles
+from hyperp.analysis.loss.fit import FloorProfile, LossFit, predict_loss
 from hyperp.analysis.loss.leverage import FittedSeries, Leverage
 from hyperp.analysis.report.figures.style import (
     COLOURS,
@@ -25,21 +28,23 @@ from hyperp.analysis.report.figures.style import (
     series_style,
     size_text,
 )
-from hyperp.analysis.vocabulary import LEVEL
+from hyperp.analysis.wording import format_percent
 
 DRAWN_REACH = 10.0  # a law is drawn up to this many times the measured range
 LOSS_UNITS = {"flops": "training compute (FLOPs)", "parameters": "parameters", "tokens": "training tokens"}
 BLUE, RED = COLOURS[0], COLOURS[1]
 
 
-def write_loss_figures(fit: LossFit, draws: Draws | None, profile: FloorProfile, folder: Path) -> list[Path]:
+def write_loss_figures(
+    fit: LossFit, draws: Draws | None, profiles: Sequence[FloorProfile], folder: Path
+) -> list[Path]:
     """Write loss-law, loss-residuals and loss-profile to a folder, made if it is not there."""
     make_folder(folder)
     power = fit.points.form == "power"
     pictures = {
         "loss-law": law_against_compute(fit, draws) if power else compute_frontier(fit, draws),
         "loss-residuals": residual_panels(fit),
-        "loss-profile": floor_profile(fit, profile, draws),
+        "loss-profile": floor_profiles(fit, profiles, draws),
     }
     return [p for name, (figure, rows) in pictures.items() for p in save_figure(figure, rows, folder, name)]
 
@@ -73,17 +78,48 @@ def _gaps_at_jumps(values: np.ndarray) -> np.ndarray:
 @mpl.rc_context(STYLE)
 def law_against_compute(fit: LossFit, draws: Draws | None, ax: Axes | None = None) -> Picture:
     """L(C) with its points, its band, its floor, and a paler band beyond the range that was measured."""
-    measured = fit.points.x_Kn[0]
-    x = _drawn_places(measured.min(), measured.max())
-    y = predict_loss(fit, fit.z_P[None], x[None])[0]
-    low, high = (None, None) if draws is None else loss_band(fit, draws, x[None])
     figure, axes = figure_for(ax, (7.0, 4.4))
-    e, a, b = published_parameters(fit.z_P[None], fit.centre_K)[0]
-    label = f"L = {e:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
-    rows = _draw_curve(axes, (x, y, low, high), (measured.min(), measured.max()), 0, label, band_name=True)
-    axes.plot(measured, fit.points.loss_n, "o", color="black", ms=5, zorder=4, label="best rate of a compute")
-    rows += _finish_compute_axes(axes, fit, measured, "loss against compute")
+    rows: Rows = []
+    floors, (logs,) = fit.layout.floors(fit.z_P[None])[0], fit.layout.log_terms(fit.z_P[None])
+    b = float(fit.z_P[-1])
+    for index, own in _points_of_sets(fit):
+        measured = fit.points.x_Kn[0, own]
+        x = _drawn_places(measured.min(), measured.max())
+        y = predict_loss(fit, fit.z_P[None], x[None], index)[0]
+        low, high = (None, None) if draws is None else loss_band(fit, draws, x[None], index)
+        a = float(np.exp(logs[0, index] + b * np.log(fit.centre_K[0])))
+        label = f"{_set_label(fit, index)}L = {floors[index]:.3g} + {a:.3g} $C^{{-{b:.3g}}}$"
+        ends = (measured.min(), measured.max())
+        band = _band_name(draws) if index == 0 else None
+        rows += _draw_curve(axes, (x, y, low, high), ends, index, label, band)
+        label = "best rate of a compute" if index == 0 else None
+        axes.plot(
+            measured, fit.points.loss_n[own], _marker(fit, index), **_points_look(fit, index), label=label
+        )
+    rows += _finish_compute_axes(axes, fit, fit.points.x_Kn[0], "loss against compute")
     return figure, rows
+
+
+def _points_of_sets(fit: LossFit) -> list[tuple[int, np.ndarray]]:
+    """The index of every data set, and which points are of it (n,)."""
+    return [(s, fit.points.set_n == s) for s in range(fit.layout.sets)]
+
+
+def _set_label(fit: LossFit, index: int) -> str:
+    return "" if fit.points.by_data is None else f"{fit.points.sets[index]}: "
+
+
+def _marker(fit: LossFit, index: int) -> str:
+    return "o" if fit.points.by_data is None else series_style(index)["marker"]
+
+
+def _points_look(fit: LossFit, index: int) -> dict[str, Any]:
+    colour = "black" if fit.points.by_data is None else series_style(index)["color"]
+    return {"color": colour, "ms": 5, "zorder": 4}
+
+
+def _band_name(draws: Draws | None) -> str | None:
+    return None if draws is None else f"{format_percent(draws.level)} interval of the law"
 
 
 def _finish_compute_axes(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: str) -> Rows:
@@ -93,13 +129,18 @@ def _finish_compute_axes(axes: Axes, fit: LossFit, flops_n: np.ndarray, title: s
     bold_title(axes, f"{_title_prefix(fit)}{title}")
     axes.legend(loc="upper right", fontsize=9)
     return [
-        {"kind": "point", "flops": float(flops), "loss": float(loss)}
-        for flops, loss in zip(flops_n, fit.points.loss_n, strict=True)
+        {"kind": "point", **data, "flops": float(flops), "loss": float(loss)}
+        for data, flops, loss in zip(_data_cells(fit), flops_n, fit.points.loss_n, strict=True)
     ]
 
 
+def _data_cells(fit: LossFit) -> list[dict[str, object]]:
+    """The data set of every point, for a row of a table; nothing where the law has one."""
+    return [{} if fit.points.by_data is None else {"data": fit.points.sets[s]} for s in fit.points.set_n]
+
+
 def _draw_curve(
-    axes: Axes, curve, ends: tuple[float, float], index: int, label: str, band_name: bool
+    axes: Axes, curve, ends: tuple[float, float], index: int, label: str, band_name: str | None
 ) -> Rows:
     """A line over its band, dotted where extrapolated; curve is (x, y, low, high), the band None or not."""
     x, y, low, high = curve
@@ -107,8 +148,9 @@ def _draw_curve(
     colour, line = look["color"], look["ls"]
     inside = (x >= ends[0]) & (x <= ends[1])
     if low is not None:
-        name = f"{100 * LEVEL:g}% interval of the law" if band_name else None
-        axes.fill_between(x[inside], low[inside], high[inside], color=colour, alpha=0.25, lw=0, label=name)
+        axes.fill_between(
+            x[inside], low[inside], high[inside], color=colour, alpha=0.25, lw=0, label=band_name
+        )
         for part in (x <= ends[0], x >= ends[1]):
             axes.fill_between(x[part], low[part], high[part], color=colour, alpha=0.1, lw=0)
     axes.plot(x[inside], y[inside], ls=line, color=colour, lw=2, label=label)
@@ -125,26 +167,30 @@ def _draw_curve(
     ]
 
 
-def optimal_loss(fit: LossFit, z_RP: np.ndarray, flops_m: np.ndarray) -> np.ndarray:
-    """The lowest loss (R, m) of a Chinchilla law at a compute of 6 N D (arXiv 2203.15556, section 3.3)."""
-    e, a, b, alpha, beta = (column[:, None] for column in published_parameters(z_RP, fit.centre_K).T)
-    balance = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-    n = balance * (flops_m / 6) ** (beta / (alpha + beta))
-    return e + a * n**-alpha + b * (flops_m / 6 / n) ** -beta
-
-
 @mpl.rc_context(STYLE)
 def compute_frontier(fit: LossFit, draws: Draws | None, ax: Axes | None = None) -> Picture:
     """Every point at its compute 6 N D, and the lowest loss that the law allows there, with its band."""
     c = 6 * fit.points.x_Kn.prod(axis=0)
-    x = _drawn_places(c.min(), c.max())
-    y = optimal_loss(fit, fit.z_P[None], x)[0]
-    low = high = None
-    if draws is not None:
-        low, high = np.quantile(optimal_loss(fit, draws.z_RP, x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     figure, axes = figure_for(ax, (7.0, 4.4))
-    axes.plot(c, fit.points.loss_n, "o", color="#666666", ms=3.5, alpha=0.6, mew=0, label="runs")
-    rows = _draw_curve(axes, (x, y, low, high), (c.min(), c.max()), 0, "law, best N and D", band_name=True)
+    rows: Rows = []
+    for index, own in _points_of_sets(fit):
+        x = _drawn_places(c[own].min(), c[own].max())
+        y = lowest_loss(fit, fit.z_P[None], x, index)[0]
+        low = high = None
+        if draws is not None:
+            low, high = percentiles(lowest_loss(fit, draws.z_RP, x, index), draws.level)
+        look = {} if fit.points.by_data is None else {"color": series_style(index)["color"]}
+        name = "runs" if index == 0 else None
+        axes.plot(
+            c[own],
+            fit.points.loss_n[own],
+            _marker(fit, index),
+            **{"color": "#666666", "ms": 3.5, "alpha": 0.6, "mew": 0, **look},
+            label=name,
+        )
+        band = _band_name(draws) if index == 0 else None
+        ends, label = (c[own].min(), c[own].max()), f"{_set_label(fit, index)}law, best N and D"
+        rows += _draw_curve(axes, (x, y, low, high), ends, index, label, band)
     rows += _finish_compute_axes(axes, fit, c, "lowest loss at each compute")
     axes.set_xlabel("training compute 6 N D (FLOPs)")
     return figure, rows
@@ -163,8 +209,10 @@ def residual_panels(fit: LossFit) -> Picture:
     bold_title(grid[0, 0], f"{_title_prefix(fit)}residuals of the loss law")
     threshold = f"grey: within Huber's threshold of {100 * fit.delta:g}%"
     add_note(figure, f"{threshold}; standard deviation {100 * fit.scatter:.2g}%")
+    cells = _data_cells(fit)
     return figure, [
         {
+            **cells[i],
             **{name: float(x[i]) for name, x in columns.items()},
             "loss": float(fit.points.loss_n[i]),
             "residual_percent": float(percent[i]),
@@ -178,7 +226,12 @@ def draw_residuals(axes: Axes, fit: LossFit, name: str, x_n: np.ndarray) -> None
     axes.axhspan(-100 * fit.delta, 100 * fit.delta, color="#bbbbbb", alpha=0.6, lw=0)
     axes.axhline(0, color="black", lw=1)
     percent = 100 * np.expm1(fit.residual_n)
-    axes.plot(x_n, percent, "o", color=BLUE, ms=4.5, alpha=0.75, mec="white", mew=0.4)
+    for index, own in _points_of_sets(fit):
+        look = {"color": series_style(index)["color"], "ms": 4.5, "alpha": 0.75, "mec": "white", "mew": 0.4}
+        label = None if fit.points.by_data is None else fit.points.sets[index]
+        axes.plot(x_n[own], percent[own], _marker(fit, index), **look, label=label)
+    if fit.points.by_data is not None:
+        axes.legend(loc="best", fontsize=9)
     axes.set_xscale("log")
     axes.set_xlabel(LOSS_UNITS[name])
     if name != "flops":
@@ -186,23 +239,38 @@ def draw_residuals(axes: Axes, fit: LossFit, name: str, x_n: np.ndarray) -> None
 
 
 @mpl.rc_context(STYLE)
-def floor_profile(fit: LossFit, profile: FloorProfile, draws: Draws | None) -> Picture:
-    """Above, the objective with the floor held at each value; below, what that floor makes of the rest."""
-    figure, grid = new_figure((7.0, 6.0), 2, 1, sharex=True, height_ratios=(3, 2))
-    top, bottom = grid[:, 0]
-    draw_floor_objective(top, fit, profile)
-    draw_held_floor(bottom, fit, profile)
-    note = "star: the law" + (", pinned" if "E" in fit.pins else "")
-    if draws is not None and "E" not in fit.pins:
-        low, high = floor_interval(draws)
-        for axes in (top, bottom):
-            axes.axvspan(low, high, color="#999999", alpha=0.3, lw=0)
-        note += f"; grey: {100 * LEVEL:g}% bootstrap interval of E, {low:.4g} to {high:.4g}"
-    add_note(figure, note)
+def floor_profiles(fit: LossFit, profiles: Sequence[FloorProfile], draws: Draws | None) -> Picture:
+    """Above, the objective with the floor held at each value; below, what that floor makes of the rest.
+
+    A column for each data set.
+    """
+    size = (7.0 if len(profiles) == 1 else 5.6 * len(profiles), 6.0)
+    figure, grid = new_figure(size, 2, len(profiles), sharex="col", height_ratios=(3, 2))
+    notes, rows = ["star: the law"], []
+    for (top, bottom), profile in zip(grid.T, profiles, strict=True):
+        name = fit.names[profile.data_set]
+        draw_floor_objective(top, fit, profile)
+        draw_held_floor(bottom, fit, profile)
+        if profile.data_set in fit.held:
+            notes.append(f"{name} pinned")
+        elif draws is not None:
+            low, high = floor_interval(draws, profile.data_set)
+            for axes in (top, bottom):
+                axes.axvspan(low, high, color="#999999", alpha=0.3, lw=0)
+            interval = f"{format_percent(draws.level)} bootstrap interval"
+            notes.append(f"grey: {interval} of {name}, {low:.4g} to {high:.4g}")
+        rows += _profile_rows(fit, profile)
+    add_note(figure, "; ".join(notes))
+    return figure, rows
+
+
+def _profile_rows(fit: LossFit, profile: FloorProfile) -> Rows:
     exponents = _exponents(fit, profile)
     ratio = profile.objective_F / _least_objective(profile)
-    return figure, [
+    data = {} if fit.points.by_data is None else {"data": fit.points.sets[profile.data_set]}
+    return [
         {
+            **data,
             "E": float(floor),
             "objective": float(profile.objective_F[i]),
             "ratio": float(ratio[i]),
@@ -218,10 +286,12 @@ def draw_floor_objective(axes: Axes, fit: LossFit, profile: FloorProfile) -> Non
     least = _least_objective(profile)
     ratio = profile.objective_F / least
     axes.plot(profile.floor_F, ratio, "-", color=BLUE, lw=2)
-    axes.plot([fit.z_P[0]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4)
+    axes.plot(
+        [fit.z_P[profile.data_set]], [fit.objective / least], "*", color=RED, ms=14, mec="white", zorder=4
+    )
     axes.set_ylim(1 - 0.04 * (min(ratio.max(), 4) - 1), min(ratio.max() * 1.02, 4))
     axes.set_ylabel("objective / least objective")
-    bold_title(axes, f"{_title_prefix(fit)}profile of the floor E")
+    bold_title(axes, f"{_title_prefix(fit)}profile of the floor {fit.names[profile.data_set]}")
 
 
 def draw_held_floor(axes: Axes, fit: LossFit, profile: FloorProfile) -> None:
@@ -249,8 +319,7 @@ def _least_objective(profile: FloorProfile) -> float:
 
 def _exponents(fit: LossFit, profile: FloorProfile) -> dict[str, np.ndarray]:
     """The fitted exponents by name, each (F,), one value for each floor of the profile."""
-    first = 1 + len(fit.centre_K)
-    return dict(zip(fit.names[first:], profile.z_FP[:, first:].T, strict=True))
+    return dict(zip(fit.exponent_names, fit.layout.exponents(profile.z_FP).T, strict=True))
 
 
 @mpl.rc_context(STYLE)
@@ -300,7 +369,7 @@ def _leverage_curve(axes: Axes, one: FittedSeries, index: int) -> Rows:
     x = np.geomspace(one.flops[0], one.flops[1], 121)
     y = predict_loss(one.fit, one.fit.z_P[None], x[None])[0]
     rows = _draw_curve(
-        axes, (x, y, *loss_band(one.fit, one.draws, x[None])), one.flops, index, one.name, False
+        axes, (x, y, *loss_band(one.fit, one.draws, x[None])), one.flops, index, one.name, None
     )
     measured, losses = one.fit.points.x_Kn[0], one.fit.points.loss_n
     axes.plot(measured, losses, **{**series_style(index), "ls": ""}, ms=6, mec="white", mew=0.6, zorder=4)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -17,16 +18,16 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """Print a table whose cells are formatted already."""
     out = open_console()
     table = Table(
-        title=title,
+        title=escape(title),  # a name such as E[pile] is no markup
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD if out.is_terminal else None,
         padding=(0, 1),
     )
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(escape(name), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     if out.is_terminal:
         out.print(table)
         return

@@ -1,5 +1,7 @@
 """Loss laws: known laws and the published optimum are recovered, and the floor's uncertainty is shown."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,6 @@ from scipy.special import huber
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.loss.bootstrap import bootstrap_loss, loss_band, parameter_intervals
 from hyperp.analysis.loss.fit import (
-    DELTA,
     LossFit,
     extrapolation_point,
     fit_loss_law,
@@ -20,12 +21,13 @@ from hyperp.analysis.loss.fit import (
 )
 from hyperp.analysis.loss.points import loss_points
 from hyperp.analysis.loss.solver import (
+    Layout,
     evaluate_huber_sum,
-    nonnegative_least_squares,
     parameter_bounds,
     polish,
-    starting_points,
 )
+from hyperp.analysis.loss.starts import nonnegative_least_squares, starting_points
+from hyperp.analysis.vocabulary import HUBER_DELTA
 from tests.paths import PUBLIC_SWEEPS
 
 BESIROGLU = PUBLIC_SWEEPS / "chinchilla_besiroglu_245.csv"
@@ -57,7 +59,7 @@ def curve(E: float = 1.7, b: float = 0.12, noise: float = 0.0, n: int = 8, seed:
 
 
 def values(fit: LossFit) -> dict[str, float]:
-    return dict(zip(fit.names, published_parameters(fit.z_P[None], fit.centre_K)[0].tolist(), strict=True))
+    return dict(zip(fit.names, published_parameters(fit, fit.z_P[None])[0].tolist(), strict=True))
 
 
 def test_the_optimum_of_the_240_points_is_met(besiroglu):
@@ -83,10 +85,10 @@ def test_warm_resamples_are_as_good_as_cold_ones(besiroglu):
     n = len(besiroglu.points.loss_n)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=1000).astype(float)
     warm = bootstrap_loss(besiroglu, 1000, seed=0)
-    data = solver_points(besiroglu.points, besiroglu.centre_K, DELTA)
+    data = solver_points(besiroglu.points, besiroglu.centre_K, HUBER_DELTA, besiroglu.layout)
     low, high = parameter_bounds(data, {})
     for i in range(10):
-        one = type(data)(data.u_Kn, data.y_Rn, weights[i : i + 1], DELTA)
+        one = replace(data, weights_Rn=weights[i : i + 1])
         cold = polish(starting_points(one, low, high), one, low, high).objective_R.min()
         assert evaluate_huber_sum(warm.z_RP[i : i + 1], one).value_R[0] <= cold * (1 + 1e-8)
 
@@ -99,18 +101,18 @@ def test_no_random_start_finds_a_better_optimum():
         z = np.column_stack(
             [rng.uniform(0, 2.5, 100), rng.uniform(-5, 1, (100, 2)), rng.uniform(0.02, 2, (100, 2))]
         )
-        data = solver_points(points, fit.centre_K, DELTA)
+        data = solver_points(points, fit.centre_K, HUBER_DELTA, fit.layout)
         low, high = parameter_bounds(data, {})
         assert polish(z, data, low, high).objective_R.min() >= fit.objective * (1 - 1e-8)
 
 
 def test_an_independent_minimiser_gains_nothing():
     fit = fit_loss_law(loss_points(grid(0.005), "chinchilla"))
-    data = solver_points(fit.points, fit.centre_K, DELTA)
+    data = solver_points(fit.points, fit.centre_K, HUBER_DELTA, fit.layout)
 
     def objective(z):
         law = z[0] + np.exp(z[1] - z[3] * data.u_Kn[0]) + np.exp(z[2] - z[4] * data.u_Kn[1])
-        return huber(DELTA, np.log(law) - data.y_Rn[0]).sum() / fit.objective
+        return huber(HUBER_DELTA, np.log(law) - data.y_Rn[0]).sum() / fit.objective
 
     assert objective(fit.z_P) == pytest.approx(1, rel=1e-12, abs=0)
     options = {"xatol": 1e-10, "fatol": 1e-13, "maxiter": 5000, "maxfev": 5000}
@@ -121,7 +123,7 @@ def test_an_independent_minimiser_gains_nothing():
 
 def test_gradient_is_that_of_the_objective():
     points = loss_points(grid(0.003), "chinchilla")
-    data = solver_points(points, np.exp(np.log(points.x_Kn).mean(axis=1)), DELTA)
+    data = solver_points(points, np.exp(np.log(points.x_Kn).mean(axis=1)), HUBER_DELTA, Layout(2))
     z = np.array([1.7, -0.9, -1.1, 0.33, 0.4])
     step = 1e-6 * np.eye(5)
     ahead, behind = evaluate_huber_sum(z + step, data).value_R, evaluate_huber_sum(z - step, data).value_R
