@@ -197,14 +197,14 @@ class Law(Answer, schema.Law):
         `wald_test()` and `summary()` are what the law itself does not have.
 
         Raises:
-            ValueError: the law was fitted in linear space, or to optima without errors (pool, argmin).
+            ValueError: the law was fitted in linear space, or to optima without errors of their own.
         """
         import pandas as pd
         import statsmodels.api as sm
 
         used = [one for one in self.slices if one.used and one.optimum is not None]
         optima = [one.optimum for one in used if one.optimum is not None]
-        errors = [one.se * math.log(2) for one in optima if one.se is not None]
+        errors = [one.se * math.log(2) for one in optima if one.se is not None and one.df]
         if self.space != "log" or len(errors) < len(used):
             raise ValueError(
                 "to_statsmodels needs a law in log space whose optima have errors, as by method shared, got "

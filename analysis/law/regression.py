@@ -87,10 +87,12 @@ def regress(sample: Sample, response: str = "lr", extra: np.ndarray | None = Non
         return _least_squares_in_rates(y, sample.fixed_part(response), X)
     if not sample.by_runs:
         return meta_regression(y, sample.standard_errors(response), X)
-    # An optimum that averages n runs counts n times, as if the runs themselves were regressed.
-    root = np.sqrt([o.runs for o in sample.optima])
+    # An optimum that averages n runs counts n times, as if the runs themselves were regressed. So errors that
+    # differ between optima must not weigh: all get their root mean square.
+    root, se = np.sqrt([o.runs for o in sample.optima]), sample.standard_errors(response)
     root /= math.sqrt(np.mean(root**2))
-    return meta_regression(y * root, None, X * root[:, None])
+    common = None if se is None else np.full(len(se), math.sqrt(np.mean(se**2)))
+    return meta_regression(y * root, common, X * root[:, None])
 
 
 def _least_squares_in_rates(y: np.ndarray, held: np.ndarray, X: np.ndarray) -> MetaRegression:

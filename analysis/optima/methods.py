@@ -1,5 +1,7 @@
 """The methods that find the best rate of each slice, by name."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +32,15 @@ def estimate_optima(name: MethodName, slices: Sequence[Slice], options: MethodOp
     """
     if name not in ESTIMATORS:
         raise ValueError(f"{argument('method')} must be one of {', '.join(METHODS)}, got {name!r}")
-    return ESTIMATORS[name](slices, options)
+    found = ESTIMATORS[name](slices, options)
+    unknown = sum(o.state == "bracketed" and o.se is None for o in found.optima)
+    if not unknown:
+        return found
+    note = (
+        f"{unknown} of {len(slices)} slices have an optimum without a standard error, because their runs "
+        "leave no residual degree of freedom; a second seed or another rate would give one"
+    )
+    return dataclasses.replace(found, notes=[*found.notes, note])
 
 
 def two_stage_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
@@ -87,6 +97,7 @@ def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
     if rates[0] in settings[near, 0] and rates[-1] in settings[near, 0] and near.sum() > 1:
         return Optimum("not_convex", "the loss is nearly flat over all rates", (rates[0] / 4, rates[-1] * 4))
     where = np.log2(settings[near]).mean(axis=0)
+    rounding = [_half_step(np.log2(settings), j, where[j]) for j in range(settings.shape[1])]
     return Optimum(
         "bracketed",
         None,
@@ -95,8 +106,26 @@ def _best_setting(one: Slice, options: MethodOptions, within: float) -> Optimum:
         rates=tuple(np.unique(settings[near, 0]).tolist()),
         seeds=len(np.unique(one.seed)),
         runs=int(near.sum()),
-        also={name: float(v) for name, v in zip(options.over[1:], where[1:], strict=True)},
+        rounding=rounding[0],
+        se=rounding[0] / math.sqrt(3),
+        also=dict(zip(options.over[1:], where[1:].tolist(), strict=True)),
+        also_se={n: half / math.sqrt(3) for n, half in zip(options.over[1:], rounding[1:], strict=True)},
     )
+
+
+def _half_step(settings: np.ndarray, j: int, at: float) -> float:
+    """Half the step, in octaves, of the settings (n, p) along quantity j about its value `at`.
+
+    Of a grid, it is the mean of the steps to the values on both sides. Of settings drawn at random, most
+    values differ; it is then the step of a grid of as many settings over the same range.
+    """
+    count, p = settings.shape
+    values = np.unique(settings[:, j])
+    if p > 1 and 2 * len(values) > count:
+        return float(np.ptp(values)) / (count ** (1 / p) - 1) / 2
+    near = int(np.argmin(np.abs(values - at)))
+    beside = values[max(near - 1, 0) : near + 2]
+    return float(np.ptp(beside)) / max(len(beside) - 1, 1) / 2
 
 
 ESTIMATORS: dict[MethodName, Method] = {

@@ -28,6 +28,9 @@ class Optimum:
             variance of the slope comes from the noise, or from the scatter of the seeds' own vertices over
             their number, whichever is larger.
         df: degrees of freedom of `se`.
+        rounding: half the step, in octaves, between the rates about an optimum that is one of the slice's own
+            rates or a mean of some; None where it is that of a curve. `se` is then its standard deviation, of
+            a uniform distribution, without the noise of the losses, and there is no interval.
         low, high: ends of the interval, as rates; None where it is unbounded. Of a parabola, they are
             Fieller's.
         also, also_se: base-2 log and standard error of each quantity tuned beside the rate.
@@ -46,6 +49,7 @@ class Optimum:
     runs: int = 1
     se: float | None = None
     df: int = 0
+    rounding: float | None = None
     low: float | None = None
     high: float | None = None
     also: dict[str, float] = field(default_factory=dict)

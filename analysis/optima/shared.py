@@ -9,7 +9,6 @@ import numpy as np
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optima.basin.fit import BasinFit, fit_basin
 from hyperp.analysis.optima.basin.shape import (
-    identifiable_columns,
     monomials,
     run_weights,
     shape_gradient,
@@ -28,6 +27,8 @@ from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import CENSORED
 
 LN2 = math.log(2.0)
+SPARE_SLICES = 4  # slices beyond the covariates with which the curvature may depend on them
+LARGEST_HALF_WIDTH = 500.0  # octaves; a wider interval is as good as unbounded, and 2.0 ** 1024 overflows
 LEAST_INFORMATION = 0.25  # of that of the slice's most informative seed; seeds with less are left out
 
 
@@ -42,29 +43,27 @@ def shared_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResu
             continue
         part = [slices[i] for i in members]
         try:
-            names, Z = _identifiable_covariates(part, options)
-            fit = _fit_context(part, Z)
+            fit, names = _fit_context(part, options)
         except Refusal as refusal:
             for i in members:
                 optima[i] = _optimum_without_basin(slices[i], refusal.reason)
             continue
-        shape = BasinEstimate(
-            fit.shape.powers.tolist(), fit.shape.coef.tolist(), _curvature_exponents(fit, names, Z)
-        )
+        middle = [math.exp(math.fsum(math.log(s.covariates[n]) for s in part) / len(part)) for n in names]
+        bend = dict(zip(names, zip(fit.bend.tolist(), middle, strict=True), strict=True))
+        shape = BasinEstimate(fit.shape.powers.tolist(), fit.shape.coef.tolist(), bend)
         seeds = [_seed_optima(slices[i], fit, k) for k, i in enumerate(members)]
         scatter, seed_df = _pooled_seed_variance(seeds)
         for k, i in enumerate(members):
             floor = scatter / seeds[k].number
             optima[i] = _slice_optimum(slices[i], fit, k, floor, seed_df, options)
             basins[i] = shape
-        notes += _curvature_notes(fit, names)
         if not fit.converged:
             notes.append("the fit of the shared basin did not converge")
     return MethodResult(optima, basins, notes=notes)
 
 
-def _fit_context(slices: Sequence[Slice], Z: np.ndarray | None) -> BasinFit:
-    """Fit one basin to these slices; Z (K, q) holds natural logs of their covariates."""
+def _fit_context(slices: Sequence[Slice], options: MethodOptions) -> tuple[BasinFit, list[str]]:
+    """Fit one basin to these slices; with the names of the covariates on which its curvature depends."""
     logs, losses, counts, labels = [], [], [], []
     for index, one in enumerate(slices):
         settings, means, seeds = mean_loss_by_setting(one)
@@ -73,41 +72,19 @@ def _fit_context(slices: Sequence[Slice], Z: np.ndarray | None) -> BasinFit:
         counts.append(seeds)
         labels.append(np.full(len(means), index))
     U, loss, count, label = (np.concatenate(parts) for parts in (logs, losses, counts, labels))
-    return fit_basin(U, loss, label, count, Z)
-
-
-def _identifiable_covariates(
-    slices: Sequence[Slice], options: MethodOptions
-) -> tuple[list[str], np.ndarray | None]:
-    """Names and natural logs (K, q) of the covariates that the slices tell apart, the law's first."""
-    names = list(dict.fromkeys((*options.by, *slices[0].covariates)))
+    names = _sizes_of_curvature(slices, options)
     Z = np.log([[float(one.covariates[name]) for name in names] for one in slices])
-    columns = identifiable_columns(Z)
-    return [names[j] for j in columns], Z[:, columns] if columns else None
+    basin = fit_basin(U, loss, label, count, Z if names else None, names=("rate", *options.over[1:]))
+    return basin, names
 
 
-def _curvature_notes(fit: BasinFit, names: Sequence[str]) -> list[str]:
-    """A line for each covariate on which the fit lets the curvature depend."""
-    law = fit.curvature
-    if law is None:
-        return []
-    return [
-        f"the basin's curvature changes as {names[j]}^{law.exponent[j]:.2f} (SE {law.se[j]:.2f}, "
-        f"p = {law.p[j]:.2g}), and so does the loss that a wrong rate costs"
-        for j in range(len(names))
-        if law.used[j]
-    ]
+def _sizes_of_curvature(slices: Sequence[Slice], options: MethodOptions) -> list[str]:
+    """The covariates on which the curvature may depend: all that vary, if there are slices enough to tell.
 
-
-def _curvature_exponents(
-    fit: BasinFit, names: Sequence[str], Z: np.ndarray | None
-) -> dict[str, tuple[float, float]]:
-    """For each covariate on which the curvature depends, its exponent and the size where the shape holds."""
-    law = fit.curvature
-    if law is None or Z is None:
-        return {}
-    middle = np.exp(Z.mean(axis=0))
-    return {names[j]: (float(law.exponent[j]), float(middle[j])) for j in range(len(names)) if law.used[j]}
+    None where more than the rate is tuned: exponents made predictions worse for StepLaw's cells left out.
+    """
+    vary = [n for n in slices[0].covariates if len({one.covariates[n] for one in slices}) > 1]
+    return vary if options.over == ("lr",) and len(slices) >= len(vary) + SPARE_SLICES else []
 
 
 @dataclass(frozen=True)
@@ -132,7 +109,7 @@ def _seed_optima(one: Slice, fit: BasinFit, k: int) -> _SeedOptima:
     if fit.states[k] != "bracketed":
         return _SeedOptima(np.empty((0, p)), 1.0)
     u = np.log(np.column_stack([one.lr, *one.tuned.values()]))
-    v, coef = u - fit.optimum[k], fit.shape.coef * fit.curves.amplitude[k]
+    v, coef = u - fit.optimum[k], fit.shape.coef * fit.amplitude[k]
     excess = one.loss / fit.floor[k] - 1
     model = monomials(v, fit.shape.powers) @ coef
     G = -shape_gradient(v, fit.shape.powers, coef)
@@ -168,9 +145,11 @@ def _slice_optimum(
     state = fit.states[k]
     if state != "bracketed":
         return Optimum(state, fit.reasons[k], _next_rates(one, fit, k))
-    df = seed_df if floor[0] > fit.se[k, 0] ** 2 else max(int(fit.df), 1)
-    where, errors = fit.optimum[k] / LN2, np.sqrt(np.maximum(fit.se[k] ** 2, floor)) / LN2
-    half = t_quantile(df, options.level) * float(errors[0])
+    where = fit.optimum[k] / LN2
+    variance, df = _variance(fit, k, floor, seed_df)
+    errors = None if variance is None else np.sqrt(variance) / LN2
+    half = math.inf if errors is None else t_quantile(df, options.level) * float(errors[0])
+    bounded = half < LARGEST_HALF_WIDTH
     real = fit.curves.count[k] > 0
     near = real & (fit.weight[k] >= 0.5 * fit.weight[k][real].max())
     loss = float(fit.floor[k])
@@ -179,17 +158,30 @@ def _slice_optimum(
         None,
         log2_lr=float(where[0]),
         loss=loss,
-        curvature=loss * float(fit.shape.quadratic[0, 0] * fit.curves.amplitude[k]) * LN2**2,
+        curvature=loss * float(fit.shape.quadratic[0, 0] * fit.amplitude[k]) * LN2**2,
         rates=tuple(np.unique(one.lr[_near_any(one.lr, np.exp(fit.curves.u[k][near, 0]))]).tolist()),
         seeds=len(np.unique(one.seed)),
         runs=int(near.sum()),
-        se=float(errors[0]),
+        se=None if errors is None else float(errors[0]),
         df=df,
-        low=2.0 ** (float(where[0]) - half),
-        high=2.0 ** (float(where[0]) + half),
-        also={n: float(v) for n, v in zip(options.over[1:], where[1:], strict=True)},
-        also_se={n: float(v) for n, v in zip(options.over[1:], errors[1:], strict=True)},
+        low=2.0 ** (float(where[0]) - half) if bounded else None,
+        high=2.0 ** (float(where[0]) + half) if bounded else None,
+        also=dict(zip(options.over[1:], where[1:].tolist(), strict=True)),
+        also_se={} if errors is None else dict(zip(options.over[1:], errors[1:].tolist(), strict=True)),
     )
+
+
+def _variance(fit: BasinFit, k: int, floor: np.ndarray, seed_df: int) -> tuple[np.ndarray | None, int]:
+    """The variance (p,) of the optimum of slice k, in squared natural logs, and its degrees of freedom.
+
+    Where the residuals leave no degree of freedom, the seeds alone tell the noise; None if they do not.
+    """
+    own, common = (np.diagonal(c[k]) for c in (fit.own, fit.common))
+    if fit.noise is None:
+        return (floor * (1 + common / own), seed_df) if floor.all() else (None, 0)
+    of_runs = fit.noise**2 * own
+    df = seed_df if floor[0] > of_runs[0] else fit.df
+    return np.maximum(of_runs, floor) + fit.noise**2 * common, df
 
 
 def _optimum_without_basin(one: Slice, reason: str) -> Optimum:
@@ -216,6 +208,8 @@ def _next_rates(one: Slice, fit: BasinFit, k: int) -> tuple[float, ...]:
     settings, means, _ = mean_loss_by_setting(one)
     rates, best = np.unique(settings[:, 0]), settings[np.argmin(means), 0]
     if fit.states[k] in CENSORED:
+        if fit.curves.low[k, 0] <= fit.optimum[k, 0] <= fit.curves.high[k, 0]:
+            return ()  # the edge is one of another quantity
         return edge_optimum(one, rates, low=fit.states[k] == "edge_low").next_rates
     at = int(np.searchsorted(rates, best))
     near = rates[max(at - 1, 0) : at + 2]

@@ -84,7 +84,8 @@ def check_runs(
     check_request(request, runs.frame)
     frame = filter_runs(runs.with_sizes(request.extra).frame, where or {})
     slices = cut_slices(frame, extra=request.extra, over=request.over)
-    optima = estimate_optima(method, slices, request.options).optima
+    found = estimate_optima(method, slices, request.options)
+    optima = found.optima
     changing = varying_columns(slices)
     verdicts = []
     for name in (n for n in slices[0].covariates if n in changing):
@@ -103,7 +104,7 @@ def check_runs(
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
-        warnings=_nearly_equal_sizes(changing),
+        warnings=[*_nearly_equal_sizes(changing), *found.notes],
         slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
     )

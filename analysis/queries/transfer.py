@@ -225,11 +225,11 @@ def _drift_between_two(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord]
     doublings = float(x[1] - x[0])
     drift = float(y[1] - y[0]) / doublings
     errors = [o.se for o in optima if o.se is not None]
-    if len(errors) < 2:
-        basis = "none: the curves have no residual degrees of freedom"
+    df = min(o.df for o in optima)  # their variances are pooled, so their degrees of freedom are the same
+    if len(errors) < 2 or df < 1:
+        basis = "unknown: no residual degrees of freedom"
         return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
     se = math.hypot(*errors) / doublings
-    df = min(o.df for o in optima)  # their variances are pooled, so their degrees of freedom are the same
     half = t_quantile(df, level) * se
     basis = "the two curves' own errors; scatter between curves cannot be seen with two"
     return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)

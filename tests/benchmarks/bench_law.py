@@ -96,8 +96,8 @@ def print_growth_coverage(replicates: int) -> None:
     print(
         "coverage of the exponent's interval, and its bias; coverage of the prediction at 8 times the range,"
     )
-    print("and its width in octaves; how often an exponent of the curvature is used")
-    heads = f"{'exponent':>8} {'bias':>8}   {'ahead':>7} {'width':>6}   {'used':>6}"
+    print("and its width in octaves; the mean exponent of the curvature")
+    heads = f"{'exponent':>8} {'bias':>8}   {'ahead':>7} {'width':>6}   {'bend':>6}"
     print(f"{'slices':>6} {'rates':>6} {'growth':>7}   {heads}")
     for slices in (5, 7, 12):
         for rates in (5, 12):
@@ -105,9 +105,9 @@ def print_growth_coverage(replicates: int) -> None:
                 row = np.array(
                     [_predict_with_growth(seed, slices, rates, power) for seed in range(replicates)]
                 )
-                held, bias, ahead, _, used = row.mean(axis=0)
+                held, bias, ahead, _, bend = row.mean(axis=0)
                 width = np.median(row[:, 3])
-                cells = f"{held:8.1%} {bias:+8.4f}   {ahead:7.1%} {width:6.2f}   {used:6.1%}"
+                cells = f"{held:8.1%} {bias:+8.4f}   {ahead:7.1%} {width:6.2f}   {bend:+6.2f}"
                 print(f"{slices:6} {rates:6} {power:7.1f}   {cells}")
 
 
@@ -122,14 +122,13 @@ def _predict_with_growth(seed: int, slices: int, rates: int, power: float) -> tu
     centre, half = predict(y, se, z[used], at, new=True)
     line = meta_regression(y, se, np.column_stack([np.ones(len(y)), z[used]]))
     low, high = line.interval()
-    bent = basin.curvature is not None and bool(basin.curvature.used.any())
     held = low[1] <= EXPONENT <= high[1]
     return (
         float(held),
         line.beta[1] - EXPONENT,
         float(abs(centre - truth) <= half),
         2 * half / LN2,
-        float(bent),
+        float(basin.bend[0]),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.optima.basin.shape import LossCurves, check_identifiable, invert_small
+from hyperp.analysis.optima.basin.shape import LossCurves, invert
 
 # K: slices   m: runs in the longest slice   p: what is tuned   q: covariates   C: 1 + p + p(p+1)/2
 
@@ -83,7 +83,8 @@ def _fit_lines(
         if len(y) <= X.shape[1] or slices < X.shape[1]:
             needed = X.shape[1] + 1
             raise ValueError(f"{needed} slices are needed for {needed - 1} coefficients, got {len(y)}")
-        check_identifiable(Z)
+        if np.linalg.matrix_rank(X) < X.shape[1]:
+            raise ValueError(f"covariate columns {list(chosen)} must not be collinear")
         beta = np.linalg.lstsq(X, y[:, j], rcond=None)[0]
         residual = y[:, j] - X @ beta
         back = np.eye(len(beta))  # from the centred intercept to that at covariates of one
@@ -155,7 +156,7 @@ def fit_parabolas(curves: LossCurves, window: float = WINDOW) -> Parabolas:
     D = np.stack(
         [_gradient_and_form(e, p)[0] + 2 * at @ _gradient_and_form(e, p)[1] for e in np.eye(C)], axis=-1
     )
-    jacobian = -invert_small(safe) @ D / 2
+    jacobian = -invert(safe) @ D / 2
     cov = jacobian @ spread @ jacobian.swapaxes(1, 2)
     inflated = residual * np.sqrt(inside.sum() / left)
     optimum = np.where(bowl[:, None], optimum, np.nan)
@@ -168,7 +169,7 @@ def _vertices(coef: np.ndarray, p: int) -> np.ndarray:
     det = A[..., 0, 0] if p == 1 else A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] ** 2
     positive = ((A[..., 0, 0] > 0) & (det > 0))[..., None]
     safe = np.where(positive[..., None], A, np.eye(p))
-    return np.where(positive, -(invert_small(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
+    return np.where(positive, -(invert(safe) @ gradient[..., None])[..., 0] / 2, np.nan)
 
 
 def _gradient_and_form(coef: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:

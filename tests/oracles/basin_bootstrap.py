@@ -1,4 +1,4 @@
-"""Bootstraps of the shared and of the two-stage estimate, all resamples at once.
+"""Bootstraps of the shared and of the two-stage estimate.
 
 They draw two levels anew, runs and slices, and keep the design of the sweep.
 
@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hyperp.analysis.optima.basin.descent import BasinParameters, descend
 from hyperp.analysis.optima.basin.fit import BasinFit
-from hyperp.analysis.optima.basin.joint import gauss_newton
-from hyperp.analysis.optima.basin.locate import fit_slices
 from hyperp.analysis.random_effects import meta_regression
 from tests.oracles.baselines import Parabolas
 
@@ -58,7 +57,7 @@ def shared_bootstrap(
     seed: int = 0,
     steps: int = STEPS,
 ) -> Bootstrap:
-    """Fit shape, optima and law to resampled losses; scale, amplitudes and states stay those of the fit.
+    """Fit shape, optima and law to resampled losses; scale and states stay those of the fit.
 
     Args:
         basin: the fit.
@@ -73,14 +72,18 @@ def shared_bootstrap(
     _check_designs(designs, basin.optimum.shape, resamples)
     rng = np.random.default_rng(seed)
     loss = basin.floor[:, None] * (1 + _resampled_losses(basin, resamples, rng))
-    used, powers = basin.bracketed, basin.shape.powers
-    part = replace(basin.curves.select(basin.shaped), loss=loss[:, basin.shaped])
-    parameters, _ = gauss_newton(part, basin.X, powers, basin.parameters, steps, basin.scale, damping=0.0)
-    start = np.broadcast_to(basin.optimum[used], (len(loss), *basin.optimum[used].shape))
-    part, floor = replace(basin.curves.select(used), loss=loss[:, used]), basin.floor[used]
-    located = fit_slices(part, powers, parameters.coef, start, floor, steps, basin.scale, damping=0.0)
+    used, shaped, options = basin.bracketed, basin.shaped, {"iterations": steps, "damping": 0.0}
+    start = BasinParameters(basin.shape.coef, basin.bend, basin.optimum[shaped], basin.floor[shaped])
+    refits = []
+    for row in loss:
+        part = replace(basin.curves.select(shaped), loss=row[shaped])
+        found = descend(part, basin.shape.powers, start, basin.scale, **options)[0]
+        part = replace(basin.curves.select(used), loss=row[used])
+        own = BasinParameters(found.coef, found.bend, basin.optimum[used], basin.floor[used])
+        refits.append(descend(part, basin.shape.powers, own, basin.scale, held=True, **options)[0].optimum)
+    optima = np.array(refits)
     # Relative to the curves without new noise, whose optima differ from the fit's, as they keep their misfit.
-    moved = located.optimum[1:] - located.optimum[0]
+    moved = optima[1:] - optima[0]
     return _regress_resamples(basin.optimum[used], basin.cov[used], moved, [d[used] for d in designs], rng)
 
 
@@ -109,6 +112,7 @@ def two_stage_bootstrap(
 
 def _resampled_losses(basin: BasinFit, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Relative excess losses (1 + B, K, m) over the fitted floors; the first has no new noise."""
+    assert basin.noise is not None
     count = np.maximum(basin.curves.count, 1e-300)
     admitted = np.sqrt(basin.weight / count)
     pool, odds = basin.residual * np.sqrt(count), (admitted**2 * basin.shaped[:, None]).ravel()

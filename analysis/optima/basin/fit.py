@@ -1,10 +1,14 @@
 """Fit one basin to all slices: every slice helps to estimate the shape of the loss about the best rate.
 
-The model, relative to the floor L of a slice, is loss / L - 1 = a S(u - X theta) + noise. Here u holds the
-natural logs of what is tuned (rate, or rate and batch), X theta is a law in the covariates, S is a quadratic
-form plus all cubic terms, and a is one unless the curvature depends on the covariates (see `curvature`). Loss
-rises faster above the best rate than below it, so a parabola over a wide window is biased. One slice cannot
-identify the cubic terms, but all slices together can. Then each slice gets its own optimum, with S held.
+The model, relative to the floor L of a slice, is loss / L - 1 = a S(u - optimum) + noise. Here u holds the
+natural logs of what is tuned, and S is a quadratic form plus cubic terms, some of them shrunk (see
+`descent`). The factor a is one, or a power law of the covariates where these are given, with exponents that
+are shrunk too. Loss rises faster above the best rate than below it, so a parabola over a wide window is
+biased. One slice cannot identify the cubic terms, but all slices together can.
+
+The shape is fitted to the slices that bracket their optimum, each with an optimum of its own. Then every
+slice gets its optimum with the shape held. A law of the optima has no part in it: slices scatter about any
+law, and a shape fitted along one leans by what they scatter. In simulations that moved optima by 0.06 octave.
 
 Runs far from the optimum tell little about where it is. A run at excess r over the floor has the weight
 1 / (1 + (r/scale)^2) on its residual, and so the square of that on its squared residual. A cubic misses a far
@@ -21,41 +25,38 @@ The floor is fitted too, because the lowest loss of a slice lies below its floor
 dense grids with noise of 0.1% of the loss this changes no prediction that matters.
 """
 
-import contextlib
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.optima.basin.curvature import (
-    LEAST_NOISE_FALL,
-    ROUNDS,
-    CurvatureLaw,
-    curvature_amplitudes,
-    fit_curvature_law,
-    slice_amplitudes,
-)
-from hyperp.analysis.optima.basin.joint import ITERATIONS, TOLERANCE, BasinParameters, fit_shape
-from hyperp.analysis.optima.basin.locate import (
-    SliceFits,
-    few_values_reason,
-    fit_slices,
-    second_valley_reasons,
-    slice_state,
+from hyperp.analysis.optima.basin.descent import (
+    BasinParameters,
+    amplitude,
+    descend,
+    information,
+    linearise,
+    prior_precision,
 )
 from hyperp.analysis.optima.basin.shape import (
     BasinShape,
     LossCurves,
-    law_design,
-    monomial_powers,
+    invert,
     pack_curves,
+    run_weights,
+    shape_powers,
+    subtract_weighted_means,
 )
+from hyperp.analysis.optima.basin.states import few_values_reason, second_valley_reasons, slice_state
 from hyperp.analysis.vocabulary import State
 
-# K: slices   m: runs in the longest slice   p: what is tuned   P: coefficients of the law for one of these
+# K: slices   m: runs in the longest slice   p: what is tuned   S: terms of the shape
 
 BLIND = ("too_few_rates", "not_convex")  # slices in these states inform neither the shape nor an optimum
+SCALE_RANGE = (0.002, 0.03)  # a smaller scale fits noise; beyond a larger one no basin is a cubic
+LEAST_START = 0.01  # of the largest curvature, for a curvature from which the fit starts
+EFFECTIVE_RUNS = 3.0  # in the median slice, for each of the slice's own parameters: floor and optimum
 
 
 @dataclass(frozen=True)
@@ -64,40 +65,38 @@ class BasinFit:
 
     Attributes:
         curves: the runs.
-        shape: S.
+        shape: S, at the geometric mean of the covariates.
+        bend: (q,) exponents of the curvature in the covariates.
         scale: relative excess loss at which the residual of a run counts half.
-        noise: residual standard deviation of one run, relative to its loss.
-        df: degrees of freedom of `noise`.
-        curvature: the tested exponents of the curvature and which of them are used; None where the slices
-            identify none. The amplitude of each slice's basin is `curves.amplitude` (K,).
+        noise: residual standard deviation of one run, relative to its loss; None where no degree of freedom
+            is left to measure it by.
+        df: degrees of freedom of `noise`, at least one where there is any.
         states, reasons: of each slice; the reason is None where the slice is bracketed.
         optimum: (K, p) natural logs; NaN for too_few_rates and not_convex, outside the rates for an edge.
-        cov: (K, p, p) covariance of each optimum with the shape held.
+        own, common: (K, p, p) covariance of each optimum for a noise of one: with the shape held, and what
+            the error of the shape adds to it. NaN as `optimum`.
         floor: (K,) loss at the optimum.
         converged: whether the last Gauss-Newton step moved every location by less than 1e-6.
         residual, weight: (K, m) of each run in its slice's own fit.
         shaped: mask (K,) of the slices that the shape was fitted to.
-        X: their design, with a row for each.
-        parameters: what was fitted to them.
     """
 
     curves: LossCurves
     shape: BasinShape
+    bend: np.ndarray
     scale: float
-    noise: float
-    df: float
-    curvature: CurvatureLaw | None
+    noise: float | None
+    df: int
     states: tuple[State, ...]
     reasons: tuple[str | None, ...]
     optimum: np.ndarray
-    cov: np.ndarray
+    own: np.ndarray
+    common: np.ndarray
     floor: np.ndarray
     converged: bool
     residual: np.ndarray
     weight: np.ndarray
     shaped: np.ndarray
-    X: np.ndarray
-    parameters: BasinParameters
 
     @property
     def bracketed(self) -> np.ndarray:
@@ -105,16 +104,19 @@ class BasinFit:
         return np.array([state == "bracketed" for state in self.states])
 
     @property
+    def cov(self) -> np.ndarray:
+        """Covariance of each optimum, (K, p, p); NaN where the noise is not known."""
+        return (np.nan if self.noise is None else self.noise**2) * (self.own + self.common)
+
+    @property
     def se(self) -> np.ndarray:
-        """Standard errors of the optima in natural logs, (K, p)."""
+        """Standard errors of the optima in natural logs, (K, p); NaN where the noise is not known."""
         return np.sqrt(np.diagonal(self.cov, axis1=-2, axis2=-1))
 
-    def penalty(self, du: np.ndarray, k: int | None = None) -> np.ndarray:
-        """Relative excess loss at a displacement `du` (..., p) natural logs from the optimum of slice `k`.
-
-        Without `k`, it is that at the geometric mean of the covariates.
-        """
-        return self.shape.penalty(du) * (1.0 if k is None else self.curves.amplitude[k])
+    @property
+    def amplitude(self) -> np.ndarray:
+        """Factor (K,) of the shape in each slice."""
+        return amplitude(self.curves, self.bend)
 
 
 def fit_basin(
@@ -124,154 +126,175 @@ def fit_basin(
     weights: np.ndarray | None = None,
     covariates: np.ndarray | None = None,
     scale: float | None = None,
+    names: Sequence[str] | None = None,
 ) -> BasinFit:
     """Fit one shape to all slices, then each slice's own optimum.
 
     Args:
-        U: (n,), (n, 1) or (n, 2) natural logs of rate, or of rate and batch.
+        U: (n,) or (n, p) natural logs of what is tuned.
         loss: (n,) positive losses; multiplying those of a slice by a constant does not change the optima.
         slices: (n,) integers, the slice of each run.
         weights: (n,) numbers of seeds that each loss averages; one each by default.
-        covariates: (K, q) natural logs, in the order of the sorted labels. With them, the optima follow a law
-            while the shape is estimated; without, they are free. Each slice's own optimum is free either way.
+        covariates: (K, q) natural logs, in the order of the sorted labels, on which the curvature may depend.
         scale: relative excess loss at which a residual counts half; chosen from the data by default.
+        names: of what is tuned, for the reasons; rate and batch by default.
 
     Raises:
-        ValueError: the input is bad, covariates are collinear, or there are fewer slices than coefficients
-            plus one.
+        ValueError: the input is bad.
         Refusal: the curves have no bottom.
     """
-    curves = pack_curves(U, loss, slices, weights)
+    curves = pack_curves(U, loss, slices, weights, covariates)
     if scale is not None and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    if covariates is not None:
-        law_design(covariates, len(curves.labels))  # a fault of the whole design is bad input, no refusal
-        covariates = np.asarray(covariates, dtype=float).reshape(len(curves.labels), -1)
-    settled, curvature = _fit_until_states_hold(curves, covariates, scale), None
-    if covariates is not None:
-        settled, curvature = _with_curvature_law(settled, covariates, scale)
-    fit, noise, found = settled.fit, settled.noise, settled.found
-    located = fit.located
+    fit, found = _fit_until_states_hold(curves, scale, names or ("rate", "batch", "third quantity"))
     blind = np.array([state in BLIND for state, _ in found])
-    cov = noise**2 * located.cov
-    cov[blind] = np.nan
+    located, hidden = fit.located, blind[:, None, None]
     return BasinFit(
-        curves=settled.curves,
-        shape=BasinShape(fit.powers, fit.parameters.coef),
+        curves=curves,
+        shape=BasinShape(fit.powers, fit.coef),
+        bend=fit.bend,
         scale=fit.scale,
-        noise=noise,
-        df=located.df(~blind, len(fit.parameters.coef)),
-        curvature=curvature,
+        noise=fit.noise,
+        df=fit.df,
         states=tuple(state for state, _ in found),
         reasons=tuple(reason for _, reason in found),
         optimum=np.where(blind[:, None], np.nan, located.optimum),
-        cov=cov,
+        own=np.where(hidden, np.nan, fit.own),
+        common=np.where(hidden, np.nan, fit.common),
         floor=located.floor,
         converged=fit.moved < 1e-6,
-        residual=located.residual,
-        weight=located.weight,
+        residual=fit.residual,
+        weight=fit.weight,
         shaped=fit.shaped,
-        X=fit.X,
-        parameters=fit.parameters,
     )
 
 
 @dataclass(frozen=True)
 class _ShapeFit:
-    """The shape fitted to the slices `shaped` (K,) with design X, and all slices located with it."""
+    """The shape fitted to the slices `shaped` (K,), and all slices located with it; see `BasinFit`."""
 
-    parameters: BasinParameters
     powers: np.ndarray
+    coef: np.ndarray
+    bend: np.ndarray
     scale: float
     moved: float
-    located: SliceFits
+    located: BasinParameters
+    noise: float | None
+    df: int
+    own: np.ndarray
+    common: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
     shaped: np.ndarray
-    X: np.ndarray
-
-
-@dataclass(frozen=True)
-class _StateFit:
-    """A fit whose shape leaves out slices that are no bowl, the noise of one run and the states."""
-
-    curves: LossCurves
-    fit: _ShapeFit
-    noise: float
-    found: list[tuple[State, str | None]]
-
-    def curvature(self, Z: np.ndarray, among: np.ndarray) -> CurvatureLaw | None:
-        """Test how the curvature of the bracketed slices depends on the covariates Z (K, q) in `among`."""
-        keep = np.array([state == "bracketed" for state, _ in self.found])
-        fit = self.fit
-        own = slice_amplitudes(self.curves, fit.located, fit.powers, fit.parameters.coef, self.noise, keep)
-        return fit_curvature_law(*own, Z, among)
-
-
-def _with_curvature_law(
-    plain: _StateFit, Z: np.ndarray, scale: float | None
-) -> tuple[_StateFit, CurvatureLaw | None]:
-    """Fit again with the significant exponents of the curvature; keep that if the noise falls by enough."""
-    tested = plain.curvature(Z, np.ones(Z.shape[1], dtype=bool))
-    if tested is None or not tested.significant.any():
-        return plain, tested
-    used, bent, law = tested.significant, plain, tested
-    for _ in range(ROUNDS):
-        law = bent.curvature(Z, used)
-        if law is None:
-            return plain, tested
-        amplitude = curvature_amplitudes(Z, np.nan_to_num(law.exponent))
-        try:
-            bent = _fit_until_states_hold(dataclasses.replace(plain.curves, amplitude=amplitude), Z, scale)
-        except Refusal:
-            return plain, tested
-    if bent.noise > (1 - LEAST_NOISE_FALL) * plain.noise:
-        return plain, tested
-    exponent, se = np.where(used, law.exponent, tested.exponent), np.where(used, law.se, tested.se)
-    return bent, CurvatureLaw(exponent, se, np.where(used, law.p, tested.p), used)
 
 
 def _fit_until_states_hold(
-    curves: LossCurves, covariates: np.ndarray | None, scale: float | None
-) -> _StateFit:
+    curves: LossCurves, scale: float | None, names: Sequence[str]
+) -> tuple[_ShapeFit, list[tuple[State, str | None]]]:
     """Fit, find the slices that are not convex, and fit again without them until all that remain are."""
     found: list[tuple[State, str | None]] = [("bracketed", None)] * len(curves.labels)
     for k, valley in enumerate(second_valley_reasons(curves)):
-        if few := few_values_reason(curves, k):
+        if few := few_values_reason(curves, k, names):
             found[k] = ("too_few_rates", few)
         elif valley:
             found[k] = ("not_convex", valley)
     while True:
         usable = np.array([state not in BLIND for state, _ in found])
-        fit = _fit_usable(curves, usable, covariates, scale)
-        located = fit.located
-        noise = located.noise(usable, len(fit.parameters.coef))
+        fit = _fit_usable(curves, usable, scale)
         for k in np.flatnonzero(usable):
             # A slice that is no bowl would raise the noise and so hide that it is none.
-            others = usable & (np.arange(len(usable)) != k)
-            others_noise = located.noise(others if others.any() else usable, len(fit.parameters.coef))
-            found[k] = slice_state(curves, int(k), located, fit.scale, others_noise)
+            others = fit.shaped & (np.arange(len(usable)) != k)
+            noise = _noise_of_runs(curves, fit, others)[0] if others.any() else fit.noise
+            found[k] = slice_state(curves, int(k), fit.located, fit.scale, noise, names)
         if all(found[k][0] != "not_convex" for k in np.flatnonzero(usable)):
-            break
-    return _StateFit(curves, fit, noise, found)
+            return fit, found
 
 
-def _fit_usable(
-    curves: LossCurves, usable: np.ndarray, covariates: np.ndarray | None, scale: float | None
-) -> _ShapeFit:
-    """Fit the shape to the slices in the mask `usable`, then locate every slice with it."""
-    keep, X = usable, np.eye(int(usable.sum()))
-    if covariates is not None:
-        # Where too few slices are left for the law, each has its own location.
-        with contextlib.suppress(ValueError):
-            X = law_design(covariates[usable], len(X))
-    if len(X) == X.shape[1]:  # without a law, a curve that ends at its best run determines no location
-        inside = ((curves.best > curves.low) & (curves.best < curves.high)).all(axis=1)
-        keep = usable & inside if (usable & inside).any() else usable
-        X = np.eye(int(keep.sum()))
+def _fit_usable(curves: LossCurves, usable: np.ndarray, scale: float | None) -> _ShapeFit:
+    """Fit the shape to those slices in the mask `usable` that have a bottom, then locate every slice with it.
+
+    These are at first the slices whose best run lies inside their runs. With the shape so found, others may
+    turn out to have their bottom inside as well; then it is fitted again to all of these.
+    """
+    powers = shape_powers(curves.u.shape[2])
+    inside = usable & ((curves.best > curves.low) & (curves.best < curves.high)).all(axis=1)
+    keep = inside if inside.any() else usable
     if not keep.any():
         raise Refusal("no slice has three rates and a bottom")
-    part, powers = curves.select(keep), monomial_powers(curves.u.shape[2])
-    parameters, chosen, moved = fit_shape(part, X, powers, scale)
-    where, floor = curves.best, curves.loss.min(axis=1)
-    where[keep], floor[keep] = np.clip(X @ parameters.theta, part.low, part.high), parameters.floor
-    located = fit_slices(curves, powers, parameters.coef, where, floor, ITERATIONS, chosen, TOLERANCE)
-    return _ShapeFit(parameters, powers, chosen, moved, located, keep, X)
+    fit = _fit_shape(curves, powers, keep, scale)
+    at = fit.located.optimum
+    more = keep | (usable & ((at > curves.low) & (at < curves.high)).all(axis=1))
+    return fit if (more == keep).all() else _fit_shape(curves, powers, more, scale)
+
+
+def _fit_shape(curves: LossCurves, powers: np.ndarray, keep: np.ndarray, scale: float | None) -> _ShapeFit:
+    """Fit the shape to the slices in the mask `keep`, then locate every slice with the shape held."""
+    part, chosen = curves.select(keep), scale
+    chosen = _choose_scale(part, part.loss.min(axis=1)) if scale is None else scale
+    at = _start(part, powers, chosen)
+    for _ in range(2 if scale is None else 0):
+        at, _ = descend(part, powers, at, chosen, iterations=15)
+        chosen = _choose_scale(part, at.floor)
+    at, moved = descend(part, powers, at, chosen)
+    optimum, floor = curves.best, curves.loss.min(axis=1)
+    optimum[keep], floor[keep] = np.clip(at.optimum, part.low, part.high), at.floor
+    located, _ = descend(curves, powers, BasinParameters(at.coef, at.bend, optimum, floor), chosen, held=True)
+
+    told = information(part, linearise(part, powers, at, chosen))
+    prior = prior_precision(powers, at.coef, told)
+    bread = np.linalg.inv(told.normal + np.diag(prior))
+    e = linearise(curves, powers, located, chosen)
+    own = invert(e.normal) @ e.meat @ invert(e.normal)
+    common = e.follow @ (bread @ (told.spread + np.diag(prior)) @ bread) @ e.follow.swapaxes(-1, -2)
+    noise, df = told.noise
+    return _ShapeFit(
+        powers, at.coef, at.bend, chosen, moved, located, noise, df, own, common, e.residual, e.weight, keep
+    )
+
+
+def _noise_of_runs(curves: LossCurves, fit: _ShapeFit, keep: np.ndarray) -> tuple[float | None, int]:
+    """Noise of one run and its degrees of freedom over the slices in the mask `keep`, with this shape."""
+    at = BasinParameters(fit.coef, fit.bend, fit.located.optimum[keep], fit.located.floor[keep])
+    part = curves.select(keep)
+    return information(part, linearise(part, fit.powers, at, fit.scale)).noise
+
+
+def _choose_scale(curves: LossCurves, floor: np.ndarray) -> float:
+    """The scale within SCALE_RANGE that leaves the median slice its EFFECTIVE_RUNS for each parameter.
+
+    Args:
+        curves: the slices.
+        floor: (K,) loss at their bottoms.
+    """
+    wanted = EFFECTIVE_RUNS * (1 + curves.u.shape[2])
+    excess, real = curves.loss / floor[:, None] - 1, (curves.count > 0).astype(float)
+    low, high = np.log(SCALE_RANGE)
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = np.median(run_weights(excess, real, np.exp(middle)).sum(axis=1)) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return float(np.exp(high))
+
+
+def _start(curves: LossCurves, powers: np.ndarray, scale: float) -> BasinParameters:
+    """The best run of each slice, and the curvatures common to parabolas without mixed terms.
+
+    Raises:
+        Refusal: none of the curvatures is positive, so the curves have no common bottom.
+    """
+    optimum, floor = curves.best, curves.loss.min(axis=1)
+    v, excess = curves.u - optimum[:, None, :], curves.loss / floor[:, None] - 1
+    w = run_weights(excess, curves.count, scale)
+    J, y = subtract_weighted_means(np.concatenate([v**2, v], axis=-1), excess, w)
+    p = v.shape[2]
+    square, line, root = J[..., :p], J[..., p:], np.sqrt(w)[..., None]
+    weighted = (w[..., None] * line).swapaxes(-1, -2)
+    free = root * (square - line @ (invert(weighted @ line) @ (weighted @ square)))
+    curvature = np.linalg.lstsq(free.reshape(-1, p), (root[..., 0] * y).ravel(), rcond=None)[0]
+    if not curvature.max() > 0:
+        raise Refusal("the curves together have no bottom: the shared curvature is not positive")
+    coef = np.zeros(len(powers))
+    for j in range(p):
+        pure = (powers.sum(axis=1) == 2) & (powers[:, j] == 2)
+        coef[pure] = max(curvature[j], LEAST_START * curvature.max())
+    return BasinParameters(coef, np.zeros(curves.sizes.shape[1]), optimum, floor)

@@ -1,8 +1,8 @@
 """Curves of loss packed into arrays, and the algebra of the polynomial shape that they share.
 
-The shape S(v) is a quadratic form plus all cubic terms of the displacement v from the optimum, in natural
-logs of what is tuned (the rate, or the rate and the batch). S is the relative excess loss: loss over the
-floor of its slice, less one.
+The shape S(v) is a quadratic form plus cubic terms of the displacement v from the optimum, in natural logs of
+what is tuned (the rate, or the rate and one or two quantities more). S is the relative excess loss: loss over
+the floor of its slice, less one.
 """
 
 import itertools
@@ -12,8 +12,6 @@ import numpy as np
 
 # K: slices   m: runs in the longest slice (shorter ones padded with count 0)   p: what is tuned   n: runs
 # S: terms of the shape   q: covariates
-
-OWN_RANGE = 0.05  # natural log by which a covariate must vary independently of the others
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class LossCurves:
         count: (K, m) how many seeds each loss averages.
         row: (K, m) place of each run in the input; -1 for padding.
         labels: (K,) sorted slice labels.
-        amplitude: (K,) factor of the common shape in each slice.
+        sizes: (K, q) natural logs of the covariates, less their means.
     """
 
     u: np.ndarray
@@ -34,7 +32,7 @@ class LossCurves:
     count: np.ndarray
     row: np.ndarray
     labels: np.ndarray
-    amplitude: np.ndarray
+    sizes: np.ndarray
 
     @property
     def low(self) -> np.ndarray:
@@ -96,7 +94,11 @@ class BasinShape:
 
 
 def pack_curves(
-    U: np.ndarray, loss: np.ndarray, slices: np.ndarray, weights: np.ndarray | None = None
+    U: np.ndarray,
+    loss: np.ndarray,
+    slices: np.ndarray,
+    weights: np.ndarray | None = None,
+    covariates: np.ndarray | None = None,
 ) -> LossCurves:
     """Sort runs into slices, padded to equal length.
 
@@ -105,6 +107,7 @@ def pack_curves(
         loss: (n,), positive.
         slices: (n,) integers, the slice of each run.
         weights: (n,) numbers of seeds that each loss averages; one each by default.
+        covariates: (K, q) natural logs, in the order of the sorted labels; (K,) is one column.
 
     Raises:
         ValueError: shapes that do not fit; values not finite; losses or weights not positive.
@@ -112,10 +115,10 @@ def pack_curves(
     U, loss, slices = np.asarray(U, dtype=float), np.asarray(loss, dtype=float), np.asarray(slices)
     U = U[:, None] if U.ndim == 1 else U
     weights = np.ones(len(loss)) if weights is None else np.asarray(weights, dtype=float)
-    if U.ndim != 2 or U.shape[1] not in (1, 2) or {loss.shape, slices.shape, weights.shape} != {U.shape[:1]}:
+    if U.ndim != 2 or not U.shape[1] or {loss.shape, slices.shape, weights.shape} != {U.shape[:1]}:
         raise ValueError(
-            f"U, loss, slices and weights must be (n, 1 or 2), (n,), (n,) and (n,), got {U.shape}, "
-            f"{loss.shape}, {slices.shape} and {weights.shape}"
+            f"U, loss, slices and weights must be (n, p), (n,), (n,) and (n,), got {U.shape}, {loss.shape}, "
+            f"{slices.shape} and {weights.shape}"
         )
     if len(U) == 0:
         raise ValueError("at least one run is needed, got none")
@@ -131,81 +134,24 @@ def pack_curves(
     row = np.full((len(labels), size.max()), -1)
     row[np.arange(size.max()) < size[:, None]] = order
     index = np.where(row < 0, row[:, :1], row)
-    return LossCurves(
-        U[index], loss[index], np.where(row < 0, 0.0, weights[index]), row, labels, np.ones(len(labels))
-    )
-
-
-def law_design(covariates: np.ndarray, count: int) -> np.ndarray:
-    """Design (K, 1 + q) of the law: ones, then the log covariates, centred and scaled.
-
-    Only the span of its columns matters to the shape.
-
-    Args:
-        covariates: (K, q) natural logs.
-        count: K, the number of slices.
-
-    Raises:
-        ValueError: the covariates have a wrong shape or are not finite, there are fewer slices than
-            coefficients plus one, or an exponent is not identifiable.
-    """
-    Z = np.asarray(covariates, dtype=float)
-    Z = Z[:, None] if Z.ndim == 1 else Z
-    if Z.ndim != 2 or len(Z) != count:
-        raise ValueError(f"covariates must be ({count}, q), a row for each slice, got {Z.shape}")
-    if not np.isfinite(Z).all():
-        raise ValueError(f"covariates must be finite, got {Z[~np.isfinite(Z)][0]}")
-    if count < Z.shape[1] + 2:
-        needed = Z.shape[1] + 2
-        raise ValueError(f"{needed} slices are needed for {needed - 1} coefficients, got {count}")
-    check_identifiable(Z)
-    Z = Z - Z.mean(axis=0)
-    return np.column_stack([np.ones(count), Z / np.abs(Z).max(axis=0, initial=0.0)])
-
-
-def check_identifiable(Z: np.ndarray) -> None:
-    """Raise ValueError unless each log covariate in Z (n, q) varies independently of the others."""
-    problem = unidentifiable_reason(Z)
-    if problem is not None:
-        raise ValueError(problem)
-
-
-def unidentifiable_reason(Z: np.ndarray) -> str | None:
-    """Why the exponent of some log covariate in Z (n, q) is not identifiable; None if all are.
-
-    Full rank is not enough: a design has it where total parameters differ by 0.3% between architectures, and
-    their exponent would be the noise divided by that.
-    """
-    spread = np.ptp(Z, axis=0)
-    for j in np.flatnonzero(spread < OWN_RANGE):
-        return (
-            f"covariate column {j} does not vary (by {np.expm1(spread[j]):.2g} of its value), so its "
-            "exponent is not identifiable"
+    sizes = np.zeros((len(labels), 0)) if covariates is None else np.asarray(covariates, dtype=float)
+    sizes = sizes[:, None] if sizes.ndim == 1 else sizes
+    if sizes.ndim != 2 or len(sizes) != len(labels) or not np.isfinite(sizes).all():
+        raise ValueError(
+            f"covariates must be finite and ({len(labels)}, q), a row for each slice, got {sizes.shape}"
         )
-    for j in range(Z.shape[1]):
-        others = np.column_stack([np.ones(len(Z)), np.delete(Z, j, axis=1)])
-        own = Z[:, j] - others @ np.linalg.lstsq(others, Z[:, j], rcond=None)[0]
-        if np.ptp(own) < OWN_RANGE:
-            return (
-                f"covariate column {j} moves together with the others (collinear), so their exponents are "
-                f"not identifiable"
-            )
-    return None
+    count = np.where(row < 0, 0.0, weights[index])
+    return LossCurves(U[index], loss[index], count, row, labels, sizes - sizes.mean(axis=0))
 
 
-def identifiable_columns(Z: np.ndarray) -> list[int]:
-    """The columns of Z (n, q) whose exponents n slices identify with one to spare, earlier ones preferred."""
-    chosen: list[int] = []
-    for j in range(Z.shape[1]):
-        if len(Z) >= len(chosen) + 3 and unidentifiable_reason(Z[:, [*chosen, j]]) is None:
-            chosen.append(j)
-    return chosen
+def shape_powers(p: int) -> np.ndarray:
+    """Powers (S, p) of the terms of the shape in p variables, those of degree two first.
 
-
-def monomial_powers(p: int, degree: int = 3) -> np.ndarray:
-    """Powers (S, p) of the monomials of degree 2 to `degree` in p variables."""
-    every = itertools.product(range(degree + 1), repeat=p)
-    return np.array(sorted((e for e in every if 2 <= sum(e) <= degree), key=lambda e: (sum(e), -e[0])))
+    One or two variables have all cubic terms, three have the pure ones v_j^3 alone.
+    """
+    every = (e for e in itertools.product(range(4), repeat=p) if 2 <= sum(e) <= 3)
+    kept = [e for e in every if sum(e) == 2 or p < 3 or max(e) == 3]
+    return np.array(sorted(kept, key=lambda e: (sum(e), -e[0])))
 
 
 def monomials(v: np.ndarray, powers: np.ndarray) -> np.ndarray:
@@ -253,10 +199,8 @@ def subtract_weighted_means(J: np.ndarray, y: np.ndarray, w: np.ndarray) -> tupl
     return J - mean_J[..., None, :], y - (w * y).sum(axis=-1, keepdims=True) / total
 
 
-def invert_small(A: np.ndarray) -> np.ndarray:
-    """Invert (..., 1, 1) or (..., 2, 2) matrices in closed form."""
-    if A.shape[-1] == 1:
-        return 1 / A
-    a, b, c, d = A[..., 0, 0], A[..., 0, 1], A[..., 1, 0], A[..., 1, 1]
-    adjugate = np.stack([np.stack([d, -b], axis=-1), np.stack([-c, a], axis=-1)], axis=-2)
-    return adjugate / (a * d - b * c)[..., None, None]
+def invert(A: np.ndarray) -> np.ndarray:
+    """Invert positive semi-definite matrices (..., p, p); a direction of zero gets a very large inverse."""
+    p = A.shape[-1]
+    trace = np.trace(A, axis1=-2, axis2=-1)[..., None, None]
+    return np.linalg.inv(A + (1e-12 * trace + 1e-30) * np.eye(p))

@@ -47,7 +47,7 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         o = s.optimum
         optimum = ["-", "-"]
         if o is not None:
-            optimum = [format_number(o.lr), "unknown" if o.se is None else format_interval(o.low, o.high)]
+            optimum = [format_number(o.lr), format_interval(o.low, o.high) if o.df else "unknown"]
         seeds = max((p.seeds for p in s.points), default=0)
         counts = [str(len({p.lr for p in s.points})), str(seeds), dropped]
         rows.append([*(format_value(values[n]) for n in names), *counts, state_text(s.state), *optimum])

@@ -36,7 +36,7 @@ def transfer_rows(answers: Sequence[Transfer]) -> list[list[str]]:
         d, p = t.drift, t.penalty
         drift = [str(t.problem), "-"]
         if d is not None:
-            ends = "unknown" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
+            ends = d.basis if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
             without = (
                 f", without {t.axis} {', '.join(format_value(v) for v in t.excluded)}" if t.excluded else ""
             )

@@ -1,7 +1,5 @@
 """Every method finds the optimum of each slice where the truth is known."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,6 +99,109 @@ def test_the_interval_of_a_slice_holds_though_seeds_move_the_optimum(make_ladder
     assert 0.88 <= np.mean(held) <= 0.995
 
 
+def _sweep(rng: np.random.Generator, optima: np.ndarray, octaves: np.ndarray, seeds: int = 1) -> list[Slice]:
+    """Widths with these optima, in octaves above 0.01: basins a little steeper above them, noise of 0.1%."""
+    slices = []
+    for k, best in enumerate(optima):
+        u, seed = (grid.ravel() for grid in np.meshgrid(octaves, np.arange(seeds), indexing="ij"))
+        level = 3 * (1 + 0.005 * rng.standard_normal(seeds))[seed]
+        loss = level * (1 + 0.004 * (u - best) ** 2 + 0.0008 * (u - best) ** 3)
+        loss *= 1 + 0.001 * rng.standard_normal(len(u))
+        slices.append(Slice({"optimizer": ""}, {"width": 32 * 2**k}, 0.01 * 2**u, seed, loss, {}, (), None))
+    return slices
+
+
+@pytest.mark.parametrize(("widths", "seeds"), [(3, 1), (8, 1), (3, 3)])
+def test_the_interval_of_a_slice_holds_the_error_of_the_shape_too(widths, seeds):
+    """With the shape taken for known, it holds 82%, 79% and 81%."""
+    held = []
+    for sweep in range(80):
+        rng = np.random.default_rng([sweep, widths, seeds])
+        best = rng.uniform(-0.5, 0.5, widths)
+        slices = _sweep(rng, best, np.arange(-3, 4) / 2, seeds)
+        for o, b in zip(estimate_optima("shared", slices, MethodOptions()).optima, best, strict=True):
+            assert o.low is not None
+            assert o.high is not None
+            held.append(o.low <= 0.01 * 2**b <= o.high)
+    assert 0.915 <= np.mean(held) <= 0.985
+
+
+@pytest.mark.parametrize("name", ["shared", "two-stage"])
+def test_an_error_without_a_degree_of_freedom_is_unknown_unless_seeds_tell_it(name):
+    octaves, best = np.array([-1.0, 0.0, 1.0]), np.array([0.1, -0.2])
+    one = estimate_optima(name, _sweep(np.random.default_rng(0), best, octaves), MethodOptions())
+    assert [o.state for o in one.optima] == ["bracketed"] * 2
+    assert all((o.se, o.low, o.high, o.df) == (None, None, None, 0) for o in one.optima)
+    assert "2 of 2 slices" in one.notes[-1]
+    assert "degree of freedom" in one.notes[-1]
+    two = estimate_optima(name, _sweep(np.random.default_rng(0), best, octaves, seeds=2), MethodOptions())
+    assert all(o.se and o.low and o.high and o.df == 2 for o in two.optima)
+    assert not two.notes
+
+
+def test_seeds_that_tell_the_noise_alone_give_intervals_that_hold():
+    held = []
+    for sweep in range(150):
+        rng = np.random.default_rng([3, sweep])
+        best = rng.uniform(-0.3, 0.3, 2)
+        found = estimate_optima(
+            "shared", _sweep(rng, best, np.array([-1.0, 0.0, 1.0]), 3), MethodOptions()
+        ).optima
+        held += [o.low <= 0.01 * 2**b <= o.high for o, b in zip(found, best, strict=True) if o.low and o.high]
+    assert 0.9 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("name", ["argmin", "pool"])
+def test_an_optimum_read_off_a_grid_has_the_rounding_of_half_a_step(name):
+    """The sweep is finer about the bottom: steps of half an octave below it and of one above."""
+    octaves = np.array([-2.0, -1.0, -0.5, 0.0, 1.0, 2.0])
+    loss = 3 * (1 + 0.01 * octaves**2)
+    seed = np.zeros(6, dtype=int)
+    one = Slice({"optimizer": ""}, {"width": 64}, 0.01 * 2**octaves, seed, loss, {}, (), None)
+    (found,) = estimate_optima(name, [one], MethodOptions()).optima
+    middle = 0.0 if name == "argmin" else -0.25  # the mean of 0 and -0.5, nearest to -0.5
+    assert found.log2_lr == pytest.approx(np.log2(0.01) + middle)
+    assert found.rounding is not None
+    assert found.se == pytest.approx(found.rounding / np.sqrt(3))
+    assert found.rounding == pytest.approx(0.375 if name == "argmin" else 0.25)
+    assert (found.low, found.high, found.df) == (None, None, 0)
+    (curve,) = estimate_optima("two-stage", [one], MethodOptions()).optima
+    assert curve.rounding is None
+
+
+@pytest.mark.parametrize("name", ["argmin", "pool"])
+def test_optima_on_one_rate_of_a_grid_do_not_make_a_certain_law(name):
+    rates, slices = 2.0 ** np.arange(-2, 3), []
+    for k in range(4):
+        loss = 3 * (1 + 0.02 * np.log2(rates) ** 2)
+        frame = pd.DataFrame({"lr": 0.001 * rates, "loss": loss, "width": 128 * 2**k})
+        slices.append(frame)
+    law = fit_law(_runs(check_frame(pd.concat(slices))), ("width",), method=name)
+    e = law.exponents["width"]
+    assert e.value == pytest.approx(0, abs=1e-9)
+    # Each optimum is uniform within half an octave: in doublings of width, the slope's standard error is
+    # 1/sqrt(12) / sqrt(5).
+    assert e.se == pytest.approx(1 / np.sqrt(12) / np.sqrt(5), rel=1e-6)
+    assert law.curvature_tests["width"].p_value == pytest.approx(1)
+    assert not [line for line in law.warnings if "lies" in line]
+
+
+def test_three_rates_a_slice_identify_no_skew_and_still_a_bottom():
+    """Four widths, three rates an octave apart, every curve 2 to 4% up on both sides."""
+    up = {128: (3.61, 3.50, 3.58), 256: (3.41, 3.30, 3.37), 512: (3.22, 3.11, 3.21), 1024: (3.01, 2.90, 2.97)}
+    frame = pd.DataFrame(
+        [(w, lr, x) for w, losses in up.items() for lr, x in zip((5e-4, 1e-3, 2e-3), losses, strict=True)],
+        columns=["width", "lr", "loss"],
+    )
+    law = fit_law(_runs(check_frame(frame)), ("width",), method="shared")
+    e = law.exponents["width"]
+    assert e.value == pytest.approx(0, abs=0.02)
+    assert e.low < 0 < e.high
+    assert all(one.optimum is not None and 8e-4 < one.optimum.lr < 1.3e-3 for one in law.slices)
+    assert law.basin is not None
+    assert abs(law.basin.coef[1]) < 0.3 * law.basin.coef[0]
+
+
 def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder):
     frames = [
         make_ladder(tokens=(tokens,), depth=0.01 * 2.0 ** (0.5 * k), noise=2e-4, rng_seed=k)
@@ -112,7 +213,9 @@ def test_curvature_that_grows_with_the_covariate_is_each_slices_own(make_ladder)
     np.testing.assert_allclose(_where(found), TRUTH, rtol=0, atol=0.05)
     bends = [o.curvature / o.loss for o in found.optima]  # pyright: ignore
     np.testing.assert_allclose(bends, 0.01 * 2.0 ** (0.5 * np.arange(5)), rtol=0.15, atol=0)
-    assert re.search(r"curvature changes as tokens\^0\.(4|5)\d", found.notes[0])
+    basin = found.basins[0]
+    assert basin is not None
+    assert basin.bend["tokens"][0] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,8 +8,9 @@ import pytest
 
 from hyperp.analysis.queries.check import check_runs
 from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
+from hyperp.analysis.report.text.slices import slice_rows
 from hyperp.analysis.report.text.transfer import transfer_rows
-from hyperp.analysis.table.validate import Runs
+from hyperp.analysis.table.validate import Runs, check_frame
 
 DRIFT = -0.5
 
@@ -159,3 +160,21 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
     assert np.mean(inside) > 0.9
     assert np.mean(drifts) > 0.9
     assert np.median(halves) < 0.5
+
+
+def test_two_curves_that_leave_no_degree_of_freedom_have_a_drift_without_an_interval():
+    losses = {64: (3.650, 3.612, 3.630), 128: (3.421, 3.405, 3.452)}
+    rows = [
+        (w, lr, x) for w, three in losses.items() for lr, x in zip((0.01, 0.02, 0.04), three, strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=["width", "lr", "loss"])
+    found = check_runs(Runs(check_frame(frame), "runs.csv", "0" * 64))
+    (answer,) = measure_transfer(found.slices, "width")
+    assert answer.drift is not None
+    assert -1 < answer.drift.octaves_per_doubling < 0
+    assert (answer.drift.se, answer.drift.low, answer.drift.high) == (None, None, None)
+    assert "no residual degrees of freedom" in answer.drift.basis
+    assert answer.drift.basis in transfer_rows([answer])[0]
+    assert all(a.low is a.high is a.percent_low is a.percent_high is None for a in answer.ahead)
+    assert [row[-1] for row in slice_rows(found.slices, ["width"])] == ["unknown"] * 2
+    assert any("degree of freedom" in line for line in found.warnings)

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperp.analysis.errors import Refusal
+from hyperp.analysis.optima.basin import descent
 from hyperp.analysis.optima.basin.fit import BasinFit, fit_basin
 from hyperp.analysis.optima.basin.shape import (
     BasinShape,
-    monomial_powers,
     monomials,
     pack_curves,
     shape_gradient,
+    shape_powers,
 )
 from hyperp.analysis.random_effects import meta_regression, t_quantile
 from tests.oracles.baselines import argmin_fit, fit_parabolas, pool_fit, two_stage_fit
@@ -53,7 +54,8 @@ def fit(data: dict, **options) -> BasinFit:
     return fit_basin(data["U"], data["loss"], data["slices"], covariates=data["z"], **options)
 
 
-def test_a_noiseless_cubic_comes_back_exactly():
+def test_a_noiseless_cubic_comes_back():
+    """But for the prior, which takes even a perfect curve for one with a little noise."""
     rng = np.random.default_rng(0)
     true = rng.uniform(-1, 1, 5)
     u = np.tile(np.linspace(-1.5, 1.5, 9), (5, 1))
@@ -61,28 +63,27 @@ def test_a_noiseless_cubic_comes_back_exactly():
     loss = rng.uniform(2, 4, 5)[:, None] * (1 + 0.02 * v**2 + 0.003 * v**3)
     basin = fit_basin(u.ravel(), loss.ravel(), np.repeat(np.arange(5), 9))
     assert basin.converged
-    np.testing.assert_allclose(basin.optimum[:, 0], true, atol=1e-6, rtol=0)
-    np.testing.assert_allclose(basin.shape.coef, [0.02, 0.003], atol=1e-7, rtol=1e-5)
-    np.testing.assert_allclose(
-        basin.penalty(np.array([0.5])), 0.02 * 0.25 + 0.003 * 0.125, atol=1e-9, rtol=1e-4
-    )
+    np.testing.assert_allclose(basin.optimum[:, 0], true, atol=5e-5, rtol=0)
+    np.testing.assert_allclose(basin.shape.coef, [0.02, 0.003], atol=1e-6, rtol=1e-4)
+    expected = 0.02 * 0.25 + 0.003 * 0.125
+    np.testing.assert_allclose(basin.shape.penalty(np.array([0.5])), expected, atol=1e-9, rtol=1e-3)
 
 
-def test_two_dimensions_with_all_cubic_terms_come_back_exactly():
+def test_two_dimensions_with_all_cubic_terms_come_back():
     rng = np.random.default_rng(1)
     true = rng.uniform(-0.5, 0.5, (4, 2))
     grid = np.stack(np.meshgrid(np.linspace(-1.5, 1.5, 8), np.linspace(-1.5, 1.5, 7)), axis=-1).reshape(-1, 2)
     coef = np.array([0.02, -0.012, 0.018, 0.002, -0.001, 0.002, -0.0015])
-    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], shape_powers(2)) @ coef)
     basin = fit_basin(np.tile(grid, (4, 1)), loss.ravel(), np.repeat(np.arange(4), len(grid)))
-    np.testing.assert_allclose(basin.optimum, true, atol=1e-6, rtol=0)
-    np.testing.assert_allclose(basin.shape.coef, coef, atol=1e-7, rtol=1e-4)
+    np.testing.assert_allclose(basin.optimum, true, atol=5e-5, rtol=0)
+    np.testing.assert_allclose(basin.shape.coef, coef, atol=2e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_the_slope_is_the_derivative(p):
     rng = np.random.default_rng(2)
-    powers, v = monomial_powers(p), rng.normal(size=(5, p))
+    powers, v = shape_powers(p), rng.normal(size=(5, p))
     coef, h = rng.normal(size=len(powers)), 1e-6
     for j in range(p):
         step = h * np.eye(p)[j]
@@ -119,7 +120,9 @@ def test_the_scale_of_a_slices_losses_changes_nothing(seed, factor):
     np.testing.assert_allclose(fit({**data, "loss": scaled}).optimum, fit(data).optimum, atol=1e-7, rtol=0)
 
 
-def test_a_weight_of_two_is_the_run_twice():
+def test_a_weight_of_two_is_the_run_twice(monkeypatch):
+    monkeypatch.setattr(descent, "CUBIC_SD", np.inf)  # the noise, and so the weight of a prior, differs
+    monkeypatch.setattr(descent, "BEND_SD", np.inf)
     data = sweep(np.random.default_rng(3))
     weights = np.where(np.arange(len(data["loss"])) % 3 == 0, 2.0, 1.0)
     twice = np.repeat(np.arange(len(weights)), weights.astype(int))
@@ -158,8 +161,8 @@ def test_a_prediction_interval_at_eight_times_the_range_covers(slices):
 @pytest.mark.parametrize("rates", [5, 12])
 @pytest.mark.parametrize("growth", [0.0, 0.5])
 def test_intervals_cover_where_the_curvature_follows_the_covariate(growth, rates):
-    """With one curvature for all, the exponent's interval covers 69% at 12 rates and a growth of 0.5."""
-    ahead, exponent, kappa = [], [], []
+    """With one curvature for all, the exponent's interval covers 45% at 12 rates and a growth of one."""
+    ahead, exponent, bend = [], [], []
     for seed in range(60):
         rng = np.random.default_rng([17, seed])
         data = sweep(rng, slices=12, rates=rates, noise=0.002, scatter=0.15, growth=growth)
@@ -173,12 +176,10 @@ def test_intervals_cover_where_the_curvature_follows_the_covariate(growth, rates
         low, high = law.interval()
         ahead.append(abs(x @ law.beta - truth) <= half)
         exponent.append(low[1] <= -0.4 <= high[1])
-        assert basin.curvature is not None
-        kappa.append(basin.curvature.exponent[0] if basin.curvature.used[0] else 0.0)
+        bend.append(basin.bend[0])
     assert 0.88 <= np.mean(ahead) <= 0.995
     assert 0.88 <= np.mean(exponent) <= 0.995
-    assert np.mean(kappa) == pytest.approx(growth, abs=0.06)
-    assert growth or np.mean(np.array(kappa) != 0) <= 0.05
+    assert np.mean(bend) == pytest.approx(growth, abs=0.06)
 
 
 def test_a_noiseless_law_of_the_curvature_comes_back():
@@ -190,13 +191,12 @@ def test_a_noiseless_law_of_the_curvature_comes_back():
     loss = 3 * (1 + amplitude[:, None] * (0.02 * v**2 + 0.003 * v**3))
     loss *= 1 + 1e-6 * rng.standard_normal(loss.shape)
     basin = fit_basin(u.ravel(), loss.ravel(), np.repeat(np.arange(6), 9), covariates=z)
-    assert basin.curvature is not None
-    assert basin.curvature.used.all()
-    np.testing.assert_allclose(basin.curvature.exponent, 0.6, atol=1e-2, rtol=0)
-    np.testing.assert_allclose(basin.curves.amplitude, amplitude, atol=0, rtol=0.02)
+    np.testing.assert_allclose(basin.bend, 0.6, atol=1e-2, rtol=0)
+    np.testing.assert_allclose(basin.amplitude, amplitude, atol=0, rtol=0.02)
     np.testing.assert_allclose(basin.optimum[:, 0], true, atol=2e-3, rtol=0)
     expected = amplitude[5] * (0.02 * 0.4**2 + 0.003 * 0.4**3)
-    np.testing.assert_allclose(basin.penalty(np.array([0.4]), 5), expected, atol=0, rtol=0.05)
+    found = basin.amplitude[5] * basin.shape.penalty(np.array([0.4]))
+    np.testing.assert_allclose(found, expected, atol=0, rtol=0.05)
 
 
 def test_an_optimum_beyond_the_rates_is_an_edge():
@@ -246,7 +246,7 @@ def test_noise_alone_rarely_makes_a_second_valley():
 
 
 def test_a_penalty_is_zero_at_the_optimum_and_never_less_elsewhere():
-    shape = BasinShape(monomial_powers(1), np.array([0.02, 0.005]))
+    shape = BasinShape(shape_powers(1), np.array([0.02, 0.005]))
     du = np.linspace(-20, 20, 401)[:, None]
     penalty = shape.penalty(du)
     assert penalty[200] == 0
@@ -262,9 +262,6 @@ BAD = {
     "negative": ({"loss": np.full(72, -1.0)}, "loss must .*got -1.0"),
     "weights": ({"weights": np.zeros(72)}, "weights must .*got 0.0"),
     "rows": ({"covariates": np.ones(3)}, r"covariates must .*\(6, q\).*got \(3, 1\)"),
-    "still": ({"covariates": np.ones(6)}, "covariate column 0 .*vary"),
-    "together": ({"covariates": np.outer(np.arange(6.0), [1, 2])}, "covariate column 0 .*collinear"),
-    "few": ({"covariates": np.random.default_rng(0).normal(size=(6, 5))}, "7 slices are needed"),
     "scale": ({"scale": 0.0}, "scale must .*got 0.0"),
 }
 
@@ -313,7 +310,7 @@ def test_a_bootstrap_over_rate_and_batch_leaves_edges_out():
     true = np.column_stack([np.linspace(-0.6, 0.6, 6), np.linspace(-0.3, 0.5, 6)])
     true[5] = (2.4, 0.0)
     coef = np.array([0.02, -0.012, 0.018, 0.002, 0.0, 0.002, 0.0])
-    loss = 3 * (1 + monomials(grid - true[:, None], monomial_powers(2)) @ coef)
+    loss = 3 * (1 + monomials(grid - true[:, None], shape_powers(2)) @ coef)
     loss *= 1 + 0.001 * rng.standard_normal(loss.shape)
     basin = fit_basin(np.tile(grid, (6, 1)), loss.ravel(), np.repeat(np.arange(6), len(grid)))
     assert basin.states == (*["bracketed"] * 5, "edge_high")
@@ -356,5 +353,5 @@ def test_baselines_recover_a_law_on_a_fine_noiseless_grid():
     assert lowest.predict(Z[2]) == pytest.approx(data["true"][2], abs=0.01)
     assert pooled.predict(Z[2]) < data["true"][2]
     assert vertex.predict(Z[2]) < data["true"][2]
-    with pytest.raises(ValueError, match=r"column 0 .*collinear"):
+    with pytest.raises(ValueError, match=r"columns \[0, 1\] .*collinear"):
         argmin_fit(curves, np.column_stack([Z, 2 * Z]))
