@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         validate,
         write_report,
     )
-    from hyperp.analysis.api_loss import fit_loss, leverage
+    from hyperp.analysis.api_loss import fit_loss, isoflop, leverage
     from hyperp.analysis.errors import Refusal
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check",
     "fit_law",
     "fit_loss",
+    "isoflop",
     "leverage",
     "load_law",
     "next_runs",
@@ -43,7 +44,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Refusal": "errors", "fit_loss": "api_loss", "leverage": "api_loss"}
+    homes = {"Refusal": "errors", **dict.fromkeys(("fit_loss", "isoflop", "leverage"), "api_loss")}
     return getattr(import_module(f"hyperp.analysis.{homes.get(name, 'api')}"), name)
 
 

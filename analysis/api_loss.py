@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from hyperp.analysis.arguments import held_values, require_dict, where_as_text
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.results import FittedLoss, MeasuredLeverage
-from hyperp.analysis.vocabulary import HUBER_DELTA, LEVEL
+from hyperp.analysis.results_loss import FittedLoss, Isoflop, MeasuredLeverage
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, HUBER_DELTA, LEVEL, MethodName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +115,48 @@ def leverage(
     found, series = compute_leverage(frame, str(value), column, held, bootstrap, seed, cluster, level)
     found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
     return MeasuredLeverage(found, series)
+
+
+def isoflop(
+    runs: "Source",
+    budget: float,
+    *,
+    where: Mapping[str, Any] | None = None,
+    mapping: Mapping[str, str] | None = None,
+    method: MethodName = DEFAULT_METHOD,
+    tolerance: float = 0.01,
+    extrapolate: bool = False,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Isoflop:
+    """The parameters and tokens with the lowest loss at a compute budget C = 6 N D.
+
+    From profiles: the runs of one budget are a slice in which the size is what was tuned, and N* = k C^b is
+    fitted to the best sizes. Beside it, from the loss surface L(N, D) fitted to all runs (arXiv 2203.15556).
+
+    Args:
+        runs: a DataFrame, a path, or what `read_runs` returns, with the column loss and two of parameters,
+            tokens and budget. Without budget, runs are grouped by 6 N D.
+        budget: the compute C in FLOPs to divide into parameters and tokens.
+        where, mapping: see `fit_law`.
+        method: how the best size of a profile is found; see `fit_law`.
+        tolerance: budgets that differ by less than this fraction are one.
+        extrapolate: answer beyond 100 times the fitted budgets, and with a very wide interval.
+        bootstrap, seed: resamples for the intervals of the surface; 0 leaves them out.
+        level: coverage of every interval.
+
+    Raises:
+        ValueError: bad input.
+        Refusal: the profiles do not identify N*, or the budget is too far from theirs; its `next_points` has
+            the sizes to run at which budgets.
+    """
+    from hyperp.analysis.queries.isoflop import compute_optimal
+
+    frame, source = _loss_table(runs, mapping, where)
+    return Isoflop(
+        *compute_optimal(frame, budget, source, method, level, extrapolate, tolerance, bootstrap, seed)
+    )
 
 
 def _loss_table(

@@ -5,7 +5,6 @@ pandas and matplotlib are imported only by what needs them: to load a law and re
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from statsmodels.regression.linear_model import RegressionResults
 
-    from hyperp.analysis.loss.bootstrap import Draws
-    from hyperp.analysis.loss.fit import FloorProfile, LossFit
-    from hyperp.analysis.loss.leverage import FittedSeries, Leverage
-    from hyperp.analysis.loss.schema import LossLaw
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.recommend import Recommendation
     from hyperp.analysis.queries.transfer import Transfer
@@ -239,78 +234,6 @@ class Law(Answer, schema.Law):
     def to_frame(self) -> "pd.DataFrame":
         """The same as `summary`."""
         return self.summary()
-
-
-@dataclass(frozen=True, repr=False)
-class FittedLoss(Answer):
-    """A fitted loss law; `law` is its record, which loss.json holds. The rest is what its plots need."""
-
-    law: "LossLaw"
-    fit: "LossFit"
-    draws: "Draws | None"
-    profiles: "Sequence[FloorProfile]"
-
-    def headline(self) -> str:
-        """The form of the law, how many points and runs it has, and whether the fit converged."""
-        runs = "" if self.law.clusters is None else f" of {self.law.clusters} runs"
-        return f"{self.law.formula}; {len(self.law.points)} points{runs}, {self.law.status}"
-
-    def notes(self) -> list[str]:
-        """What the law leaves out, and its warnings."""
-        from hyperp.analysis.report.text.loss import loss_warnings
-
-        dropped = ", ".join(f"{count} {reason}" for reason, count in self.law.dropped.items()) or "none"
-        rows = f"of {self.law.rows} rows, dropped: {dropped}"
-        return [rows, *(f"warning: {line}" for line in loss_warnings(self.law))]
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A row for each parameter, the index: value, low, high and whether it was held."""
-        import pandas as pd
-
-        rows = {name: one.model_dump() for name, one in self.law.parameters.items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameter")
-
-    def save(self, path: str | Path) -> None:
-        """Write loss.json, whole or not at all."""
-        from hyperp.analysis.loss.schema import save_loss
-
-        save_loss(self.law, path)
-
-    def write_plots(self, folder: str | Path) -> list[Path]:
-        """Write the plots of law, residuals and floor as PNG, SVG and CSV; returns the paths."""
-        from hyperp.analysis.report.figures.loss import write_loss_figures
-
-        return write_loss_figures(self.fit, self.draws, self.profiles, Path(folder))
-
-
-@dataclass(frozen=True, repr=False)
-class MeasuredLeverage(Answer):
-    """How much compute others need relative to the baseline; `answer` is the record, `series` the fits."""
-
-    answer: "Leverage"
-    series: "list[FittedSeries]"
-
-    def headline(self) -> str:
-        """What the others are compared with."""
-        return f"Compute leverage over {self.answer.over}={self.answer.baseline.name}"
-
-    def notes(self) -> list[str]:
-        """Why a curve cannot be compared with the baseline, for each such curve, and warnings."""
-        apart = [f"{one.other.name}: {one.problem}" for one in self.answer.comparisons if one.problem]
-        return [*apart, *(f"warning: {line}" for line in self.answer.warnings)]
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A row for each series and common loss: the compute of both and their ratio with its interval."""
-        import pandas as pd
-
-        found = self.answer.comparisons
-        return pd.DataFrame([{"series": c.other.name, **row.model_dump()} for c in found for row in c.rows])
-
-    def write_plots(self, folder: str | Path) -> list[Path]:
-        """Write the curves and their leverage as PNG, SVG and CSV; returns the paths."""
-        from hyperp.analysis.report.figures.loss import write_leverage_figure
-
-        return write_leverage_figure(self.answer, self.series, Path(folder))
 
 
 class Transfers(Answer, Sequence["Transfer"]):

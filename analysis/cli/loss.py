@@ -8,16 +8,19 @@ import typer
 
 from hyperp.analysis.cli.options import (
     FIT,
-    OUTPUT,
     TABLE,
     AsJson,
     Level,
     Map,
+    Plots,
     PointsFile,
+    Resamples,
     RunsArgument,
+    Seed,
     Where,
     option_arguments,
     output_option,
+    parse_rows,
 )
 from hyperp.analysis.vocabulary import HUBER_DELTA, LEVEL
 
@@ -34,10 +37,6 @@ Pin = Annotated[
         rich_help_panel=FIT,
     ),
 ]
-Resamples = Annotated[
-    int,
-    typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals", rich_help_panel=FIT),
-]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -46,11 +45,6 @@ Cluster = Annotated[
         help="this column names the run of each row; whole runs are resampled (run_id where it repeats)",
         rich_help_panel=TABLE,
     ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="seed of the resamples", rich_help_panel=FIT)]
-Plots = Annotated[
-    Path | None,
-    typer.Option("--plots", metavar="DIR", help="write the plots to this folder", rich_help_panel=OUTPUT),
 ]
 
 
@@ -118,7 +112,7 @@ def loss(
     fitted = api_loss.fit_loss(
         runs,
         form,
-        **_parse_rows(mapping, where),
+        **parse_rows(mapping, where),
         pin=_parse_pins(pin),
         tie=tie,
         all_rows=all_rows,
@@ -180,7 +174,7 @@ def leverage(
     found = api_loss.leverage(
         runs,
         {column: value},
-        **_parse_rows(mapping, where),
+        **parse_rows(mapping, where),
         pin=_parse_pins(pin),
         cluster=cluster,
         bootstrap=bootstrap,
@@ -195,13 +189,6 @@ def leverage(
         show_leverage(found.answer)
     if plots is not None:
         _print_written(found.write_plots(plots))
-
-
-def _parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:
-    from hyperp.analysis.table.read import parse_map
-    from hyperp.analysis.table.validate import parse_where
-
-    return {"mapping": parse_map(mapping or []), "where": parse_where(where or [])}
 
 
 def _parse_pins(texts: list[str] | None) -> dict[str, float]:

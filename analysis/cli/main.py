@@ -9,6 +9,7 @@ import typer
 from hyperp import __version__
 from hyperp.analysis.cli.diagnostics import coordinates, transfer
 from hyperp.analysis.cli.fit import fit
+from hyperp.analysis.cli.isoflop import isoflop
 from hyperp.analysis.cli.loss import leverage, loss
 from hyperp.analysis.cli.options import (
     FIT,
@@ -318,6 +319,7 @@ COMMANDS = (
     report,
     loss,
     leverage,
+    isoflop,
     transfer,
     coordinates,
 )

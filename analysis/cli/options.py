@@ -123,6 +123,15 @@ PointsFile = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Resamples = Annotated[
+    int,
+    typer.Option("--bootstrap", metavar="COUNT", help="resamples for the intervals", rich_help_panel=FIT),
+]
+Seed = Annotated[int, typer.Option(min=0, help="seed of the resamples", rich_help_panel=FIT)]
+Plots = Annotated[
+    Path | None,
+    typer.Option("--plots", metavar="DIR", help="write the plots to this folder", rich_help_panel=OUTPUT),
+]
 
 
 def require_suffix(suffix: str) -> Callable[[Path | None], Path | None]:
@@ -314,6 +323,14 @@ def load_runs(
     _check_map(names, [*sizes, *rows])
     extra = [name for name in sizes if name not in (*COVARIATES, *NOT_COVARIATES)]
     return read_runs(runs, names, extra, rows, loss), rows
+
+
+def parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:
+    """The arguments mapping and where of a Python function, from --map and --where."""
+    from hyperp.analysis.table.read import parse_map
+    from hyperp.analysis.table.validate import parse_where
+
+    return {"mapping": parse_map(mapping or []), "where": parse_where(where or [])}
 
 
 def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from hyperp.run_table import CONTEXT, COVARIATES
 
 Form = Literal["power", "chinchilla"]
 FORM_COLUMNS: dict[Form, tuple[str, ...]] = {"power": ("flops",), "chinchilla": ("parameters", "tokens")}
+SET = "name of the data set"  # a column of our own, for the name of each row's data set
 MOST = 50_000  # points of one law; with so many, its profile and resamples take minutes
 MOST_SETS = 20  # data sets of one law; with many more, a fit takes minutes
 DIGITS = 10  # values of x that agree to so many significant digits are one cell
@@ -118,16 +119,16 @@ def loss_points(
             f"there are {', '.join(map(str, frame.columns))}"
         )
     _refuse_duplicates(frame)
-    kept, dropped = _usable_rows(frame, names)
+    kept, dropped = usable_rows(frame, names)
     if kept.empty:
         raise ValueError(
             f"{argument('runs')} holds no finished run with finite loss and {', '.join(names)}: {dropped}"
         )
-    context = _single_context(kept, by_data)
+    context = single_context(kept, by_data)
     runs = cluster_column(kept, cluster)
     warnings = () if runs is not None else checkpoint_warning(kept, by_data)
     kept = kept.assign(**{SET: _data_sets(kept, by_data)})
-    cell_m, cells, edges = _every_row(kept) if all_rows else _best_of_cells(kept, names, by_data)
+    cell_m, cells, edges = _every_row(kept) if all_rows else best_of_cells(kept, names, by_data)
     if len(cells) > MOST:
         raise ValueError(
             f"{argument('runs')} gives {len(cells)} points, at most {MOST} make a law; "
@@ -160,9 +161,6 @@ def loss_points(
         sizes={n: largest[n].iloc[0].item() for n in COVARIATES if n in largest.columns},
         rates=tuple(sorted(set(largest["lr"].tolist()))) if "lr" in largest.columns else (),
     )
-
-
-SET = "name of the data set"  # a column of our own, for the name of each row's data set
 
 
 def _data_sets(kept: pd.DataFrame, by_data: str | None) -> "pd.Series | str":
@@ -225,7 +223,7 @@ def _refuse_duplicates(frame: pd.DataFrame) -> None:
         )
 
 
-def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
+def usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFrame, dict[str, int]]:
     """The finished rows with finite loss and `names`, and the number of other rows by reason."""
     dropped: dict[str, int] = {}
     kept = frame
@@ -250,7 +248,7 @@ def _usable_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> tuple[pd.DataFr
     return kept, dropped
 
 
-def _single_context(kept: pd.DataFrame, by_data: str | None) -> dict[str, str]:
+def single_context(kept: pd.DataFrame, by_data: str | None) -> dict[str, str]:
     """The value of each context column but `by_data`; ValueError if a column has several."""
     context = {}
     for name in (n for n in CONTEXT if n in kept.columns and n != by_data):
@@ -266,14 +264,19 @@ def _single_context(kept: pd.DataFrame, by_data: str | None) -> dict[str, str]:
 
 
 def _every_row(kept: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame, int]:
-    """Every row as a cell of its own; see `_best_of_cells`."""
+    """Every row as a cell of its own; see `best_of_cells`."""
     return np.arange(len(kept)), kept.assign(runs=1), 0
 
 
-def _best_of_cells(
+def best_of_cells(
     kept: pd.DataFrame, names: tuple[str, ...], by_data: str | None
 ) -> tuple[np.ndarray, pd.DataFrame, int]:
     """The best rate of each cell of equal x in each data set.
+
+    Args:
+        kept: the rows, with the column `SET`.
+        names: the columns of x.
+        by_data: the column of data sets, if any.
 
     Returns:
         For each row the index of the cell whose loss it is part of, -1 for none; one row for each cell, with

@@ -21,6 +21,7 @@ COMMANDS = (
     "report",
     "loss",
     "leverage",
+    "isoflop",
     "transfer",
     "coordinates",
 )
