@@ -31,7 +31,7 @@ class FittedLoss(Answer):
 
     def headline(self) -> str:
         """The form of the law, how many points and runs it has, and whether the fit converged."""
-        runs = "" if self.law.clusters is None else f" of {self.law.clusters} runs"
+        runs = "" if self.law.runs is None else f" of {self.law.runs} runs"
         return f"{self.law.formula}; {len(self.law.points)} points{runs}, {self.law.status}"
 
     def notes(self) -> list[str]:

@@ -73,7 +73,7 @@ def checkpoint_warning(kept: pd.DataFrame, by_data: str | None) -> tuple[str, ..
     sizes = [n for n in ("parameters", *COVARIATES) if n in kept.columns and n != "tokens"]
     if "tokens" not in kept.columns or not any(kept[n].notna().all() for n in sizes):
         return ()
-    setup = [n for n in (*sizes, "lr", "seed", *CONTEXT, by_data) if n in kept.columns]
+    setup = [n for n in (*sizes, "lr", "seed", *CONTEXT, by_data or "") if n in kept.columns]
     label = kept.groupby(setup, dropna=False, sort=False).ngroup()
     grouped = kept["tokens"].groupby(label)
     counts = grouped.size()

@@ -39,7 +39,8 @@ class LeverageRow(Strict):
 class CurveRecord(Strict):
     """The law of one curve: its parameters E, A and b, the range that was measured, and how well it fits.
 
-    `clusters` is the number of its runs where the column `cluster` tells them apart.
+    `runs` is the number of its runs where the column `cluster` tells them apart, `clusters` that of groups
+    of them that share points.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CurveRecord(Strict):
     edges: int
     dropped: dict[str, int]
     cluster: str | None = None
+    runs: int | None = None
     clusters: int | None = None
     at_bounds: list[str]
     converged: bool
@@ -114,6 +116,7 @@ class FittedSeries:
             edges=fit.points.edges,
             dropped=fit.points.dropped,
             cluster=fit.points.cluster,
+            runs=fit.points.runs,
             clusters=fit.points.clusters,
             at_bounds=list(fit.at_bounds),
             converged=fit.converged,

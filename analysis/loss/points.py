@@ -38,6 +38,7 @@ class LossPoints:
         by_data: the column that holds them, if any.
         cluster_n: index of the cluster of each point, points whose runs are related; None if not known.
         cluster: the column that tells the runs apart, if any.
+        runs: number of runs that it names in the rows of these points.
         warnings: what is unusual about the table.
         sizes, rates: the standard covariates and the rates of the largest cell, for suggestions.
     """
@@ -56,6 +57,7 @@ class LossPoints:
     by_data: str | None = None
     cluster_n: np.ndarray | None = None
     cluster: str | None = None
+    runs: int | None = None
     warnings: tuple[str, ...] = ()
     sizes: dict[str, float] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
@@ -157,6 +159,7 @@ def loss_points(
         by_data=by_data,
         cluster_n=None if related is None else _renumbered(related[order]),
         cluster=runs,
+        runs=None if runs is None else int(kept[runs][cell_m >= 0].nunique()),
         warnings=warnings,
         sizes={n: largest[n].iloc[0].item() for n in COVARIATES if n in largest.columns},
         rates=tuple(sorted(set(largest["lr"].tolist()))) if "lr" in largest.columns else (),

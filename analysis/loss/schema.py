@@ -86,8 +86,8 @@ class LossLaw(Strict):
 
     `tie` names exponents that are one parameter. With data sets, told apart by the column `by_data`, each has
     its own E, A and B, named E[NAME] and so on, and they share the exponents. `cluster` is the column that
-    tells runs apart, `clusters` how many there are (with seeds, groups of runs that share points), and
-    `cluster_correlation` the correlation of two residuals of one of them.
+    tells runs apart, `runs` how many there are, and `clusters` how many groups of them share no point, as the
+    seeds of a mean do; `cluster_correlation` is the correlation of two residuals of one group.
     """
 
     schema_version: Literal[1] = LOSS_SCHEMA_VERSION
@@ -112,6 +112,7 @@ class LossLaw(Strict):
     rows: int = Field(ge=1)
     dropped: dict[str, int]
     cluster: str | None = None
+    runs: int | None = None
     clusters: int | None = None
     cluster_correlation: float | None = None
     warnings: list[str] = Field(default_factory=list)
@@ -173,6 +174,7 @@ def loss_law_record(
         rows=points.rows,
         dropped=points.dropped,
         cluster=points.cluster,
+        runs=points.runs,
         clusters=points.clusters,
         cluster_correlation=None if related is None else residual_correlation(fit.residual_n, related),
         context=points.context,

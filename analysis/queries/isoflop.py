@@ -78,7 +78,7 @@ class SurfaceAllocation(Allocation):
     law: dict[str, float]
     loss: Interval
     points: int
-    clusters: int | None
+    runs: int | None
     resamples: int
     converged: bool
     at_bounds: list[str]
@@ -269,7 +269,7 @@ def _by_surface(fit: LossFit, draws: Draws | None, budget: float) -> SurfaceAllo
         law=dict(zip(fit.names, published_parameters(fit, best)[0].tolist(), strict=True)),
         loss=interval(lambda z: lowest_loss(fit, z, at)),
         points=len(fit.points.loss_n),
-        clusters=fit.points.clusters,
+        runs=fit.points.runs,
         resamples=0 if draws is None else len(draws.z_RP),
         converged=fit.converged,
         at_bounds=list(fit.at_bounds),
@@ -315,7 +315,7 @@ def _related(fit: LossFit | None) -> list[str]:
     if fit is None or fit.points.cluster is None:
         return []
     return [
-        f"the rows are of {fit.points.clusters} runs ({fit.points.cluster}); the intervals of the surface "
+        f"the rows are of {fit.points.runs} runs ({fit.points.cluster}); the intervals of the surface "
         "resample whole runs, those of the profiles take every row for a run of its own"
     ]
 

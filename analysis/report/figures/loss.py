@@ -208,7 +208,8 @@ def residual_panels(fit: LossFit) -> Picture:
     grid[0, 0].set_ylabel("loss above the law (%)")
     bold_title(grid[0, 0], f"{_title_prefix(fit)}residuals of the loss law")
     threshold = f"grey: within Huber's threshold of {100 * fit.delta:g}%"
-    add_note(figure, f"{threshold}; standard deviation {100 * fit.scatter:.2g}%")
+    runs = "" if fit.points.runs is None else f"; {len(percent)} points of {fit.points.runs} runs"
+    add_note(figure, f"{threshold}; standard deviation {100 * fit.scatter:.2g}%{runs}")
     cells = _data_cells(fit)
     return figure, [
         {

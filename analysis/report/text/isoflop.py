@@ -56,7 +56,7 @@ def _surface_text(found: ComputeOptimal) -> str:
     one = found.by_surface
     if one is None:
         return f"no loss surface: {found.surface_problem}"
-    of_runs = "" if one.clusters is None else f" of {one.clusters} runs"
+    of_runs = "" if one.runs is None else f" of {one.runs} runs"
     verdict = {None: "", True: "; the two agree", False: "; the two disagree"}[found.agree]
     interval = "" if one.loss.low is None else f" ({_ends(one.loss)})"
     state = "" if one.converged else ", which has not converged"

@@ -60,7 +60,8 @@ def _rows_text(law: LossLaw) -> str:
         return f"{law.rows} rows"
     related = law.cluster_correlation
     alike = "" if related is None else f", residuals of one run correlate by {related:.2f}"
-    return f"{law.rows} rows of {law.clusters} runs ({law.cluster}{alike})"
+    joined = "" if law.runs == law.clusters else f" in {law.clusters} groups that share no point"
+    return f"{law.rows} rows of {law.runs} runs{joined} ({law.cluster}{alike})"
 
 
 def _points_text(law: LossLaw) -> str:
@@ -127,14 +128,14 @@ def _objective_text(row: ProfileRow) -> str:
 def show_leverage(answer: Leverage) -> None:
     """Print each curve and its leverage over the baseline."""
     curves = [answer.baseline, *(c.other for c in answer.comparisons)]
-    runs = any(c.clusters is not None for c in curves)
+    runs = any(c.runs is not None for c in curves)
     rows = [
         [
             c.name,
             *(format_number(c.parameters[n]) for n in ("E", "A", "b")),
             f"{100 * c.scatter:.2g}%",
             str(c.points),
-            *([format_number(c.clusters)] if runs else []),
+            *([format_number(c.runs)] if runs else []),
             format_interval(*c.flops),
             format_interval(*c.losses, 4),
         ]

@@ -148,7 +148,7 @@ def test_a_mean_over_seeds_joins_its_runs():
         [checkpoints().assign(seed=s, run_id=lambda f, s=s: f["name"] + f" {s}") for s in (0, 1)]
     )
     points = loss_points(frame.reset_index(drop=True), "chinchilla")
-    assert (len(points.loss_n), points.cluster, points.clusters) == (84, "run_id", 14)
+    assert (len(points.loss_n), points.cluster, points.runs, points.clusters) == (84, "run_id", 28, 14)
 
 
 def test_the_order_of_rows_changes_no_resample():

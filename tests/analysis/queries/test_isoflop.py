@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import minimize_scalar
 
 from hyperp.analysis import isoflop
 from hyperp.analysis.errors import Refusal
@@ -11,6 +10,7 @@ from hyperp.analysis.loss.allocation import best_parameters, lowest_loss, parame
 from hyperp.analysis.loss.fit import fit_loss_law, predict_loss
 from hyperp.analysis.loss.points import loss_points
 from hyperp.analysis.loss.profiles import isoflop_profiles
+from hyperp.analysis.queries.isoflop import Interval
 from tests.analysis.law_command import shared_table
 
 E, A, B, ALPHA, BETA = 1.7, 400.0, 2000.0, 0.34, 0.38
@@ -36,21 +36,28 @@ def profiles(
     return pd.DataFrame(rows)
 
 
+def ends(one: Interval) -> tuple[float, float]:
+    assert one.low is not None
+    assert one.high is not None
+    return one.low, one.high
+
+
 def test_the_best_size_of_a_surface_is_exact():
     fit = fit_loss_law(loss_points(profiles(), "chinchilla"))
     z = np.stack([fit.z_P, fit.z_P * 1.01])
     flops = np.array([1e17, 1e21])
     found, loss = best_parameters(fit, z, flops), lowest_loss(fit, z, flops)
-    for r in range(2):
-        for m in range(2):
-
-            def at(log_n, r=r, m=m):
-                x = np.exp([[log_n], [np.log(flops[m] / 6) - log_n]])
-                return float(predict_loss(fit, z[r : r + 1], x)[0, 0])
-
-            best = minimize_scalar(at, bounds=(10, 30), method="bounded", options={"xatol": 1e-10})
-            assert np.log(found[r, m]) == pytest.approx(best.x, rel=0, abs=1e-4)
-            assert loss[r, m] == pytest.approx(best.fun, rel=1e-9, abs=0)
+    for m, compute in enumerate(flops):
+        for step in (0.999, 1.0, 1.001):
+            n = step * found[:, m]
+            there = [
+                predict_loss(fit, z[r : r + 1], np.array([[n[r]], [compute / 6 / n[r]]])) for r in (0, 1)
+            ]
+            excess = np.concatenate(there)[:, 0] - loss[:, m]
+            if step == 1.0:
+                np.testing.assert_allclose(excess, 0, rtol=0, atol=1e-12)
+            else:
+                assert (excess > 0).all()
     slope = np.diff(np.log(found), axis=1)[:, 0] / np.log(1e4)
     np.testing.assert_allclose(parameter_exponent(fit, z), slope, rtol=1e-9, atol=0)
 
@@ -60,12 +67,15 @@ def test_a_known_allocation_comes_back_both_ways():
     answer = found.answer
     assert answer.by_surface is not None
     for one in (answer.by_profiles, answer.by_surface):
-        assert one.exponent.low < EXPONENT < one.exponent.high  # type: ignore[operator]
+        low, high = ends(one.exponent)
+        assert low < EXPONENT < high
         assert one.exponent.value == pytest.approx(EXPONENT, rel=0, abs=0.03)
-        assert one.parameters.low < best_size(1e21) < one.parameters.high  # type: ignore[operator]
-        assert one.tokens.value == pytest.approx(1e21 / 6 / one.parameters.value, rel=1e-12, abs=0)
-        assert one.tokens.low == pytest.approx(1e21 / 6 / one.parameters.high, rel=1e-12, abs=0)  # type: ignore[operator]
-        assert one.tokens_exponent.low == pytest.approx(1 - one.exponent.high, rel=1e-12, abs=0)  # type: ignore[operator]
+        assert ends(one.tokens_exponent) == pytest.approx((1 - high, 1 - low), rel=1e-12)
+        low, high = ends(one.parameters)
+        assert low < best_size(1e21) < high
+        per = 1e21 / 6
+        assert one.tokens.value == pytest.approx(per / one.parameters.value, rel=1e-12, abs=0)
+        assert ends(one.tokens) == pytest.approx((per / high, per / low), rel=1e-12)
     assert answer.agree
     assert answer.budgets == pytest.approx((1e18, 1e20), rel=1e-12)
     assert answer.outside == pytest.approx(10, rel=1e-9)
@@ -86,7 +96,8 @@ def test_public_profiles():
         assert found.by_surface.exponent.value == pytest.approx(surface, rel=0, abs=1e-3)
         assert found.agree
         default = isoflop(runs, budget=1e21, where=where, mapping=mapping, bootstrap=0).answer.by_profiles
-        assert default.exponent.low < surface < default.exponent.high  # type: ignore[operator]
+        low, high = ends(default.exponent)
+        assert low < surface < high
 
 
 def test_any_two_of_parameters_tokens_and_budget_will_do():
