@@ -2,22 +2,15 @@
 
 import csv
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
-
-
-@dataclass(frozen=True)
-class ScaledColumn:
-    """A column of the table, and the number that it is multiplied by."""
-
-    column: str
-    factor: float = 1.0
+from hyperp.analysis.table.expression import PLAIN, parse_expression
 
 
 @dataclass(frozen=True)
@@ -36,50 +29,66 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
         name, sign, source = text.partition("=")
         name, source = name.strip(), source.strip()
         if not (name and sign and source):
-            raise ValueError(f"--map must be NAME=COLUMN or NAME=COLUMN*NUMBER, got {text!r}")
+            raise ValueError(f"--map must be NAME=COLUMN or NAME=EXPRESSION, got {text!r}")
         if name in mapping:
             raise ValueError(f"--map names {name} twice: {mapping[name]!r} and {source!r}")
         mapping[name] = source
     return mapping
 
 
-def find_source(name: str, source: str, columns: Sequence[str]) -> ScaledColumn:
-    """The column and the factor that `source` names; a column whose own name contains a star comes first.
-
-    Raises:
-        ValueError: no such column, or the factor is not a positive finite number.
-    """
-    asked = argument("mapping", {name: source})
-    if source in columns:
-        return ScaledColumn(source)
-    column, star, number = source.rpartition("*")
-    column = column.strip()
-    if not star or column not in columns:
-        missing = column if star else source
-        raise ValueError(f"{asked}: no column {missing!r}; there are {', '.join(columns)}")
-    try:
-        factor = float(number)
-    except ValueError:
-        factor = math.nan
-    if not 0 < factor < math.inf:
-        raise ValueError(f"{asked}: the factor must be a positive number, got {number.strip()!r}")
-    return ScaledColumn(column, factor)
-
-
 def apply_map(frame: pd.DataFrame, mapping: Mapping[str, str]) -> pd.DataFrame:
     """The frame with every name of the mapping as a further column; names may swap columns.
 
+    A source that is a column's whole name is that column, whatever it holds. Any other is an expression, see
+    `expression`, whose words are columns of the frame or else other names of the mapping.
+
     Raises:
-        ValueError: a column is absent, or has a factor but holds text; names the column.
+        ValueError: a source that is no column and no expression, or computes with text; names the word.
     """
-    columns = [str(name) for name in frame.columns]
-    made: dict[str, pd.Series] = {}
-    for name, text in mapping.items():
-        source = find_source(name, text, columns)
-        made[name] = frame[source.column]
-        if source.factor != 1.0:
-            made[name] = to_number(made[name]) * source.factor
-    return frame.assign(**made)
+    return frame.assign(**_Sources(frame, mapping).all())
+
+
+class _Sources:
+    """The columns that a mapping makes of a frame."""
+
+    def __init__(self, frame: pd.DataFrame, mapping: Mapping[str, str]):
+        self.frame = frame
+        self.mapping = mapping
+        self.columns = [str(name) for name in frame.columns]
+
+    def all(self) -> dict[str, pd.Series]:
+        return {name: self.column(name, ()) for name in self.mapping}
+
+    def column(self, name: str, within: tuple[str, ...]) -> pd.Series:
+        """The column that the mapping makes under this name; `within` are the names that ask for it."""
+        source = self.mapping[name]
+        asked = argument("mapping", {name: source})
+        if not isinstance(source, str):
+            raise ValueError(
+                f"{argument('mapping')} must give {name} a column or an expression, got {source!r}"
+            )
+        if name in within:
+            raise ValueError(f"{asked}: {name} must not be computed from itself")
+        if source in self.columns:
+            return self.frame[source]
+        if (product := _spaced_product(source, self.columns)) is not None:
+            source = product
+        others = [other for other in self.mapping if other not in (*self.columns, name)]
+        expression = parse_expression(source, [*self.columns, *others], asked)
+
+        def numbers(column: str) -> np.ndarray:
+            there = column in self.columns
+            values = self.frame[column] if there else self.column(column, (*within, name))
+            return to_number(values).to_numpy()
+
+        return pd.Series(expression(numbers), index=self.frame.index, name=name, dtype="float64")
+
+
+def _spaced_product(source: str, columns: Sequence[str]) -> str | None:
+    """`COLUMN`*NUMBER of COLUMN*NUMBER, where the column's name is no plain word but needs no backquotes."""
+    column, star, number = source.rpartition("*")
+    spaced = star and column.strip() in columns and not PLAIN.fullmatch(column.strip())
+    return f"`{column.strip()}`*{number}" if spaced else None
 
 
 def to_number(column: pd.Series) -> pd.Series:
@@ -96,7 +105,8 @@ def read_table(path: str | Path) -> RawTable:
     """Read a Parquet or CSV file with any columns, or the runs.parquet inside a folder.
 
     Raises:
-        ValueError: no such file, an unknown format, a column named twice, or no rows.
+        ValueError: no such file, an unknown format, a column named twice, a row that is longer than the
+            header, or no rows.
     """
     file = Path(path)
     if file.is_dir():
@@ -111,7 +121,7 @@ def read_table(path: str | Path) -> RawTable:
         )
     header = _csv_header(file) if file.suffix == ".csv" else parquet_columns(file)
     _refuse_repeated(header, str(file))
-    frame = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+    frame = _read_csv(file, header) if file.suffix == ".csv" else pd.read_parquet(file)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return RawTable(frame=_with_text_flags(frame, str(file)), path=str(path), sha256=digest)
@@ -129,7 +139,7 @@ def table_of_frame(frame: pd.DataFrame) -> RawTable:
 
 
 def _refuse_repeated(header: Sequence[str], source: str) -> None:
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise ValueError(f"{source} names the column(s) {', '.join(repeated)} twice; each may appear once")
 
@@ -147,6 +157,23 @@ def _csv_header(file: Path) -> list[str]:
     if not header:
         raise ValueError(f"{file} is empty; it must have a header line and a row for each run")
     return header
+
+
+def _read_csv(file: Path, header: Sequence[str]) -> pd.DataFrame:
+    """The rows under their header. Empty fields beyond it, such as after a last comma, are no values.
+
+    pandas alone would take the first column of such rows for an index, and move every value by one column.
+    """
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.reader(stream)
+        next(rows)
+        for number, row in enumerate((row for row in rows if row), start=1):
+            if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
+                raise ValueError(
+                    f"{file}: row {number} (line {rows.line_num}) has {len(row)} values, but the header "
+                    f"names {len(header)} columns"
+                )
+    return pd.read_csv(file, index_col=False, usecols=range(len(header)))
 
 
 def parquet_columns(file: Path) -> list[str]:

@@ -1,0 +1,74 @@
+"""Column names: those close to what somebody typed, and known columns under another spelling."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from hyperp.analysis.errors import argument
+from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
+
+# How other tools call the state of a run: Weights & Biases, MLflow and Optuna.
+STATUS_WORDS = {
+    "crashed": "failed",
+    "killed": "failed",
+    "preempted": "failed",
+    "preempting": "running",
+    "pending": "planned",
+    "scheduled": "planned",
+    "complete": "finished",
+    "fail": "failed",
+    "pruned": "failed",  # its last loss is that of a run which was stopped early
+    "waiting": "planned",
+}
+SHOWN = 40  # names that an error lists
+
+
+def close_names(typed: str, columns: Sequence[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Up to `count` columns whose names are close to the one typed, case and separators aside."""
+    plain = {column: _letters(column) for column in columns}
+    near = difflib.get_close_matches(_letters(typed), list(plain.values()), n=count, cutoff=cutoff)
+    found = [column for letters in dict.fromkeys(near) for column, own in plain.items() if own == letters]
+    return found[:count]
+
+
+def listed_names(columns: Sequence[str]) -> str:
+    """The columns as text, cut after SHOWN of them."""
+    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+    return ", ".join(map(str, columns[:SHOWN])) + more
+
+
+def status_column(frame: pd.DataFrame) -> str | None:
+    """The one column that is called State or the like and holds nothing but states of runs.
+
+    None if the table has a column status.
+    """
+    columns = list(map(str, frame.columns))
+    named = [c for c in columns if _letters(c) in ("state", "status", "runstate", "runstatus")]
+    if "status" in columns or len(named) != 1:
+        return None
+    return named[0] if known_status(frame[named[0]]).isin(STATUSES).all() else None
+
+
+def known_status(column: pd.Series) -> pd.Series:
+    """The states of runs in our own words; other words stay as they are."""
+    text = column.astype("string").str.strip().str.lower()
+    known = text.replace(STATUS_WORDS)
+    return known.where(known.isin(STATUSES), column).astype(object)
+
+
+def unread_columns(frame: pd.DataFrame, mapping: Mapping[str, str]) -> list[str]:
+    """A remark for each varying column that is not read because a known name is spelled differently."""
+    remarks = []
+    for known in ("seed", "base_lr", *COVARIATES, *CONTEXT):
+        for column in map(str, frame.columns):
+            same = _letters(column) == _letters(known) and column not in mapping.values()
+            if known not in frame.columns and same and frame[column].nunique(dropna=False) > 1:
+                remarks.append(
+                    f"column {column} is not read as {known}; {argument('mapping', {known: column})} reads it"
+                )
+    return remarks
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in str(name).casefold() if c.isalnum())
