@@ -29,6 +29,18 @@ MONITOR_SUMMARIES = {
     "logit_max": "logit_max",
     "norm_over_radius_max": "norm_over_radius",
 }
+# Columns that say how a run went.
+RESULTS = (
+    *("loss", "bits_per_byte", "train_loss", "seconds", "tokens_per_second"),
+    *MONITOR_SUMMARIES,
+    *("max_vio", "monitor_looks"),
+)
+# Columns that follow from sizes, each with the sizes that it follows from.
+DERIVED = {
+    "steps": ("tokens", "batch_tokens"),
+    "parameters": ("width", "depth", "granularity", "sparsity"),
+    "flops": ("width", "depth", "granularity", "sparsity", "tokens", "parameters"),
+}
 # Columns of measured activations, in a run's coordinates.jsonl and in the table of `coordinates_beside`.
 COORDINATES = ("step", "quantity", "layer", "rms", "change_rms")
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hyperp import __version__
 from hyperp.analysis.errors import argument
+from hyperp.analysis.law.confounders import confounder_warnings
 from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified_refusal
 from hyperp.analysis.law.regression import (
     Sample,
@@ -25,6 +26,7 @@ from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import BasinRecord, Law, OtherMethod, SliceRecord
 from hyperp.analysis.law.seeds import exponents_by_seed
 from hyperp.analysis.law.slice_records import count_dropped, seed_spread, slice_record
+from hyperp.analysis.law.zeros import zero_warnings
 from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
@@ -89,7 +91,13 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         leave_one_out=leave_one_out(sample, regression, basin, also),
         beside=others,
         by_seed=exponents_by_seed(request, used),
-        warnings=[*found.notes, *_law_warnings(request, others, fits)],
+        warnings=[
+            *runs.notes,
+            *found.notes,
+            *zero_warnings(slices, inside, varied, request.over),
+            *confounder_warnings(used, inside, by, runs.mapping),
+            *_law_warnings(request, others, fits),
+        ],
         basin=basin,
         rate_sd=rate_sd(sample, regression),
         level=request.level,
@@ -161,7 +169,8 @@ def _law_basin(
 
 def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence[Slice]) -> list[OtherMethod]:
     """The law that each other method gives of the same slices, and its rate in the middle of those used."""
-    middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in used[0].covariates}
+    varied = (*request.by, *request.fix)
+    middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in varied}
     found = []
     for name in METHODS:
         if name == request.method:

@@ -24,6 +24,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Covariate = Annotated[int | float, Field(gt=0)]  # whole where it was whole in the table
+SliceSize = Annotated[int | float, Field(ge=0)]  # 0 only in a column that no law depends on
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -82,7 +83,7 @@ class SliceRecord(Strict):
     """One learning-rate curve: its points, its optimum, whether the law uses it, and why not."""
 
     context: dict[str, str]
-    covariates: dict[str, Covariate]
+    covariates: dict[str, SliceSize]
     used: bool
     state: State
     reason: str | None
@@ -252,7 +253,7 @@ class Law(Coefficients):
     level: Level
     reach: Annotated[float, Field(ge=1)] = DEFAULT_REACH
     ranges: dict[str, tuple[Covariate, Covariate]]
-    held: dict[str, Covariate]
+    held: dict[str, SliceSize]
     rate_factor: Positive | None
     window: Positive
     seed_spread: SeedSpread

@@ -83,7 +83,8 @@ def _sizes_of_curvature(slices: Sequence[Slice], options: MethodOptions) -> list
 
     None where more than the rate is tuned: exponents made predictions worse for StepLaw's cells left out.
     """
-    vary = [n for n in slices[0].covariates if len({one.covariates[n] for one in slices}) > 1]
+    sizes = {n: {one.covariates[n] for one in slices} for n in slices[0].covariates}
+    vary = [n for n, values in sizes.items() if len(values) > 1 and 0 not in values]  # 0 has no logarithm
     return vary if options.over == ("lr",) and len(slices) >= len(vary) + SPARE_SLICES else []
 
 

@@ -6,22 +6,32 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.law.identify import assess_stratum
+from hyperp.analysis.law.confounders import confounder_warnings
+from hyperp.analysis.law.identify import Stratum, assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import slice_record
+from hyperp.analysis.law.zeros import zero_warnings
 from hyperp.analysis.optima.methods import estimate_optima
-from hyperp.analysis.table.slices import cut_slices, strata, varying_columns
+from hyperp.analysis.optima.optimum import Optimum
+from hyperp.analysis.table.slices import Slice, cut_slices, strata, varying_columns
 from hyperp.analysis.table.validate import Runs, filter_runs
-from hyperp.analysis.vocabulary import DEFAULT_METHOD, WINDOW, MethodName
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, LEVEL, WINDOW, MethodName
 from hyperp.validation import Strict
 
 
 class Identifiable(Strict):
-    """Whether `fit_law` by this covariate can fit a group of slices; `groups` names those that it can."""
+    """Whether `fit_law` can fit the exponent of this covariate.
+
+    Attributes:
+        by: the smallest set of covariates with which it can, this one alone if possible; empty if none can.
+        groups: the groups of slices that it can fit.
+        reason: why this covariate alone cannot be fitted; None if it can.
+    """
 
     covariate: str
     identified: bool
+    by: list[str]
     groups: list[str]
     reason: str | None
 
@@ -36,18 +46,25 @@ class TableCheck(Answer, Strict):
     slices: list[SliceRecord]
     identifiable: list[Identifiable]
     warnings: list[str]
+    level: float = LEVEL
 
     def headline(self) -> str:
         """How many rows there are, and which exponents they identify."""
         counts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
-        can = ", ".join(one.covariate for one in self.identifiable if one.identified) or "none"
-        return f"{self.records}: {self.rows} rows ({counts}); exponents that they identify: {can}"
+        sets = dict.fromkeys(tuple(one.by) for one in self.identifiable if one.identified)
+        can = ", ".join(" and ".join(by) + " together" * (len(by) > 1) for by in sorted(sets, key=len))
+        return f"{self.records}: {self.rows} rows ({counts}); exponents that they identify: {can or 'none'}"
+
+    def notes(self) -> list[str]:
+        """The warnings."""
+        return [f"warning: {line}" for line in self.warnings]
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each slice: its sizes, state, counts and optimum."""
         return pd.DataFrame([one.row() for one in self.slices])
 
 
+MOST_TOGETHER = 4  # sizes that a law is tried with
 SAME_SIZE = 1.01  # a smaller ratio of two sizes is likely one size, rounded in two ways
 
 
@@ -74,37 +91,68 @@ def check_runs(
     by: Sequence[str] = (),
     over: Sequence[str] = ("lr",),
     method: MethodName = DEFAULT_METHOD,
+    level: float = LEVEL,
 ) -> TableCheck:
     """Describe a table; `by` names columns of sizes beyond the standard covariates.
 
     Raises:
         ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
     """
-    request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window)
+    request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window, level=level)
     check_request(request, runs.frame)
-    frame = filter_runs(runs.with_sizes(request.extra).frame, where or {})
+    runs = runs.with_sizes(request.extra)
+    frame = filter_runs(runs.frame, where or {})
     slices = cut_slices(frame, extra=request.extra, over=request.over)
     found = estimate_optima(method, slices, request.options)
     optima = found.optima
     changing = varying_columns(slices)
-    verdicts = []
+    verdicts, confounders = [], []
     for name in (n for n in slices[0].covariates if n in changing):
-        groups = [assess_stratum(members, slices, optima, [name]) for members in strata(slices, [name])]
-        able = [group for group in groups if group.problem is None]
-        rest = [n for n in changing if n != name]
-        labels = [
-            slices[g.members[0]].label(rest) if rest else f"one group of {len(g.members)} slices"
-            for g in able
-        ]
-        best = max(groups, key=lambda g: (len(g.members), len(g.usable)))
-        reason = None if able else best.problem
-        verdicts.append(Identifiable(covariate=name, identified=bool(able), groups=labels, reason=reason))
+        verdict, able = _verdict(name, slices, optima, changing)
+        verdicts.append(verdict)
+        for group in able:
+            used = [slices[i] for i in group.usable]
+            confounders += confounder_warnings(used, frame, verdict.by, runs.mapping)
     return TableCheck(
         records=runs.path,
         rows=len(frame),
         statuses={str(k): int(v) for k, v in frame["status"].value_counts().sort_index().items()},
         varying=changing,
-        warnings=[*_nearly_equal_sizes(changing), *found.notes],
+        warnings=[
+            *runs.notes,
+            *_nearly_equal_sizes(changing),
+            *found.notes,
+            *zero_warnings(slices, frame, by, over),
+            *dict.fromkeys(confounders),
+        ],
         slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
+        level=level,
     )
+
+
+def _verdict(
+    name: str, slices: Sequence[Slice], optima: Sequence[Optimum], changing: Mapping[str, Sequence]
+) -> tuple[Identifiable, list[Stratum]]:
+    """What identifies the exponent of this covariate, and the groups of slices that do.
+
+    Sizes that vary together, such as width and depth, are identified only with each other. So the covariate
+    is tried alone, then with one more size, and so on.
+    """
+    sizes = [n for n in slices[0].covariates if n in changing]
+    others, reason = [n for n in sizes if n != name], None
+    for count in range(min(len(sizes), MOST_TOGETHER)):
+        for more in itertools.combinations(others, count):
+            by = [n for n in sizes if n == name or n in more]
+            groups = [assess_stratum(members, slices, optima, by) for members in strata(slices, by)]
+            if able := [group for group in groups if group.problem is None]:
+                rest = [n for n in changing if n not in by]
+                labels = [
+                    slices[g.members[0]].label(rest) if rest else f"one group of {len(g.members)} slices"
+                    for g in able
+                ]
+                found = Identifiable(covariate=name, identified=True, by=by, groups=labels, reason=reason)
+                return found, able
+            if not more:
+                reason = max(groups, key=lambda g: (len(g.members), len(g.usable))).problem
+    return Identifiable(covariate=name, identified=False, by=[], groups=[], reason=reason), []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.errors import argument
+from hyperp.analysis.table.repeats import refuse_repeats
 from hyperp.run_table import CONTEXT, COVARIATES, NOT_DONE
 
 Number = int | float
@@ -23,7 +23,7 @@ class Slice:
         context: the columns of `run_table.CONTEXT`, such as optimizer; empty text where not known.
         covariates: the sizes, in the order of the table.
         lr, seed, loss: the finished runs with a finite loss, sorted by rate, then seed.
-        dropped: how many other runs there are, by status.
+        dropped: how many other runs there are, by status, or because what is tuned beside the rate is 0.
         diverged, pending: the rates of the runs that diverged, and of those that are not done.
         factor: lr/base_lr where all runs have the same one, else None.
         tuned: an array for each column that is tuned beside the rate.
@@ -104,9 +104,14 @@ class _Rows:
     def finished(self) -> np.ndarray:
         return (self.frame["status"] == "finished").to_numpy()
 
+    @property
+    def kept(self) -> np.ndarray:
+        """The runs with a loss whose tuned quantities have a logarithm."""
+        return self.finished & np.isfinite(self.loss) & np.all([t > 0 for t in self.tuned], axis=0)
+
     def repeats(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the rows that hold a loss, and for each whether it repeats the one before."""
-        kept = np.flatnonzero(self.finished & np.isfinite(self.loss))
+        kept = np.flatnonzero(self.kept)
         same = np.zeros(len(kept), dtype=bool)
         same[1:] = True
         for values in (self.code, self.seed, *self.tuned):
@@ -115,19 +120,9 @@ class _Rows:
 
     def refuse_repeats(self, over: Sequence[str]) -> None:
         kept, same = self.repeats()
-        if not same.any():
-            return
-        first = int(np.flatnonzero(same)[0])
-        pair = self.frame.iloc[kept[first - 1 : first + 1]]
-        at = ", ".join(f"{name}={pair[name].iloc[1]:.6g}" for name in over)
-        skip = {"loss", "run_id"}
-        differ = [str(c) for c in pair.columns if c not in skip and pair[c].nunique(dropna=False) > 1]
-        hint = f"they differ in {', '.join(differ[:6])}" if differ else "they are alike"
-        raise ValueError(
-            f"two finished runs have {at} and seed={pair['seed'].iloc[1]} in one slice ({hint}); keep one, "
-            f"or tell them apart with {argument('where')} (e.g. on block), or with {argument('slice_by')} "
-            "on a column of numbers"
-        )
+        if same.any():
+            first = int(np.flatnonzero(same)[0])
+            refuse_repeats(self.frame.iloc[kept[first - 1 : first + 1]], over)
 
     def averaged(self, found: tuple[np.ndarray, np.ndarray]) -> "_Rows":
         kept, same = found
@@ -152,14 +147,14 @@ class _Rows:
         columns = [keys[n].tolist() for n in names]  # tolist: Python's own numbers
         sizes = [{n: column[i] for n, column in zip(names, columns, strict=True)} for i in range(len(starts))]
         status = self.frame["status"].to_numpy()
-        kept = self.finished & np.isfinite(self.loss)
+        kept, why = self.kept, self.reasons(over)
         ratio = _ratios_to_base(self.frame, self.tuned[0])
         for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             part = slice(start, end)
             keep = kept[part]
             dropped: Counter[str] = Counter()
             if not keep.all():
-                dropped.update(NOT_FINITE if s == "finished" else str(s) for s in status[part][~keep])
+                dropped.update(why[part][~keep].tolist())
             yield Slice(
                 context={n: str(v) for n, v in context[i].items()},
                 covariates=sizes[i],
@@ -172,6 +167,15 @@ class _Rows:
                 factor=None if ratio is None else _common_factor(ratio[part]),
                 tuned={n: self.tuned[j][part][keep] for j, n in enumerate(over) if j},
             )
+
+    def reasons(self, over: Sequence[str]) -> np.ndarray:
+        """Why each row would be dropped: its status, a loss that is not finite, or what is tuned being 0."""
+        why = self.frame["status"].to_numpy().astype(object)
+        finite = np.isfinite(self.loss)
+        why[self.finished & ~finite] = NOT_FINITE
+        for name, values in zip(over[1:], self.tuned[1:], strict=True):
+            why[self.finished & finite & (values == 0)] = f"at {name} 0"
+        return why
 
     def rates_of(self, part: slice, chosen: np.ndarray) -> tuple[float, ...]:
         rates = np.unique(self.tuned[0][part][chosen])
@@ -192,13 +196,16 @@ def _common_factor(ratio: np.ndarray) -> float | None:
 
 
 def _stratum_key(one: Slice, free: Collection[str]) -> tuple:
-    """The values of every column that defines the slice, except those in `free`."""
-    held = tuple(value for name, value in one.covariates.items() if name not in free)
+    """The values of every column that defines the slice; of those in `free`, only whether they are 0."""
+    held = tuple(value == 0 if name in free else value for name, value in one.covariates.items())
     return (*one.context.values(), *held)
 
 
 def strata(slices: Sequence[Slice], free: Collection[str]) -> list[list[int]]:
-    """Indices of the slices that differ only in the covariates in `free`, in order of appearance."""
+    """Indices of the slices that differ only in the covariates in `free`, in order of appearance.
+
+    Slices where one of these is 0 are never with the others, since no power law goes through 0.
+    """
     groups: dict[tuple, list[int]] = {}
     for index, one in enumerate(slices):
         groups.setdefault(_stratum_key(one, free), []).append(index)

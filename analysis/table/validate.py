@@ -9,11 +9,16 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
+from hyperp.analysis.table.names import (
+    close_names,
+    known_status,
+    listed_names,
+    status_column,
+    unread_columns,
+)
 from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
+from hyperp.analysis.table.repeats import number_repeats
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
-
-# The words of Weights & Biases for the state of a run.
-STATUS_WORDS = {"crashed": "failed", "killed": "failed", "preempted": "failed", "pending": "planned"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Runs:
         sha256: of that file.
         sizes: columns beyond the standard covariates that hold sizes.
         mapping: the names that were given to columns when the table was read.
+        remarks: what a reader should know about how the columns were read.
+        own_seeds: whether the seeds are those of the table; otherwise repeats are numbered.
         where: for construction only: rows outside these column values may be invalid, and are then
             dropped.
     """
@@ -35,10 +42,25 @@ class Runs:
     sha256: str
     sizes: tuple[str, ...] = ()
     mapping: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    own_seeds: bool = True
     where: InitVar[Mapping[str, str] | None] = None
+    _repeats: str | None = field(default=None, init=False)
 
     def __post_init__(self, where: Mapping[str, str] | None) -> None:
-        object.__setattr__(self, "frame", check_frame(self.frame, self.sizes, where))
+        own_seeds = self.own_seeds and "seed" in self.frame.columns
+        frame = check_frame(self.frame, self.sizes, where)
+        if not own_seeds and "loss" in frame.columns:
+            keys = [*CONTEXT, *(n for n in (*COVARIATES, *self.sizes) if n in frame.columns), "lr"]
+            frame, repeats = number_repeats(frame.assign(seed=0), keys)
+            object.__setattr__(self, "_repeats", repeats)
+        object.__setattr__(self, "own_seeds", own_seeds)
+        object.__setattr__(self, "frame", frame)
+
+    @property
+    def notes(self) -> list[str]:
+        """The remarks, and whether runs were numbered as seeds."""
+        return [*self.remarks, *([self._repeats] if self._repeats else [])]
 
     def with_sizes(self, names: Sequence[str]) -> Self:
         """These runs with more columns as sizes; itself where it has them already."""
@@ -57,8 +79,8 @@ def read_runs(
 
     Args:
         source: the file, the folder or the DataFrame.
-        mapping: names that the analysis knows, each with the column that holds it, such as
-            {"batch_tokens": "bs*2048"}.
+        mapping: names that the analysis knows, each with the column that holds it or an expression in
+            columns, such as {"batch_tokens": "bs*2048"} or {"x": "lr/sqrt(`batch size`)"}; see `apply_map`.
         sizes: columns beyond the standard covariates that hold sizes.
         where: rows with these column values must be valid; of the others, invalid ones are dropped and valid
             ones stay.
@@ -71,15 +93,22 @@ def read_runs(
         table, name = table_of_frame(source), "the DataFrame"
     else:
         table, name = _read_file(Path(source)), str(source)
-    frame = apply_map(table.frame, mapping or {})
+    names, remarks = dict(mapping or {}), []
+    if "status" not in names and (state := status_column(table.frame)) is not None:
+        names["status"] = state
+        remarks.append(f"column {state} is read as status")
+    frame = apply_map(table.frame, names)
     needed = ("lr", "loss") if loss else ("lr",)
     missing = [column for column in needed if column not in frame.columns]
     if missing:
+        columns = list(map(str, frame.columns))
+        near = (close_names(missing[0], columns, count=1) or ["COLUMN"])[0]
         raise ValueError(
-            f"{name} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
-            f"name them with {argument('mapping', {missing[0]: 'COLUMN'})}"
+            f"{name} lacks the column(s) {', '.join(missing)}; it has {listed_names(columns)}; "
+            f"name them with {argument('mapping', {missing[0]: near})}"
         )
-    return Runs(frame, table.path, table.sha256, tuple(sizes), dict(mapping or {}), where)
+    remarks += unread_columns(frame, names)
+    return Runs(frame, table.path, table.sha256, tuple(sizes), names, tuple(remarks), where=where)
 
 
 def _read_file(path: Path) -> RawTable:
@@ -109,10 +138,10 @@ def check_frame(
     check.rate()
     for name in (*COVARIATES, *sizes):
         if name in check.frame.columns:
-            check.number(name, positive=True, whole_if_possible=True)
+            check.size(name)
     check.seed()
     if "base_lr" in check.frame.columns:
-        check.number("base_lr")
+        check.frame["base_lr"] = check.numeric("base_lr")
     if "loss" in check.frame.columns:
         check.loss()
     return _without_implied_setting(check.done())
@@ -159,7 +188,7 @@ class _TableCheck:
     def status(self) -> None:
         if "status" not in self.frame.columns:
             self.frame["status"] = "finished"
-        status = self.frame["status"].replace(STATUS_WORDS)
+        status = known_status(self.frame["status"])
         self.reject("status", ~status.isin(STATUSES).to_numpy(), f"one of {', '.join(STATUSES)}")
         self.frame["status"] = status
 
@@ -174,11 +203,14 @@ class _TableCheck:
             self.reject(name, wrong, "a number")
         return number
 
-    def number(self, name: str, positive: bool = False, whole_if_possible: bool = False) -> None:
+    def size(self, name: str) -> None:
+        """A size is whole if it can be. Other columns than the standard sizes may be 0, as a weight decay."""
         number = self.numeric(name)
-        if positive:
+        if name in COVARIATES:
             self.reject(name, ~((number > 0) & (number < np.inf)), "a positive finite number")
-        whole = whole_if_possible and not self.bad.any() and ((number % 1 == 0) & (number < 2**62)).all()
+        else:
+            self.reject(name, ~((number >= 0) & (number < np.inf)), "a finite number of at least 0")
+        whole = not self.bad.any() and ((number % 1 == 0) & (number < 2**62)).all()
         self.frame[name] = number.astype("int64") if whole else number
 
     def rate(self) -> None:

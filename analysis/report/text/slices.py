@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hyperp.analysis.errors import argument
 from hyperp.analysis.law.schema import Law, SliceRecord
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.vocabulary import LEVEL
 from hyperp.analysis.wording import format_interval, format_number, format_percent
 
 if TYPE_CHECKING:  # imports pandas, which a recommendation does without
-    from hyperp.analysis.queries.check import TableCheck
+    from hyperp.analysis.queries.check import Identifiable, TableCheck
 
 
 def slice_columns(names: Sequence[str], level: float = LEVEL) -> list[str]:
@@ -64,6 +65,12 @@ def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
     ]
 
 
+def _identified(verdict: "Identifiable") -> str:
+    if not verdict.identified:
+        return "no"
+    return "yes" if len(verdict.by) == 1 else f"yes, with {argument('by', ','.join(verdict.by))}"
+
+
 def show_check(answer: "TableCheck") -> None:
     """Print what a table of runs holds, its slices, and the exponents that could be fitted."""
     print(
@@ -73,7 +80,7 @@ def show_check(answer: "TableCheck") -> None:
     count = len(answer.slices)
     show_table(
         f"{count} slice{'' if count == 1 else 's'}",
-        slice_columns(names),
+        slice_columns(names, answer.level),
         slice_rows(answer.slices, names),
     )
     for s in (s for s in answer.slices if s.optimum is None):
@@ -82,7 +89,7 @@ def show_check(answer: "TableCheck") -> None:
         add = f"; add the rates {', '.join(format_number(r) for r in s.next_rates)}" if s.next_rates else ""
         print(f"{where}: {s.reason}{add}")
     rows = [
-        [v.covariate, "yes" if v.identified else "no", "; ".join(v.groups) if v.identified else str(v.reason)]
+        [v.covariate, _identified(v), "; ".join(v.groups) if v.identified else str(v.reason)]
         for v in answer.identifiable
     ]
     for line in answer.warnings:
