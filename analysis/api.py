@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperp.analysis.arguments import Names, held_values, split_names, where_as_text
-from hyperp.analysis.errors import Refusal
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law import schema
 from hyperp.analysis.results import Law, Transfers, whole_sizes
+from hyperp.analysis.table.own_columns import points_in_own_columns
 from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, LEVEL, WINDOW, MethodName, Space
 from hyperp.run_table import COVARIATES
 
@@ -37,8 +38,9 @@ def read_runs(
 
     Args:
         source: a DataFrame, a Parquet or CSV file, or a folder that holds runs.parquet.
-        mapping: names that the analysis knows, each with the column that holds it, such as
-            {"batch_tokens": "bs*2048"}.
+        mapping: names that the analysis knows, each with the column that holds it, or with arithmetic on
+            columns, such as {"tau": "batch/(lr*wd*tokens)"}: + - * / **, parentheses, sqrt, log, log2, log10
+            and exp; a column whose name is no plain word stands in backquotes, `batch size`*2.
         sizes: columns beyond the standard covariates that hold sizes.
         loss: whether the column loss is needed.
 
@@ -110,7 +112,8 @@ def fit_law(
     )
     sizes = [*request.by, *request.fix, *request.slice_by, *request.over[1:]]
     table = _validated_runs(runs, mapping, sizes, request.where, loss=not given)
-    return Law.model_validate(dict(fit_request(table, request, command)))
+    with points_in_own_columns(table.mapping):
+        return Law.model_validate(dict(fit_request(table, request, command)))
 
 
 def load_law(path: str | Path) -> Law:
@@ -128,22 +131,25 @@ def check(
     by: Names = (),
     over: Names = "lr",
     where: Mapping[str, Any] | None = None,
+    slice_by: Names = (),
     mapping: Mapping[str, str] | None = None,
     method: MethodName = DEFAULT_METHOD,
     window: float = WINDOW,
+    level: float = LEVEL,
 ) -> "TableCheck":
     """Describe a table of runs and which exponents it identifies.
 
     Args:
         runs: a DataFrame, a path, or what `read_runs` returns.
-        by: columns of sizes beyond the standard covariates.
-        over, where, mapping, method, window: see `fit_law`.
+        by: columns of sizes beyond the standard covariates whose exponents are of interest.
+        over, where, slice_by, mapping, method, window, level: see `fit_law`.
     """
     from hyperp.analysis.queries.check import check_runs
 
-    sizes, tuned, rows = split_names(by), split_names(over), where_as_text(where)
-    table = _validated_runs(runs, mapping, [*sizes, *tuned[1:]], rows)
-    return check_runs(table, rows, window, sizes, tuned, method)
+    sizes, held, tuned = split_names(by), split_names(slice_by), split_names(over)
+    rows = where_as_text(where)
+    table = _validated_runs(runs, mapping, [*sizes, *held, *tuned[1:]], rows)
+    return check_runs(table, rows, window, sizes, tuned, method, level, held)
 
 
 def transfer(
@@ -155,13 +161,14 @@ def transfer(
     mapping: Mapping[str, str] | None = None,
     method: MethodName = DEFAULT_METHOD,
     window: float = WINDOW,
+    level: float = LEVEL,
 ) -> Transfers:
     """Measure how far the best rate moves along the axis `over`, and what it costs to ignore that.
 
     Args:
         runs: a DataFrame, a path, or what `read_runs` returns.
         over: the axis, such as "width".
-        where, slice_by, mapping, method, window: see `fit_law`.
+        where, slice_by, mapping, method, window, level: see `fit_law`.
 
     Raises:
         ValueError: bad input.
@@ -169,16 +176,23 @@ def transfer(
     """
     from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
 
-    columns = [name for name in (over, *split_names(slice_by)) if name not in COVARIATES]
-    found = check(runs, by=columns, where=where, mapping=mapping, method=method, window=window)
-    groups = measure_transfer(found.slices, over)
-    if not groups:
-        reason = f"{over} has one value wherever slices are alike in the rest; run another value"
-        raise Refusal(reason, points_further_along(found.slices, over))
-    if all(one.drift is None for one in groups):
-        reason = f"no drift over {over} is identified: {groups[0].problem}"
-        raise Refusal(reason, bracketing_points(found.slices, groups))
-    return Transfers(over, groups)
+    if not isinstance(over, str):
+        raise ValueError(f"{argument('over')} must be the name of one column, got {over!r}")
+    columns, rows = (
+        [name for name in (over, *split_names(slice_by)) if name not in COVARIATES],
+        where_as_text(where),
+    )
+    table = _validated_runs(runs, mapping, columns, rows)
+    found = check(table, by=over, where=rows, slice_by=slice_by, method=method, window=window, level=level)
+    groups = measure_transfer(found.slices, over, level)
+    with points_in_own_columns(table.mapping):
+        if not groups:
+            reason = f"{over} has one value wherever slices are alike in the rest; run another value"
+            raise Refusal(reason, points_further_along(found.slices, over))
+        if all(one.drift is None for one in groups):
+            reason = f"no drift over {over} is identified: {groups[0].problem}"
+            raise Refusal(reason, bracketing_points(found.slices, groups))
+    return Transfers(over, groups, found.warnings)
 
 
 def next_runs(
@@ -205,7 +219,9 @@ def validate(
     from hyperp.analysis.queries.validate import validate_law
 
     rows = where_as_text(where)
-    return validate_law(law, _validated_runs(runs, mapping, [*law.ranges, *law.held], rows), rows)
+    table = _validated_runs(runs, mapping, [*law.ranges, *law.held], rows)
+    with points_in_own_columns(table.mapping):
+        return validate_law(law, table, rows)
 
 
 def write_report(

@@ -16,17 +16,22 @@ class Refusal(Exception):  # noqa: N818, a refusal is an answer and no error
         reason: why not, in one line.
         points: runs that would help, each a dict of context, covariates, "lr" (a list of rates), and
             perhaps "factor" (lr/base_lr) and "seeds" (how many).
+
+    Attributes:
+        own_points: the points in the columns of a table that is not of a hyperp sweep, else None; see
+            `table.own_columns`.
     """
 
     def __init__(self, reason: str, points: Sequence[dict[str, Any]] = ()):
         super().__init__(reason)
         self.reason = reason
         self.points = list(points)
+        self.own_points: list[dict[str, Any]] | None = None
 
     @property
     def next_points(self) -> "pd.DataFrame":
         """The runs that would change that, as `points_frame` lays them out."""
-        return points_frame(self.points)
+        return points_frame(self.points if self.own_points is None else self.own_points)
 
 
 _ON_COMMAND_LINE = ContextVar("on_command_line", default=False)
@@ -79,4 +84,6 @@ def points_frame(points: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
     if not points:
         return pd.DataFrame()
-    return pd.DataFrame(points).explode("lr", ignore_index=True).astype({"lr": float})
+    frame = pd.DataFrame(points)
+    rates = [name for name, value in points[0].items() if isinstance(value, list)]
+    return frame.explode(rates, ignore_index=True).astype(dict.fromkeys(rates, float))

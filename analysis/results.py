@@ -13,6 +13,7 @@ import numpy as np
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.law import schema
+from hyperp.analysis.table.own_columns import points_in_own_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,7 @@ class Law(Answer, schema.Law):
         frame = pd.DataFrame({name: array.ravel() for name, array in zip(sizes, arrays, strict=True)})
         for name, column in frame.items():
             wrong = column[~((column > 0) & np.isfinite(column))]
-            if len(wrong):
+            if len(wrong) and name not in self.held:
                 raise ValueError(f"{name} must be a positive finite number, got {wrong.iloc[0]}")
             if name in self.held and (column != self.held[str(name)]).any():
                 raise ValueError(
@@ -143,9 +144,10 @@ class Law(Answer, schema.Law):
 
         asked = {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
         context = {name: value for name, value in asked.items() if value is not None}
-        found = recommend_rate(self, whole_sizes(sizes), context, extrapolate)
-        if not extrapolate:
-            refuse_wide_interval(self, found)
+        with points_in_own_columns(self.mapping):
+            found = recommend_rate(self, whole_sizes(sizes), context, extrapolate)
+            if not extrapolate:
+                refuse_wide_interval(self, found)
         return found
 
     def next_runs(
@@ -164,7 +166,8 @@ class Law(Answer, schema.Law):
         """
         from hyperp.analysis.queries.next_runs import next_runs
 
-        return next_runs(self, whole_sizes(target), count, [whole_sizes(sizes) for sizes in among])
+        with points_in_own_columns(self.mapping):
+            return next_runs(self, whole_sizes(target), count, [whole_sizes(sizes) for sizes in among])
 
     def plot(self, covariate: str, ax: "Axes | None" = None, **target: float) -> "Axes":
         """Draw the slices' optima, the law and its prediction band against one covariate.
@@ -237,10 +240,14 @@ class Law(Answer, schema.Law):
 
 
 class Transfers(Answer, Sequence["Transfer"]):
-    """The transfer along one axis, one for each group of slices that differ in nothing else."""
+    """The transfer along one axis, one for each group of slices that differ in nothing else.
 
-    def __init__(self, axis: str, groups: Sequence["Transfer"]):
+    `warnings` say what a reader should know of the table.
+    """
+
+    def __init__(self, axis: str, groups: Sequence["Transfer"], warnings: Sequence[str] = ()):
         self.axis = axis
+        self.warnings = list(warnings)
         self._groups = list(groups)
 
     def __len__(self) -> int:
@@ -259,6 +266,10 @@ class Transfers(Answer, Sequence["Transfer"]):
     def headline(self) -> str:
         """The axis, and the unit of the drift."""
         return f"Drift of the optimum in octaves per doubling of {self.axis}"
+
+    def notes(self) -> list[str]:
+        """The warnings."""
+        return [f"warning: {line}" for line in self.warnings]
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling."""

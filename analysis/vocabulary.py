@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from hyperp.run_table import CONTEXT
 
@@ -18,6 +18,11 @@ Space = Literal["log", "linear"]
 
 # The configuration groups of hyperp-train, and the columns of runs.parquet that name their options.
 CONFIG_GROUPS = {"optim": "optimizer", "parametrization": "parametrization", "schedule": "schedule"}
+
+
+def trains_with_hyperp(context: Mapping[str, Any]) -> bool:
+    """Whether runs of this context can be of a hyperp sweep, which says all of CONFIG_GROUPS."""
+    return all(context.get(column) for column in CONFIG_GROUPS.values())
 
 
 def option_overrides(context: Mapping[str, str]) -> list[str]:

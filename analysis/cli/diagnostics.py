@@ -8,6 +8,7 @@ import typer
 
 from hyperp.analysis.cli.options import (
     AsJson,
+    Level,
     Map,
     MethodOption,
     PointsFile,
@@ -18,7 +19,7 @@ from hyperp.analysis.cli.options import (
     load_runs,
     output_option,
 )
-from hyperp.analysis.vocabulary import DEFAULT_METHOD, FLAT_SLOPE, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, FLAT_SLOPE, LEVEL, WINDOW
 
 
 def transfer(
@@ -29,6 +30,7 @@ def transfer(
     slice_by: SliceBy = None,
     method: MethodOption = DEFAULT_METHOD,
     window: Window = WINDOW,
+    level: Level = LEVEL,
     points: PointsFile = None,  # noqa: ARG001, for `exit_codes`
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +48,11 @@ def transfer(
 
     columns = [n for n in (over, *(slice_by or [])) if n not in COVARIATES]
     table, rows = load_runs(runs, mapping, where, columns)
-    found = api.transfer(table, over, where=rows, slice_by=slice_by or (), method=method, window=window)
+    found = api.transfer(
+        table, over, where=rows, slice_by=slice_by or (), method=method, window=window, level=level
+    )
+    for line in found.warnings:
+        typer.echo(f"warning: {line}", err=True)
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in found], indent=2))
     else:

@@ -12,6 +12,7 @@ from hyperp.analysis.cli.options import (
     TABLE,
     AsJson,
     Fix,
+    Level,
     Map,
     MethodOption,
     PointsFile,
@@ -26,7 +27,7 @@ from hyperp.analysis.cli.options import (
     parse_fixed,
     split_names,
 )
-from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, LEVEL, WINDOW
 
 
 def fit(
@@ -65,6 +66,7 @@ def fit(
         ),
     ] = False,
     window: Window = WINDOW,
+    level: Level = LEVEL,
     reach: Annotated[
         float,
         typer.Option(
@@ -106,6 +108,7 @@ def fit(
         space=space,
         given=optima,
         window=window,
+        level=level,
         reach=reach,
         command=command,
     )
@@ -132,6 +135,7 @@ def _fit_command(given: Mapping[str, Any]) -> str:
             "--space": given["space"] if given["space"] != "log" else None,
             "--optima": given["optima"],
             "--window": f"{given['window']:g}" if given["window"] != WINDOW else None,
+            "--level": f"{given['level']:g}" if given["level"] != LEVEL else None,
             "--reach": f"{given['reach']:g}" if given["reach"] != DEFAULT_REACH else None,
         }
     )

@@ -21,11 +21,13 @@ from hyperp.analysis.cli.options import (
     Extrapolate,
     LawArgument,
     LawCommand,
+    Level,
     Map,
     MethodOption,
     PointsFile,
     RunsArgument,
     Size,
+    SliceBy,
     Tuned,
     Where,
     Window,
@@ -36,7 +38,7 @@ from hyperp.analysis.cli.options import (
     parse_sizes,
     split_names,
 )
-from hyperp.analysis.vocabulary import DEFAULT_METHOD, WINDOW
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, LEVEL, WINDOW
 from hyperp.terminal import run_app
 
 if TYPE_CHECKING:  # pull in numpy, which --help does without
@@ -88,9 +90,11 @@ def check(
     ] = "",
     over: Tuned = "lr",
     where: Where = None,
+    slice_by: SliceBy = None,
     mapping: Map = None,
     method: MethodOption = DEFAULT_METHOD,
     window: Window = WINDOW,
+    level: Level = LEVEL,
     as_json: AsJson = False,
 ) -> None:
     """Describe a table of runs and which exponents it identifies.
@@ -102,9 +106,11 @@ def check(
     from hyperp.analysis import api
     from hyperp.analysis.report.text.slices import show_check
 
-    columns, tuned = split_names(by), split_names(over)
-    table, rows = load_runs(runs, mapping, where, [*columns, *tuned[1:]])
-    found = api.check(table, by=columns, over=tuned, where=rows, method=method, window=window)
+    columns, held, tuned = split_names(by), slice_by or [], split_names(over)
+    table, rows = load_runs(runs, mapping, where, [*columns, *held, *tuned[1:]])
+    found = api.check(
+        table, by=columns, over=tuned, where=rows, slice_by=held, method=method, window=window, level=level
+    )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
@@ -212,20 +218,22 @@ def next_command(
       hyperp-law next law.json --tokens 2e11 -o points.yaml
     """
     from hyperp.analysis import api
-    from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
+    from hyperp.analysis.queries.points_file import save_for_user
     from hyperp.analysis.report.text.recommendation import show_next_runs
+    from hyperp.analysis.table.own_columns import in_own_columns
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     fitted = api.load_law(law)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
     found = fitted.next_runs(slices, offers, **parse_sizes(at, sizes))
-    wrote = save_points(found.points, out, f"new slices for {law}")
+    own = in_own_columns(found.points, fitted.mapping)
+    wrote = save_for_user(found.points, own, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
         show_next_runs(fitted, found)
-        typer.echo(f"wrote {out}; run it with: {run_command(out)}\n{OVERRIDES_NOTE}")
+        typer.echo(wrote)
     else:
         raise ValueError(
             "--among offers no new slice: each is already in the law, or differs in a size that the law "

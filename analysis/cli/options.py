@@ -39,8 +39,9 @@ Map = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        metavar="NAME=COLUMN",
-        help="read NAME (lr, loss, tokens, ...) from another column, or from COLUMN*NUMBER; repeatable",
+        metavar="NAME=EXPRESSION",
+        help="read NAME (lr, loss, tokens, ...) from another column, or compute it: tau=batch/(lr*wd*T), "
+        "with + - * / **, sqrt, log, exp, and `odd names` in backquotes; repeatable",
         rich_help_panel=TABLE,
     ),
 ]
@@ -220,19 +221,23 @@ def _points_path(options: Mapping[str, Any]) -> Path | None:
 
 
 def _print_refusal(refusal: Refusal, as_json: bool, path: Path | None) -> None:
-    from hyperp.analysis.queries.points_file import OVERRIDES_NOTE, run_command, save_points
+    from hyperp.analysis.queries.points_file import save_for_user
 
+    points = refusal.points if refusal.own_points is None else refusal.own_points
     if as_json:
-        typer.echo(json.dumps({"refused": refusal.reason, "next": refusal.points}, indent=2))
+        typer.echo(json.dumps({"refused": refusal.reason, "next": points}, indent=2))
     typer.echo(f"{PROGRAM}: refused: {refusal.reason}", err=True)
-    for point in () if as_json else refusal.points:
-        rates = ", ".join(f"{rate:.4g}" for rate in point["lr"])
-        hidden = [n for n in (*CONTEXT, "lr", "seeds", "factor") if n not in CONFIG_GROUPS.values()]
-        known = " ".join(f"{n}={v}" for n, v in point.items() if n not in hidden)
-        typer.echo(f"run next: {known}" + (f" lr={rates}" if rates else ""), err=True)
+    hidden = [n for n in (*CONTEXT, "seeds", "factor") if n not in CONFIG_GROUPS.values()]
+    for point in () if as_json else points:
+        known = [f"{n}={v}" for n, v in point.items() if n not in hidden and not isinstance(v, list)]
+        rates = {n: ", ".join(f"{rate:.4g}" for rate in v) for n, v in point.items() if isinstance(v, list)}
+        words = [*known, *(f"{n}={text}" for n, text in rates.items() if text)]
+        typer.echo(f"run next: {' '.join(words)}", err=True)
     try:
-        if path is not None and save_points(refusal.points, path, refusal.reason):
-            typer.echo(f"wrote {path}; run it with: {run_command(path)}\n{OVERRIDES_NOTE}", err=True)
+        if path is not None and (
+            line := save_for_user(refusal.points, refusal.own_points, path, refusal.reason)
+        ):
+            typer.echo(line, err=True)
     except ValueError as error:
         typer.echo(f"note: {error}", err=True)
 
@@ -316,11 +321,13 @@ def load_runs(
     loss: bool = True,
 ) -> "tuple[Runs, dict[str, str]]":
     """The validated table, and the conditions of --where as a dict."""
+    from hyperp.analysis.table.expression import columns_in
     from hyperp.analysis.table.read import parse_map
     from hyperp.analysis.table.validate import parse_where, read_runs
 
     rows, names = parse_where(where or []), parse_map(mapping or [])
-    _check_map(names, [*sizes, *rows])
+    computed = [column for source in names.values() for column in columns_in(source)]
+    _check_map(names, [*sizes, *rows, *computed])
     extra = [name for name in sizes if name not in (*COVARIATES, *NOT_COVARIATES)]
     return read_runs(runs, names, extra, rows, loss), rows
 
@@ -334,7 +341,9 @@ def parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, 
 
 
 def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
-    """Reject a name that nothing reads, and the rate or the loss under a second name."""
+    """Reject a name that nothing reads, and the rate or the loss alone under a second name."""
+    from hyperp.analysis.table.expression import columns_in
+
     known = (*COVARIATES, *NOT_COVARIATES, "base_lr")
     for name, source in mapping.items():
         if name not in (*known, *asked):
@@ -342,7 +351,8 @@ def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
                 f"--map {name}={source}: NAME must be one of {', '.join(known)}, or a column that another "
                 f"option names, got {name}"
             )
-        column = source.split("*")[0].strip()
+        columns = columns_in(source)
+        column = columns[0] if len(columns) == 1 else source
         if column in ("lr", "loss") and column not in mapping and name != "base_lr":
             raise ValueError(
                 f"--map {name}={source}: {column} must not be read under a second name, unless "

@@ -10,7 +10,7 @@ from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.regression import design_matrix, why_collinear, why_constant
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, varying_columns
-from hyperp.analysis.vocabulary import CENSORED
+from hyperp.analysis.vocabulary import CENSORED, trains_with_hyperp
 from hyperp.run_table import NOT_DONE
 
 
@@ -37,7 +37,8 @@ def assess_stratum(
     """The stratum of these slices, with the reason why it does not identify the exponents of `by`, if any."""
     usable = [i for i in members if optima[i].state == "bracketed"]
     for name in by:
-        why = why_constant([slices[i].covariates[name] for i in members])
+        values = [slices[i].covariates[name] for i in members]
+        why = "is 0, and no power law goes through 0" if max(values) == 0 else why_constant(values)
         if why is not None:
             return Stratum(members, usable, f"{name} {why}")
     needed = len(by) + 2
@@ -84,10 +85,11 @@ def unidentified_refusal(
     names = varying_columns(slices)
     why = "; ".join(f"{slices[i].label(names)}: {optima[i].reason}" for i in unbracketed)
     group = "the slices" if groups == 1 else f"the best of {groups} groups of slices"
+    before, after = _runs_not_done(slices)
     reason = (
-        _runs_not_done(slices)
-        + f"the exponents of {', '.join(by)} are not identified: {group}: {best.problem}"
+        f"{before}the exponents of {', '.join(by)} are not identified: {group}: {best.problem}"
         + (f" ({why})" if why else "")
+        + after
     )
     if not unbracketed or (len(best.usable) >= len(by) + 2 and not best.edges):
         return Refusal(reason, _larger_sizes(best, slices, by))
@@ -95,17 +97,22 @@ def unidentified_refusal(
     return Refusal(reason, [slices[i].next_point(add) for i, add in rates.items() if add])
 
 
-def _runs_not_done(slices: Sequence[Slice]) -> str:
-    """How many planned runs of an interrupted sweep are not done; empty if all are."""
+def _runs_not_done(slices: Sequence[Slice]) -> tuple[str, str]:
+    """What a refusal says of runs that are not done, before its reason and after it.
+
+    Of an interrupted hyperp sweep they come first, since running it again finishes them.
+    """
     waiting = {status: sum(one.dropped.get(status, 0) for one in slices) for status in NOT_DONE}
     count = sum(waiting.values())
     if not count:
-        return ""
+        return "", ""
     which = ", ".join(f"{n} {status}" for status, n in waiting.items() if n)
+    if not all(trains_with_hyperp(one.context) for one in slices):
+        runs = "runs that did not finish do" if count > 1 else "run that did not finish does"
+        return "", f"; {count} {runs} not count ({which})"
     runs = "planned run is" if count == 1 else "planned runs are"
-    return (
-        f"{count} {runs} not done ({which}); run the same `hyperp-sweep run` again, then collect; until then "
-    )
+    again = "run the same `hyperp-sweep run` again, then collect; until then "
+    return f"{count} {runs} not done ({which}); {again}", ""
 
 
 def _rates_to_add(one: Slice, optimum: Optimum, group: Sequence[Slice]) -> list[float]:

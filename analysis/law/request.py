@@ -96,6 +96,9 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
     for name, value in request.fix.items():
         if not math.isfinite(value):
             raise ValueError(f"{argument('fix')} {name} must be a finite exponent, got {value}")
+    for name in request.over if request.given else ():
+        if (low := frame[name].min()) <= 0:
+            raise ValueError(f"column {name} must be above 0 in a table of optima, got {low:g}")
     if not (math.isfinite(request.window) and request.window > 0):
         raise ValueError(f"{argument('window')} must be a positive number of octaves, got {request.window}")
     if not 0 < request.level < 1:

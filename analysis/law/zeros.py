@@ -27,7 +27,9 @@ def zero_warnings(
                 f"{name} is 0 in {count} of {len(slices)} slices, which a law by {name} leaves out: no power "
                 "law goes through 0"
             )
-    done = frame[(frame["status"] == "finished") & np.isfinite(frame["loss"])] if over[1:] else frame
+    if not over[1:] or "loss" not in frame.columns:
+        return found
+    done = frame[(frame["status"] == "finished") & np.isfinite(frame["loss"])]
     for name in over[1:]:
         if count := int((done[name] == 0).sum()):
             lowest = done.loc[done.groupby([*CONTEXT, *slices[0].covariates])["loss"].idxmin(), name]

@@ -92,13 +92,17 @@ def check_runs(
     over: Sequence[str] = ("lr",),
     method: MethodName = DEFAULT_METHOD,
     level: float = LEVEL,
+    slice_by: Sequence[str] = (),
 ) -> TableCheck:
-    """Describe a table; `by` names columns of sizes beyond the standard covariates.
+    """Describe a table; `by` and `slice_by` name columns of sizes beyond the standard covariates.
 
     Raises:
         ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
     """
-    request = FitRequest(tuple(by), {}, {}, over=tuple(over), method=method, window=window, level=level)
+    tuned, held = tuple(over), tuple(slice_by)
+    request = FitRequest(
+        tuple(by), {}, {}, over=tuned, slice_by=held, method=method, window=window, level=level
+    )
     check_request(request, runs.frame)
     runs = runs.with_sizes(request.extra)
     frame = filter_runs(runs.frame, where or {})
@@ -131,6 +135,11 @@ def check_runs(
     )
 
 
+def _rank(group: Stratum, name: str, slices: Sequence[Slice]) -> tuple[int, int, bool]:
+    """The group whose problem is told is the largest, of equals one without a 0."""
+    return len(group.members), len(group.usable), slices[group.members[0]].covariates[name] > 0
+
+
 def _verdict(
     name: str, slices: Sequence[Slice], optima: Sequence[Optimum], changing: Mapping[str, Sequence]
 ) -> tuple[Identifiable, list[Stratum]]:
@@ -154,5 +163,5 @@ def _verdict(
                 found = Identifiable(covariate=name, identified=True, by=by, groups=labels, reason=reason)
                 return found, able
             if not more:
-                reason = max(groups, key=lambda g: (len(g.members), len(g.usable))).problem
+                reason = max(groups, key=lambda g: _rank(g, name, slices)).problem
     return Identifiable(covariate=name, identified=False, by=[], groups=[], reason=reason), []

@@ -60,6 +60,38 @@ def save_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bo
     return True
 
 
+def save_own_points(points: Sequence[Mapping[str, Any]], path: Path, why: str) -> bool:
+    """Write points in the columns of their own table, a row for each run; return False if there are none."""
+    rows = [
+        {name: value[k] if isinstance(value, list) else value for name, value in point.items()}
+        for point in points
+        for k in range(max((len(v) for v in point.values() if isinstance(v, list)), default=0))
+    ]
+    if rows:
+        lines = [f"# {' '.join(why.split())}", "# Runs for your own trainer, in the columns of your table"]
+        lines += ["points:", *(f"  - {_yaml_row(row)}" for row in rows)]
+        write_text("\n".join(lines) + "\n", path)
+    return bool(rows)
+
+
+def save_for_user(
+    points: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]] | None, path: Path, why: str
+) -> str | None:
+    """Write the points, in the columns of the user's own table if `own` has them so.
+
+    Returns:
+        a line that says what was written and how to run it; None if there was nothing to write.
+    """
+    if own is not None:
+        line = f"wrote {path}, runs for your own trainer in the columns of your table"
+        return line if save_own_points(own, path, why) else None
+    return (
+        f"wrote {path}; run it with: {run_command(path)}\n{OVERRIDES_NOTE}"
+        if save_points(points, path, why)
+        else None
+    )
+
+
 def run_command(path: Path) -> str:
     """The command that runs the points of the file with the sweep's own overrides; see `OVERRIDES_NOTE`."""
     where = path.resolve().with_suffix("")
@@ -81,6 +113,10 @@ def _yaml_rows(point: Mapping[str, Any]) -> list[str]:
             last = [f"seed: {seed}"] if "seeds" in point else []
             rows.append("      - {" + ", ".join([*sizes, base, *last]) + "}")
     return rows
+
+
+def _yaml_row(row: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(row), default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _config_key(name: str) -> str:

@@ -52,7 +52,8 @@ def complete_target(law: Law, target: Mapping[str, float]) -> dict[str, int | fl
     for name, value in target.items():
         if name not in known:
             raise ValueError(f"covariate must be one of {', '.join(known)}, got {name!r}")
-        if not 0 < value < math.inf or (name in COVARIATES and value < 1):
+        same = value == law.held.get(name)  # which may be 0, as a weight decay
+        if not same and (not 0 < value < math.inf or (name in COVARIATES and value < 1)):
             raise ValueError(f"{name} must be at least 1, got {value}")
         if name in law.also:
             raise ValueError(f"{name} must be left out, since the law recommends it, got {value}")
@@ -100,12 +101,15 @@ def require_reach(law: Law, scale: Mapping[str, float], found: list[Extrapolatio
     middle = math.sqrt(edge * worst.value)
     size = min(middle, edge * law.reach) if above else max(middle, edge / law.reach)
     enough = worst.value / law.reach if above else worst.value * law.reach
+    point = max(1, round(size)) if isinstance(edge, int) else size
+    # A slice farther out than the law reaches would need rates that the law cannot give.
+    steps = "is enough" if middle == size else f"is as far as the law reaches, {enough:.3g} would be enough"
     raise Refusal(
         f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
         f"{worst.low} to {worst.high}, and the largest factor allowed is {law.reach:g}; run a slice on the "
-        f"way there ({enough:.3g} {'or more' if above else 'or less'} is enough), or give "
+        f"way there and fit again ({worst.covariate}={point:.7g} {steps}), or give "
         f"{argument('extrapolate', True)}",
-        [point_about_law(law, {**scale, worst.covariate: round(size) if isinstance(edge, int) else size})],
+        [point_about_law(law, {**scale, worst.covariate: point})],
     )
 
 

@@ -102,6 +102,8 @@ def measure_transfer(slices: Sequence[SliceRecord], over: str, level: float = LE
         raise ValueError(f"{argument('over')} must be one of {', '.join(there)}, got {over!r}")
     groups: dict[tuple, list[SliceRecord]] = {}
     for one in slices:
+        if one.covariates[over] == 0:  # no doubling leads there
+            continue
         key = (*one.context.values(), *(v for n, v in one.covariates.items() if n != over))
         groups.setdefault(key, []).append(one)
     ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())

@@ -132,9 +132,8 @@ def columns_in(text: str) -> list[str]:
     except ValueError:
         return []
     after = [word.text for word in words[1:]] + [""]
-    return [
-        w.text for w, sign in zip(words, after, strict=True) if w.kind in ("name", "quoted") and sign != "("
-    ]
+    named = zip(words, after, strict=False)
+    return [w.text for w, sign in named if w.kind == "quoted" or (w.kind == "name" and sign != "(")]
 
 
 def split_words(text: str, asked: str) -> list[Word]:

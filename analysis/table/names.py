@@ -2,11 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from hyperp.analysis.errors import argument
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
+
+if TYPE_CHECKING:  # a recommendation imports no pandas
+    import pandas as pd
 
 # How other tools call the state of a run: Weights & Biases, MLflow and Optuna.
 STATUS_WORDS = {
@@ -38,7 +40,7 @@ def listed_names(columns: Sequence[str]) -> str:
     return ", ".join(map(str, columns[:SHOWN])) + more
 
 
-def status_column(frame: pd.DataFrame) -> str | None:
+def status_column(frame: "pd.DataFrame") -> str | None:
     """The one column that is called State or the like and holds nothing but states of runs.
 
     None if the table has a column status.
@@ -50,14 +52,14 @@ def status_column(frame: pd.DataFrame) -> str | None:
     return named[0] if known_status(frame[named[0]]).isin(STATUSES).all() else None
 
 
-def known_status(column: pd.Series) -> pd.Series:
+def known_status(column: "pd.Series") -> "pd.Series":
     """The states of runs in our own words; other words stay as they are."""
     text = column.astype("string").str.strip().str.lower()
     known = text.replace(STATUS_WORDS)
     return known.where(known.isin(STATUSES), column).astype(object)
 
 
-def unread_columns(frame: pd.DataFrame, mapping: Mapping[str, str]) -> list[str]:
+def unread_columns(frame: "pd.DataFrame", mapping: Mapping[str, str]) -> list[str]:
     """A remark for each varying column that is not read because a known name is spelled differently."""
     remarks = []
     for known in ("seed", "base_lr", *COVARIATES, *CONTEXT):

@@ -111,8 +111,10 @@ def test_check_describes_the_table(demo):
     verdicts = {v["covariate"]: v for v in answer["identifiable"]}
     assert verdicts["tokens"]["identified"]
     assert verdicts["tokens"]["groups"] == ["muonh, hyperp, width 32"]
-    assert not verdicts["width"]["identified"]
+    assert verdicts["tokens"]["by"] == ["tokens"]
+    assert verdicts["width"]["by"] == ["width", "tokens"]  # not alone
     assert "2 slices, of which 2 bracketed, 3 needed" in verdicts["width"]["reason"]
+    assert "yes, with --by width,tokens" in result.stdout
     assert {s["state"] for s in answer["slices"]} == {"bracketed"}
 
 
