@@ -175,7 +175,7 @@ class CurvatureTest(Strict):
 class LeftOut(Strict):
     """An optimum as the other slices predict it; `error` is ln(predicted/own), `loss_penalty` relative."""
 
-    covariates: dict[str, Covariate]
+    covariates: dict[str, SliceSize]
     predicted: Positive
     lr: Positive
     error: float

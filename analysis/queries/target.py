@@ -102,12 +102,15 @@ def require_reach(law: Law, scale: Mapping[str, float], found: list[Extrapolatio
     size = min(middle, edge * law.reach) if above else max(middle, edge / law.reach)
     enough = worst.value / law.reach if above else worst.value * law.reach
     point = max(1, round(size)) if isinstance(edge, int) else size
-    # A slice farther out than the law reaches would need rates that the law cannot give.
-    steps = "is enough" if middle == size else f"is as far as the law reaches, {enough:.3g} would be enough"
+    bound = f"{enough:.3g} or {'more' if above else 'less'} is enough"
+    step = f"{worst.covariate}={point:.7g}"
+    if middle == size:
+        advice = f"run a slice on the way there ({bound}), such as {step}"
+    else:  # farther out the law cannot say at which rates
+        advice = f"run a slice at {step}, as far as the law reaches, and go on from there ({bound})"
     raise Refusal(
         f"{worst.covariate}={worst.value} lies {worst.factor:.3g} times outside the fitted range "
-        f"{worst.low} to {worst.high}, and the largest factor allowed is {law.reach:g}; run a slice on the "
-        f"way there and fit again ({worst.covariate}={point:.7g} {steps}), or give "
+        f"{worst.low} to {worst.high}, and the largest factor allowed is {law.reach:g}; {advice}, or give "
         f"{argument('extrapolate', True)}",
         [point_about_law(law, {**scale, worst.covariate: point})],
     )

@@ -35,11 +35,12 @@ def test_a_law_refuses_other_optimizers_and_far_targets(demo, tmp_path):
     assert result.exit_code == 3
     assert says(result.stderr, "tokens=4000000 lies 15.3 times ... 32768 to 262144")
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
+    assert f"such as tokens={points[0]['scale.tokens']}" in result.stderr
     assert {p["scale.tokens"] for p in points} == {1024000}
     assert "4e+05 or more" in result.stderr
-    run(
-        "recommend", law, "--tokens", "1e13", "--points", tmp_path / "far.yaml"
-    )  # as far as the law itself reaches
+    # The law itself reaches only as far as the first of several steps.
+    result = run("recommend", law, "--tokens", "1e13", "--points", tmp_path / "far.yaml")
+    assert says(result.stderr, "run a slice at tokens=2621440 ... 1e+12 or more is enough")
     points = yaml.safe_load((tmp_path / "far.yaml").read_text())["blocks"]["far"]["points"]
     assert {p["scale.tokens"] for p in points} == {2621440}
     below = run("recommend", law, "--tokens", "600").stderr
