@@ -81,10 +81,10 @@ def _shared_by_runs(slices: Sequence[Slice], frame: pd.DataFrame) -> dict[str, n
     groups = done.merge(cells.assign(slice_number=range(len(cells))), on=keys).groupby("slice_number")
     low, high = groups[list(numbers)].min(), groups[list(numbers)].max()
     known = groups[list(numbers)].count().eq(groups.size(), axis=0).all()
-    same = known & (low == high).all() & (low > 0).all() & np.isfinite(low).all() & (len(low) == len(slices))
+    same = known & (low == high).all() & ((low > 0) & (low < np.inf)).all()
     sizes = {n: [one.covariates[n] for one in slices] for n in first.covariates}
-    columns = {**{n: v for n, v in sizes.items() if min(v) > 0}, **low.loc[:, same].to_dict("list")}
-    return {str(name): np.log(np.asarray(values, float)) for name, values in columns.items()}
+    found = {n: np.log(values) for n, values in sizes.items() if min(values) > 0}
+    return found | {str(n): np.log(low[n].to_numpy(dtype=float)) for n in numbers[same[numbers]]}
 
 
 def _same_in_other_units(other: str, name: str, shared: dict[str, np.ndarray]) -> bool:

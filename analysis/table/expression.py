@@ -5,7 +5,6 @@ functions and placeholders for columns, and `_value` computes only the nodes in 
 """
 
 import ast
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +29,11 @@ FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
     "exp": np.exp,
 }
 OPERATORS: Mapping[type[ast.operator], Callable[[Values, Values], Values]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Pow: np.power,
 }
 ALLOWED_NODES = (
     ast.Constant,

@@ -18,7 +18,7 @@ COLUMNS = {
 }
 
 
-def compute(text: str) -> np.ndarray:
+def compute(text: str) -> np.ndarray | np.float64:
     return parse_expression(text, list(COLUMNS), "x")(COLUMNS.__getitem__)
 
 

@@ -33,8 +33,7 @@ MAPPING = {"lr": "`learning rate`/2", "loss": "val_loss", "tokens": "D*1000"}
 
 def test_values_are_converted_back_or_stand_under_their_expression():
     names = {"tokens": "1000*D", "batch_tokens": "bs * seq", "lr": "`peak lr`/2"}
-    (point,) = in_own_columns([POINT], names)
-    assert point == {"D": 4000, "bs * seq": 4096, "peak lr": [0.02, 0.04]}
+    assert in_own_columns([POINT], names) == [{"D": 4000, "bs * seq": 4096, "peak lr": [0.02, 0.04]}]
     assert in_own_columns([POINT], {}) == [{n: v for n, v in POINT.items() if n != "factor"}]
     assert in_own_columns([SWEEP | POINT], names) is None
 
