@@ -22,7 +22,7 @@ def test_a_column_of_states_is_read_and_said(column, words):
     assert runs.notes == [f"column {column} is read as status"]
     assert runs.mapping == {"status": column}
     assert (runs.frame["status"] == "finished").tolist() == [True, True, True, False, False]
-    assert check(CURVE.assign(**{column: words})).warnings == runs.notes
+    assert runs.notes[0] in check(CURVE.assign(**{column: words})).warnings
 
 
 @pytest.mark.parametrize(
