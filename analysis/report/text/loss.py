@@ -68,10 +68,9 @@ def _points_text(law: LossLaw) -> str:
     if law.all_rows:
         return "every row"
     rows = sum(p.runs for p in law.points)
-    what = "run" if law.clusters is None else "row"
     if rows == len(law.points):
-        return f"one {what} each"
-    return f"from {rows} {what}s, each the lowest mean-over-seeds loss among its rates"
+        return "one row each"
+    return f"from {rows} rows, each the lowest mean-over-seeds loss among its rates"
 
 
 def _resampled_text(law: LossLaw, kind: str) -> str:
