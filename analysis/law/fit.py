@@ -50,7 +50,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         raise ValueError(
             f"{argument('by')} must name at least one of {', '.join(COVARIATES)}, or another numeric column"
         )
-    check_request(request, runs.frame)
+    check_request(request, runs.frame, runs.mapping)
     runs, by = runs.with_sizes(request.extra), request.by
     inside = filter_runs(runs.frame, request.where)
     slices, found = _find_optima(inside, request)

@@ -5,10 +5,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
 from hyperp.analysis.optima.estimation import MethodOptions
+from hyperp.analysis.table.expression import columns_in
 from hyperp.analysis.vocabulary import (
     DEFAULT_METHOD,
     DEFAULT_REACH,
@@ -65,12 +67,12 @@ class FitRequest:
         return MethodOptions(self.over, self.by, self.window, self.level)
 
 
-def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
-    """Check that a request fits this table; `by` may be empty.
+def check_request(request: FitRequest, frame: pd.DataFrame, mapping: Mapping[str, str] | None = None) -> None:
+    """Check that a request fits this table, read with this mapping; `by` may be empty.
 
     Raises:
-        ValueError: `by`, `fix` and `over` do not name different numeric columns of the table, or an option is
-            out of range.
+        ValueError: `by`, `fix` and `over` do not name different numeric columns of the table, a size is
+            computed from the rate so that no slice has two rates, or an option is out of range.
     """
     _check_over(request.over, frame)
     if request.method not in METHODS:
@@ -89,6 +91,8 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
         if (*named, *request.over).count(name) > 1:
             by, fix, tuned = argument("by"), argument("fix"), argument("over", option="--tuned")
             raise ValueError(f"covariate {name} must be given once in {by}, {fix} and {tuned}, got it twice")
+    for name in (*named, *request.slice_by):
+        _check_computed_size(name, frame, mapping or {})
     for name in request.also_by:
         if name not in request.by:
             among = argument("by", ",".join(request.by))
@@ -105,6 +109,23 @@ def check_request(request: FitRequest, frame: pd.DataFrame) -> None:
         raise ValueError(f"{argument('level')} must lie between 0 and 1, got {request.level}")
     if not request.reach >= 1:
         raise ValueError(f"{argument('reach')} must be at least 1, got {request.reach}")
+
+
+def _check_computed_size(name: str, frame: pd.DataFrame, mapping: Mapping[str, str]) -> None:
+    """Refuse a size that changes with the rate alone, such as batch/(lr*wd) where wd does not follow lr."""
+    source, own = mapping.get(name, ""), columns_in(mapping.get("lr", ""))
+    rates = {"lr", *own} if len(own) == 1 else {"lr"}
+    others = [column for column in columns_in(source) if column not in rates]
+    if len(others) == len(columns_in(source)):
+        return
+    alike = frame.groupby(others) if others else frame.groupby(np.zeros(len(frame)))
+    values = alike[["lr", name]].nunique()
+    if ((values["lr"] > 1) & (values[name] > 1)).any():
+        asked, tuned = argument("mapping", {name: source}), argument("over", f"lr,{name}", "--tuned")
+        raise ValueError(
+            f"{asked}: a size must be the same at every rate, got one that changes with lr; {tuned} takes "
+            "what is tuned"
+        )
 
 
 def _check_over(over: tuple[str, ...], frame: pd.DataFrame) -> None:

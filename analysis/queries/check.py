@@ -103,7 +103,7 @@ def check_runs(
     request = FitRequest(
         tuple(by), {}, {}, over=tuned, slice_by=held, method=method, window=window, level=level
     )
-    check_request(request, runs.frame)
+    check_request(request, runs.frame, runs.mapping)
     runs = runs.with_sizes(request.extra)
     frame = filter_runs(runs.frame, where or {})
     slices = cut_slices(frame, extra=request.extra, over=request.over)
