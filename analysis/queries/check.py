@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from hyperp.analysis.answers import Answer
-from hyperp.analysis.law.confounders import confounder_warnings
+from hyperp.analysis.law.confounders import moving_together, shared_columns
 from hyperp.analysis.law.identify import Stratum, assess_stratum
 from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
@@ -110,13 +110,14 @@ def check_runs(
     found = estimate_optima(method, slices, request.options)
     optima = found.optima
     changing = varying_columns(slices)
-    verdicts, confounders = [], []
+    verdicts, confounders, columns = [], [], shared_columns(slices, frame)
     for name in (n for n in slices[0].covariates if n in changing):
         verdict, able = _verdict(name, slices, optima, changing)
         verdicts.append(verdict)
         for group in able:
             used = [slices[i] for i in group.usable]
-            confounders += confounder_warnings(used, frame, verdict.by, runs.mapping)
+            here = {n: values[group.usable] for n, values in columns.items()}
+            confounders += moving_together(used, here, verdict.by, runs.mapping)
     return TableCheck(
         records=runs.path,
         rows=len(frame),

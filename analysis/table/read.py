@@ -164,16 +164,23 @@ def _read_csv(file: Path, header: Sequence[str]) -> pd.DataFrame:
 
     pandas alone would take the first column of such rows for an index, and move every value by one column.
     """
+    try:
+        wrong = _first_wide_row(file, len(header))
+    except csv.Error:  # such as a very long field, which pandas can read
+        wrong = None
+    if wrong is not None:
+        raise ValueError(f"{file}: {wrong}, but the header names {len(header)} columns")
+    return pd.read_csv(file, index_col=False, usecols=range(len(header)))
+
+
+def _first_wide_row(file: Path, width: int) -> str | None:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.reader(stream)
         next(rows)
         for number, row in enumerate((row for row in rows if row), start=1):
-            if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
-                raise ValueError(
-                    f"{file}: row {number} (line {rows.line_num}) has {len(row)} values, but the header "
-                    f"names {len(header)} columns"
-                )
-    return pd.read_csv(file, index_col=False, usecols=range(len(header)))
+            if len(row) > width and any(field.strip() for field in row[width:]):
+                return f"row {number} (line {rows.line_num}) has {len(row)} values"
+    return None
 
 
 def parquet_columns(file: Path) -> list[str]:

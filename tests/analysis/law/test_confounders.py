@@ -57,17 +57,24 @@ def test_results_are_not_named(frame):
 
 def test_the_covariate_in_other_units_is_not_named(frame):
     table = frame.assign(
-        my_steps=np.ceil(frame["tokens"] / 512),
-        sequences=frame["tokens"] / 256 / 8,
-        seq=256,
-        grad_accum=8,
+        opt_calls=np.ceil(frame["tokens"] / 512),
         n=1e6,
-        total_flops=6e6 * frame["tokens"],
+        C=6e6 * frame["tokens"],
+        total_flos=5.9e6 * frame["tokens"],
         flops=5.9e6 * frame["tokens"],
         steps=frame["tokens"] / 512,
-        tokens_seen=frame["tokens"],
+        num_train_epochs=frame["tokens"] / 1e6,
+        copy=frame["tokens"],
     )
     assert named(fit_law(table, by="tokens").warnings) == set()
+    table = frame.drop(columns="batch_tokens").assign(
+        **{"trainer/global_step": frame["tokens"] // 4096, "samples_seen": frame["tokens"] / 3}
+    )
+    assert named(fit_law(table, by="tokens").warnings) == set()
+    table["warmup_steps"] = table["trainer/global_step"] / 100
+    table["tokens_per_n"] = 20
+    table["n"] = table["tokens"] / 20
+    assert named(fit_law(table, by="tokens").warnings) == {"warmup_steps", "n"}
     mapped = table[["lr", "loss", "tokens"]].rename(columns={"tokens": "D"})
     law = fit_law(mapped, by="tokens", mapping={"tokens": "D*1.7"})
     assert named(law.warnings) == set()
@@ -78,7 +85,7 @@ def test_steps_that_move_with_another_size_are_named(make_ladder):
         make_ladder(tokens=(65536,), covariates={"width": w}, rng_seed=w, seeds=1) for w in (32, 64, 128)
     ]
     table = pd.concat(frames)
-    table = table.assign(steps=table["width"] ** 2, parameters=12 * table["width"] ** 2)
+    table = table.assign(steps=16 * table["width"], parameters=12 * table["width"] ** 2)
     assert named(fit_law(table, by="width").warnings, "width") == {"steps"}
 
 

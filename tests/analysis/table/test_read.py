@@ -65,6 +65,12 @@ def test_fields_after_the_last_comma_of_a_row_are_no_values(tmp_path):
         read_table(path)
 
 
+def test_a_very_long_field_is_read(tmp_path):
+    long = "x" * 200_000
+    (tmp_path / "runs.csv").write_text(f"notes,lr\n{long},0.01\n")
+    assert read_table(tmp_path / "runs.csv").frame["notes"].tolist() == [long]
+
+
 def test_a_name_given_twice_is_refused():
     with pytest.raises(ValueError, match="--map names loss twice: 'a' and 'b'"):
         parse_map(["loss=a", "loss=b"])
