@@ -77,7 +77,7 @@ def fit_law(
         by: the covariates whose exponents are estimated.
         where: column values that select the rows to fit; the other slices stay in the law as excluded.
         fix: exponents that are held, such as {"depth": -0.5}, each tested against the data.
-        over: what is tuned within a slice: lr, or lr and one more column.
+        over: what is tuned within a slice: lr, or lr and one or two more columns.
         also_by: the covariates of what is tuned beside the rate; all of `by` unless given.
         slice_by: further columns of sizes that tell slices apart.
         mapping: names for the columns of a foreign table, see `read_runs`.

@@ -68,7 +68,7 @@ Tuned = Annotated[
     typer.Option(
         "--tuned",
         metavar="COLUMNS",
-        help="what was tuned: lr, or lr and one more column, such as lr,batch_tokens",
+        help="what was tuned: lr, or lr and one or two more columns, such as lr,batch_tokens,weight_decay",
         rich_help_panel=FIT,
     ),
 ]

@@ -23,6 +23,8 @@ from hyperp.analysis.vocabulary import (
 )
 from hyperp.run_table import COVARIATES
 
+MOST_TUNED = 3  # a quadratic form in three quantities has six coefficients, besides floor and optimum
+
 
 @dataclass(frozen=True)
 class FitRequest:
@@ -129,13 +131,13 @@ def _check_computed_size(name: str, frame: pd.DataFrame, mapping: Mapping[str, s
 
 
 def _check_over(over: tuple[str, ...], frame: pd.DataFrame) -> None:
-    tuned = argument("over", option="--tuned")
-    if over[:1] != ("lr",) or len(set(over)) != len(over) or len(over) > 2:
-        raise ValueError(f"{tuned} must be lr, or lr and one more column, got {','.join(over)}")
+    tuned, got = argument("over", option="--tuned"), ",".join(over)
+    if over[:1] != ("lr",) or len(set(over)) != len(over) or len(over) > MOST_TUNED:
+        raise ValueError(f"{tuned} must be lr, or lr and one or two more columns, got {got}")
     for name in over[1:]:
         if name not in frame.columns or name in NOT_COVARIATES:
             there = [n for n in COVARIATES if n in frame.columns]
             raise ValueError(
-                f"{tuned} must be lr, or lr and one more column that was tuned, such as "
-                f"{' or '.join(there or COVARIATES)}, got {','.join(over)}"
+                f"{tuned} must be lr, or lr and one or two more columns that were tuned, such as "
+                f"{' or '.join(there or COVARIATES)}, got {got}"
             )

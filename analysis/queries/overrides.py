@@ -15,13 +15,20 @@ def hydra_overrides(law: Law, recommendation: Recommendation) -> str:
     the defaults of hyperp-train.
 
     Raises:
-        ValueError: the law is for an optimizer that hyperp-train does not have, or there was no base_lr.
+        ValueError: the law is for an optimizer that hyperp-train does not have, something was tuned for which
+            it has no key, or there was no base_lr.
         Refusal: lr/base_lr differs between the law's slices, so no base rate stands for the recommended one.
     """
     if unknown := unknown_options(law.context):
         raise ValueError(
             f"--hydra: the law was fitted for {', '.join(unknown)}, which hyperp-train does not have; "
             f"use the plain rate, lr={recommendation.lr:.6g}"
+        )
+    values = {"lr": recommendation.lr, **{n: b.value for n, b in recommendation.also.items()}}
+    if foreign := [name for name in recommendation.also if name not in COVARIATES]:
+        raise ValueError(
+            f"--hydra: {', '.join(foreign)} was tuned with the rate, and hyperp-train has no such key; "
+            f"use the plain values, {', '.join(f'{n}={v:.6g}' for n, v in values.items())}"
         )
     if recommendation.base_lr is None and all(s.factor is None for s in law.slices if s.used):
         raise ValueError(
@@ -39,5 +46,5 @@ def hydra_overrides(law: Law, recommendation: Recommendation) -> str:
     overrides += [
         f"scale.{name}={recommendation.target[name]}" for name in COVARIATES if name in recommendation.target
     ]
-    overrides += [f"scale.{n}={round(b.value)}" for n, b in recommendation.also.items() if n in COVARIATES]
+    overrides += [f"scale.{n}={round(b.value)}" for n, b in recommendation.also.items()]
     return " ".join(overrides)

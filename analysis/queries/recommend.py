@@ -72,9 +72,10 @@ class Recommendation(Answer, Strict):
     base_lr: float | None
 
     def headline(self) -> str:
-        """The rate with its interval."""
+        """The rate with its interval, and so what was tuned beside it."""
         interval = f"{100 * self.level:g}% prediction interval {self.low:.4g} to {self.high:.4g}"
-        return f"lr = {self.lr:.4g}, {interval}"
+        others = [f"; {n} = {b.value:.4g}, {b.low:.4g} to {b.high:.4g}" for n, b in self.also.items()]
+        return f"lr = {self.lr:.4g}, {interval}{''.join(others)}"
 
     def to_frame(self) -> "pd.DataFrame":
         """One row: the target, the rate with its interval, and what was tuned beside it."""

@@ -200,6 +200,8 @@ def _fit_until_states_hold(
             found[k] = ("not_convex", valley)
     while True:
         usable = np.array([state not in BLIND for state, _ in found])
+        if not usable.any():
+            raise Refusal(f"no slice can show a bottom: {found[0][1]}")
         fit = _fit_usable(curves, usable, scale)
         for k in np.flatnonzero(usable):
             # A slice that is no bowl would raise the noise and so hide that it is none.
@@ -219,8 +221,6 @@ def _fit_usable(curves: LossCurves, usable: np.ndarray, scale: float | None) -> 
     powers = shape_powers(curves.u.shape[2])
     inside = usable & ((curves.best > curves.low) & (curves.best < curves.high)).all(axis=1)
     keep = inside if inside.any() else usable
-    if not keep.any():
-        raise Refusal("no slice has three rates and a bottom")
     fit = _fit_shape(curves, powers, keep, scale)
     at = fit.located.optimum
     more = keep | (usable & ((at > curves.low) & (at < curves.high)).all(axis=1))

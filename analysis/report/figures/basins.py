@@ -50,7 +50,9 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     if ax is None:
         fitted = "the parabola over its window" if basin is None else "the shared basin"
-        add_note(figure, f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval")
+        others = " and ".join(name.replace("_", " ") for name in law.over[1:])
+        at = f"; curve: along the rate, with {others} at the optimum" if others and basin is not None else ""
+        add_note(figure, f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval{at}")
     return figure, rows
 
 
@@ -112,7 +114,10 @@ def _draw_slice(
     base = {"slice": label, "used": one.used, "state": one.state}
     rows: Rows = [{"kind": "point", **base, "lr": p.lr, "loss": p.loss, "seeds": p.seeds} for p in one.points]
     face = "none" if hollow else colour
-    axes.plot(lr, loss, ":" if hollow else "-", color=colour, lw=0.8, alpha=0.6 if hollow else 0.3, zorder=1)
+    if not any(p.also for p in one.points):  # runs that differ in more than the rate are on no one line
+        axes.plot(
+            lr, loss, ":" if hollow else "-", color=colour, lw=0.8, alpha=0.6 if hollow else 0.3, zorder=1
+        )
     axes.plot(lr, loss, look["marker"], color=colour, mfc=face, ms=5.5, mew=1.2, zorder=3, label=label)
     if hollow or one.optimum is None or one.optimum.loss is None:
         return rows

@@ -167,7 +167,8 @@ def show_law(law: Law) -> None:
     if law.beside:
         show_table("Other methods on the same slices", other_method_columns(law), other_method_rows(law))
     names = changing_columns(used)
-    show_table("Slices used", slice_columns(names, law.level), slice_rows(used, names))
+    columns = slice_columns(names, law.level, law.over[1:])
+    show_table("Slices used", columns, slice_rows(used, names))
     names = changing_columns(law.slices)
     excluded = excluded_rows(law, names)
     if excluded:

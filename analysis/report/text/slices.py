@@ -13,9 +13,18 @@ if TYPE_CHECKING:  # imports pandas, which a recommendation does without
     from hyperp.analysis.queries.check import Identifiable, TableCheck
 
 
-def slice_columns(names: Sequence[str], level: float = LEVEL) -> list[str]:
-    """The header of `slice_rows` with these `names`; `level` is the coverage of the intervals."""
-    return [*names, "rates", "seeds", "dropped", "state", "optimum", f"{format_percent(level)} interval"]
+def tuned_with_lr(slices: Sequence[SliceRecord]) -> list[str]:
+    """The columns that were tuned beside the rate in these slices."""
+    return list(dict.fromkeys(name for s in slices if s.optimum is not None for name in s.optimum.also))
+
+
+def slice_columns(names: Sequence[str], level: float = LEVEL, tuned: Sequence[str] = ()) -> list[str]:
+    """The header of `slice_rows` with these `names`.
+
+    `level` is the coverage of the intervals, and `tuned` the columns of `tuned_with_lr`.
+    """
+    interval, others = f"{format_percent(level)} interval", [f"optimal {name}" for name in tuned]
+    return [*names, "rates", "seeds", "dropped", "state", "optimum", interval, *others]
 
 
 def format_value(value: float | str) -> str:
@@ -40,8 +49,8 @@ def changing_columns(slices: list[SliceRecord]) -> list[str]:
 
 
 def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
-    """One row per slice: the columns `names`, counts, state, and the optimum with its interval."""
-    rows = []
+    """One row per slice: the columns `names`, counts, state, optimum with interval, and the other optima."""
+    rows, tuned = [], tuned_with_lr(slices)
     for s in slices:
         values = {**s.context, **s.covariates}
         dropped = ", ".join(f"{count} {status}" for status, count in s.dropped.items()) or "-"
@@ -51,7 +60,9 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
             optimum = [format_number(o.lr), format_interval(o.low, o.high) if o.df else "unknown"]
         seeds = max((p.seeds for p in s.points), default=0)
         counts = [str(len({p.lr for p in s.points})), str(seeds), dropped]
-        rows.append([*(format_value(values[n]) for n in names), *counts, state_text(s.state), *optimum])
+        others = ["-" if o is None else format_number(o.also.get(n)) for n in tuned]
+        size = [format_value(values[n]) for n in names]
+        rows.append([*size, *counts, state_text(s.state), *optimum, *others])
     return rows
 
 
@@ -80,7 +91,7 @@ def show_check(answer: "TableCheck") -> None:
     count = len(answer.slices)
     show_table(
         f"{count} slice{'' if count == 1 else 's'}",
-        slice_columns(names, answer.level),
+        slice_columns(names, answer.level, tuned_with_lr(answer.slices)),
         slice_rows(answer.slices, names),
     )
     for s in (s for s in answer.slices if s.optimum is None):

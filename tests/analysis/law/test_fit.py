@@ -430,7 +430,7 @@ def test_linear_space_is_least_squares_in_the_rates(make_ladder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"over": ("batch_tokens",)}, "over must be lr, or lr and one more column"),
+        ({"over": ("batch_tokens",)}, "over must be lr, or lr and one or two more columns"),
         ({"over": ("lr", "tokens")}, "covariate tokens .*twice"),
         ({"method": "magic"}, "method must be one of"),
         ({"space": "square"}, "space must be log or linear, got 'square'"),

@@ -80,7 +80,7 @@ def test_two_dimensions_with_all_cubic_terms_come_back():
     np.testing.assert_allclose(basin.shape.coef, coef, atol=2e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("p", [1, 2, 3])
 def test_the_slope_is_the_derivative(p):
     rng = np.random.default_rng(2)
     powers, v = shape_powers(p), rng.normal(size=(5, p))
