@@ -7,8 +7,8 @@ The terms of the shape that few runs can tell are shrunk towards zero, as if eac
 with the standard deviation that the prior gives it. So three rates in a slice, which identify no cubic term,
 leave a parabola. Measured in units of the shape itself:
 
-- a cubic term relative to the curvature, CUBIC_SD for each natural log. The basins of this project's sweeps
-  and of public ones have 0.1 to 0.4, steeper on the side of high rates or on the other.
+- a cubic term relative to the curvature, CUBIC_SD for each natural log. Public sweeps have -0.05 to 0.2:
+  StepLaw's cells 0.19 along the rate and -0.05 along the batch, a width sweep -0.01 to 0.17.
 - the mixed term of two tuned quantities relative to the geometric mean of their curvatures, CROSS_SD. It is
   a correlation, since beyond +-1 there is no bottom: a tilt of 0.9, the strongest that is plausible, lies
   within two standard deviations.
