@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperp.analysis.arguments import Names, held_values, split_names, where_as_text
+from hyperp.analysis.arguments import Names, held_values, prior_values, split_names, where_as_text
 from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law import schema
 from hyperp.analysis.results import Law, Transfers, whole_sizes
@@ -68,6 +68,10 @@ def fit_law(
     window: float = WINDOW,
     level: float = LEVEL,
     reach: float = DEFAULT_REACH,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    tau_sd: float | None = None,
+    bend_sd: float | None = None,
+    se: str | None = None,
     command: str = "",
 ) -> Law:
     """Fit lr = exp(a) * product of covariate^b to the best rates of the slices of a table.
@@ -81,12 +85,20 @@ def fit_law(
         also_by: the covariates of what is tuned beside the rate; all of `by` unless given.
         slice_by: further columns of sizes that tell slices apart.
         mapping: names for the columns of a foreign table, see `read_runs`.
-        method: how optima are found, "shared", "two-stage", "pool" or "argmin".
+        method: "hierarchical", the likelihoods of the optima and the law in one model; or how optima are
+            found before they are regressed, "shared", "two-stage", "pool" or "argmin".
         space: least squares in log rates, or "linear" in the rates themselves.
         given: every row is already an optimum: its lr is the best rate.
         window: half-width of the parabola's window in octaves, for the method two-stage.
         level: coverage of every interval.
         reach: largest extrapolation factor at which the law recommends without `extrapolate`.
+        prior: a mean and a standard deviation for an exponent, such as {"tokens": (-0.32, 0.15)}. It is a
+            robust one, with a flat part of 20%; the law says how much it moved the answer.
+        tau_sd: SD, in octaves, of the half-normal prior of the scatter of optima about the law; 0.15 unless
+            given.
+        bend_sd: SD of the bends of the law, per natural log squared; 0.01 unless given, 0 for a pure power
+            law.
+        se: with `given`, the column of standard errors of ln lr.
         command: the command line to record in the law.
 
     Raises:
@@ -94,6 +106,7 @@ def fit_law(
         Refusal: no group of slices identifies the law; its `next_points` would change that.
     """
     from hyperp.analysis.law.fit import fit_request
+    from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
     from hyperp.analysis.law.request import FitRequest
 
     request = FitRequest(
@@ -109,6 +122,10 @@ def fit_law(
         window=window,
         level=level,
         reach=reach,
+        prior=prior_values(prior),
+        tau_sd=TAU_SD if tau_sd is None else tau_sd,
+        bend_sd=BEND_SD if bend_sd is None else bend_sd,
+        se=se,
     )
     sizes = [*request.by, *request.fix, *request.slice_by, *request.over[1:]]
     table = _validated_runs(runs, mapping, sizes, request.where, loss=not given)

@@ -29,6 +29,21 @@ def held_values(name: str, held: Mapping[str, float] | None, example: str) -> di
     return dict(held or {})
 
 
+def prior_values(prior: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:
+    """A prior's mean and standard deviation by covariate.
+
+    Raises:
+        ValueError: not a dict, or a value that is not two numbers.
+    """
+    found = {}
+    for key, value in require_dict("prior", prior, "{'tokens': (-0.32, 0.15)}").items():
+        pair = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+        if len(pair) != 2 or not all(isinstance(number, Real) for number in pair):
+            raise ValueError(f"prior must give {key} a mean and a standard deviation, got {value!r}")
+        found[key] = (float(pair[0]), float(pair[1]))
+    return found
+
+
 def require_dict(name: str, given: Mapping[str, Any] | None, example: str) -> Mapping[str, Any]:
     """The mapping, empty for None; ValueError for anything else."""
     if not isinstance(given or {}, Mapping):

@@ -195,7 +195,8 @@ class Law(Answer, schema.Law):
         `wald_test()` and `summary()` are what the law itself does not have.
 
         Raises:
-            ValueError: the law was fitted in linear space, or to optima without errors of their own.
+            ValueError: the law is no regression (method hierarchical), was fitted in linear space, or to
+                optima without errors of their own.
         """
         import pandas as pd
         import statsmodels.api as sm
@@ -203,7 +204,7 @@ class Law(Answer, schema.Law):
         used = [one for one in self.slices if one.used and one.optimum is not None]
         optima = [one.optimum for one in used if one.optimum is not None]
         errors = [one.se * math.log(2) for one in optima if one.se is not None and one.df]
-        if self.space != "log" or len(errors) < len(used):
+        if self.space != "log" or self.posterior is not None or len(errors) < len(used):
             raise ValueError(
                 "to_statsmodels needs a law in log space whose optima have errors, as by method shared, got "
                 f"space {self.space} and method {self.method}"

@@ -11,9 +11,9 @@ NOT_COVARIATES = (*CONTEXT, "lr", "loss", "seed", "status")  # columns that are 
 
 State = Literal["bracketed", "edge_low", "edge_high", "too_few_rates", "not_convex"]
 CENSORED = ("edge_low", "edge_high")
-MethodName = Literal["shared", "two-stage", "pool", "argmin"]
+MethodName = Literal["hierarchical", "shared", "two-stage", "pool", "argmin"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
-DEFAULT_METHOD: MethodName = "shared"
+DEFAULT_METHOD: MethodName = "hierarchical"
 Space = Literal["log", "linear"]
 
 # The configuration groups of hyperp-train, and the columns of runs.parquet that name their options.

@@ -25,6 +25,7 @@ from hyperp.analysis.cli.options import (
     option_arguments,
     output_option,
     parse_fixed,
+    parse_priors,
     split_names,
 )
 from hyperp.analysis.vocabulary import DEFAULT_METHOD, DEFAULT_REACH, LEVEL, WINDOW
@@ -73,13 +74,50 @@ def fit(
             help="largest extrapolation factor allowed beyond the fitted range", rich_help_panel=FIT
         ),
     ] = DEFAULT_REACH,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prior",
+            metavar="COVARIATE=MEAN:SD",
+            help="a prior on an exponent, such as tokens=-0.32:0.15; what it moved is printed; repeatable",
+            rich_help_panel=FIT,
+        ),
+    ] = None,
+    bend_sd: Annotated[
+        float | None,
+        typer.Option(
+            "--bend-sd",
+            metavar="SD",
+            help="how far the law may bend, per natural log squared: 0.01 unless given, 0 for a power law",
+            rich_help_panel=FIT,
+        ),
+    ] = None,
+    tau_sd: Annotated[
+        float | None,
+        typer.Option(
+            "--tau-sd",
+            metavar="OCTAVES",
+            help="how far optima may scatter about the law (half-normal prior): 0.15 octaves unless given",
+            rich_help_panel=FIT,
+        ),
+    ] = None,
+    se: Annotated[
+        str | None,
+        typer.Option(
+            "--se",
+            metavar="COLUMN",
+            help="with --optima: the column of standard errors of ln lr",
+            rich_help_panel=TABLE,
+        ),
+    ] = None,
     points: PointsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a law to the best learning rate of every slice.
 
     A slice is all runs that differ only in rate and seed. The law is lr = exp(a) * product of covariate^b,
-    written as JSON.
+    written as JSON. One model holds all: a basin that the slices share, an optimum for each, a law with a
+    scatter and room to bend. A slice that ends at its best rate bounds its optimum, and counts.
 
     \b
     Examples:
@@ -87,6 +125,7 @@ def fit(
       hyperp-law fit runs.csv --map lr=learning_rate --map loss="smooth loss" \\
         --map tokens=D --map batch_tokens=bs*2048 --by N,tokens \\
         --tuned lr,batch_tokens -o law.json
+      hyperp-law fit optima.csv --optima --se stderr --by width --prior width=0:0.2 -o law.json
     """
     from hyperp.analysis import api
     from hyperp.analysis.law.schema import law_text
@@ -110,6 +149,10 @@ def fit(
         window=window,
         level=level,
         reach=reach,
+        prior=parse_priors(prior),
+        bend_sd=bend_sd,
+        tau_sd=tau_sd,
+        se=se,
         command=command,
     )
     law.save(out)
@@ -137,6 +180,10 @@ def _fit_command(given: Mapping[str, Any]) -> str:
             "--window": f"{given['window']:g}" if given["window"] != WINDOW else None,
             "--level": f"{given['level']:g}" if given["level"] != LEVEL else None,
             "--reach": f"{given['reach']:g}" if given["reach"] != DEFAULT_REACH else None,
+            "--prior": given["prior"],
+            "--bend-sd": None if given["bend_sd"] is None else f"{given['bend_sd']:g}",
+            "--tau-sd": None if given["tau_sd"] is None else f"{given['tau_sd']:g}",
+            "--se": given["se"],
         }
     )
     return shlex.join([*arguments, "-o", str(given["out"])])

@@ -313,6 +313,25 @@ def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
     return fixed
 
 
+def parse_priors(conditions: Sequence[str] | None) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of an exponent by covariate, from texts such as "tokens=-0.32:0.15".
+
+    Raises:
+        ValueError: another text, or a covariate given twice.
+    """
+    priors: dict[str, tuple[float, float]] = {}
+    for condition in conditions or []:
+        name, _, numbers = condition.partition("=")
+        if name in priors:
+            raise ValueError(f"--prior {name} must be given once, got {condition!r} too")
+        try:
+            mean, sd = (float(number) for number in numbers.split(":"))
+        except ValueError:
+            raise ValueError(f"--prior must be such as tokens=-0.32:0.15, got {condition!r}") from None
+        priors[name] = (mean, sd)
+    return priors
+
+
 def load_runs(
     runs: Path,
     mapping: Sequence[str] | None,

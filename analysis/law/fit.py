@@ -2,41 +2,33 @@
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from hyperp import __version__
-from hyperp.analysis.errors import argument
+from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.confounders import confounder_warnings
+from hyperp.analysis.law.hierarchy.law import hierarchical_coefficients, hierarchical_parts
 from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified_refusal
-from hyperp.analysis.law.regression import (
-    Sample,
-    coefficients,
-    curvature_tests,
-    fixed_tests,
-    leave_one_out,
-    outliers,
-    rate_sd,
-    regress,
-)
+from hyperp.analysis.law.parts import LawParts
+from hyperp.analysis.law.regression import Sample, coefficients, regress, regression_parts
 from hyperp.analysis.law.request import FitRequest, check_request
-from hyperp.analysis.law.schema import BasinRecord, Law, OtherMethod, SliceRecord
+from hyperp.analysis.law.schema import BasinRecord, Coefficients, Law, OtherMethod, SliceRecord, finite_exp
 from hyperp.analysis.law.seeds import exponents_by_seed
 from hyperp.analysis.law.slice_records import count_dropped, seed_spread, slice_record
 from hyperp.analysis.law.zeros import zero_warnings
 from hyperp.analysis.optima.estimation import MethodResult
+from hyperp.analysis.optima.grid import grid_step
 from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.random_effects import MetaRegression, t_quantile
+from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number, Slice, cut_slices, strata
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import METHODS
 from hyperp.run_table import COVARIATES
-
-Fits = Mapping[str, tuple[Sample, MetaRegression]]  # by what was tuned, lr first
 
 
 def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
@@ -54,21 +46,24 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
     runs, by = runs.with_sizes(request.extra), request.by
     inside = filter_runs(runs.frame, request.where)
     slices, found = _find_optima(inside, request)
-    groups = [assess_stratum(g, slices, found.optima, by) for g in strata(slices, [*by, *request.fix])]
+    groups = [
+        assess_stratum(g, slices, found.optima, by, request.hierarchical)
+        for g in strata(slices, [*by, *request.fix])
+    ]
     chosen = choose_stratum(groups, slices, by)
     if chosen.problem is not None:
         raise unidentified_refusal(chosen, slices, found.optima, by, len(groups))
 
     used = [slices[i] for i in chosen.usable]
-    sample = Sample.of(slices, found, chosen.usable, request)
-    regression = regress(sample)
-    also_by = request.also_by or by
-    second = sample.for_tuned_with_lr(also_by)
-    also = {name: (second, regress(second, name)) for name in request.over[1:]}
-    own = coefficients(regression, by, request.level)
     basin = _law_basin(request, slices, found, chosen)
-    others = [] if request.given else _other_methods(request, [slices[i] for i in chosen.members], used)
-    fits: Fits = {"lr": (sample, regression), **also}
+    parts = fit_parts(request, slices, found, chosen.usable, basin)
+    own = parts.own
+    members = [slices[i] for i in chosen.members]
+    others = (
+        [_least_squares(request, slices, found, chosen.usable)]
+        if request.given
+        else _other_methods(request, members, used)
+    )
     factors = {one.factor for one in used}
     varied = (*by, *request.fix)
     return Law(
@@ -79,35 +74,43 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         tau=own.tau,
         slice_sd=own.slice_sd,
         residual_sd=own.residual_sd,
+        tau_interval=own.tau_interval,
+        bends=own.bends,
+        posterior=own.posterior,
         space=request.space,
         method="given" if request.given else request.method,
         over=list(request.over),
         context=used[0].context,
         covariates=list(by),
-        also={name: coefficients(fit, also_by, request.level) for name, (_, fit) in also.items()},
+        also=dict(parts.also),
         fixed=dict(request.fix),
-        fixed_tests=fixed_tests(sample, request.level),
-        curvature_tests=curvature_tests(sample),
-        leave_one_out=leave_one_out(sample, regression, basin, also),
+        fixed_tests=parts.fixed_tests,
+        curvature_tests=parts.curvature_tests,
+        leave_one_out=parts.leave_one_out,
         beside=others,
-        by_seed=exponents_by_seed(request, used),
+        by_seed=exponents_by_seed(request, slices, found, chosen.usable),
+        priors=parts.priors,
+        without_priors=parts.without_priors,
+        tau_sd=request.tau_sd if own.posterior is not None else None,
+        bend_sd=request.bend_sd if own.posterior is not None else None,
         warnings=[
             *runs.notes,
             *found.notes,
             *zero_warnings(slices, inside, varied, request.over),
             *confounder_warnings(used, inside, by, runs.mapping),
-            *_law_warnings(request, others, fits),
+            *parts.warnings,
+            *_other_method_warnings(request, others, parts),
         ],
         basin=basin,
-        rate_sd=rate_sd(sample, regression),
+        rate_sd=parts.rate_sd,
         level=request.level,
         reach=request.reach,
         ranges={name: _range([one.covariates[name] for one in used]) for name in varied},
         held={name: value for name, value in used[0].covariates.items() if name not in varied},
         rate_factor=factors.pop() if len(factors) == 1 else None,
         window=request.window,
-        seed_spread=seed_spread(used, sample.optima),
-        slices=_slice_records(slices, found.optima, chosen)
+        seed_spread=seed_spread(used, [found.optima[i] for i in chosen.usable]),
+        slices=_slice_records(slices, found.optima, chosen, parts.shares)
         + _unselected_records(runs.frame, inside.index, request),
         rows=len(runs.frame),
         dropped={} if request.given else count_dropped(_slices(runs.frame, request, unique=False)),
@@ -119,6 +122,18 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )
+
+
+def fit_parts(
+    request: FitRequest,
+    slices: Sequence[Slice],
+    found: MethodResult,
+    usable: Sequence[int],
+    basin: BasinRecord | None,
+) -> LawParts:
+    """The law of the slices in `usable` by the requested model; see `hierarchical_parts`."""
+    fit = hierarchical_parts if request.hierarchical else regression_parts
+    return fit(request, slices, found, usable, basin)
 
 
 def _slices(frame: pd.DataFrame, request: FitRequest, unique: bool = True) -> list[Slice]:
@@ -143,6 +158,8 @@ def _given_optima(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice]
     """Each row as a slice without runs whose optimum is the row's rate."""
     frame = frame.assign(loss=frame["loss"] if "loss" in frame.columns else np.nan)
     slices, optima = [], []
+    errors = [None] * len(frame) if request.se is None else _given_errors(frame, request.se)
+    step, notes = (None, []) if request.se is not None else grid_step(frame["lr"].to_numpy(dtype=float))
     for index in range(len(frame)):
         row = frame.iloc[index : index + 1]
         (one,) = _slices(row, request)
@@ -150,10 +167,36 @@ def _given_optima(frame: pd.DataFrame, request: FitRequest) -> tuple[list[Slice]
         also = {n: math.log2(row[n].iloc[0]) for n in request.over[1:]}
         nothing = {"lr": np.empty(0), "seed": np.empty(0, dtype=int), "loss": np.empty(0), "tuned": {}}
         slices.append(replace(one, **nothing, dropped={}))
-        rate = math.log2(row["lr"].iloc[0])
-        known = loss if math.isfinite(loss) else None
-        optima.append(Optimum("bracketed", None, log2_lr=rate, loss=known, also=also))
-    return slices, MethodResult(optima, [None] * len(optima))
+        rate, se = math.log2(row["lr"].iloc[0]), errors[index]
+        half = 0.0 if step is None else step / 2
+        low = high = None
+        if se is not None or step is not None:
+            reach = half if se is None else t_quantile(10**6, request.level) * se
+            low, high = 2.0 ** (rate - reach), 2.0 ** (rate + reach)
+        optima.append(
+            Optimum(
+                "bracketed",
+                None,
+                log2_lr=rate,
+                loss=loss if math.isfinite(loss) else None,
+                se=half / math.sqrt(3) if se is None and step is not None else se,
+                low=low,
+                high=high,
+                rounding=None if step is None else half,
+                also=also,
+            )
+        )
+    return slices, MethodResult(optima, [None] * len(optima), notes=notes)
+
+
+def _given_errors(frame: pd.DataFrame, column: str) -> list[float]:
+    """Standard errors of ln lr from a column, in octaves."""
+    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(bad):
+        got = frame[column].iloc[bad[0]]
+        raise ValueError(f"{column} must be a positive standard error of ln lr in every row, got {got!r}")
+    return (values / math.log(2)).tolist()
 
 
 def _law_basin(
@@ -164,13 +207,21 @@ def _law_basin(
     if not request.given and one is None and request.over == ("lr",):
         members = [slices[i] for i in chosen.members]
         one = estimate_optima("two-stage", members, request.options).basins[0]
-    return None if one is None else BasinRecord(powers=one.powers, coef=one.coef, bend=one.bend)
+    if one is None:
+        return None
+    return BasinRecord(
+        powers=one.powers,
+        coef=one.coef,
+        bend=one.bend,
+        skew=one.skew,
+        tail=one.tail,
+        errors=one.errors,
+        noise=one.noise,
+    )
 
 
 def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence[Slice]) -> list[OtherMethod]:
     """The law that each other method gives of the same slices, and its rate in the middle of those used."""
-    varied = (*request.by, *request.fix)
-    middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in varied}
     found = []
     for name in METHODS:
         if name == request.method:
@@ -178,71 +229,107 @@ def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence
         if name == "two-stage" and len(request.over) > 1:
             found.append(_no_law(name, 0, "tunes lr alone"))
             continue
-        result = estimate_optima(name, members, request.options)
-        group = assess_stratum(list(range(len(members))), members, result.optima, request.by)
+        asked = replace(request, method=name, prior={})
+        try:
+            result = estimate_optima(name, members, asked.options)
+        except Refusal as refusal:
+            found.append(_no_law(name, 0, refusal.reason))
+            continue
+        whole = list(range(len(members)))
+        group = assess_stratum(whole, members, result.optima, request.by, asked.hierarchical)
         if group.problem is not None:
             found.append(_no_law(name, len(group.usable), group.problem))
             continue
-        sample = Sample.of(members, result, group.usable, request)
-        beta = regress(sample).beta
-        fixed = sum(b * middle[n] for n, b in request.fix.items())
-        also_by = request.also_by or request.by
-        second = sample.for_tuned_with_lr(also_by)
-        at = [1.0, *(middle[n] for n in also_by)]
-        found.append(
-            OtherMethod(
-                method=name,
-                slices=len(group.usable),
-                a=float(beta[0]),
-                exponents=dict(zip(request.by, beta[1:].tolist(), strict=True)),
-                lr=math.exp(float(beta @ [1.0, *(middle[n] for n in request.by)]) + fixed),
-                also={n: math.exp(float(regress(second, n).beta @ at)) for n in request.over[1:]},
-                problem=None,
-            )
-        )
+        found.append(_beside(asked, members, result, group.usable, used))
     return found
+
+
+def _least_squares(
+    request: FitRequest, slices: Sequence[Slice], found: MethodResult, usable: Sequence[int]
+) -> OtherMethod:
+    """Ordinary least squares of given optima, as if they were exact."""
+    exact = [replace(o, se=None, rounding=None) for o in found.optima]
+    asked = replace(request, method="argmin", prior={})
+    used = [slices[i] for i in usable]
+    line = _beside(asked, slices, MethodResult(exact, found.basins), usable, used)
+    return line.model_copy(update={"method": "least-squares"})
+
+
+def _beside(
+    asked: FitRequest,
+    members: Sequence[Slice],
+    result: MethodResult,
+    usable: Sequence[int],
+    used: Sequence[Slice],
+) -> OtherMethod:
+    """The law of another method, with its values in the middle of the slices that the law itself uses."""
+    parts = other_coefficients(asked, members, result, usable)
+    varied = (*asked.by, *asked.fix)
+    middle = {n: math.fsum(math.log(s.covariates[n]) for s in used) / len(used) for n in varied}
+    fixed = sum(b * middle[n] for n, b in asked.fix.items())
+
+    def at_middle(found: Coefficients) -> float:
+        return finite_exp(found.a.value + sum(e.value * middle[n] for n, e in found.exponents.items()))
+
+    own = parts["lr"]
+    return OtherMethod(
+        method=asked.method,
+        slices=len(usable),
+        a=own.a.value,
+        exponents={n: e.value for n, e in own.exponents.items()},
+        intervals={n: (e.low, e.high) for n, e in own.exponents.items()},
+        lr=at_middle(own) * math.exp(fixed),
+        also={n: at_middle(found) for n, found in parts.items() if n != "lr"},
+        problem=None,
+    )
+
+
+def other_coefficients(
+    asked: FitRequest, members: Sequence[Slice], result: MethodResult, usable: Sequence[int]
+) -> dict[str, Coefficients]:
+    """The coefficients for the rate and what was tuned beside it, without the tests of a whole law."""
+    if asked.hierarchical:
+        return hierarchical_coefficients(asked, members, result, usable)
+    sample = Sample.of(members, result, usable, asked)
+    also_by = asked.also_by or asked.by
+    second = sample.for_tuned_with_lr(also_by)
+    own = {"lr": coefficients(regress(sample), asked.by, asked.level)}
+    return own | {n: coefficients(regress(second, n), also_by, asked.level) for n in asked.over[1:]}
 
 
 def _no_law(method: str, slices: int, problem: str) -> OtherMethod:
     return OtherMethod(method=method, slices=slices, a=None, exponents={}, lr=None, problem=problem)
 
 
-def _law_warnings(request: FitRequest, others: Sequence[OtherMethod], fits: Fits) -> list[str]:
-    """Slices far from the law, and what another method puts outside the law's own intervals."""
-    warnings = [line for name, (sample, _) in fits.items() for line in outliers(sample, name)]
-    low, high = fits["lr"][1].interval(request.level)
+def _other_method_warnings(request: FitRequest, others: Sequence[OtherMethod], parts: LawParts) -> list[str]:
+    """What another method puts outside the law's own intervals."""
+    warnings = []
     for other in others:
         if other.problem is not None and (other.slices or other.method != "two-stage"):
             warnings.append(f"{other.method} gives no law of these slices: {other.problem}")
-        for j, name in enumerate(request.by, start=1):
+        for name, own in parts.own.exponents.items():
             value = other.exponents.get(name)
-            if value is not None and not low[j] <= value <= high[j]:
+            if value is not None and not own.low <= value <= own.high:
                 warnings.append(
                     f"{other.method} puts the exponent of {name} at {value:.3f}, "
-                    f"outside the interval {low[j]:.3f} to {high[j]:.3f} of {request.method}"
+                    f"outside the interval {own.low:.3f} to {own.high:.3f} of {request.method}"
                 )
-        for response, (sample, fit) in fits.items():
+        for response, (low, high) in parts.middle.items():
             value = other.lr if response == "lr" else other.also.get(response)
-            ends = _middle_interval(sample, fit, response, request.level)
-            if value is not None and not ends[0] <= value <= ends[1]:
+            if value is not None and not low <= value <= high:
                 warnings.append(
                     f"{other.method} puts {response} in the middle of the slices at {value:.4g}, "
-                    f"outside the interval {ends[0]:.4g} to {ends[1]:.4g} of {request.method}"
+                    f"outside the interval {low:.4g} to {high:.4g} of {request.method}"
                 )
     return warnings
 
 
-def _middle_interval(sample: Sample, fit: MetaRegression, response: str, level: float) -> tuple[float, float]:
-    """Confidence limits of the law itself at the geometric mean of its slices."""
-    x = sample.X.mean(axis=0)
-    centre = float(x @ fit.beta + sample.fixed_part(response).mean())
-    half = t_quantile(fit.df, level) * math.sqrt(max(float(x @ fit.cov @ x), 0.0)) + 1e-9
-    return math.exp(centre - half), math.exp(centre + half)
-
-
-def _slice_records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum) -> list[SliceRecord]:
+def _slice_records(
+    slices: Sequence[Slice], optima: Sequence[Optimum], chosen: Stratum, shares: Sequence[float]
+) -> list[SliceRecord]:
     home = slices[chosen.members[0]]
     members, usable = set(chosen.members), set(chosen.usable)
+    share = dict(zip(chosen.usable, shares, strict=False))
     records = []
     for index, (one, optimum) in enumerate(zip(slices, optima, strict=True)):
         reason = None
@@ -250,7 +337,9 @@ def _slice_records(slices: Sequence[Slice], optima: Sequence[Optimum], chosen: S
             values = {**home.context, **home.covariates}
             differ = [n for n, v in {**one.context, **one.covariates}.items() if v != values[n]]
             reason = f"another group: {one.label(differ)}"
-        records.append(slice_record(one, optimum, used=index in usable, reason=reason))
+        records.append(
+            slice_record(one, optimum, used=index in usable, reason=reason, share=share.get(index))
+        )
     return records
 
 

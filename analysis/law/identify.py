@@ -32,10 +32,19 @@ class Stratum:
 
 
 def assess_stratum(
-    members: list[int], slices: Sequence[Slice], optima: Sequence[Optimum], by: Sequence[str]
+    members: list[int],
+    slices: Sequence[Slice],
+    optima: Sequence[Optimum],
+    by: Sequence[str],
+    one_sided: bool = False,
 ) -> Stratum:
-    """The stratum of these slices, with the reason why it does not identify the exponents of `by`, if any."""
-    usable = [i for i in members if optima[i].state == "bracketed"]
+    """The stratum of these slices, with the reason why it does not identify the exponents of `by`, if any.
+
+    With `one_sided`, slices whose best rate is the last one count too. They bound the law, but cannot place
+    it: as many slices as there are coefficients must bracket their optimum, at sizes that tell these apart.
+    """
+    bracketed = [i for i in members if optima[i].state == "bracketed"]
+    usable = [i for i in members if optima[i].log2_lr is not None] if one_sided else bracketed
     for name in by:
         values = [slices[i].covariates[name] for i in members]
         why = "is 0, and no power law goes through 0" if max(values) == 0 else why_constant(values)
@@ -44,9 +53,18 @@ def assess_stratum(
     needed = len(by) + 2
     if len(usable) < needed:
         size = f"{len(members)} slices" if len(members) > 1 else "one slice"
-        few = f"{size}, of which {len(usable)} bracketed, {needed} needed for {len(by) + 1} coefficients"
+        few = f"{size}, of which {len(bracketed)} bracketed, {needed} needed for {len(by) + 1} coefficients"
         return Stratum(members, usable, few)
     censored = sum(optima[i].state in CENSORED for i in members)
+    if one_sided:
+        if len(bracketed) < len(by) + 1:
+            size, P = len(members), len(by) + 1
+            why = (
+                f"{size} slices, of which {len(bracketed)} bracketed, {P} needed to place a law of {P} "
+                f"coefficients; {censored} have their lowest loss at the end of their rates"
+            )
+            return Stratum(members, usable, why, edges=True)
+        return Stratum(members, usable, why_collinear(design_matrix([slices[i] for i in bracketed], by), by))
     if 2 * censored > len(members):  # the bracketed ones are a biased selection
         why = f"{censored} of {len(members)} slices have their lowest loss at the end of their rates"
         return Stratum(members, usable, why, edges=True)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hyperp.analysis.law.parts import LawParts
 from hyperp.analysis.law.request import FitRequest
 from hyperp.analysis.law.schema import BasinRecord, Coefficients, CurvatureTest, Estimate, FixedTest, LeftOut
 from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.optimum import Optimum
-from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value
+from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value, t_quantile
 from hyperp.analysis.table.slices import Number, Slice, varying_columns
 from hyperp.analysis.vocabulary import VARYING_RATIO, Space
 
@@ -322,3 +323,37 @@ def curvature_tests(sample: Sample) -> dict[str, CurvatureTest]:
         p = fit.p_value(len(sample.by) + 1)
         found[name] = CurvatureTest(value=float(fit.beta[-1]), se=float(fit.se[-1]), p_value=p, df=fit.df)
     return found
+
+
+def regression_parts(
+    request: FitRequest,
+    slices: Sequence[Slice],
+    found: MethodResult,
+    usable: Sequence[int],
+    basin: BasinRecord | None,
+) -> LawParts:
+    """Regress the optima of the slices in `usable`, and test the law; arguments as `hierarchical_parts`."""
+    sample = Sample.of(slices, found, usable, request)
+    regression = regress(sample)
+    also_by = request.also_by or request.by
+    second = sample.for_tuned_with_lr(also_by)
+    also = {name: (second, regress(second, name)) for name in request.over[1:]}
+    fits = {"lr": (sample, regression), **also}
+    return LawParts(
+        own=coefficients(regression, request.by, request.level),
+        also={name: coefficients(fit, also_by, request.level) for name, (_, fit) in also.items()},
+        middle={name: _middle_interval(*fit, name, request.level) for name, fit in fits.items()},
+        fixed_tests=fixed_tests(sample, request.level),
+        curvature_tests=curvature_tests(sample),
+        leave_one_out=leave_one_out(sample, regression, basin, also),
+        warnings=[line for name, (one, _) in fits.items() for line in outliers(one, name)],
+        rate_sd=rate_sd(sample, regression),
+    )
+
+
+def _middle_interval(sample: Sample, fit: MetaRegression, response: str, level: float) -> tuple[float, float]:
+    """Confidence limits of the law itself at the geometric mean of its slices."""
+    x = sample.X.mean(axis=0)
+    centre = float(x @ fit.beta + sample.fixed_part(response).mean())
+    half = t_quantile(fit.df, level) * math.sqrt(max(float(x @ fit.cov @ x), 0.0)) + 1e-9
+    return math.exp(centre - half), math.exp(centre + half)

@@ -3,12 +3,13 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
+from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.table.expression import columns_in
 from hyperp.analysis.vocabulary import (
@@ -43,6 +44,10 @@ class FitRequest:
         window: half-width of the parabola's window in octaves.
         level: coverage of every interval.
         reach: largest factor beyond its range at which the law recommends.
+        tau_sd: SD of the half-normal prior of the scatter about the law, in octaves.
+        bend_sd: SD of the law's bends, per natural log squared; 0 for a pure power law.
+        prior: by covariate, mean and SD of a prior on its exponent.
+        se: with `given`, the column of standard errors of ln lr.
     """
 
     by: tuple[str, ...]
@@ -57,6 +62,15 @@ class FitRequest:
     window: float = WINDOW
     level: float = LEVEL
     reach: float = DEFAULT_REACH
+    tau_sd: float = TAU_SD
+    bend_sd: float = BEND_SD
+    prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    se: str | None = None
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the law is the hierarchical one; otherwise its optima are regressed."""
+        return self.method == "hierarchical" and self.space == "log"
 
     @property
     def extra(self) -> list[str]:
@@ -109,6 +123,27 @@ def check_request(request: FitRequest, frame: pd.DataFrame, mapping: Mapping[str
         raise ValueError(f"{argument('window')} must be a positive number of octaves, got {request.window}")
     if not 0 < request.level < 1:
         raise ValueError(f"{argument('level')} must lie between 0 and 1, got {request.level}")
+    if not (math.isfinite(request.tau_sd) and request.tau_sd > 0):
+        raise ValueError(f"{argument('tau_sd')} must be a positive number of octaves, got {request.tau_sd}")
+    if not (math.isfinite(request.bend_sd) and request.bend_sd >= 0):
+        raise ValueError(f"{argument('bend_sd')} must be 0 or a positive number, got {request.bend_sd}")
+    for name, (mean, sd) in request.prior.items():
+        if name not in request.by:
+            among = argument("by", ",".join(request.by))
+            raise ValueError(f"{argument('prior')} must name some of {among}, got {name!r}")
+        if not (math.isfinite(mean) and math.isfinite(sd) and sd > 0):
+            raise ValueError(
+                f"{argument('prior')} {name} must be a finite mean and a positive SD, got {mean} and {sd}"
+            )
+    if request.prior and not request.hierarchical:
+        raise ValueError(f"{argument('prior')} needs {argument('method', 'hierarchical')} in log space")
+    if request.se is not None:
+        if not request.given:
+            raise ValueError(
+                f"{argument('se')} needs {argument('given', option='--optima')}, got {request.se!r}"
+            )
+        if request.se not in frame.columns:
+            raise ValueError(f"{argument('se')} must be a column of the table, got {request.se!r}")
     if not request.reach >= 1:
         raise ValueError(f"{argument('reach')} must be at least 1, got {request.reach}")
 

@@ -11,12 +11,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hyperp.analysis.files import read_json, validate_content, write_text
+from hyperp.analysis.law.hierarchy.record import BendRecord, PosteriorRecord, PriorRecord
 from hyperp.analysis.optima.basin.shape import BasinShape
+from hyperp.analysis.optima.likelihood.basin import skewed_excess
 from hyperp.analysis.random_effects import t_quantile
-from hyperp.analysis.vocabulary import DEFAULT_REACH, Space, State
+from hyperp.analysis.vocabulary import CENSORED, DEFAULT_REACH, Space, State
 from hyperp.validation import Strict
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FORM = "lr = exp(a) * product of covariate^b"
 
 Positive = Annotated[float, Field(gt=0)]
@@ -80,7 +82,11 @@ class OptimumRecord(Strict):
 
 
 class SliceRecord(Strict):
-    """One learning-rate curve: its points, its optimum, whether the law uses it, and why not."""
+    """One learning-rate curve: its points, its optimum, whether the law uses it, and why not.
+
+    `share` is the part of the information about the law that the slice gives; None where the method has none.
+    A slice that the law uses although its rates end at its best one is one-sided: `state` says on which side.
+    """
 
     context: dict[str, str]
     covariates: dict[str, SliceSize]
@@ -93,6 +99,12 @@ class SliceRecord(Strict):
     next_rates: list[Positive]
     factor: Positive | None
     optimum: OptimumRecord | None
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the law uses this slice and its optimum lies at or beyond the end of its rates."""
+        return self.used and self.state in CENSORED
 
     def row(self) -> dict[str, Any]:
         """The slice as a row of a table: what defines it, its state, counts, and its optimum as rates."""
@@ -128,12 +140,20 @@ class BasinRecord(Strict):
     """Relative excess loss about an optimum, a polynomial in natural logs of what is tuned.
 
     `powers` has a row for each term and a column for each quantity of the law's `over`. `bend` has, for each
-    covariate that the curvature follows, its exponent and the size at which `coef` holds.
+    covariate that the curvature follows, its exponent and the size at which `coef` holds. With a `skew` and
+    a `tail`, the basin is the skewed one of `optima.likelihood.basin`, whose curvature is twice the
+    coefficient. `errors` are standard errors of ln curvature and ln tail, of the skew and of the exponents in
+    `bend`, `noise` is the relative standard deviation of the loss of one run; empty or None where the method
+    has none.
     """
 
     powers: list[list[Count]]
     coef: list[float]
     bend: dict[str, tuple[float, Positive]] = Field(default_factory=dict)
+    skew: float | None = None
+    tail: Positive | None = None
+    errors: dict[str, NotNegative] = Field(default_factory=dict)
+    noise: NotNegative | None = None
 
     def at(self, sizes: Mapping[str, float]) -> Self:
         """The basin at these sizes; a size that is not given is taken where `coef` holds."""
@@ -150,6 +170,8 @@ class BasinRecord(Strict):
         """
         width = len(self.powers[0])
         given = np.atleast_1d(np.asarray(displacement, dtype=float))
+        if self.skew is not None and self.tail is not None:
+            return float(2 * self.coef[0] * skewed_excess(given[0], self.skew, self.tail))
         moved = np.concatenate([given, np.zeros(width - len(given))])
         return float(BasinShape(np.array(self.powers), np.array(self.coef)).penalty(moved))
 
@@ -183,13 +205,17 @@ class LeftOut(Strict):
 
 
 class OtherMethod(Strict):
-    """The law of another method from the same slices; `lr` and `also` are its values at `Law.middle`."""
+    """The law of another method from the same slices; `lr` and `also` are its values at `Law.middle`.
+
+    `intervals` are those of the exponents, at the law's level.
+    """
 
     method: str
     slices: Count
     a: float | None
     exponents: dict[str, float]
     lr: Positive | None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     also: dict[str, Positive] = Field(default_factory=dict)
     problem: str | None
 
@@ -212,8 +238,10 @@ class Coefficients(Strict):
 
     `covariance` is of (a, b_1, ...) in the order of `exponents`. `tau` is the scatter of slice optima
     beyond their own errors, `slice_sd` the root mean square of these errors, `residual_sd` the scatter about
-    the line; all in natural log. The variance of a prediction is x' covariance x + tau^2 + slice_sd^2, with
-    Student's t on `df`.
+    the line; all in natural log. With a `posterior` (the method hierarchical), predictions are its own, of
+    the optimum at the target with its scatter; tau is the posterior mean of the scatter and `tau_interval`
+    its interval, and `bends` are the quadratic terms. Without one, the variance of a prediction is
+    x' covariance x + tau^2 + slice_sd^2, with Student's t on `df`.
     """
 
     a: Estimate
@@ -223,6 +251,13 @@ class Coefficients(Strict):
     tau: NotNegative
     slice_sd: NotNegative
     residual_sd: NotNegative
+    tau_interval: tuple[NotNegative, NotNegative] | None = None
+    bends: dict[str, BendRecord] = Field(default_factory=dict)
+    posterior: PosteriorRecord | None = None
+
+    def logs(self, target: Mapping[str, float]) -> np.ndarray:
+        """Natural logs (q,) of the covariates at a target."""
+        return np.array([math.log(target[name]) for name in self.exponents])
 
 
 class Law(Coefficients):
@@ -230,10 +265,12 @@ class Law(Coefficients):
 
     `space` is "log", or "linear" for least squares in the rates themselves: `rate_sd` is then the scatter
     about the curve in units of the rate, and tau and slice_sd are zero. `reach` is the largest factor beyond
-    `ranges` at which a rate is recommended. `beside` has the laws of the other methods.
+    `ranges` at which a rate is recommended. `beside` has the laws of the other methods. `priors` are those on
+    exponents, `tau_sd` (octaves) and `bend_sd` (per natural log squared) those of the scatter and of the
+    bends; None where the method has none. `without_priors` is the posterior without those on exponents.
     """
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     form: Literal["lr = exp(a) * product of covariate^b"] = FORM
     space: Space = "log"
     method: str
@@ -247,6 +284,10 @@ class Law(Coefficients):
     leave_one_out: list[LeftOut]
     beside: list[OtherMethod]
     by_seed: dict[str, BySeed] = Field(default_factory=dict)
+    priors: dict[str, PriorRecord] = Field(default_factory=dict)
+    without_priors: PosteriorRecord | None = None
+    tau_sd: Positive | None = None
+    bend_sd: NotNegative | None = None
     warnings: list[str]
     basin: BasinRecord | None
     rate_sd: NotNegative | None
@@ -283,15 +324,63 @@ class Law(Coefficients):
         """
         found = self if response == "lr" else self.also[response]
         fixed = self.fixed if response == "lr" else {}
-        x = np.array([1.0, *(math.log(target[name]) for name in found.exponents)])
+        held = sum(b * math.log(target[name]) for name, b in fixed.items())
+        if found.posterior is not None:
+            return self._interval_of(found.posterior, found.logs(target), held)
+        x = np.append(1.0, found.logs(target))
         beta = np.array([found.a.value, *(e.value for e in found.exponents.values())])
-        centre = float(x @ beta) + sum(b * math.log(target[name]) for name, b in fixed.items())
+        centre = float(x @ beta) + held
         variance = float(x @ np.array(found.covariance) @ x) + found.tau**2 + found.slice_sd**2
         if response == "lr" and self.rate_sd is not None:
             # The scatter is in units of the rate; divided by the rate it is one in natural log.
             variance += (self.rate_sd / finite_exp(centre)) ** 2
         half = t_quantile(found.df, self.level) * math.sqrt(max(variance, 0.0))
         return finite_exp(centre), finite_exp(centre - half), finite_exp(centre + half)
+
+    def interval_without_priors(self, target: Mapping[str, float]) -> tuple[float, float, float] | None:
+        """The rate and its interval without the priors on exponents; None where there are none."""
+        if self.without_priors is None:
+            return None
+        held = sum(b * math.log(target[name]) for name, b in self.fixed.items())
+        return self._interval_of(self.without_priors, self.logs(target), held)
+
+    def _interval_of(
+        self, record: PosteriorRecord, logs: np.ndarray, held: float
+    ) -> tuple[float, float, float]:
+        tail = (1 - self.level) / 2
+        row = record.terms.rows(logs)
+        low, middle, high = record.posterior.quantiles(row, (tail, 0.5, 1 - tail))
+        return finite_exp(middle + held), finite_exp(low + held), finite_exp(high + held)
+
+    def variance_shares(self, target: Mapping[str, float]) -> dict[str, float] | None:
+        """The parts of the variance of the optimum at a target, which sum to one; None without a posterior.
+
+        `coefficients` is that of the power law's own, `bend` what the law's form may be other than a power
+        law, `scatter` that of slices about the law, `shape` what is not known of basin and noise.
+        """
+        if self.posterior is None:
+            return None
+        row = self.posterior.terms.rows(self.logs(target))
+        parts = self.posterior.posterior.variance_parts(row, 1 + len(self.covariates))
+        total = sum(parts.values())
+        return {name: value / total for name, value in parts.items()}
+
+    def form_decides_beyond(self, name: str, target: Mapping[str, float]) -> float | None:
+        """The factor beyond the range of a covariate from which the form of the law is most of the variance.
+
+        The other covariates are at the target. None without bends, or where no factor up to a million does.
+        """
+        if self.posterior is None or not self.bends:
+            return None
+        low, high = self.ranges[name]
+        above = target[name] >= math.sqrt(low * high)
+
+        def share(factor: float) -> float:
+            size = high * factor if above else low / factor
+            return (self.variance_shares({**target, name: size}) or {})["bend"]
+
+        factors = np.geomspace(1.0, 1e6, 121)
+        return next((float(f) for f in factors if share(float(f)) > 0.5), None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

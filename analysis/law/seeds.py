@@ -11,11 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from hyperp.analysis.law.hierarchy.law import fit_of
 from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.request import FitRequest
 from hyperp.analysis.law.schema import BySeed
+from hyperp.analysis.optima.estimation import MethodResult
+from hyperp.analysis.optima.likelihood.optima import ContextLikelihood, tables_of_seed
 from hyperp.analysis.optima.methods import estimate_optima
+from hyperp.analysis.optima.optimum import MIN_RATES
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Slice
 
@@ -27,18 +31,31 @@ def _runs_of_seed(one: Slice, seed: int) -> Slice:
     return replace(one, lr=one.lr[mine], seed=one.seed[mine], loss=one.loss[mine], tuned=tuned)
 
 
-def exponents_by_seed(request: FitRequest, slices: Sequence[Slice]) -> dict[str, BySeed]:
+def exponents_by_seed(
+    request: FitRequest, slices: Sequence[Slice], found: MethodResult, usable: Sequence[int]
+) -> dict[str, BySeed]:
     """The exponents of each seed alone, by covariate, over the slices of a law; empty below two seeds.
 
-    A seed counts if every slice has an optimum with the runs of that seed only, by the law's own method.
-    `low` and `high` are Student's t interval of the mean over seeds.
+    A seed counts if it ran at least three rates in every slice; for a method without likelihoods, if every
+    slice has an optimum with its runs alone. The hierarchical model keeps its most probable basin, so that
+    the seeds differ in nothing but their runs. `low` and `high` are Student's t interval of the mean
+    over seeds.
     """
     if request.given:
         return {}
-    seeds = sorted(set().union(*(one.seed.tolist() for one in slices)))
-    betas = {
-        seed: beta for seed in seeds if (beta := _coefficients_of_seed(request, slices, seed)) is not None
-    }
+    used = [slices[i] for i in usable]
+    seeds = sorted(set().union(*(one.seed.tolist() for one in used)))
+    if len(seeds) < 2:
+        return {}
+    context = next((c for c in found.likelihoods if usable[0] in c.members), None)
+    betas = {}
+    for seed in seeds:
+        if context is not None and request.hierarchical:
+            beta = _hierarchical_coefficients(request, context, usable, seed)
+        else:
+            beta = _coefficients_of_seed(request, used, seed)
+        if beta is not None:
+            betas[seed] = beta
     if len(betas) < 2:
         return {}
     rows = np.array(list(betas.values()))
@@ -56,13 +73,26 @@ def exponents_by_seed(request: FitRequest, slices: Sequence[Slice]) -> dict[str,
     }
 
 
+def _hierarchical_coefficients(
+    request: FitRequest, context: ContextLikelihood, usable: Sequence[int], seed: int
+) -> np.ndarray | None:
+    """The coefficients of one seed with the basin held; None if it ran fewer than three rates somewhere."""
+    rows = [context.row_of(i) for i in usable]
+    mine = [_runs_of_seed(context.slices[row], seed) for row in rows]
+    if any(len(np.unique(one.lr)) < MIN_RATES for one in mine):
+        return None
+    fit = fit_of(tables_of_seed(context, rows, mine), mine, request.by, request, request.fix)
+    return fit.posterior.moments[0][: 1 + len(request.by)]
+
+
 def _coefficients_of_seed(request: FitRequest, slices: Sequence[Slice], seed: int) -> np.ndarray | None:
     """The coefficients of the law of one seed; None if some slice has no optimum with its runs."""
     mine = [_runs_of_seed(one, seed) for one in slices]
     if not all(len(one.lr) for one in mine):
         return None
     found = estimate_optima(request.method, mine, request.options)
-    group = assess_stratum(list(range(len(mine))), mine, found.optima, request.by)
+    whole = list(range(len(mine)))
+    group = assess_stratum(whole, mine, found.optima, request.by)
     if group.problem is not None or len(group.usable) < len(mine):
         return None
     return regress(Sample.of(mine, found, group.usable, request)).beta

@@ -12,20 +12,27 @@ from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice
 
 
-def slice_record(one: Slice, optimum: Optimum, used: bool = False, reason: str | None = None) -> SliceRecord:
+def slice_record(
+    one: Slice,
+    optimum: Optimum,
+    used: bool = False,
+    reason: str | None = None,
+    share: float | None = None,
+) -> SliceRecord:
     """A slice and its optimum as a record; `reason` falls back to the optimum's own."""
     return SliceRecord(
         context=one.context,
         covariates=one.covariates,
         used=used,
         state=optimum.state,
-        reason=None if used else (reason or optimum.reason),
+        reason=optimum.reason if used else (reason or optimum.reason),
         points=_points(one),
         dropped=one.dropped,
         diverged=list(one.diverged),
         next_rates=list(optimum.next_rates),
         factor=one.factor,
         optimum=_optimum_record(optimum),
+        share=share,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.optima.parabola import mean_loss_by_rate
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import LEVEL, WINDOW
+
+if TYPE_CHECKING:
+    from hyperp.analysis.optima.likelihood.optima import ContextLikelihood
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,20 @@ class BasinEstimate:
         powers: for each term the power of each tuned quantity.
         coef: for each term its coefficient, for displacements v from the optimum in natural logs.
         bend: covariates on which the curvature depends: its exponent, and the size at which `coef` holds.
+        skew, tail: of the basin of `likelihood.basin`, per natural log and per its square; None for a
+            polynomial.
+        errors: standard errors of "curvature" and "tail" (of their natural logs), of "skew" and of the
+            exponents in `bend`.
+        noise: relative standard deviation of the loss of one run about the basin.
     """
 
     powers: list[list[int]]
     coef: list[float]
     bend: dict[str, tuple[float, float]] = field(default_factory=dict)
+    skew: float | None = None
+    tail: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,14 @@ class MethodResult:
         basins: the basin about each optimum; slices of one context share it. None where the method has none.
         by_runs: whether the law weights an optimum by the number of runs that it averages.
         notes: remarks for the reader of the law.
+        likelihoods: of the optima, for each context; empty for a method that has points and errors alone.
     """
 
     optima: list[Optimum]
     basins: list[BasinEstimate | None]
     by_runs: bool = False
     notes: list[str] = field(default_factory=list)
+    likelihoods: "list[ContextLikelihood]" = field(default_factory=list)
 
 
 Method = Callable[[Sequence[Slice], MethodOptions], MethodResult]

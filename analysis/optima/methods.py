@@ -15,6 +15,7 @@ from hyperp.analysis.optima.estimation import (
     group_by_context,
     mean_loss_by_setting,
 )
+from hyperp.analysis.optima.likelihood.optima import hierarchical_optima
 from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
 from hyperp.analysis.optima.shared import shared_optima
 from hyperp.analysis.optima.two_stage import parabola_optima
@@ -129,6 +130,7 @@ def _half_step(settings: np.ndarray, j: int, at: float) -> float:
 
 
 ESTIMATORS: dict[MethodName, Method] = {
+    "hierarchical": hierarchical_optima,
     "shared": shared_optima,
     "two-stage": two_stage_optima,
     "pool": pool_optima,

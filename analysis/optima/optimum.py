@@ -33,6 +33,7 @@ class Optimum:
             a uniform distribution, without the noise of the losses, and there is no interval.
         low, high: ends of the interval, as rates; None where it is unbounded. Of a parabola, they are
             Fieller's.
+        rounding: half the step, in octaves, of the grid that the optimum was read off; None if it was fitted.
         also, also_se: base-2 log and standard error of each quantity tuned beside the rate.
         parabola: the fit of the method `two-stage`, with `seed_variance`, the variance of its seeds' own
             vertices in octaves squared, and `seed_df`, the degrees of freedom of that.
@@ -52,6 +53,7 @@ class Optimum:
     rounding: float | None = None
     low: float | None = None
     high: float | None = None
+    rounding: float | None = None
     also: dict[str, float] = field(default_factory=dict)
     also_se: dict[str, float] = field(default_factory=dict)
     parabola: Parabola | None = None

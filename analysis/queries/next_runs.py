@@ -1,7 +1,7 @@
 """The runs that would shrink a law's prediction interval most, and the rates that would bracket an optimum.
 
 One more slice at x adds x x'/v to the information about the coefficients, where v is the variance of a slice
-about the law, and one degree of freedom. The criterion is the width of the interval at the target
+about the law; see `knowledge`. The criterion is the width of the interval at the target
 (I-optimality for one point). Slices are chosen one after the other, by how much each shrinks that width for
 its cost. The cost is tokens times parameters, where both are known, plus that of a typical slice of the law.
 Without the typical slice, many tiny slices would always win, and those test the form of the law least.
@@ -18,8 +18,8 @@ import pandas as pd
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument, points_frame
 from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.queries.knowledge import Knowledge, law_knowledge
 from hyperp.analysis.queries.points_file import sweep_point
-from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number
 from hyperp.validation import Strict
 
@@ -87,17 +87,17 @@ def next_runs(
     if count < 1:
         raise ValueError(f"{argument('count')} must be at least 1, got {count}")
     goal = _complete_target(law, target or {})
-    variance = law.tau**2 + law.slice_sd**2 or law.residual_sd**2
-    if variance == 0:
+    knowledge = law_knowledge(law)
+    if knowledge.exact:
         reason = "the slices lie exactly on the law, so no new slice would shrink its interval"
         raise Refusal(f"{reason}; run one at the target to test it", [_point_at_target(law, goal)])
     used = [s for s in law.slices if s.used]
     candidates = _new_slices(law, used, among) if among else _grid_of_slices(law, used)
-    choices = _choose_slices(law, candidates, _design_row(law, goal), variance, count)
+    choices = _choose_slices(law, candidates, knowledge, goal, count)
     bracket = [_point(law, s.covariates, s.next_rates, 1) for s in law.slices if _needs_rates(law, s)]
     return NextRuns(
         target=goal,
-        width=_interval_width(law, np.array(law.covariance), law.df, _design_row(law, goal), variance),
+        width=knowledge.width(goal),
         choices=choices,
         bracket=bracket,
         points=[*bracket, *(_point(law, c.covariates, c.rates, c.seeds) for c in choices)],
@@ -105,32 +105,34 @@ def next_runs(
 
 
 def _choose_slices(
-    law: Law, candidates: list[dict[str, Number]], x_target: np.ndarray, variance: float, count: int
+    law: Law,
+    candidates: list[dict[str, Number]],
+    knowledge: Knowledge,
+    goal: Mapping[str, Number],
+    count: int,
 ) -> list[NextSlice]:
-    """Choose greedily the slices that shrink the interval at `x_target` most for their cost."""
+    """Choose greedily the slices that shrink the interval at `goal` most for their cost."""
     used = [s for s in law.slices if s.used]
     costs = [c for c in (_cost(s.covariates) for s in used) if c is not None]
     largest, typical = (max(costs), float(np.median(costs))) if costs else (1.0, 1.0)
-    cov, df = np.array(law.covariance), law.df
     choices: list[NextSlice] = []
     for _ in range(min(count, len(candidates))):
-        now = _interval_width(law, cov, df, x_target, variance)
+        now = knowledge.width(goal)
         scored = []
         for sizes in candidates:
-            new = _add_slice(cov, _design_row(law, sizes), variance)
+            new = knowledge.with_slice(sizes)
             cost = _cost(sizes) if costs else None
-            gain = math.log(now / _interval_width(law, new, df + 1, x_target, variance))
+            gain = math.log(now / new.width(goal))
             scored.append((gain / ((cost or 0.0) + typical), sizes, new, cost))
-        _, sizes, cov, cost = max(scored, key=lambda s: s[0])
+        _, sizes, knowledge, cost = max(scored, key=lambda s: s[0])
         candidates = [one for one in candidates if one is not sizes]
-        df += 1
         choices.append(
             NextSlice(
                 covariates=sizes,
                 rates=_rates_about_optimum(law, used, sizes),
                 seeds=max(1, *(s.optimum.seeds for s in used if s.optimum)),
                 cost=None if cost is None else cost / largest,
-                width=_interval_width(law, cov, df, x_target, variance),
+                width=knowledge.width(goal),
             )
         )
     return choices
@@ -196,20 +198,6 @@ def _round_like(model: Number, value: float) -> Number:
     return max(1, round(value)) if isinstance(model, int) else value
 
 
-def _design_row(law: Law, sizes: Mapping[str, Number]) -> np.ndarray:
-    return np.array([1.0, *(math.log(sizes[n]) for n in law.covariates)])
-
-
-def _add_slice(cov: np.ndarray, x: np.ndarray, variance: float) -> np.ndarray:
-    """The covariance of the coefficients after one more slice at x (Sherman-Morrison)."""
-    reach = cov @ x
-    return cov - np.outer(reach, reach) / (variance + x @ reach)
-
-
-def _interval_width(law: Law, cov: np.ndarray, df: int, x: np.ndarray, variance: float) -> float:
-    return math.exp(2 * t_quantile(df, law.level) * math.sqrt(max(float(x @ cov @ x), 0.0) + variance))
-
-
 def _cost(sizes: Mapping[str, Number]) -> float | None:
     """Tokens times parameters, which are a column or 12 width^2 depth; None without tokens."""
     tokens = sizes.get("tokens", sizes.get("D"))
@@ -230,7 +218,8 @@ def _rates_about_optimum(law: Law, used: Sequence[SliceRecord], sizes: Mapping[s
 
 def _needs_rates(law: Law, one: SliceRecord) -> bool:
     same = all(one.covariates.get(n) == v for n, v in law.held.items())
-    return not one.used and bool(one.next_rates) and one.context == law.context and same
+    open_ended = not one.used or one.one_sided
+    return open_ended and bool(one.next_rates) and one.context == law.context and same
 
 
 def _point(law: Law, sizes: Mapping[str, Number], rates: Sequence[float], seeds: int) -> dict[str, Any]:

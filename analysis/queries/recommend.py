@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
@@ -48,11 +50,14 @@ class TunedWithLr(Strict):
 class Recommendation(Answer, Strict):
     """A rate with its prediction interval.
 
-    The interval is for the optimum that one more slice at the target would show, with as many rates and seeds
-    as the fitted slices have, if the law holds there. `penalty_low` and `penalty_high` are the relative
+    The interval holds the optimum at the target, with the scatter that slices have about the law, if the law
+    holds there; of a method without a posterior, it is for what one more slice like the fitted ones would
+    show. `penalty_low` and `penalty_high` are the relative
     losses that the recommended rate would cost if the optimum lay at that end of the interval and everything
     in `also` wherever in its own interval this costs most. `also` is what was tuned beside lr. `base_lr` is
-    None if the ratio lr/base_lr differs between slices.
+    None if the ratio lr/base_lr differs between slices. `shares` are the parts of the variance, see
+    `Law.variance_shares`; `form_decides` names for each covariate the factor beyond its range from which the
+    form of the law, not the data, decides; `without_priors` is the answer without priors on exponents.
     """
 
     lr: float
@@ -70,6 +75,9 @@ class Recommendation(Answer, Strict):
     warnings: list[str]
     rate_factor: float | None
     base_lr: float | None
+    shares: dict[str, float] | None = None
+    form_decides: dict[str, float] = Field(default_factory=dict)
+    without_priors: TunedWithLr | None = None
 
     def headline(self) -> str:
         """The rate with its interval, and so what was tuned beside it."""
@@ -121,7 +129,12 @@ def recommend_rate(
         for e in extrapolation
         if e.factor > 1
     ]
+    form = {name: law.form_decides_beyond(name, scale) for name in law.exponents}
+    plain = law.interval_without_priors(scale)
     return Recommendation(
+        shares=law.variance_shares(scale),
+        form_decides={name: factor for name, factor in form.items() if factor is not None},
+        without_priors=None if plain is None else TunedWithLr(value=plain[0], low=plain[1], high=plain[2]),
         lr=lr,
         low=low,
         high=high,
@@ -201,4 +214,8 @@ def _factors(law: Law, scale: Mapping[str, float]) -> list[Factor]:
                 published=published_exponents(name),
             )
         )
+    if law.bends:
+        # What the mean of the bends adds, and the median of a skewed posterior beside its mean.
+        rest = law.interval_at(scale)[0] / math.prod(f.contribution for f in factors)
+        factors.append(Factor(name="bend", low=None, high=None, fixed=False, contribution=rest, **plain))
     return factors

@@ -133,7 +133,7 @@ def bracketing_points(slices: Sequence[SliceRecord], answers: Sequence[Transfer]
 
 
 def _measure_group(group: list[SliceRecord], over: str, level: float) -> Transfer:
-    known = [(s, s.optimum) for s in group if s.optimum is not None]
+    known = [(s, s.optimum) for s in group if s.optimum is not None and s.state == "bracketed"]
     drift = problem = None
     penalties: list[TransferPenalty] = []
     ahead: list[TransferAhead] = []
@@ -153,7 +153,7 @@ def _measure_group(group: list[SliceRecord], over: str, level: float) -> Transfe
         penalty=next((p for p in penalties if p.at == known[-1][0].covariates[over]), None),
         penalties=penalties,
         ahead=ahead,
-        excluded=[s.covariates[over] for s in group if s.optimum is None],
+        excluded=[s.covariates[over] for s in group if s.state != "bracketed"],
         problem=problem,
         level=level,
     )
@@ -192,7 +192,7 @@ def _percent_of_loss(best: OptimumRecord, octaves: float) -> float | None:
 
 
 def _transfer_point(one: SliceRecord, over: str) -> TransferPoint:
-    o = one.optimum
+    o = one.optimum if one.state == "bracketed" else None
     return TransferPoint(
         value=one.covariates[over],
         state=one.state,

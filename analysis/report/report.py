@@ -48,6 +48,7 @@ from hyperp.analysis.report.text.slices import (
     changing_columns,
     excluded_rows,
     format_value,
+    has_shares,
     slice_columns,
     slice_rows,
 )
@@ -201,7 +202,9 @@ def _render(
         pictures=pictures,
         level=format_percent(law.level),
         exponents=markdown_table(exponent_columns(law), exponent_rows(law)),
-        slices=markdown_table(slice_columns(names, law.level, law.over[1:]), slice_rows(used, names)),
+        slices=markdown_table(
+            slice_columns(names, law.level, law.over[1:], has_shares(used)), slice_rows(used, names)
+        ),
         excluded=markdown_table([*all_names, "state", "reason"], excluded) if excluded else "",
         dropped=", ".join(f"{count} {status}" for status, count in law.dropped.items()) or "none",
         lines=[] if recommendation is None else recommendation_lines(law, recommendation),

@@ -67,8 +67,8 @@ def test_given_optima_of_rate_and_batch_may_have_a_loss():
     table = pd.DataFrame({"tokens": tokens, "lr": 0.1 * tokens**-0.3, "batch_tokens": tokens**0.5})
     for frame in (table, table.assign(loss=3.0)):
         law = fit_law(frame, "tokens", over=["lr", "batch_tokens"], given=True)
-        np.testing.assert_allclose(law.exponents["tokens"].value, -0.3, rtol=1e-9)
-        np.testing.assert_allclose(law.also["batch_tokens"].exponents["tokens"].value, 0.5, rtol=1e-9)
+        np.testing.assert_allclose(law.exponents["tokens"].value, -0.3, rtol=1e-4)
+        np.testing.assert_allclose(law.also["batch_tokens"].exponents["tokens"].value, 0.5, rtol=1e-4)
         assert not any(one.points for one in law.slices)
 
 
@@ -253,7 +253,7 @@ def test_a_law_says_what_it_leaves_out(make_ladder):
 @pytest.mark.parametrize("fix", [{}, {"depth": -0.5}], ids=["free", "fixed"])
 def test_statsmodels_has_the_same_law(make_ladder, fix):
     runs = make_ladder(scatter=0.2, noise=0.001)
-    law = analysis.fit_law(runs, by="tokens", fix=fix)
+    law = analysis.fit_law(runs, by="tokens", fix=fix, method="shared")
     twin = law.to_statsmodels()
     found = [law.a, *law.exponents.values()]
     np.testing.assert_allclose(twin.params, [one.value for one in found], rtol=1e-6, atol=0)
@@ -263,6 +263,7 @@ def test_statsmodels_has_the_same_law(make_ladder, fix):
     for wrong in (
         analysis.fit_law(runs, by="tokens", method="argmin"),
         analysis.fit_law(runs, by="tokens", space="linear"),
+        analysis.fit_law(runs, by="tokens"),
     ):
         with pytest.raises(ValueError, match=f"space {wrong.space} and method {wrong.method}"):
             wrong.to_statsmodels()

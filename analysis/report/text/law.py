@@ -10,6 +10,7 @@ from hyperp.analysis.report.text.slices import (
     changing_columns,
     excluded_rows,
     format_value,
+    has_shares,
     slice_columns,
     slice_rows,
 )
@@ -79,14 +80,21 @@ def tuned_with_lr_columns(law: Law) -> list[str]:
 def other_method_rows(law: Law) -> list[list[str]]:
     """One row per method: its exponents, and its rate in the middle of the law's slices."""
     own = [law.method, str(sum(s.used for s in law.slices))]
-    own += [f"{law.exponents[n].value:.3f}" for n in law.covariates]
+    own += [f"{e.value:.3f}" + _ends((e.low, e.high)) for e in (law.exponents[n] for n in law.covariates)]
     rows = [[*own, format_number(law.interval_at(law.middle)[0]), "this law"]]
     for other in law.beside:
-        exponents = [f"{other.exponents[n]:.3f}" if n in other.exponents else "-" for n in law.covariates]
+        exponents = [
+            f"{other.exponents[n]:.3f}" + _ends(other.intervals.get(n)) if n in other.exponents else "-"
+            for n in law.covariates
+        ]
         rows.append(
             [other.method, str(other.slices), *exponents, format_number(other.lr), other.problem or ""]
         )
     return rows
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def other_method_columns(law: Law) -> list[str]:
@@ -96,7 +104,7 @@ def other_method_columns(law: Law) -> list[str]:
 
 def diagnostic_lines(law: Law) -> list[str]:
     """The tests of a law, a line each: fixed exponents, curvature, seeds alone, and slices left out."""
-    lines = []
+    lines = [*prior_lines(law), *basin_lines(law), *bend_lines(law)]
     for name, t in law.fixed_tests.items():
         if t.free is None or t.p_value is None:
             lines.append(f"{name}^{t.fixed:g} is fixed and cannot be tested: {t.problem}")
@@ -125,6 +133,53 @@ def diagnostic_lines(law: Law) -> list[str]:
     return lines
 
 
+def bend_lines(law: Law) -> list[str]:
+    """The bends of the law, a line each."""
+    lines = []
+    for response, found in {"lr": law, **law.also}.items():
+        of = "" if response == "lr" else f" of {response}"
+        for name, b in found.bends.items():
+            data = (
+                "the data alone say nothing"
+                if b.data_value is None
+                else f"by the data alone {b.data_value:+.3f} +- {b.data_se:.3f}"
+            )
+            lines.append(
+                f"Bend{of} in {name}: {b.value:+.4f} ({b.low:+.4f} to {b.high:+.4f}) per natural log "
+                f"squared, prior +- {b.prior_sd:.2g}; {data}"
+            )
+    return lines
+
+
+def prior_lines(law: Law) -> list[str]:
+    """What each prior on an exponent did to it."""
+    return [
+        f"Prior {name}={p.mean:g}:{p.sd:g} (a flat part of {format_percent(p.flat_part)}) moved the "
+        f"exponent from {p.without:.3f} ({p.without_low:.3f} to {p.without_high:.3f}) to "
+        f"{law.exponents[name].value:.3f}"
+        for name, p in law.priors.items()
+    ]
+
+
+def basin_lines(law: Law) -> list[str]:
+    """The skewed basin in octaves, how its curvature follows the sizes, and the noise of a run."""
+    b = law.basin
+    if b is None or b.skew is None:
+        return []
+    octave = math.log(2.0)
+    error = b.errors.get("curvature", 0.0)
+    curvature = 100 * b.coef[0] * octave**2
+    lines = [
+        f"Basin: {curvature:.3g}% of the loss at one octave by curvature alone (+- {100 * error:.2g}% of "
+        f"that), skew {b.skew * octave:+.2f} +- {b.errors.get('skew', 0.0) * octave:.2f} an octave"
+        + (f", noise of one run {100 * b.noise:.2g}% of the loss" if b.noise is not None else "")
+    ]
+    if b.bend:
+        growth = ", ".join(f"{n}^{e:.2f} +- {b.errors.get(n, 0.0):.2f}" for n, (e, _) in b.bend.items())
+        lines.append(f"Its curvature changes as {growth}, and so does what a wrong rate costs")
+    return lines
+
+
 def leave_one_out_line(law: Law) -> str:
     """Median and largest error of predicting a slice from the others, in the rate and in the loss."""
     errors = sorted(abs(math.expm1(o.error)) for o in law.leave_one_out)
@@ -144,9 +199,21 @@ def scatter_line(law: Law) -> str:
     between, own, total = (f"{v:.3f}" for v in (law.tau, law.slice_sd, law.residual_sd))
     if law.rate_sd is not None:
         return f"Fitted in linear space: the rates scatter about the curve by {law.rate_sd:.3g}."
+    if law.tau_interval is not None:
+        low, high = law.tau_interval
+        between += f" ({low:.3f} to {high:.3f})"
     return (
         f"Scatter in ln(lr): between slices {between}, of one slice's optimum {own}, about the line {total}."
     )
+
+
+def count_line(law: Law) -> str:
+    """How many slices the law uses, and how many of them are one-sided, or its degrees of freedom."""
+    used = sum(s.used for s in law.slices)
+    if law.posterior is None:
+        return f"{used} slices, {format_degrees(law.df)}"
+    sided = sum(s.one_sided for s in law.slices)
+    return f"{used} slices" + (f", {sided} of them one-sided" if sided else "")
 
 
 def show_law(law: Law) -> None:
@@ -156,7 +223,7 @@ def show_law(law: Law) -> None:
     for name in law.also:
         print(formula(law, name))
     window = f", window {law.window:g} octaves each side" if law.method == "two-stage" else ""
-    print(f"{len(used)} slices, {format_degrees(law.df)}, {law.method} in {law.space} space{window}\n")
+    print(f"{count_line(law)}, {law.method} in {law.space} space{window}\n")
     show_table("Exponents", exponent_columns(law), exponent_rows(law))
     if law.also:
         show_table(
@@ -167,7 +234,7 @@ def show_law(law: Law) -> None:
     if law.beside:
         show_table("Other methods on the same slices", other_method_columns(law), other_method_rows(law))
     names = changing_columns(used)
-    columns = slice_columns(names, law.level, law.over[1:])
+    columns = slice_columns(names, law.level, law.over[1:], has_shares(used))
     show_table("Slices used", columns, slice_rows(used, names))
     names = changing_columns(law.slices)
     excluded = excluded_rows(law, names)

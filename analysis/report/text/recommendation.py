@@ -15,6 +15,13 @@ if TYPE_CHECKING:  # these import pandas, which a recommendation does without
 
 FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED_COLUMN]
 
+SHARE_NAMES = {
+    "coefficients": "the power law's coefficients",
+    "scatter": "scatter of slices about it",
+    "bend": "how far the law may bend",
+    "shape": "basin and noise",
+}
+
 
 def factor_rows(answer: Recommendation) -> list[list[str]]:
     """One row per factor of a recommended rate; the rate is the product of the contributions."""
@@ -34,9 +41,11 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
     """The rate, its interval, its cost at the ends of the interval, and the base rate where that is known."""
     target = ", ".join(f"{n}={format_value(answer.target[n])}" for n in law.ranges)
     ends = f"{answer.low:.4g} to {answer.high:.4g}"
+    slices = sum(s.used for s in law.slices)
+    known = f"{slices} slices" if law.posterior is not None else format_degrees(answer.df)
     lines = [
         f"lr = {answer.lr:.4g}   for {target}; {context_text(answer.context)}",
-        f"{format_percent(answer.level)} prediction interval {ends}, {format_degrees(answer.df)}",
+        f"{format_percent(answer.level)} prediction interval {ends}, {known}",
     ]
     for name, b in answer.also.items():
         lines.append(f"{name} = {b.value:.4g}, interval {b.low:.4g} to {b.high:.4g}")
@@ -44,6 +53,20 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
         low, high = (f"{100 * p:.2g}%" for p in (answer.penalty_low, answer.penalty_high))
         lines.append(
             f"This rate costs {low} of the loss if the best one lies at the lower end, {high} at the upper"
+        )
+    if answer.shares is not None:
+        parts = ", ".join(f"{SHARE_NAMES[n]} {100 * share:.0f}%" for n, share in answer.shares.items())
+        lines.append(f"Where the width of the interval comes from: {parts}")
+    for name, factor in answer.form_decides.items():
+        lines.append(
+            f"Beyond {factor:.3g} times the range in {name} the form of the law, not the data, decides"
+        )
+    if answer.without_priors is not None:
+        p = answer.without_priors
+        priors = ", ".join(f"{n}={r.mean:g}:{r.sd:g}" for n, r in law.priors.items())
+        lines.append(
+            f"Without the prior {priors} the rate is {p.value:.4g} ({p.low:.4g} to {p.high:.4g}): "
+            f"the prior moved it by a factor of {answer.lr / p.value:.3g}"
         )
     if answer.base_lr is not None:
         factor = "every factor is 1" if answer.rate_factor == 1 else f"lr/base_lr = {answer.rate_factor:g}"

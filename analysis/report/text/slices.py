@@ -18,13 +18,22 @@ def tuned_with_lr(slices: Sequence[SliceRecord]) -> list[str]:
     return list(dict.fromkeys(name for s in slices if s.optimum is not None for name in s.optimum.also))
 
 
-def slice_columns(names: Sequence[str], level: float = LEVEL, tuned: Sequence[str] = ()) -> list[str]:
+def has_shares(slices: Sequence[SliceRecord]) -> bool:
+    """Whether the law says what each of these slices gives of what it knows."""
+    return any(s.share is not None for s in slices)
+
+
+def slice_columns(
+    names: Sequence[str], level: float = LEVEL, tuned: Sequence[str] = (), shares: bool = False
+) -> list[str]:
     """The header of `slice_rows` with these `names`.
 
-    `level` is the coverage of the intervals, and `tuned` the columns of `tuned_with_lr`.
+    `level` is the coverage of the intervals, and `tuned` the columns of `tuned_with_lr`. With `shares`, what
+    each slice gives of the information about the law has a column.
     """
     interval, others = f"{format_percent(level)} interval", [f"optimal {name}" for name in tuned]
-    return [*names, "rates", "seeds", "dropped", "state", "optimum", interval, *others]
+    ends = [*names, "rates", "seeds", "dropped", "state", "optimum", interval, *others]
+    return [*ends, "weight"] if shares else ends
 
 
 def format_value(value: float | str) -> str:
@@ -57,13 +66,24 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
         o = s.optimum
         optimum = ["-", "-"]
         if o is not None:
-            optimum = [format_number(o.lr), format_interval(o.low, o.high) if o.df else "unknown"]
+            known = o.df or o.se is not None
+            optimum = [format_number(o.lr), _interval_text(o.low, o.high) if known else "unknown"]
         seeds = max((p.seeds for p in s.points), default=0)
         counts = [str(len({p.lr for p in s.points})), str(seeds), dropped]
         others = ["-" if o is None else format_number(o.also.get(n)) for n in tuned]
         size = [format_value(values[n]) for n in names]
-        rows.append([*size, *counts, state_text(s.state), *optimum, *others])
+        row = [*size, *counts, state_text(s.state), *optimum, *others]
+        rows.append(row if s.share is None else [*row, format_percent(round(s.share, 3))])
     return rows
+
+
+def _interval_text(low: float | None, high: float | None) -> str:
+    """An interval, or the one end that a one-sided slice has."""
+    if low is None and high is not None:
+        return f"below {format_number(high, 3)}"
+    if high is None and low is not None:
+        return f"above {format_number(low, 3)}"
+    return format_interval(low, high)
 
 
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:
@@ -94,7 +114,7 @@ def show_check(answer: "TableCheck") -> None:
         slice_columns(names, answer.level, tuned_with_lr(answer.slices)),
         slice_rows(answer.slices, names),
     )
-    for s in (s for s in answer.slices if s.optimum is None):
+    for s in (s for s in answer.slices if s.state != "bracketed"):
         values = {**s.context, **s.covariates}
         where = ", ".join(f"{n} {values[n]}" for n in names) or "the slice"
         add = f"; add the rates {', '.join(format_number(r) for r in s.next_rates)}" if s.next_rates else ""

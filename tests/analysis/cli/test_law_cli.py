@@ -122,7 +122,9 @@ def test_check_names_the_group_where_nothing_else_varies(make_ladder, tmp_path):
     make_ladder(tokens=(32768, 65536, 131072)).to_parquet(tmp_path / "runs.parquet")
     (verdict,) = json.loads(run("check", tmp_path, "--json").stdout)["identifiable"]
     assert (verdict["covariate"], verdict["groups"]) == ("tokens", ["one group of 3 slices"])
-    text = run("fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json").stdout
+    fit = ["fit", tmp_path, "--by", "tokens", "-o", tmp_path / "law.json"]
+    assert "3 slices, hierarchical" in run(*fit).stdout
+    text = run(*fit, "--method", "shared").stdout
     assert "1 degree of freedom, shared" in text
     assert "1 degrees" not in text
 

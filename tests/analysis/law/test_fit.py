@@ -199,7 +199,7 @@ def test_other_groups_are_listed_with_their_reason(make_ladder):
 
 
 def test_optima_at_the_edge_are_refused_with_the_rates_to_add(make_ladder):
-    with pytest.raises(Refusal, match="0 bracketed, 3 needed for 2 coefficients") as caught:
+    with pytest.raises(Refusal, match="0 bracketed, 2 needed to place a law of 2 coefficients") as caught:
         fit_law(_runs(make_ladder(octaves=(-14, -9))), ["tokens"])
     assert len(caught.value.points) == 5
     for point in caught.value.points:
@@ -276,11 +276,23 @@ def test_a_bend_in_log_tokens_is_found_and_a_line_has_none(make_ladder):
         frames.append(
             make_ladder(exponent=0, log2_at_64k=optimum, tokens=(tokens,), noise=2e-4, skew=0, rng_seed=k)
         )
-    bent = fit_law(_runs(pd.concat(frames)), ["tokens"]).curvature_tests["tokens"]
-    assert bent.p_value < 1e-3
-    np.testing.assert_allclose(bent.value, 0.05 / math.log(2), rtol=0.15, atol=0)
-    straight = fit_law(_runs(make_ladder(noise=2e-4, skew=0)), ["tokens"]).curvature_tests["tokens"]
-    assert straight.p_value > 0.01
+    frame = pd.concat(frames)
+    law = fit_law(_runs(frame), ["tokens"])
+    bent = law.bends["tokens^2"]
+    assert bent.data_value is not None
+    assert bent.data_se is not None
+    assert bent.data_value > 5 * bent.data_se
+    np.testing.assert_allclose(bent.data_value, 0.05 / math.log(2), rtol=0.15, atol=0)
+    assert 0 < bent.value < bent.data_value  # the prior holds it back
+    assert any(w.startswith("the optima bend in log tokens") for w in law.warnings)
+    shared = fit_law(_runs(frame), ["tokens"], method="shared").curvature_tests["tokens"]
+    assert shared.p_value < 1e-3
+    np.testing.assert_allclose(shared.value, 0.05 / math.log(2), rtol=0.15, atol=0)
+    law = fit_law(_runs(make_ladder(noise=2e-4, skew=0)), ["tokens"])
+    straight = law.bends["tokens^2"]
+    assert straight.low < 0 < straight.high
+    assert not any("bend" in w for w in law.warnings)
+    assert fit_law(_runs(frame), ["tokens"], bend_sd=0.0).bends == {}
 
 
 def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
@@ -289,14 +301,14 @@ def test_leaving_a_slice_out_predicts_it_from_the_others(make_ladder):
     assert [o.covariates["tokens"] for o in law.leave_one_out] == sorted(set(frame["tokens"]))
     last = law.leave_one_out[-1]
     rest = fit_law(_runs(frame[frame["tokens"] < 524288]), ["tokens"])
-    # The others alone have another tau and pooled errors, which move the weights a little.
-    np.testing.assert_allclose(last.predicted, rest.interval_at({"tokens": 524288})[0], rtol=0.01, atol=0)
+    # The others alone have another basin and noise, which move the optima a little.
+    np.testing.assert_allclose(last.predicted, rest.interval_at({"tokens": 524288})[0], rtol=0.03, atol=0)
     np.testing.assert_allclose(last.error, math.log(last.predicted / last.lr), rtol=1e-9, atol=1e-12)
     assert law.basin is not None
     assert last.loss_penalty is not None
-    basin = law.basin.at({"tokens": 524288})
+    basin = law.basin.at(last.covariates)
     np.testing.assert_allclose(last.loss_penalty, basin.penalty([last.error]), rtol=1e-9, atol=0)
-    quadratic = law.basin.coef[law.basin.powers.index([2])] * last.error**2
+    quadratic = basin.coef[basin.powers.index([2])] * last.error**2
     np.testing.assert_allclose(last.loss_penalty, quadratic, rtol=0.3, atol=0)
 
 
@@ -398,13 +410,36 @@ def test_sizes_that_may_be_one_are_a_warning_of_the_check(make_ladder):
     assert check_runs(_runs(make_ladder())).warnings == []
 
 
-def test_mostly_censored_slices_are_refused(make_ladder):
+def test_slices_that_end_at_their_best_rate_count_and_bound_the_law(make_ladder):
     inside = make_ladder(tokens=(2**14, 2**15, 2**16))
     edge = make_ladder(tokens=tuple(2**k for k in range(20, 24)), octaves=(-4, 0))
+    frame = pd.concat([inside, edge])
+    law = fit_law(_runs(frame), ["tokens"])
+    assert [s.state for s in law.slices] == ["bracketed"] * 3 + ["edge_low"] * 4
+    assert all(s.used for s in law.slices)
+    assert [s.one_sided for s in law.slices] == [False] * 3 + [True] * 4
+    shares = [s.share for s in law.slices]
+    np.testing.assert_allclose(sum(share or 0.0 for share in shares), 1.0, rtol=1e-9, atol=0)
+    assert all(share is not None and 0 < share < 1 for share in shares)
+    assert law.exponents["tokens"].low < -0.5 < law.exponents["tokens"].high
+    for one in law.slices[3:]:
+        assert one.optimum is not None
+        assert one.optimum.low is None
+        assert one.optimum.high is not None
+    alone = fit_law(_runs(inside), ["tokens"]).exponents["tokens"]
+    assert law.exponents["tokens"].high - law.exponents["tokens"].low < 0.95 * (alone.high - alone.low)
     with pytest.raises(Refusal, match="4 of 7 slices have their lowest loss at the end") as caught:
-        fit_law(_runs(pd.concat([inside, edge])), ["tokens"])
+        fit_law(_runs(frame), ["tokens"], method="shared")
     assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(20, 24)]
     assert all(max(p["lr"]) < 2**-4 for p in caught.value.points)
+
+
+def test_one_bracketed_slice_places_no_law(make_ladder):
+    inside = make_ladder(tokens=(2**14,))
+    edge = make_ladder(tokens=tuple(2**k for k in range(20, 24)), octaves=(-4, 0))
+    with pytest.raises(Refusal, match="5 slices, of which 1 bracketed, 2 needed to place") as caught:
+        fit_law(_runs(pd.concat([inside, edge])), ["tokens"])
+    assert [p["tokens"] for p in caught.value.points] == [2**k for k in range(20, 24)]
 
 
 def test_sizes_that_nearly_move_together_are_refused(make_ladder):

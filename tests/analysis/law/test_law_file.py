@@ -60,9 +60,9 @@ def _edit(raw: dict, path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema_version", 1, "schema_version must be 3, got 1; fit the law again"),
-        ("schema_version", 2, "schema_version must be 3, got 2; fit the law again"),
-        ("schema_version", ..., "schema_version must be 3, got None"),
+        ("schema_version", 1, "schema_version must be 4, got 1; fit the law again"),
+        ("schema_version", 2, "schema_version must be 4, got 2; fit the law again"),
+        ("schema_version", ..., "schema_version must be 4, got None"),
         ("ranges", ..., "ranges must be given"),
         ("tau", -0.1, "tau must be greater than or equal to 0, got -0.1"),
         ("tau", math.nan, "tau must be a finite number, got nan"),
@@ -98,7 +98,7 @@ def test_an_edited_law_is_refused_in_one_line(law, tmp_path, path, value, messag
 def test_what_is_no_law_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         load_law(tmp_path / "absent.json")
-    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 3, got None")):
+    for text, message in (("{", "is not JSON"), ("[1]", "schema_version must be 4, got None")):
         (tmp_path / "law.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_law(tmp_path / "law.json")

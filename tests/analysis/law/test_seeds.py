@@ -8,6 +8,7 @@ from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.report.text.law import diagnostic_lines
 from hyperp.analysis.table.validate import Runs
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, MethodName
 
 SLOPE = -0.4
 
@@ -28,17 +29,17 @@ def study(rng, seeds=3, skew=0.3, noise=0.01):
     return pd.DataFrame(rows)
 
 
-def law_of(frame) -> Law:
+def law_of(frame, method: MethodName = DEFAULT_METHOD) -> Law:
     context = {"status": "finished", "width": 32, "depth": 2, "batch_tokens": 1024, "optimizer": "muonh"}
-    return fit_law(Runs(frame.assign(**context), "runs.parquet", "0" * 64), ["tokens"])
+    return fit_law(Runs(frame.assign(**context), "runs.parquet", "0" * 64), ["tokens"], method=method)
 
 
 def test_each_value_is_the_law_of_that_seed_alone():
     frame = study(np.random.default_rng(0))
-    law = law_of(frame)
+    law = law_of(frame, "shared")
     found = law.by_seed["tokens"]
     for seed, value in found.values.items():
-        alone = law_of(frame[frame["seed"] == int(seed)])
+        alone = law_of(frame[frame["seed"] == int(seed)], "shared")
         np.testing.assert_allclose(value, alone.exponents["tokens"].value, rtol=1e-9, atol=1e-12)
         assert not alone.by_seed
     values = np.array(list(found.values.values()))
@@ -46,6 +47,17 @@ def test_each_value_is_the_law_of_that_seed_alone():
     ends = t.interval(0.95, len(values) - 1, loc=values.mean(), scale=sem(values))
     np.testing.assert_allclose((found.low, found.high), ends, rtol=1e-9, atol=0)
     assert f"mean {found.mean:.3f}" in "".join(diagnostic_lines(law))
+
+
+def test_seeds_of_the_hierarchical_law_share_its_basin():
+    """Each value lies within the own interval of the seed, and they differ no more than laws of their own."""
+    frame = study(np.random.default_rng(0))
+    found = law_of(frame).by_seed["tokens"]
+    parts = [frame[frame["seed"] == int(seed)] for seed in found.values]
+    alone = [law_of(part).exponents["tokens"] for part in parts]
+    for value, own in zip(found.values.values(), alone, strict=True):
+        assert own.low <= value <= own.high
+    assert np.ptp(list(found.values.values())) < 1.5 * np.ptp([own.value for own in alone])
 
 
 def test_the_interval_over_seeds_covers_a_skewed_truth_and_is_narrower_than_the_law_s():
