@@ -84,12 +84,12 @@ def edge_scenario(count: int) -> Scenario:
 # fmt: off
 SHAPES = ("five", "seven", "halves", "cubic")
 SCENARIOS = {
-    "exact": Scenario(cross(GRIDS, slices=(5, 7, 12)), full=100, quick=6, older=True),
-    "bend-7": Scenario(cross(SHAPES, slices=(7,), bend=(0.01, -0.01), **CLEAR), full=120, quick=8),
-    "bend-12": Scenario(cross(SHAPES, slices=(12,), bend=(0.01, -0.01), **SCATTERED), full=120, quick=8),
+    "exact": Scenario(cross(GRIDS, slices=(5, 7, 12)), full=48, quick=6, older=True),
+    "bend-7": Scenario(cross(SHAPES, slices=(7,), bend=(0.01, -0.01), **CLEAR), full=60, quick=8),
+    "bend-12": Scenario(cross(SHAPES, slices=(12,), bend=(0.01, -0.01), **SCATTERED), full=60, quick=8),
     "strong-bend": Scenario(cross(SHAPES, slices=(7, 12), bend=(0.02, -0.02), **CLEAR), full=30, quick=0),
     "growth-0.15": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.15,), **CLEAR), full=40, quick=0),
-    "growth-0.3": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.3,), **CLEAR), full=100, quick=6),
+    "growth-0.3": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.3,), **CLEAR), full=48, quick=6),
     "edges-1": edge_scenario(1),
     "edges-2": edge_scenario(2),
     "edges-3": edge_scenario(3),

@@ -281,7 +281,7 @@ def _outliers(
         if np.linalg.matrix_rank(np.column_stack([np.ones(len(logs)), logs])) <= len(found.by):
             continue
         asked = request if name == "lr" else replace(request, prior={})
-        fit = fit_of(tables.select(rest), others, found.by, asked, fix)
+        fit = fit_of(tables.most_probable.select(rest), others, found.by, asked, fix)
         row = fit.terms.rows(np.log([float(used[i].covariates[n]) for n in found.by]))
         held = sum(b * math.log(used[i].covariates[n]) for n, b in fix.items())
         half = 0.5 + CENTRAL / 2

@@ -15,7 +15,7 @@ from hyperp.analysis.optima.likelihood.tables import interpolate
 
 # H: points of the grid over basin and tau   K: slices   G: grid of the optimum   P: coefficients   N: nodes
 
-NODES = np.linspace(-6.0, 6.0, 25)
+NODES = np.linspace(-6.0, 6.0, 19)
 SWEEPS = 60
 CLOSE = 3e-3  # standard deviations
 LEAST = 1e-6  # precision of a factor, at least
