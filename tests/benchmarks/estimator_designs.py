@@ -78,28 +78,28 @@ def edge_scenario(count: int) -> Scenario:
     edges |= {"slices": (5, 7, 12), "noise": (0.001,), "tau": (0.1,)}
     high = cross(("five", "seven", "cubic"), **edges)
     low = cross(("halves",), edge_side=("low",), **edges)
-    return Scenario({**high, **low}, full=40, quick=2)
+    return Scenario({**high, **low}, full=12, quick=2)
 
 
 # fmt: off
 SHAPES = ("five", "seven", "halves", "cubic")
 SCENARIOS = {
-    "exact": Scenario(cross(GRIDS, slices=(5, 7, 12)), full=48, quick=6, older=True),
-    "bend-7": Scenario(cross(SHAPES, slices=(7,), bend=(0.01, -0.01), **CLEAR), full=60, quick=8),
-    "bend-12": Scenario(cross(SHAPES, slices=(12,), bend=(0.01, -0.01), **SCATTERED), full=60, quick=8),
-    "strong-bend": Scenario(cross(SHAPES, slices=(7, 12), bend=(0.02, -0.02), **CLEAR), full=30, quick=0),
-    "growth-0.15": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.15,), **CLEAR), full=40, quick=0),
-    "growth-0.3": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.3,), **CLEAR), full=48, quick=6),
+    "exact": Scenario(cross(GRIDS, slices=(5, 7, 12)), full=32, quick=6, older=True),
+    "bend-7": Scenario(cross(SHAPES, slices=(7,), bend=(0.01, -0.01), **CLEAR), full=38, quick=8),
+    "bend-12": Scenario(cross(SHAPES, slices=(12,), bend=(0.01, -0.01), **SCATTERED), full=38, quick=8),
+    "strong-bend": Scenario(cross(SHAPES, slices=(7, 12), bend=(0.02, -0.02), **CLEAR), full=9, quick=0),
+    "growth-0.15": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.15,), **CLEAR), full=12, quick=0),
+    "growth-0.3": Scenario(cross(SHAPES, slices=(5, 7, 12), growth=(0.3,), **CLEAR), full=32, quick=6),
     "edges-1": edge_scenario(1),
     "edges-2": edge_scenario(2),
     "edges-3": edge_scenario(3),
     "slices": Scenario(
-        cross(("five", "seven", "cubic"), slices=(3, 7, 12), seeds=(1, 3), noise=(0.001,)), full=40, quick=3
+        cross(("five", "seven", "cubic"), slices=(3, 7, 12), seeds=(1, 3), noise=(0.001,)), full=12, quick=3
     ),
-    "four": Scenario(cross(("five", "seven", "cubic"), slices=(4,), tau=(0.05, 0.1)), full=200, quick=10),
+    "four": Scenario(cross(("five", "seven", "cubic"), slices=(4,), tau=(0.05, 0.1)), full=64, quick=10),
     "interaction": Scenario(
         cross(("seven", "halves", "cubic"), slices=(4,), widths=(3,), interaction=(0.02, -0.02), **CLEAR),
-        full=150, quick=8, near=(8.0, 4.0), far=(32.0, 16.0),
+        full=48, quick=8, near=(8.0, 4.0), far=(32.0, 16.0),
     ),
 }
 # fmt: on
