@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hyperp.analysis.optima.likelihood.curves import RateCurves
+from hyperp.analysis.optima.likelihood.curves import LEAST_SEED_DF, RateCurves
 from hyperp.analysis.optima.likelihood.mode import MISFIT, BasinMode
 
 # K: slices   n: rates in the longest slice
@@ -13,6 +13,7 @@ VALLEY = (
 )
 NOISES = 5.0  # standard deviations of a difference of two runs that a fall exceeds
 QUARTER = 0.3186 * np.sqrt(1.5)  # lower quartile of |second difference| of noise with an SD of one
+FEW = 4  # rates up to which one mean above its neighbours makes a valley
 UNSOUND = 0.34  # share of a slice's means far above the basin at which it is none
 
 
@@ -20,24 +21,30 @@ def valley_reasons(curves: RateCurves, mode: BasinMode) -> list[str | None]:
     """For each slice, why it has a second valley; None where it has none.
 
     A single mean above its neighbours is a spike, which weighs next to nothing, unless the slice has no more
-    than four rates. The noise is that of neighbouring runs, which two valleys in every slice do not raise.
+    than four rates. The noise is that of neighbouring runs. Two valleys in every slice raise that too, so
+    what is on the same side of the best rate in all of three slices or more has to exceed the seeds' noise.
     """
     noise = min(_neighbour_noise(curves, mode), np.exp(mode.log_noise))
-    found: list[str | None] = []
-    for k in range(len(curves.u)):
-        real = curves.count[k] > 0
-        x, y = curves.u[k][real], curves.y[k][real]
-        spread = np.sqrt(
-            noise**2 / curves.count[k][real] + (MISFIT * np.minimum(mode.model[k][real], VALLEY)) ** 2
-        )
-        found.append(_second_valley(x, y - 1, spread))
-    return found
+    own = [_second_valley(curves, mode, k, noise, DIP, 2) for k in range(len(curves.u))]
+    seeds = _seed_noise(curves) or 0.0
+    common = [_second_valley(curves, mode, k, seeds, 2 * DIP, 1) for k in range(len(curves.u))]
+    sides = {found[1] for found in common if found is not None}
+    if len(common) > 2 and all(common) and len(sides) == 1:
+        own = common
+    return [None if found is None else found[0] for found in own]
+
+
+def _seed_noise(curves: RateCurves) -> float | None:
+    """Noise of one run by what seeds say; None if they say too little."""
+    if curves.seed_df < LEAST_SEED_DF:
+        return None
+    return float(np.sqrt(curves.seed_squares / curves.seed_df))
 
 
 def _neighbour_noise(curves: RateCurves, mode: BasinMode) -> float:
     """Noise of one run from the lower quartile of second differences of the residuals, over all slices."""
-    if curves.seed_df >= 5:
-        return float(np.sqrt(curves.seed_squares / curves.seed_df))
+    if (seeds := _seed_noise(curves)) is not None:
+        return seeds
     differences = []
     for k in range(len(curves.u)):
         real = curves.count[k] > 0
@@ -46,20 +53,28 @@ def _neighbour_noise(curves: RateCurves, mode: BasinMode) -> float:
     return float(np.quantile(np.concatenate(differences), 0.25) / QUARTER)
 
 
-def _second_valley(x: np.ndarray, y: np.ndarray, spread: np.ndarray) -> str | None:
+def _second_valley(
+    curves: RateCurves, mode: BasinMode, k: int, noise: float, dip: float, ridge: int
+) -> tuple[str, int] | None:
+    """Why slice k has a second valley, and on which side of its best rate (1 above, -1 below).
+
+    A valley is a fall of more than `dip` and of more than noise makes, behind at least `ridge` higher means.
+    """
+    real = curves.count[k] > 0
+    x, y = curves.u[k][real], curves.y[k][real] - 1
+    misfit = MISFIT * np.minimum(mode.model[k][real], VALLEY) if noise else 0.0
+    spread = np.sqrt(noise**2 / curves.count[k][real] + misfit**2)
     best = int(np.argmin(y))
-    for side in (slice(best, None), slice(best, None, -1)):
-        walk, size, at = y[side], spread[side], x[side]
-        if len(walk) < 3:
-            continue
-        ridge = np.maximum.accumulate(walk)
+    for side in (1, -1):
+        outwards = slice(best, None, side)
+        walk, size, at = y[outwards], spread[outwards], x[outwards]
         top = np.array([int(np.argmax(walk[: j + 1])) for j in range(len(walk))])
-        fall = np.where(walk > VALLEY, 0.0, ridge - walk)
-        clear = np.maximum(DIP, NOISES * np.hypot(size, size[top]))
+        fall = np.where(walk > VALLEY, 0.0, np.maximum.accumulate(walk) - walk)
+        clear = np.maximum(dip, NOISES * np.hypot(size, size[top]))
         for j in np.flatnonzero(fall > clear):
-            above = int((walk[:j] > walk[j] + clear[j]).sum())
-            if above > 1 or len(y) <= 4:  # one mean alone is a spike
-                return f"the loss falls again by {100 * fall[j]:.2g}% at {np.exp(at[j]):.4g}"
+            above = int((walk[:j] > walk[j] + DIP).sum())
+            if above >= ridge or len(y) <= FEW:
+                return f"the loss falls again by {100 * fall[j]:.2g}% at {np.exp(at[j]):.4g}", side
     return None
 
 
