@@ -191,6 +191,7 @@ def transfer(
         ValueError: bad input.
         Refusal: the axis does not vary, or no drift is identified; its `next_points` would change that.
     """
+    from hyperp.analysis.queries.check import describe_table, find_optima
     from hyperp.analysis.queries.transfer import bracketing_points, measure_transfer, points_further_along
 
     if not isinstance(over, str):
@@ -200,8 +201,9 @@ def transfer(
         where_as_text(where),
     )
     table = _validated_runs(runs, mapping, columns, rows)
-    found = check(table, by=over, where=rows, slice_by=slice_by, method=method, window=window, level=level)
-    groups = measure_transfer(found.slices, over, level)
+    held = split_names(slice_by)
+    optima = find_optima(table, rows, window, (over,), ("lr",), method, level, held)
+    found, groups = describe_table(optima), measure_transfer(optima, over)
     with points_in_own_columns(table.mapping):
         if not groups:
             reason = f"{over} has one value wherever slices are alike in the rest; run another value"

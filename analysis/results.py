@@ -273,12 +273,16 @@ class Transfers(Answer, Sequence["Transfer"]):
         return [f"warning: {line}" for line in self.warnings]
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling."""
+        """A row for each group: its context and sizes, and the drift of the optimum in octaves a doubling.
+
+        `seeds_low` and `seeds_high` are the interval of the drift by the runs of each seed alone.
+        """
         import pandas as pd
 
         rows = []
         for one in self._groups:
             drift, penalty = one.drift, one.penalty
+            seeds = None if drift is None else drift.by_seed
             rows.append(
                 {
                     **{name: value for name, value in one.context.items() if value},
@@ -286,7 +290,11 @@ class Transfers(Answer, Sequence["Transfer"]):
                     "drift": None if drift is None else drift.octaves_per_doubling,
                     "low": None if drift is None else drift.low,
                     "high": None if drift is None else drift.high,
+                    "seeds_low": None if seeds is None else seeds.low,
+                    "seeds_high": None if seeds is None else seeds.high,
                     "penalty_percent": None if penalty is None else penalty.percent,
+                    "penalty_low": None if penalty is None else penalty.percent_low,
+                    "penalty_high": None if penalty is None else penalty.percent_high,
                     "problem": one.problem,
                 }
             )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from hyperp.analysis.law.request import FitRequest, check_request
 from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import slice_record
 from hyperp.analysis.law.zeros import zero_warnings
+from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, cut_slices, strata, varying_columns
@@ -84,6 +86,25 @@ def _nearly_equal_sizes(changing: Mapping[str, Sequence[int | float | str]]) -> 
     return found
 
 
+@dataclass(frozen=True)
+class TableOptima:
+    """The slices of a table and the optima that a method finds in them, before they become records.
+
+    Attributes:
+        runs: the table, with the sizes that were asked for.
+        frame: its selected rows.
+        request: what was asked.
+        slices: the slices of `frame`.
+        found: what the method found of them.
+    """
+
+    runs: Runs
+    frame: pd.DataFrame
+    request: FitRequest
+    slices: list[Slice]
+    found: MethodResult
+
+
 def check_runs(
     runs: Runs,
     where: Mapping[str, str] | None = None,
@@ -99,15 +120,40 @@ def check_runs(
     Raises:
         ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
     """
-    tuned, held = tuple(over), tuple(slice_by)
+    return describe_table(find_optima(runs, where, window, by, over, method, level, slice_by))
+
+
+def find_optima(
+    runs: Runs,
+    where: Mapping[str, str] | None = None,
+    window: float = WINDOW,
+    by: Sequence[str] = (),
+    over: Sequence[str] = ("lr",),
+    method: MethodName = DEFAULT_METHOD,
+    level: float = LEVEL,
+    slice_by: Sequence[str] = (),
+) -> TableOptima:
+    """Cut a table into slices and find their optima; see `check_runs`."""
     request = FitRequest(
-        tuple(by), {}, {}, over=tuned, slice_by=held, method=method, window=window, level=level
+        tuple(by),
+        {},
+        dict(where or {}),
+        over=tuple(over),
+        slice_by=tuple(slice_by),
+        method=method,
+        window=window,
+        level=level,
     )
     check_request(request, runs.frame, runs.mapping)
     runs = runs.with_sizes(request.extra)
-    frame = filter_runs(runs.frame, where or {})
+    frame = filter_runs(runs.frame, request.where)
     slices = cut_slices(frame, extra=request.extra, over=request.over)
-    found = estimate_optima(method, slices, request.options)
+    return TableOptima(runs, frame, request, slices, estimate_optima(method, slices, request.options))
+
+
+def describe_table(table: TableOptima) -> TableCheck:
+    """What a table holds, and which exponents its optima identify."""
+    runs, frame, slices, found = table.runs, table.frame, table.slices, table.found
     optima = found.optima
     changing = varying_columns(slices)
     verdicts, confounders, columns = [], [], shared_columns(slices, frame)
@@ -127,12 +173,12 @@ def check_runs(
             *runs.notes,
             *_nearly_equal_sizes(changing),
             *found.notes,
-            *zero_warnings(slices, frame, by, over),
+            *zero_warnings(slices, frame, table.request.by, table.request.over),
             *dict.fromkeys(confounders),
         ],
         slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
         identifiable=verdicts,
-        level=level,
+        level=table.request.level,
     )
 
 

@@ -1,22 +1,41 @@
 """How far the optimum moves along one axis, and what it costs to keep the rate of the smallest size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.law.schema import OptimumRecord, SliceRecord
+from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
+from hyperp.analysis.law.hierarchy.law import slice_tables
+from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
+from hyperp.analysis.law.seeds import exponents_by_seed
+from hyperp.analysis.law.slice_records import slice_record
+from hyperp.analysis.optima.estimation import BasinEstimate
+from hyperp.analysis.optima.likelihood.mode import NOISE
+from hyperp.analysis.queries.check import TableOptima
+from hyperp.analysis.queries.drift import (
+    Drift,
+    FittedDrift,
+    hierarchical_drift,
+    optima_tables,
+    regressed_drift,
+)
 from hyperp.analysis.queries.points_file import sweep_point
-from hyperp.analysis.random_effects import meta_regression, t_quantile
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
 from hyperp.run_table import COVARIATES
 from hyperp.validation import Strict
 
+LN2 = math.log(2.0)
+
 
 class TransferPoint(Strict):
-    """The optimum at one value of the axis; its rates are None if there is none, and `reason` says why."""
+    """The optimum at one value of the axis; its rate is None if it is not bracketed, and `reason` says why.
+
+    A curve that ends at its best rate has one of `low` and `high`, if its likelihood is known.
+    """
 
     value: int | float
     state: State
@@ -27,19 +46,13 @@ class TransferPoint(Strict):
     loss: float | None
 
 
-class Drift(Strict):
-    """The change of log2(optimum) per doubling of the axis; `basis` says where the interval comes from."""
-
-    octaves_per_doubling: float
-    se: float | None
-    low: float | None
-    high: float | None
-    df: int | None
-    basis: str
-
-
 class TransferPenalty(Strict):
-    """The excess loss at one value of the axis of training at the smallest value's optimal rate."""
+    """The excess loss at one value of the axis of training at the smallest value's optimal rate.
+
+    `octaves`, `low` and `high` say how far the optimum there lies from that rate, with its own interval.
+    `percent_low` and `percent_high` are the range of the relative excess loss over this interval; the
+    error of the basin is not in it. They are None where the optimum has no interval.
+    """
 
     at: int | float
     rate_from: int | float
@@ -47,15 +60,20 @@ class TransferPenalty(Strict):
     nats: float
     percent: float
     method: str
+    octaves: float
+    low: float | None
+    high: float | None
+    percent_low: float | None
+    percent_high: float | None
 
 
 class TransferAhead(Strict):
-    """The drift extrapolated beyond the largest value of the axis.
+    """The optimum beyond the largest value of the axis, and what the smallest value's rate costs there.
 
-    `octaves`, `low` and `high` say how far the optimum at `at` lies from the smallest value's, with the
-    interval of the drift. `percent` is the relative excess loss there of the smallest value's optimal rate,
-    by the basin of the largest value; `percent_low` and `percent_high` are its range over that interval. They
-    are None without an interval or without a basin.
+    `octaves`, `low` and `high` say how far the optimum at `at` lies from that rate, see `FittedDrift.moved`.
+    `percent` is the relative excess loss there of the smallest value's optimal rate, by the basin at that
+    size; `percent_low` and `percent_high` are its range over the interval. They are None without an
+    interval or without a basin.
     """
 
     at: int | float
@@ -70,9 +88,9 @@ class TransferAhead(Strict):
 class Transfer(Strict):
     """Transfer of one context (optimizer, parametrization, other sizes) along the axis.
 
-    `excluded` are the values whose curves have no optimum; the drift is fitted without them, and `points`
-    says why they have none. `penalties` are for every value above the smallest, `penalty` is that of the
-    largest, and `ahead` extrapolates to larger values. All intervals cover `level`.
+    `excluded` are the values whose curves say nothing of the drift; `points` says why. `penalties` are for
+    every bracketed value above the smallest, `penalty` is that of the largest, and `ahead` extrapolates to
+    larger values. `basin` is the context's, None where the method fits no shape. All intervals cover `level`.
     """
 
     axis: str
@@ -85,33 +103,90 @@ class Transfer(Strict):
     ahead: list[TransferAhead]
     excluded: list[int | float]
     problem: str | None
+    basin: BasinRecord | None = None
     level: float = LEVEL
 
 
 EXTRAPOLATED_TO = (2.0, 4.0, 8.0)  # times the largest value of the axis
 
 
-def measure_transfer(slices: Sequence[SliceRecord], over: str, level: float = LEVEL) -> list[Transfer]:
-    """Measure the transfer along `over` in every group of slices that differ in nothing else.
+@dataclass(frozen=True)
+class _Curve:
+    """A slice on the axis: its place in the input, its record, and the basin that its method fits."""
+
+    place: int
+    record: SliceRecord
+    basin: BasinRecord | None
+
+    @property
+    def best(self) -> OptimumRecord | None:
+        """The optimum, if rates on both sides are worse."""
+        return self.record.optimum if self.record.state == "bracketed" else None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """How the drift is fitted, to the curves that `counts` says have a part in it."""
+
+    fit: Callable[[list[_Curve]], FittedDrift]
+    counts: Callable[[_Curve], bool]
+    level: float
+
+
+def measure_transfer(table: TableOptima, over: str) -> list[Transfer]:
+    """Measure the transfer along `over` in every group of slices of a table that differ in nothing else.
 
     Raises:
         ValueError: `over` is not a covariate of the slices.
     """
-    there = list(slices[0].covariates) if slices else list(COVARIATES)
-    if over not in there:
-        raise ValueError(f"{argument('over')} must be one of {', '.join(there)}, got {over!r}")
-    groups: dict[tuple, list[SliceRecord]] = {}
-    for one in slices:
-        if one.covariates[over] == 0:  # no doubling leads there
-            continue
-        key = (*one.context.values(), *(v for n, v in one.covariates.items() if n != over))
-        groups.setdefault(key, []).append(one)
-    ordered = (sorted(group, key=lambda s: s.covariates[over]) for group in groups.values())
-    return [
-        _measure_group(group, over, level)
-        for group in ordered
-        if len({s.covariates[over] for s in group}) > 1
+    slices, found = table.slices, table.found
+    request = replace(table.request, by=(over,))
+    curves = [
+        _Curve(i, slice_record(one, best), None if basin is None else _shape(basin))
+        for i, (one, best, basin) in enumerate(zip(slices, found.optima, found.basins, strict=True))
     ]
+
+    def fit(used: list[_Curve]) -> FittedDrift:
+        places = [one.place for one in used]
+        sizes = [one.record.covariates[over] for one in used]
+        by_seed = exponents_by_seed(request, slices, found, places).get(over)
+        if not request.hierarchical:
+            return regressed_drift(sizes, [b for one in used if (b := one.best)], request.level, by_seed)
+        one_sided = sum(one.best is None for one in used)
+        context = next(c for c in found.likelihoods if places[0] in c.members)
+        noise_known = context.mode.log_noise_sd < 0.99 * NOISE[1]
+        asked = request.tau_sd, request.bend_sd, request.level
+        return hierarchical_drift(slice_tables(found, places), sizes, *asked, one_sided, noise_known, by_seed)
+
+    def counts(one: _Curve) -> bool:
+        return one.record.optimum is not None if request.hierarchical else one.best is not None
+
+    return _measure(curves, over, _Model(fit, counts, request.level))
+
+
+def transfer_of_law(law: Law, over: str) -> list[Transfer]:
+    """Measure the transfer along `over` in the slices that a law keeps, its own and others.
+
+    A law has no runs any more. So the likelihood of an optimum is the normal one of its standard error,
+    one-sided curves are left out, and other contexts than the law's are priced with the curvature alone.
+
+    Raises:
+        ValueError: as `measure_transfer`.
+    """
+    tau_sd = TAU_SD if law.tau_sd is None else law.tau_sd
+    bend_sd = BEND_SD if law.bend_sd is None else law.bend_sd
+    own = None if law.basin is None or law.over != ["lr"] else _shape(law.basin)
+    curves = [_Curve(i, one, own if one.context == law.context else None) for i, one in enumerate(law.slices)]
+
+    def fit(used: list[_Curve]) -> FittedDrift:
+        sizes = [one.record.covariates[over] for one in used]
+        optima = [b for one in used if (b := one.best)]
+        tables = optima_tables(optima) if law.method == "hierarchical" else None
+        if tables is None:
+            return regressed_drift(sizes, optima, law.level)
+        return hierarchical_drift(tables, sizes, tau_sd, bend_sd, law.level)
+
+    return _measure(curves, over, _Model(fit, lambda one: one.best is not None, law.level))
 
 
 def points_further_along(slices: Sequence[SliceRecord], over: str) -> list[dict[str, Any]]:
@@ -132,129 +207,163 @@ def bracketing_points(slices: Sequence[SliceRecord], answers: Sequence[Transfer]
     ]
 
 
-def _measure_group(group: list[SliceRecord], over: str, level: float) -> Transfer:
-    known = [(s, s.optimum) for s in group if s.optimum is not None and s.state == "bracketed"]
-    drift = problem = None
+def _measure(curves: Sequence[_Curve], over: str, model: _Model) -> list[Transfer]:
+    there = list(curves[0].record.covariates) if curves else list(COVARIATES)
+    if over not in there:
+        raise ValueError(f"{argument('over')} must be one of {', '.join(there)}, got {over!r}")
+    groups: dict[tuple, list[_Curve]] = {}
+    for one in curves:
+        sizes = one.record.covariates
+        if sizes[over] == 0:  # no doubling leads there
+            continue
+        key = (*one.record.context.values(), *(v for n, v in sizes.items() if n != over))
+        groups.setdefault(key, []).append(one)
+    ordered = (sorted(group, key=lambda c: c.record.covariates[over]) for group in groups.values())
+    return [
+        _measure_group(group, over, model)
+        for group in ordered
+        if len({c.record.covariates[over] for c in group}) > 1
+    ]
+
+
+def _measure_group(group: list[_Curve], over: str, model: _Model) -> Transfer:
+    known = [one for one in group if one.best is not None]
+    used = [one for one in group if model.counts(one)]
+    fitted = problem = None
     penalties: list[TransferPenalty] = []
     ahead: list[TransferAhead] = []
     if len(known) < 2:
         problem = f"{len(known)} of {len(group)} curves have an optimum, 2 are needed"
     else:
-        drift = _fit_drift([s.covariates[over] for s, _ in known], [o for _, o in known], level)
+        fitted = model.fit(used)
         costs = [_penalty_at(known[0], later, over) for later in known[1:]]
         penalties = [cost for cost in costs if cost is not None]
-        ahead = [_extrapolate(drift, known[0], known[-1], over, times) for times in EXTRAPOLATED_TO]
+        largest = used[-1].record.covariates[over]
+        ahead = [_extrapolate(fitted, known, over, largest * times) for times in EXTRAPOLATED_TO]
     return Transfer(
         axis=over,
-        context=group[0].context,
-        held={n: v for n, v in group[0].covariates.items() if n != over},
-        points=[_transfer_point(s, over) for s in group],
-        drift=drift,
-        penalty=next((p for p in penalties if p.at == known[-1][0].covariates[over]), None),
+        context=group[0].record.context,
+        held={n: v for n, v in group[0].record.covariates.items() if n != over},
+        points=[_transfer_point(one, over, model.counts(one)) for one in group],
+        drift=None if fitted is None else fitted.drift,
+        penalty=next((p for p in penalties if p.at == known[-1].record.covariates[over]), None),
         penalties=penalties,
         ahead=ahead,
-        excluded=[s.covariates[over] for s in group if s.state != "bracketed"],
+        excluded=[one.record.covariates[over] for one in group if not model.counts(one)],
         problem=problem,
-        level=level,
+        basin=next((one.basin for one in group if one.basin is not None), None),
+        level=model.level,
     )
 
 
-Known = tuple[SliceRecord, OptimumRecord]
+def _transfer_point(one: _Curve, over: str, counts: bool) -> TransferPoint:
+    o = one.record.optimum if counts else None
+    best = one.best
+    return TransferPoint(
+        value=one.record.covariates[over],
+        state=one.record.state,
+        reason=one.record.reason if best is None else None,
+        lr=None if best is None else best.lr,
+        low=None if o is None else o.low,
+        high=None if o is None else o.high,
+        loss=None if best is None else best.loss,
+    )
 
 
-def _extrapolate(drift: Drift, first: Known, last: Known, over: str, times: float) -> TransferAhead:
-    start, end = first[0].covariates[over], last[0].covariates[over] * times
-    doublings = math.log2(end / start)
-    moved = [
-        None if d is None else d * doublings for d in (drift.octaves_per_doubling, drift.low, drift.high)
-    ]
-    octaves, low, high = moved
-    assert octaves is not None
-    cost = [None if m is None else _percent_of_loss(last[1], m) for m in moved]
-    ends = [c for c in cost[1:] if c is not None]
-    crosses = low is not None and high is not None and low < 0 < high
+def _extrapolate(fitted: FittedDrift, known: list[_Curve], over: str, end: float) -> TransferAhead:
+    first, last = known[0], known[-1]
+    assert first.best is not None
+    octaves, low, high = fitted.moved(first.record.covariates[over], end, first.best.lr)
+    basin = _basin_at(last, {over: end})
+    cost = None if basin is None else _price(basin, octaves)
+    least, most = _price_range(basin, low, high)
     return TransferAhead(
         at=end,
         octaves=octaves,
         low=low,
         high=high,
-        percent=cost[0],
-        percent_low=0.0 if crosses and ends else min(ends, default=None),
-        percent_high=max(ends, default=None),
+        percent=cost,
+        percent_low=least,
+        percent_high=most,
     )
 
 
-def _percent_of_loss(best: OptimumRecord, octaves: float) -> float | None:
-    """The excess loss, in percent, of a rate that many octaves from the optimum, by the basin's curvature."""
-    if best.curvature is None or not best.loss:
-        return None
-    return 100 * best.curvature / best.loss * octaves**2
-
-
-def _transfer_point(one: SliceRecord, over: str) -> TransferPoint:
-    o = one.optimum if one.state == "bracketed" else None
-    return TransferPoint(
-        value=one.covariates[over],
-        state=one.state,
-        reason=one.reason if o is None else None,
-        lr=None if o is None else o.lr,
-        low=None if o is None else o.low,
-        high=None if o is None else o.high,
-        loss=None if o is None else o.loss,
-    )
-
-
-def _fit_drift(values: list[int | float], optima: list[OptimumRecord], level: float) -> Drift:
-    x, y = np.log2(values), np.log2([o.lr for o in optima])
-    errors = [o.se for o in optima]
-    if len(optima) == 2:
-        return _drift_between_two(x, y, optima, level)
-    known = [s for s in errors if s is not None]
-    se = np.array(known) if len(known) == len(errors) else None
-    fit = meta_regression(y, se, np.column_stack([np.ones(len(x)), x]))
-    low, high = fit.interval(level)
-    return Drift(
-        octaves_per_doubling=float(fit.beta[1]),
-        se=float(fit.se[1]),
-        low=float(low[1]),
-        high=float(high[1]),
-        df=fit.df,
-        basis="random-effects regression over the curves",
-    )
-
-
-def _drift_between_two(x: np.ndarray, y: np.ndarray, optima: list[OptimumRecord], level: float) -> Drift:
-    doublings = float(x[1] - x[0])
-    drift = float(y[1] - y[0]) / doublings
-    errors = [o.se for o in optima if o.se is not None]
-    df = min(o.df for o in optima)  # their variances are pooled, so their degrees of freedom are the same
-    if len(errors) < 2 or df < 1:
-        basis = "unknown: no residual degrees of freedom"
-        return Drift(octaves_per_doubling=drift, se=None, low=None, high=None, df=None, basis=basis)
-    se = math.hypot(*errors) / doublings
-    half = t_quantile(df, level) * se
-    basis = "the two curves' own errors; scatter between curves cannot be seen with two"
-    return Drift(octaves_per_doubling=drift, se=se, low=drift - half, high=drift + half, df=df, basis=basis)
-
-
-def _penalty_at(first: Known, last: Known, over: str) -> TransferPenalty | None:
-    rate, best = first[1].lr, last[1]
+def _penalty_at(first: _Curve, last: _Curve, over: str) -> TransferPenalty | None:
+    start, best = first.best, last.best
+    assert start is not None
+    assert best is not None
     if best.loss is None:
         return None
-    if best.curvature is not None and abs(math.log2(rate / best.lr)) <= WINDOW:
-        nats = best.curvature * math.log2(rate / best.lr) ** 2
-        method = "the curvature of its basin"
-    else:
-        x = np.log2([p.lr for p in last[0].points])
-        if not x[0] <= math.log2(rate) <= x[-1]:
-            return None
-        near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
-        # A chord would lie above the curve by a quarter of the cost of one octave.
-        losses = np.array([last[0].points[i].loss for i in near])
-        nats = max(_interpolate(x[near], losses, math.log2(rate)) - best.loss, 0.0)
-        method = "interpolated between its measured rates"
-    value = {"at": last[0].covariates[over], "rate_from": first[0].covariates[over]}
-    return TransferPenalty(**value, lr=rate, nats=nats, percent=100 * nats / best.loss, method=method)
+    moved, low, high = (
+        None if r is None else math.log2(r / start.lr) for r in (best.lr, best.low, best.high)
+    )
+    assert moved is not None
+    basin, method = _basin_at(last, {}), "the basin at this size"
+    if last.basin is None and (basin is None or abs(moved) > WINDOW):
+        # A parabola holds near its bottom alone; the rates themselves say more.
+        basin, method = None, "interpolated between its measured rates"
+    elif last.basin is None:
+        method = "the curvature at its optimum"
+    percent = (
+        _interpolated_percent(last.record, best.loss, start.lr) if basin is None else _price(basin, moved)
+    )
+    if percent is None:
+        return None
+    least, most = _price_range(basin, low, high)
+    return TransferPenalty(
+        at=last.record.covariates[over],
+        rate_from=first.record.covariates[over],
+        lr=start.lr,
+        nats=percent / 100 * best.loss,
+        percent=percent,
+        method=method,
+        octaves=moved,
+        low=low,
+        high=high,
+        percent_low=least,
+        percent_high=most,
+    )
+
+
+def _shape(one: BasinEstimate | BasinRecord) -> BasinRecord | None:
+    """The basin of a context; None for a median of parabolas, as each curve has its own."""
+    return None if one.skew is None and one.powers == [[2]] else BasinRecord(**vars(one))
+
+
+def _basin_at(one: _Curve, sizes: dict[str, float]) -> BasinRecord | None:
+    """The basin at the sizes of a curve, some of them replaced; else the parabola at its optimum."""
+    if one.basin is not None:
+        return one.basin.at({**one.record.covariates, **sizes})
+    best = one.best
+    if best is None or best.curvature is None or not best.loss:
+        return None
+    return BasinRecord(powers=[[2]], coef=[best.curvature / best.loss / LN2**2])
+
+
+def _price(basin: BasinRecord, octaves: float) -> float:
+    """The excess loss, in percent, of a rate that the optimum lies so many octaves above."""
+    return 100 * basin.penalty(-octaves * LN2)
+
+
+def _price_range(
+    basin: BasinRecord | None, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """The least and the largest price over an interval of octaves; zero is the least if it is inside."""
+    if basin is None or low is None or high is None:
+        return None, None
+    ends = _price(basin, low), _price(basin, high)
+    return 0.0 if low < 0 < high else min(ends), max(ends)
+
+
+def _interpolated_percent(one: SliceRecord, lowest: float, rate: float) -> float | None:
+    """The excess loss, in percent, at a rate between those that were run; None beyond them."""
+    x = np.log2([p.lr for p in one.points])
+    if not x[0] <= math.log2(rate) <= x[-1]:
+        return None
+    near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
+    # A chord would lie above the curve by a quarter of the cost of one octave.
+    losses = np.array([one.points[i].loss for i in near])
+    return 100 * max(_interpolate(x[near], losses, math.log2(rate)) / lowest - 1, 0.0)
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> float:

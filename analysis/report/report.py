@@ -13,7 +13,7 @@ from hyperp.analysis.diagnostics.monitors import MonitorFindings, read_monitors
 from hyperp.analysis.files import write_text
 from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
-from hyperp.analysis.queries.transfer import Transfer, measure_transfer
+from hyperp.analysis.queries.transfer import Transfer, transfer_of_law
 from hyperp.analysis.queries.validate import Validation
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
@@ -53,6 +53,7 @@ from hyperp.analysis.report.text.slices import (
     slice_rows,
 )
 from hyperp.analysis.report.text.transfer import (
+    basis_lines,
     penalty_columns,
     penalty_rows,
     transfer_columns,
@@ -155,7 +156,7 @@ def stability_section(monitors: MonitorFindings) -> dict[str, Any]:
 def transfers_by_axis(law: Law) -> dict[str, list[Transfer]]:
     """Transfer along every axis that the law does not fit and that some group of slices varies."""
     axes = [axis for axis in law.slices[0].covariates if axis not in law.ranges]
-    found = {axis: measure_transfer(law.slices, axis, law.level) for axis in axes}
+    found = {axis: transfer_of_law(law, axis) for axis in axes}
     return {axis: answers for axis, answers in found.items() if answers}
 
 
@@ -215,6 +216,7 @@ def _render(
                 "axis": axis,
                 "table": markdown_table(transfer_columns(answers), transfer_rows(answers)),
                 "penalties": markdown_table(penalty_columns(answers), penalty_rows(answers)),
+                "basis": basis_lines(answers),
             }
             for axis, answers in transfers.items()
         ],

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import nn
 
 from hyperp.analysis.law.schema import SliceRecord
-from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.check import describe_table, find_optima
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.report.figures.basins import transfer_panels
@@ -57,8 +57,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = read_runs(arguments.runs)
-    slices = check_runs(runs).slices
-    answers = measure_transfer(slices, "width")
+    table = find_optima(runs)
+    slices, answers = describe_table(table).slices, measure_transfer(table, "width")
     figure, rows = transfer_panels(slices, answers)
     save_figure(figure, rows, arguments.out, "transfer")
     measured = {}
@@ -193,7 +193,7 @@ def seed_drifts(runs: Runs) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for seed in sorted(runs.frame["seed"].unique()):
         one = replace(runs, frame=runs.frame[runs.frame["seed"] == seed])
-        for answer in measure_transfer(check_runs(one).slices, "width"):
+        for answer in measure_transfer(find_optima(one), "width"):
             if answer.drift is not None and not answer.excluded:
                 found.setdefault(answer.context["optimizer"], []).append(answer.drift.octaves_per_doubling)
     return found

@@ -33,7 +33,7 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     """
     shown = [s for s in law.slices if s.context == law.context and s.points]
     sizes = list(shown[0].covariates) if shown else []
-    basin = law.basin if law.method == "shared" else None
+    basin = law.basin if law.method in ("hierarchical", "shared") else None
     shown.sort(key=lambda s: (not s.used, *(s.covariates[n] for n in (*law.covariates, *sizes))))
     names = [n for n in sizes if len({s.covariates[n] for s in shown}) > 1]
     figure, axes = figure_for(ax, (7.6, 4.6))
@@ -74,7 +74,8 @@ def draw_transfer(axes: Axes, slices: Sequence[SliceRecord], answer: Transfer) -
         scale = {**answer.held, answer.axis: point.value}
         one = next(s for s in slices if s.context == answer.context and s.covariates == scale)
         label = size_label(answer.axis, point.value)
-        drawn = _draw_slice(axes, one, index, label, hollow=one.optimum is None)
+        basin = answer.basin if answer.basin is None else answer.basin.at(scale)
+        drawn = _draw_slice(axes, one, index, label, hollow=point.lr is None, basin=basin)
         rows += [{"optimizer": answer.context["optimizer"], **row} for row in drawn]
         if point.lr is not None:
             look = series_style(index)

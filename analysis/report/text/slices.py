@@ -79,11 +79,12 @@ def slice_rows(slices: list[SliceRecord], names: list[str]) -> list[list[str]]:
 
 def _interval_text(low: float | None, high: float | None) -> str:
     """An interval, or the one end that a one-sided slice has."""
-    if low is None and high is not None:
-        return f"below {format_number(high, 3)}"
-    if high is None and low is not None:
-        return f"above {format_number(low, 3)}"
-    return format_interval(low, high)
+    return format_interval(low, high) if (low is None) == (high is None) else format_one_end(low, high)
+
+
+def format_one_end(low: float | None, high: float | None) -> str:
+    """The one end that is not None, such as "below 0.03"."""
+    return f"below {format_number(high, 3)}" if low is None else f"above {format_number(low, 3)}"
 
 
 def excluded_rows(law: Law, names: list[str]) -> list[list[str]]:

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis import transfer
+from hyperp.analysis.queries.check import check_runs, describe_table, find_optima
 from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
 from hyperp.analysis.report.text.slices import slice_rows
-from hyperp.analysis.report.text.transfer import transfer_rows
+from hyperp.analysis.report.text.transfer import transfer_columns, transfer_rows
 from hyperp.analysis.table.validate import Runs, check_frame
+from tests.oracles.sweep_simulator import SweepDesign, simulate_sweep
 
 DRIFT = -0.5
 
@@ -30,7 +32,7 @@ def answer(make_ladder) -> Transfer:
         for k in range(4)
     ]
     runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(check_runs(runs).slices, "width")
+    (found,) = measure_transfer(find_optima(runs), "width")
     return found
 
 
@@ -49,14 +51,15 @@ def test_every_larger_value_has_its_penalty(answer):
 
 def test_drift_and_penalty_are_extrapolated_with_their_interval(answer):
     assert [a.at for a in answer.ahead] == [512, 1024, 2048]
+    widths = []
     for found in answer.ahead:
         doublings = math.log2(found.at / 32)
-        np.testing.assert_allclose(
-            found.octaves, doublings * answer.drift.octaves_per_doubling, rtol=1e-9, atol=0
-        )
-        np.testing.assert_allclose(found.low, doublings * answer.drift.low, rtol=1e-9, atol=0)
+        np.testing.assert_allclose(found.octaves, DRIFT * doublings, rtol=0, atol=0.1)
+        assert found.low < found.octaves < found.high
+        widths.append(found.high - found.low)
         assert found.percent_low < found.percent < found.percent_high
         np.testing.assert_allclose(found.percent, (DRIFT * doublings) ** 2, rtol=0.25, atol=0)
+    assert widths == sorted(widths)
 
 
 def _transfer_of(make_ladder, drift: float, widths: tuple[int, ...], depths: tuple[float, ...]) -> Transfer:
@@ -73,7 +76,7 @@ def _transfer_of(make_ladder, drift: float, widths: tuple[int, ...], depths: tup
         for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
     runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(check_runs(runs, method="two-stage").slices, "width")
+    (found,) = measure_transfer(find_optima(runs, method="two-stage"), "width")
     return found
 
 
@@ -100,15 +103,92 @@ def test_a_drift_whose_interval_holds_zero_may_cost_nothing(make_ladder):
     assert all(a.percent_high is not None and a.percent_high > 0 for a in found.ahead)
 
 
-def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
+def _widths(make_ladder, spans, widths=(32, 64, 128, 256), drift=DRIFT, **shape) -> Runs:
+    """A curve for each width, with rates over its span of octaves."""
     parts = [
-        make_ladder(tokens=(131072,), covariates={"width": 32 * 2**k}, octaves=span, noise=2e-4, rng_seed=k)
-        for k, span in enumerate([(-9, -1), (-9, -1), (-14, -9), (-9, -1)])
+        make_ladder(
+            tokens=(131072,),
+            log2_at_64k=-4.0 + drift * math.log2(width / 32),
+            covariates={"width": width},
+            octaves=span,
+            rng_seed=k,
+            **{"noise": 2e-4, **shape},
+        )
+        for k, (width, span) in enumerate(zip(widths, spans, strict=True))
     ]
-    runs = Runs(pd.concat(parts), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(check_runs(runs).slices, "width")
+    return Runs(pd.concat(parts), "runs.parquet", "0" * 64)
+
+
+def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
+    """Two rates are no curve. One that ends at its best rate is one for the hierarchical method alone."""
+    runs = _widths(make_ladder, [(-9, -1), (-9, -1), (-6, -5), (-9, -1)])
+    (found,) = measure_transfer(find_optima(runs), "width")
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
+
+
+def test_a_curve_that_ends_at_its_best_rate_bounds_the_drift(make_ladder):
+    """The optimum of the largest width lies above its rates; by the other two it does not move."""
+    spans = [(-9, -1), (-9, -1), (-12, -5)]
+    runs = _widths(make_ladder, spans, (32, 64, 256), drift=0.0)
+    (found,) = measure_transfer(find_optima(runs), "width")
+    (short,) = measure_transfer(find_optima(_widths(make_ladder, spans[:2], (32, 64), drift=0.0)), "width")
+    last = found.points[-1]
+    assert (last.state, last.lr, last.high) == ("edge_high", None, None)
+    assert last.low is not None
+    assert "above" in transfer_rows([found])[0][3]
+    assert found.drift is not None
+    assert short.drift is not None
+    assert (found.excluded, found.drift.one_sided) == ([], 1)
+    assert found.drift.low > short.drift.low
+    assert [p.at for p in found.penalties] == [64]
+    assert [a.at for a in found.ahead] == [512, 1024, 2048]
+    (other,) = measure_transfer(find_optima(runs, method="shared"), "width")
+    assert other.excluded == [256]
+
+
+def test_one_sided_curves_alone_are_refused(make_ladder):
+    runs = _widths(make_ladder, [(-9, -1), (-12, -6), (-12, -6), (-12, -6)], drift=0.0)
+    (found,) = measure_transfer(find_optima(runs), "width")
+    assert (found.drift, found.problem) == (None, "1 of 4 curves have an optimum, 2 are needed")
+
+
+@pytest.mark.parametrize("method", ["hierarchical", "shared"])
+def test_a_drift_is_priced_with_the_skewed_basin(make_ladder, method):
+    """Two octaves above the optimum this basin is 1.5 times as high as its parabola."""
+    runs = _widths(make_ladder, [(-10, 0)] * 3, (32, 64, 128), drift=-1.0, skew=0.2)
+    (found,) = measure_transfer(find_optima(runs, method=method), "width")
+    for octaves, cost in zip((1.0, 2.0), found.penalties, strict=True):
+        true = 2 * (np.exp(0.6 * octaves) - 1 - 0.6 * octaves) / 0.36  # depth 1%
+        np.testing.assert_allclose(cost.percent, true, rtol=0.15, atol=0)
+        assert cost.percent_low < cost.percent < cost.percent_high
+        np.testing.assert_allclose(cost.nats, cost.percent / 100 * found.points[-1].loss, rtol=0.1, atol=0)
+
+
+def test_a_basin_that_steepens_with_the_axis_is_extrapolated(make_ladder):
+    parts = [
+        _widths(make_ladder, [(-9, -1)], (32 * 2**k,), drift=0.0, depth=0.005 * 2**k, skew=0).frame
+        for k in range(5)
+    ]
+    runs = Runs(pd.concat(parts).assign(lr=lambda f: f["lr"] / f["width"] ** 0.5), "runs.parquet", "0" * 64)
+    (found,) = measure_transfer(find_optima(runs), "width")
+    assert found.basin is not None
+    for ahead in found.ahead:
+        true = 0.5 * (ahead.at / 32) * ahead.octaves**2
+        np.testing.assert_allclose(ahead.percent, true, rtol=0.5, atol=0)
+
+
+def test_seeds_alone_stand_beside_the_drift(make_ladder):
+    runs = _widths(make_ladder, [(-9, -1)] * 3, (32, 64, 128), seeds=3)
+    (found,) = measure_transfer(find_optima(runs), "width")
+    seeds = found.drift.by_seed
+    assert (seeds.of, len(seeds.values)) == (3, 3)
+    np.testing.assert_allclose(seeds.mean, found.drift.octaves_per_doubling, rtol=0, atol=0.03)
+    assert "by seeds alone" in transfer_columns([found])
+    single = Runs(runs.frame[runs.frame["seed"] == 0], "runs.parquet", "0" * 64)
+    (one,) = measure_transfer(find_optima(single), "width")
+    assert one.drift.by_seed is None
+    assert len(transfer_columns([one])) == len(transfer_rows([one])[0]) == len(transfer_columns([found])) - 1
 
 
 def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(make_ladder):
@@ -119,7 +199,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
     frame = pd.concat(parts)
     runs = Runs(frame.assign(base_lr=frame["lr"] / 0.7), "runs.parquet", "0" * 64)
     slices = check_runs(runs).slices
-    points = bracketing_points(slices, measure_transfer(slices, "width"))
+    points = bracketing_points(slices, measure_transfer(find_optima(runs), "width"))
     assert [p["width"] for p in points] == [32, 64]
     assert all(min(p["lr"]) > 2**-9 for p in points)
     np.testing.assert_allclose([p["factor"] for p in points], 0.7, rtol=1e-9, atol=0)
@@ -128,7 +208,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
 def test_an_unknown_axis_is_named_in_the_error(make_ladder):
     runs = Runs(make_ladder(), "runs.parquet", "0" * 64)
     with pytest.raises(ValueError, match=r"over must .* width, .* got 'N'"):
-        measure_transfer(check_runs(runs).slices, "N")
+        measure_transfer(find_optima(runs), "N")
 
 
 @pytest.mark.parametrize("seed_shift", [0.05, 0.2])
@@ -151,7 +231,7 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
             )
             for k in range(4)
         ]
-        (found,) = measure_transfer(check_runs(Runs(pd.concat(frames), "r", "0" * 64)).slices, "width")
+        (found,) = measure_transfer(find_optima(Runs(pd.concat(frames), "r", "0" * 64)), "width")
         true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
         inside += [point.low < true < point.high for point in found.points]
         halves += [math.log2(point.high / point.low) / 2 for point in found.points]
@@ -162,14 +242,45 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
     assert np.median(halves) < 0.5
 
 
-def test_two_curves_that_leave_no_degree_of_freedom_have_a_drift_without_an_interval():
+@pytest.mark.parametrize("exponent", [0.0, -0.3])
+def test_the_drift_of_three_simulated_widths_is_covered(exponent):
+    """40 sweeps with spikes, diverged runs and optima that scatter by a tenth of an octave."""
+    design = SweepDesign(slices=1, widths=3, width_range=4.0, width_exponent=exponent, tau=0.1)
+    inside, wide = [], []
+    for sample in range(40):
+        (found,) = transfer(simulate_sweep(design, [77, sample])[0], "width")
+        inside.append(found.drift.low <= exponent <= found.drift.high)
+        wide.append(found.drift.high - found.drift.low)
+    assert np.mean(inside) >= 0.9
+    assert np.median(wide) < 0.55  # octaves per doubling; it is 0.42
+
+
+@pytest.fixture
+def bare() -> Runs:
+    """Two widths of three rates and one seed: no degree of freedom is left beside the optima."""
     losses = {64: (3.650, 3.612, 3.630), 128: (3.421, 3.405, 3.452)}
     rows = [
         (w, lr, x) for w, three in losses.items() for lr, x in zip((0.01, 0.02, 0.04), three, strict=True)
     ]
     frame = pd.DataFrame(rows, columns=["width", "lr", "loss"])
-    found = check_runs(Runs(check_frame(frame), "runs.csv", "0" * 64), method="shared")
-    (answer,) = measure_transfer(found.slices, "width")
+    return Runs(check_frame(frame), "runs.csv", "0" * 64)
+
+
+def test_two_curves_without_a_degree_of_freedom_have_a_wide_interval_by_the_priors(bare):
+    (answer,) = measure_transfer(find_optima(bare), "width")
+    drift = answer.drift
+    assert drift.low < 0 < drift.high
+    assert 0.8 < drift.high - drift.low < 4
+    assert "two curves cannot show" in drift.basis
+    assert "prior alone" in drift.basis
+    assert answer.penalty.percent_high > 2 * answer.penalty.percent
+    assert answer.ahead[0].percent_high > 2 * answer.ahead[0].percent
+
+
+def test_two_curves_without_a_degree_of_freedom_have_a_drift_without_an_interval(bare):
+    table = find_optima(bare, method="shared")
+    found = describe_table(table)
+    (answer,) = measure_transfer(table, "width")
     assert answer.drift is not None
     assert -1 < answer.drift.octaves_per_doubling < 0
     assert (answer.drift.se, answer.drift.low, answer.drift.high) == (None, None, None)

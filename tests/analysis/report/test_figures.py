@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hyperp.analysis import fit_law
 from hyperp.analysis.law.schema import Law
-from hyperp.analysis.queries.transfer import measure_transfer
+from hyperp.analysis.queries.transfer import transfer_of_law
 from hyperp.analysis.report.figures import style
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
 from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
@@ -119,7 +119,7 @@ def test_a_censored_slice_is_a_hollow_mark_at_its_last_rate(law, tmp_path):
 
 
 def test_transfer_has_a_panel_for_each_context(law, tmp_path):
-    answers = measure_transfer(law.slices, "width")
+    answers = transfer_of_law(law, "width")
     figure, rows = transfer_panels(law.slices, answers)
     assert len(figure.axes) == len(answers) == 1
     saved = _save_and_read((figure, rows), tmp_path, "transfer")
@@ -128,7 +128,7 @@ def test_transfer_has_a_panel_for_each_context(law, tmp_path):
 
 
 def test_an_interval_is_named_after_its_own_level(law):
-    answers = measure_transfer(law.slices, "width", level=0.8)
+    answers = transfer_of_law(law.model_copy(update={"level": 0.8}), "width")
     figure, _ = transfer_panels(law.slices, answers)
     assert any("80% interval" in text.get_text() for text in figure.axes[0].texts)
     assert "80% interval" in transfer_columns(answers)
