@@ -24,14 +24,19 @@ from hyperp.analysis.report.figures.monitors import (
     scales_to_draw,
 )
 from hyperp.analysis.report.figures.style import Picture, make_folder, save_figure
+from hyperp.analysis.report.figures.uncertainty import interval_sources
 from hyperp.analysis.report.text.law import (
+    basin_lines,
+    bend_lines,
     context_text,
-    diagnostic_lines,
+    count_line,
+    evidence_lines,
     exponent_columns,
     exponent_rows,
     formula,
     other_method_columns,
     other_method_rows,
+    prior_lines,
     scatter_line,
     tuned_with_lr_columns,
     tuned_with_lr_rows,
@@ -59,7 +64,7 @@ from hyperp.analysis.report.text.transfer import (
     transfer_columns,
     transfer_rows,
 )
-from hyperp.analysis.wording import format_degrees, format_percent
+from hyperp.analysis.wording import format_percent
 
 VERSIONS = ("hyperp-scaling", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -93,6 +98,8 @@ def write_report(
     paths = save_figure(*basin_curves(law), out, "basins")
     for name in law.ranges:
         paths += save_figure(*optimum_against(law, name, marked), out, f"optimum-{name.replace('_', '-')}")
+    if law.posterior is not None:
+        paths += save_figure(*interval_sources(law, marked), out, "interval-width")
     diagnostics = diagnostic_figures(law)
     for name, picture in diagnostics.items():
         paths += save_figure(*picture, out, name)
@@ -191,15 +198,16 @@ def _render(
     text = environment.from_string(source).render(
         title=f"Learning rate of {optimizer} against {', '.join(law.covariates)}".replace("_", " "),
         law=law,
-        used=len(used),
         context=context_text(law.context),
         held=", ".join(f"{n.replace('_', ' ')} {format_value(v)}" for n, v in law.held.items()) or "nothing",
-        degrees=format_degrees(law.df),
+        count=count_line(law),
         scatter=scatter_line(law),
+        beyond_exponents=[*bend_lines(law), *prior_lines(law)],
+        basin=basin_lines(law),
         formulas=[formula(law), *(formula(law, name) for name in law.also)],
         also=markdown_table(tuned_with_lr_columns(law), tuned_with_lr_rows(law)) if law.also else "",
         beside=markdown_table(other_method_columns(law), other_method_rows(law)) if law.beside else "",
-        tests=diagnostic_lines(law),
+        tests=evidence_lines(law),
         pictures=pictures,
         level=format_percent(law.level),
         exponents=markdown_table(exponent_columns(law), exponent_rows(law)),

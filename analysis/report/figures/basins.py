@@ -24,6 +24,8 @@ from hyperp.analysis.report.figures.style import (
 )
 from hyperp.analysis.wording import format_percent
 
+ONE_BASIN = ("hierarchical", "shared")  # the methods that fit one basin to all slices of a context
+
 
 @mpl.rc_context(STYLE)
 def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
@@ -33,7 +35,7 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     """
     shown = [s for s in law.slices if s.context == law.context and s.points]
     sizes = list(shown[0].covariates) if shown else []
-    basin = law.basin if law.method in ("hierarchical", "shared") else None
+    basin = law.basin if law.method in ONE_BASIN else None
     shown.sort(key=lambda s: (not s.used, *(s.covariates[n] for n in (*law.covariates, *sizes))))
     names = [n for n in sizes if len({s.covariates[n] for s in shown}) > 1]
     figure, axes = figure_for(ax, (7.6, 4.6))
@@ -41,9 +43,9 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     for index, one in enumerate(shown):
         keep = [n for n in names if n in law.ranges or one.covariates[n] != law.held[n]]
         label = ", ".join(size_label(n, one.covariates[n]) for n in keep)
-        rows += _draw_slice(
-            axes, one, index, label + ("" if one.used else " (excluded)"), not one.used, basin
-        )
+        if not one.used or one.one_sided:
+            label += " (one-sided)" if one.used else " (excluded)"
+        rows += _draw_slice(axes, one, index, label, not one.used, basin)
     _log_rates(axes)
     axes.set_ylabel(law.context["metric"] or "loss")
     bold_title(axes, f"{law.context['optimizer'] or 'all runs'}: basins and their optima")
@@ -51,8 +53,12 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     if ax is None:
         fitted = "the parabola over its window" if basin is None else "the shared basin"
         others = " and ".join(name.replace("_", " ") for name in law.over[1:])
-        at = f"; curve: along the rate, with {others} at the optimum" if others and basin is not None else ""
-        add_note(figure, f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval{at}")
+        note = f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval"
+        if others and basin is not None:
+            note += f"; curve: along the rate, with {others} at the optimum"
+        if any(one.one_sided for one in shown):
+            note += "\none-sided: the rates end at the best one, so the interval has one end and no bar"
+        add_note(figure, note)
     return figure, rows
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.regression import Sample, regress
+from hyperp.analysis.law.fit import other_coefficients
+from hyperp.analysis.law.identify import assess_stratum
+from hyperp.analysis.law.request import FitRequest
 from hyperp.analysis.law.schema import Law, SliceRecord
-from hyperp.analysis.optima.estimation import MethodOptions
 from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.report.figures.style import (
     COLOURS,
@@ -18,12 +19,14 @@ from hyperp.analysis.report.figures.style import (
     LINES,
     STYLE,
     Picture,
+    add_note,
     bold_title,
     figure_for,
     new_figure,
     series_style,
     size_label,
 )
+from hyperp.analysis.report.text.law import curvature_growth
 from hyperp.analysis.table.slices import Slice
 
 FEWEST_RATES = 3  # of a slice, with which it can have an optimum
@@ -67,6 +70,7 @@ def basin_collapse(law: Law, ax: Axes | None = None) -> Picture:
         assert one.optimum is not None
         assert one.optimum.loss is not None
         label = ", ".join(size_label(n, one.covariates[n]) for n in law.ranges)
+        label += " (one-sided)" if one.one_sided else ""
         u = [math.log2(p.lr / one.optimum.lr) for p in one.points]
         # Divided by the curvature law's value here, so that every slice lies on the basin of the middle.
         scale = law.basin.at(one.covariates).coef[0] / law.basin.coef[0]
@@ -83,11 +87,12 @@ def basin_collapse(law: Law, ax: Axes | None = None) -> Picture:
     top = float(np.quantile(excess, 0.9))  # a few runs that nearly diverged must not flatten the rest
     axes.set_ylim(min(min(excess), 0) - 0.05 * top, 1.3 * top)
     axes.set_xlabel("log2 of the rate over the slice's optimum (octaves)")
-    bend = ", ".join(f"{n.replace('_', ' ')}^{k:.2f}" for n, (k, _) in law.basin.bend.items())
-    axes.set_ylabel("loss above the slice's floor, %" + (f", over ({bend})" if bend else ""))
+    axes.set_ylabel("loss above the slice's floor, %")
     bold_title(axes, "All slices on one basin")
     if len(used) <= 20:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    if ax is None and law.basin.bend:
+        add_note(figure, f"losses are divided by the curvature's growth, {curvature_growth(law.basin)}")
     basin = [{"kind": "basin", "octaves": float(a), "percent": b} for a, b in zip(x, y, strict=True)]
     return figure, [*runs, *basin]
 
@@ -124,28 +129,42 @@ def _nearest_rates(one: SliceRecord, count: int) -> Slice:
 
 
 def _refit_with_fewer_rates(law: Law, used: list[SliceRecord], count: int) -> list[dict[str, Any]]:
-    """One row an exponent; no rows where too few slices keep an optimum."""
+    """One row an exponent, by the law's own model; no rows where too few slices are left."""
     slices = [_nearest_rates(one, count) for one in used]
-    options = MethodOptions(by=tuple(law.covariates), window=law.window, level=law.level)
+    request = request_of(law)
     try:
-        found = estimate_optima(law.method, slices, options)  # pyright: ignore
-        kept = [i for i, o in enumerate(found.optima) if o.state == "bracketed"]
-        optima = [found.optima[i] for i in kept]
-        sample = Sample(
-            [slices[i] for i in kept], optima, tuple(law.covariates), law.fixed, found.by_runs, law.space
-        )
-        fit = regress(sample)
+        found = estimate_optima(request.method, slices, request.options)
+        whole = list(range(len(slices)))
+        group = assess_stratum(whole, slices, found.optima, request.by, request.hierarchical)
+        if group.problem is not None:
+            return []
+        own = other_coefficients(request, slices, found, group.usable)["lr"]
     except (ValueError, Refusal):
         return []
-    low, high = fit.interval(law.level)
     return [
         {
             "rates": count,
-            "slices": len(kept),
+            "slices": len(group.usable),
             "covariate": name,
-            "value": float(fit.beta[j]),
-            "low": float(low[j]),
-            "high": float(high[j]),
+            "value": e.value,
+            "low": e.low,
+            "high": e.high,
         }
-        for j, name in enumerate(law.covariates, start=1)
+        for name, e in own.exponents.items()
     ]
+
+
+def request_of(law: Law) -> FitRequest:
+    """The request that fits a law of the same kind, with the same priors, to other runs."""
+    priors = {"tau_sd": law.tau_sd, "bend_sd": law.bend_sd}
+    return FitRequest(
+        by=tuple(law.covariates),
+        fix=law.fixed,
+        where={},
+        method=law.method,  # pyright: ignore
+        space=law.space,
+        window=law.window,
+        level=law.level,
+        prior={name: (p.mean, p.sd) for name, p in law.priors.items()},
+        **{name: value for name, value in priors.items() if value is not None},
+    )

@@ -83,14 +83,17 @@ def optimum_against(
 
 
 def _move_factor(law: Law, one: SliceRecord, covariate: str, middle: Mapping[str, float]) -> float:
-    """What a slice's rate is multiplied by to move its other covariates to the middle."""
-    exponents = {**{n: e.value for n, e in law.exponents.items()}, **law.fixed}
-    others = [(n, b) for n, b in exponents.items() if n != covariate]
-    return math.prod((middle[n] / one.covariates[n]) ** b for n, b in others)
+    """What a slice's rate is multiplied by to move its other covariates to the middle, along the law."""
+    own = {name: one.covariates[name] for name in law.ranges}
+    if len(own) == 1:
+        return 1.0
+    return law.interval_at({**middle, covariate: own[covariate]})[0] / law.interval_at(own)[0]
 
 
 def _draw_optima(axes: Axes, law: Law, covariate: str, middle: Mapping[str, float]) -> Rows:
+    """The slices used: points with their intervals, and an arrow where only one end is known."""
     rows: Rows = []
+    said: set[str] = set()
     for one in law.slices:
         if not one.used:
             continue
@@ -98,25 +101,42 @@ def _draw_optima(axes: Axes, law: Law, covariate: str, middle: Mapping[str, floa
         factor = _move_factor(law, one, covariate, middle)
         x, y = one.covariates[covariate], one.optimum.lr * factor
         low, high = (None if end is None else end * factor for end in (one.optimum.low, one.optimum.high))
-        if low is not None and high is not None:
-            axes.plot([x, x], [low, high], "-", color="black", lw=1.2, zorder=3)
-        label = None if rows else "optimum of a slice, with its interval"
-        axes.plot([x], [y], "o", color="black", ms=6, zorder=4, label=label)
-        rows.append({"kind": "slice", covariate: x, "lr": y, "low": low, "high": high})
+        if one.one_sided and (low is None) != (high is None):
+            label = "one-sided slice, from the end of its interval that is known"
+            _draw_arrow(axes, x, low, high, None if label in said else label)
+        else:
+            label = "optimum of a slice, with its interval"
+            if low is not None and high is not None:
+                axes.plot([x, x], [low, high], "-", color="black", lw=1.2, zorder=3)
+            axes.plot([x], [y], "o", color="black", ms=6, zorder=4, label=None if label in said else label)
+        said.add(label)
+        kind = "one-sided" if one.one_sided else "slice"
+        rows.append({"kind": kind, covariate: x, "lr": y, "low": low, "high": high, "state": one.state})
     return rows
 
 
+def _draw_arrow(axes: Axes, x: float, low: float | None, high: float | None, label: str | None) -> None:
+    """A bar at the known end of a one-sided interval, and an arrow half an octave long into it."""
+    end, tip = (high, high / 2**0.5) if high is not None else (low, (low or 1.0) * 2**0.5)
+    look = {"arrowstyle": "-|>", "color": "black", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (x, tip), (x, end), arrowprops=look, zorder=4)
+    axes.plot([x], [end], "_", color="black", ms=9, mew=1.6, zorder=4, label=label)
+    axes.update_datalim([(x, tip)])
+
+
 def _draw_censored(axes: Axes, law: Law, covariate: str, middle: Mapping[str, float]) -> Rows:
-    """Slices whose optimum lies beyond their rates: hollow arrowheads at the last rate, pointing outwards."""
+    """Excluded slices with the optimum beyond their rates: hollow arrowheads at the last rate."""
     rows: Rows = []
     for one in law.slices:
         same = all(one.covariates.get(n) == v for n, v in law.held.items()) and one.context == law.context
-        if not same or one.state not in CENSORED or not one.points:
+        if one.used or not same or one.state not in CENSORED or not one.points:
+            continue
+        if any(one.covariates[name] == 0 for name in law.ranges):
             continue
         low = one.state == "edge_low"
         x = one.covariates[covariate]
         rate = (min if low else max)(p.lr for p in one.points) * _move_factor(law, one, covariate, middle)
-        label = None if rows else "optimum beyond the slice's rates"
+        label = None if rows else "excluded: optimum beyond the slice's rates"
         axes.plot([x], [rate], "v" if low else "^", color="black", mfc="none", ms=7, mew=1.2, label=label)
         rows.append({"kind": one.state, covariate: x, "lr": rate})
     return rows

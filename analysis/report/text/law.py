@@ -3,7 +3,7 @@
 import math
 from statistics import median
 
-from hyperp.analysis.law.schema import Law
+from hyperp.analysis.law.schema import BasinRecord, Law
 from hyperp.analysis.queries.recommend import published_exponents
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import (
@@ -103,8 +103,13 @@ def other_method_columns(law: Law) -> list[str]:
 
 
 def diagnostic_lines(law: Law) -> list[str]:
+    """What is known of a law's priors, basin and bends, and the tests of the law, a line each."""
+    return [*prior_lines(law), *basin_lines(law), *bend_lines(law), *evidence_lines(law)]
+
+
+def evidence_lines(law: Law) -> list[str]:
     """The tests of a law, a line each: fixed exponents, curvature, seeds alone, and slices left out."""
-    lines = [*prior_lines(law), *basin_lines(law), *bend_lines(law)]
+    lines = []
     for name, t in law.fixed_tests.items():
         if t.free is None or t.p_value is None:
             lines.append(f"{name}^{t.fixed:g} is fixed and cannot be tested: {t.problem}")
@@ -175,9 +180,16 @@ def basin_lines(law: Law) -> list[str]:
         + (f", noise of one run {100 * b.noise:.2g}% of the loss" if b.noise is not None else "")
     ]
     if b.bend:
-        growth = ", ".join(f"{n}^{e:.2f} +- {b.errors.get(n, 0.0):.2f}" for n, (e, _) in b.bend.items())
-        lines.append(f"Its curvature changes as {growth}, and so does what a wrong rate costs")
+        lines.append(f"Its curvature changes as {curvature_growth(b)}, and so does what a wrong rate costs")
     return lines
+
+
+def curvature_growth(basin: BasinRecord) -> str:
+    """The powers of the sizes that the curvature follows, with their standard errors where known."""
+    return ", ".join(
+        f"{n}^{e:.2f}" + (f" +- {basin.errors[n]:.2f}" if n in basin.errors else "")
+        for n, (e, _) in basin.bend.items()
+    )
 
 
 def leave_one_out_line(law: Law) -> str:

@@ -14,9 +14,15 @@ from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.transfer import transfer_of_law
 from hyperp.analysis.report.figures import style
 from hyperp.analysis.report.figures.basins import basin_curves, transfer_panels
-from hyperp.analysis.report.figures.diagnosis import basin_collapse, fewer_rates_panels, leave_one_out_bars
+from hyperp.analysis.report.figures.diagnosis import (
+    basin_collapse,
+    fewer_rates_panels,
+    leave_one_out_bars,
+    request_of,
+)
 from hyperp.analysis.report.figures.law import optimum_against, plot_optimum
 from hyperp.analysis.report.figures.style import save_figure
+from hyperp.analysis.report.figures.uncertainty import PARTS, interval_sources
 from hyperp.analysis.report.text.transfer import penalty_columns, transfer_columns
 from hyperp.analysis.table.validate import Runs
 
@@ -27,7 +33,7 @@ def law(make_ladder) -> Law:
         [
             make_ladder(seed_shift=0.05),
             make_ladder(tokens=(131072,), covariates={"width": 64}, seed_shift=0.05, rng_seed=1),
-            make_ladder(tokens=(2**20,), octaves=(-5, -1)),  # at the edge: excluded, hollow
+            make_ladder(tokens=(2**20,), octaves=(-5, -1)),  # at the edge: one-sided
         ]
     )
     return fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"])
@@ -47,7 +53,7 @@ def test_basins_hold_every_point_and_mark_the_excluded(law, tmp_path):
     figure, rows = basin_curves(law)
     faces = {line.get_label(): line.get_markerfacecolor() for line in figure.axes[0].lines}
     assert faces["width 64, 131k tokens (excluded)"] == "none"
-    assert faces["1.05M tokens"] != "none"  # one-sided, but used
+    assert faces["1.05M tokens (one-sided)"] != "none"
     assert faces["65.5k tokens"] != "none"
     saved = _save_and_read((figure, rows), tmp_path, "basins")
     points = [r for r in saved if r["kind"] == "point"]
@@ -109,13 +115,65 @@ def test_more_rates_per_slice_end_at_the_law(law, tmp_path):
     np.testing.assert_allclose(float(saved[-1]["value"]), law.exponents["tokens"].value, rtol=0, atol=0.02)
 
 
-def test_a_censored_slice_is_a_hollow_mark_at_its_last_rate(law, tmp_path):
+def test_a_one_sided_slice_is_an_arrow_from_its_known_end(law, tmp_path):
+    (one,) = [s for s in law.slices if s.one_sided]
     figure, rows = optimum_against(law, "tokens")
+    (mark,) = [r for r in rows if r["kind"] == "one-sided"]
+    assert (mark["state"], mark["tokens"], mark["low"]) == ("edge_low", 2**20, None)
+    assert mark["high"] == one.optimum.high
+    (arrow,) = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
+    (_, end), (_, tip) = arrow.xy, arrow.xyann
+    end, tip = max(end, tip), min(end, tip)
+    np.testing.assert_allclose([end, tip], [mark["high"], mark["high"] / 2**0.5], rtol=1e-9, atol=0)
+    assert not [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    _save_and_read((figure, rows), tmp_path, "optimum")
+
+
+def test_an_excluded_censored_slice_is_a_hollow_mark_at_its_last_rate(make_ladder):
+    frame = pd.concat([make_ladder(), make_ladder(tokens=(2**20,), octaves=(-5, -1))])
+    regressed = fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"], method="two-stage")
+    figure, rows = optimum_against(regressed, "tokens")
     (mark,) = [r for r in rows if str(r["kind"]).startswith("edge")]
     assert (mark["kind"], mark["tokens"], mark["lr"]) == ("edge_low", 2**20, 2.0**-5)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 1
-    _save_and_read((figure, rows), tmp_path, "optimum")
+
+
+def test_a_basin_is_drawn_with_its_skew_and_the_curvature_of_its_size(law):
+    rows = basin_curves(law)[1]
+    label = "65.5k tokens"
+    (one,) = [s for s in law.slices if s.used and s.covariates["tokens"] == 65536]
+    fit = [r for r in rows if r["kind"] == "fit" and r["slice"] == label]
+    here = law.basin.at(one.covariates)
+    expected = [one.optimum.loss * (1 + here.penalty(np.log(r["lr"] / one.optimum.lr))) for r in fit]
+    np.testing.assert_allclose([r["loss"] for r in fit], expected, rtol=1e-12, atol=0)
+    assert law.basin.skew is not None
+    assert len(fit) > 50
+
+
+def test_the_parts_of_the_variance_sum_to_one_and_the_form_takes_over_at_the_mark(law, tmp_path):
+    saved = _save_and_read(interval_sources(law), tmp_path, "interval-width")
+    parts = np.array([[float(r[n]) for n in PARTS] for r in saved])
+    np.testing.assert_allclose(parts.sum(axis=1), 1.0, rtol=1e-9, atol=0)
+    factors = np.array([float(r["factor"]) for r in saved])
+    assert (factors[0], round(factors[-1])) == (1.0, 100)
+    limit = float(saved[0]["form_decides_beyond"])
+    bend = parts[:, PARTS.index("bend")]
+    assert (bend[factors < 0.9 * limit] < 0.5).all()
+    assert (bend[factors > 1.1 * limit] > 0.5).all()
+    widths = [float(r["width"]) for r in saved]
+    assert widths == sorted(widths)
+    _, low, high = law.interval_at({"tokens": float(saved[-1]["size"])})
+    np.testing.assert_allclose(widths[-1], high / low, rtol=1e-9, atol=0)
+
+
+def test_fewer_rates_are_fitted_with_the_priors_of_the_law(make_ladder):
+    frame = Runs(make_ladder(), "runs.parquet", "0" * 64)
+    fitted = fit_law(frame, ["tokens"], prior={"tokens": (-0.5, 0.1)}, tau_sd=0.3, bend_sd=0.0)
+    request = request_of(fitted)
+    assert (request.tau_sd, request.bend_sd) == (0.3, 0.0)
+    assert request.prior == {"tokens": (-0.5, 0.1)}
+    assert request.hierarchical
 
 
 def test_transfer_has_a_panel_for_each_context(law, tmp_path):

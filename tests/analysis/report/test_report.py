@@ -56,6 +56,7 @@ def test_every_picture_it_shows_is_there_with_its_numbers(folder):
     pictures = re.findall(r"\]\((.*?\.png)\)", (folder / "report.md").read_text())
     assert pictures == [
         "optimum-tokens.png",
+        "interval-width.png",
         "leave-one-out.png",
         "collapse.png",
         "rates-per-slice.png",
