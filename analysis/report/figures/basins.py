@@ -51,7 +51,9 @@ def basin_curves(law: Law, ax: Axes | None = None) -> Picture:
     bold_title(axes, f"{law.context['optimizer'] or 'all runs'}: basins and their optima")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     if ax is None:
-        fitted = "the parabola over its window" if basin is None else "the shared basin"
+        fitted = (
+            "the parabola over its window" if basin is None else "the slice under the basin that all share"
+        )
         others = " and ".join(name.replace("_", " ") for name in law.over[1:])
         note = f"star: optimum of {fitted}; bar: its {format_percent(law.level)} interval"
         if others and basin is not None:

@@ -30,6 +30,7 @@ from hyperp.analysis.report.text.law import curvature_growth
 from hyperp.analysis.table.slices import Slice
 
 FEWEST_RATES = 3  # of a slice, with which it can have an optimum
+REFITS = 7  # at most, spread evenly
 
 
 @mpl.rc_context(STYLE)
@@ -101,7 +102,10 @@ def basin_collapse(law: Law, ax: Axes | None = None) -> Picture:
 def fewer_rates_panels(law: Law) -> Picture:
     """The exponents from only the n rates of each slice that lie nearest its best one, n from three up."""
     used = [s for s in law.slices if s.used]
-    counts = range(FEWEST_RATES, max(len(s.points) for s in used) + 1)
+    most = max(len(s.points) for s in used)
+    counts = (
+        np.unique(np.linspace(FEWEST_RATES, most, REFITS).round().astype(int)).tolist() if most > 2 else []
+    )
     rows = [row for count in counts for row in _refit_with_fewer_rates(law, used, count)]
     figure, grid = new_figure((3.6 * len(law.covariates) + 1.2, 3.4), 1, len(law.covariates))
     for axes, name in zip(grid[0], law.covariates, strict=True):
