@@ -30,6 +30,8 @@ from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import METHODS
 from hyperp.run_table import COVARIATES
 
+BESIDE_SLICES = 300  # up to which the other methods are fitted too; they take longer than the law itself
+
 
 def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
     """Fit a law to a table of runs; `command` is the command line to record in it.
@@ -88,7 +90,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         curvature_tests=parts.curvature_tests,
         leave_one_out=parts.leave_one_out,
         beside=others,
-        by_seed=exponents_by_seed(request, slices, found, chosen.usable),
+        by_seed=exponents_by_seed(request, slices, found, chosen.usable, own.tau),
         priors=parts.priors,
         without_priors=parts.without_priors,
         tau_sd=request.tau_sd if own.posterior is not None else None,
@@ -100,6 +102,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
             *confounder_warnings(used, inside, by, runs.mapping),
             *parts.warnings,
             *_other_method_warnings(request, others, parts),
+            *([] if others else [f"no other method beside a law of more than {BESIDE_SLICES} slices"]),
         ],
         basin=basin,
         rate_sd=parts.rate_sd,
@@ -222,6 +225,8 @@ def _law_basin(
 
 def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence[Slice]) -> list[OtherMethod]:
     """The law that each other method gives of the same slices, and its rate in the middle of those used."""
+    if len(members) > BESIDE_SLICES:
+        return []
     found = []
     for name in METHODS:
         if name == request.method:

@@ -32,14 +32,18 @@ def _runs_of_seed(one: Slice, seed: int) -> Slice:
 
 
 def exponents_by_seed(
-    request: FitRequest, slices: Sequence[Slice], found: MethodResult, usable: Sequence[int]
+    request: FitRequest,
+    slices: Sequence[Slice],
+    found: MethodResult,
+    usable: Sequence[int],
+    scatter: float,
 ) -> dict[str, BySeed]:
     """The exponents of each seed alone, by covariate, over the slices of a law; empty below two seeds.
 
     A seed counts if it ran at least three rates in every slice; for a method without likelihoods, if every
-    slice has an optimum with its runs alone. The hierarchical model keeps its most probable basin, so that
-    the seeds differ in nothing but their runs. `low` and `high` are Student's t interval of the mean
-    over seeds.
+    slice has an optimum with its runs alone. The hierarchical model keeps its most probable basin and its
+    `scatter`, natural log, so that the seeds differ in nothing but their runs. `low` and `high` are Student's
+    t interval of the mean over seeds.
     """
     if request.given:
         return {}
@@ -51,7 +55,7 @@ def exponents_by_seed(
     betas = {}
     for seed in seeds:
         if context is not None and request.hierarchical:
-            beta = _hierarchical_coefficients(request, context, usable, seed)
+            beta = _hierarchical_coefficients(request, context, usable, seed, scatter)
         else:
             beta = _coefficients_of_seed(request, used, seed)
         if beta is not None:
@@ -74,14 +78,14 @@ def exponents_by_seed(
 
 
 def _hierarchical_coefficients(
-    request: FitRequest, context: ContextLikelihood, usable: Sequence[int], seed: int
+    request: FitRequest, context: ContextLikelihood, usable: Sequence[int], seed: int, scatter: float
 ) -> np.ndarray | None:
     """The coefficients of one seed with the basin held; None if it ran fewer than three rates somewhere."""
     rows = [context.row_of(i) for i in usable]
     mine = [_runs_of_seed(context.slices[row], seed) for row in rows]
     if any(len(np.unique(one.lr)) < MIN_RATES for one in mine):
         return None
-    fit = fit_of(tables_of_seed(context, rows, mine), mine, request.by, request, request.fix)
+    fit = fit_of(tables_of_seed(context, rows, mine), mine, request.by, request, request.fix, scatter)
     return fit.posterior.moments[0][: 1 + len(request.by)]
 
 

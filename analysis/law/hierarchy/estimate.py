@@ -77,7 +77,7 @@ def fit_hierarchy(
     by: Sequence[str],
     priors: LawPriors,
     offset: np.ndarray | None = None,
-    scatters: int = SCATTERS,
+    scatter: float | None = None,
 ) -> Hierarchy:
     """Fit the law.
 
@@ -87,7 +87,7 @@ def fit_hierarchy(
         by: their names.
         priors: see `LawPriors`.
         offset: (K,) what fixed exponents add to the optima, natural log.
-        scatters: how many values of the scatter to integrate over.
+        scatter: of the optima about the law, natural log, to be held; integrated over unless given.
     """
     logs = np.asarray(logs, dtype=float).reshape(len(tables.start), len(by))
     terms = LawTerms.of(logs, priors.bend_sd > 0)
@@ -99,7 +99,7 @@ def fit_hierarchy(
     prior_sd = np.array([INTERCEPT_SD, *[FLAT_SD] * q, *bend_sd])
     problem = (X, known, prior_mean, prior_sd)
     unit = priors.tau_sd * LN2
-    tau = _scatters(tables, problem, unit, scatters)
+    tau = _scatters(tables, problem, unit, SCATTERS) if scatter is None else np.array([scatter])
     C = len(tables.log_weight)
     which, at = np.repeat(np.arange(C), len(tau)), np.tile(tau, C)
     found = propagate_in_parts(tables, which, at, problem)

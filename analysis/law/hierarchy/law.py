@@ -104,12 +104,13 @@ def fit_of(
     by: Sequence[str],
     request: FitRequest,
     fix: Mapping[str, float],
+    scatter: float | None = None,
 ) -> Hierarchy:
-    """The hierarchical law of slices by these covariates, with some exponents fixed."""
+    """The hierarchical law of slices by these covariates; some exponents and the scatter may be held."""
     logs = np.log([[float(one.covariates[name]) for name in by] for one in used])
     known = [sum(b * math.log(one.covariates[n]) for n, b in fix.items()) for one in used]
     priors = LawPriors(request.tau_sd, request.bend_sd, {n: p for n, p in request.prior.items() if n in by})
-    return fit_hierarchy(tables, logs, by, priors, np.array(known, dtype=float))
+    return fit_hierarchy(tables, logs, by, priors, np.array(known, dtype=float), scatter)
 
 
 def coefficients(

@@ -106,8 +106,8 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
     disagree say that one of them is off, and a spike is a loss that is too high.
     """
     found, total = list(slices), 0
+    parts = [_seed_residuals(one) for one in found]
     for _ in range(2):
-        parts = [_seed_residuals(one) for one in found]
         df = sum(own for _, own in parts)
         if df < LEAST_SEED_DF:
             break
@@ -115,14 +115,15 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
         scale = np.median(np.abs(left)) / 0.6745 * np.sqrt(len(left) / df)
         dropped = 0
         for i, (residual, own) in enumerate(parts):
-            one = found[i]
-            far = residual > SPIKE_SCALES * scale if own else np.zeros(len(one.lr), dtype=bool)
-            if not far.any():
+            far = residual > SPIKE_SCALES * scale
+            if not (own and far.any()):
                 continue
+            one = found[i]
             kept = {name: getattr(one, name)[~far] for name in ("lr", "seed", "loss")}
             if len(np.unique(kept["lr"])) < len(np.unique(one.lr)):
                 continue
             found[i] = replace(one, **kept)
+            parts[i] = _seed_residuals(found[i])
             dropped += int(far.sum())
         total += dropped
         if not dropped:
