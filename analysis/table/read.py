@@ -128,15 +128,13 @@ def read_table(path: str | Path) -> RawTable:
 
 
 def table_of_frame(frame: pd.DataFrame) -> RawTable:
-    """A DataFrame as a table; the SHA-256 is that of its column names and of the hashes of its rows.
+    """A DataFrame as a table; the SHA-256 is that of its CSV.
 
     Raises:
         ValueError: a column named twice, or no rows.
     """
     _refuse_repeated([str(name) for name in frame.columns], "the DataFrame")
-    rows = pd.util.hash_pandas_object(frame, index=False)
-    names = "\n".join(map(str, frame.columns)).encode()
-    digest = hashlib.sha256(names + rows.to_numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
     return RawTable(frame=_with_text_flags(frame, "the DataFrame"), path="DataFrame", sha256=digest)
 
 
