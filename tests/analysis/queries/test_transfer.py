@@ -1,6 +1,7 @@
 """Transfer along an axis: the drift of synthetic curves, what ignoring it costs, and both extrapolated."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,16 @@ from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measur
 from hyperp.analysis.report.text.slices import slice_rows
 from hyperp.analysis.report.text.transfer import transfer_columns, transfer_rows
 from hyperp.analysis.table.validate import Runs, check_frame
+from hyperp.analysis.vocabulary import DEFAULT_METHOD, MethodName
 from tests.oracles.sweep_simulator import SweepDesign, simulate_sweep
 
 DRIFT = -0.5
+
+
+def _transfer(runs: Runs, method: MethodName = DEFAULT_METHOD) -> Any:
+    """The transfer over width of a table with one group."""
+    (found,) = measure_transfer(find_optima(runs, method=method), "width")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +40,7 @@ def answer(make_ladder) -> Transfer:
         for k in range(4)
     ]
     runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(find_optima(runs), "width")
-    return found
+    return _transfer(runs)
 
 
 def test_the_drift_is_recovered_inside_its_interval(answer):
@@ -76,8 +83,7 @@ def _transfer_of(make_ladder, drift: float, widths: tuple[int, ...], depths: tup
         for k, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
     runs = Runs(pd.concat(frames), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(find_optima(runs, method="two-stage"), "width")
-    return found
+    return _transfer(runs, method="two-stage")
 
 
 @pytest.mark.parametrize("widths", [(32, 256), (32, 128, 512, 2048)])
@@ -122,7 +128,7 @@ def _widths(make_ladder, spans, widths=(32, 64, 128, 256), drift=DRIFT, **shape)
 def test_curves_without_an_optimum_are_named_beside_the_drift(make_ladder):
     """Two rates are no curve. One that ends at its best rate is one for the hierarchical method alone."""
     runs = _widths(make_ladder, [(-9, -1), (-9, -1), (-6, -5), (-9, -1)])
-    (found,) = measure_transfer(find_optima(runs), "width")
+    found = _transfer(runs)
     assert found.excluded == [128]
     assert transfer_rows([found])[0][4].endswith(", without width 128")
 
@@ -131,8 +137,8 @@ def test_a_curve_that_ends_at_its_best_rate_bounds_the_drift(make_ladder):
     """The optimum of the largest width lies above its rates; by the other two it does not move."""
     spans = [(-9, -1), (-9, -1), (-12, -5)]
     runs = _widths(make_ladder, spans, (32, 64, 256), drift=0.0)
-    (found,) = measure_transfer(find_optima(runs), "width")
-    (short,) = measure_transfer(find_optima(_widths(make_ladder, spans[:2], (32, 64), drift=0.0)), "width")
+    found = _transfer(runs)
+    short = _transfer(_widths(make_ladder, spans[:2], (32, 64), drift=0.0))
     last = found.points[-1]
     assert (last.state, last.lr, last.high) == ("edge_high", None, None)
     assert last.low is not None
@@ -143,13 +149,13 @@ def test_a_curve_that_ends_at_its_best_rate_bounds_the_drift(make_ladder):
     assert found.drift.low > short.drift.low
     assert [p.at for p in found.penalties] == [64]
     assert [a.at for a in found.ahead] == [512, 1024, 2048]
-    (other,) = measure_transfer(find_optima(runs, method="shared"), "width")
+    other = _transfer(runs, method="shared")
     assert other.excluded == [256]
 
 
 def test_one_sided_curves_alone_are_refused(make_ladder):
     runs = _widths(make_ladder, [(-9, -1), (-12, -6), (-12, -6), (-12, -6)], drift=0.0)
-    (found,) = measure_transfer(find_optima(runs), "width")
+    found = _transfer(runs)
     assert (found.drift, found.problem) == (None, "1 of 4 curves have an optimum, 2 are needed")
 
 
@@ -157,7 +163,7 @@ def test_one_sided_curves_alone_are_refused(make_ladder):
 def test_a_drift_is_priced_with_the_skewed_basin(make_ladder, method):
     """Two octaves above the optimum this basin is 1.5 times as high as its parabola."""
     runs = _widths(make_ladder, [(-10, 0)] * 3, (32, 64, 128), drift=-1.0, skew=0.2)
-    (found,) = measure_transfer(find_optima(runs, method=method), "width")
+    found = _transfer(runs, method=method)
     for octaves, cost in zip((1.0, 2.0), found.penalties, strict=True):
         true = 2 * (np.exp(0.6 * octaves) - 1 - 0.6 * octaves) / 0.36  # depth 1%
         np.testing.assert_allclose(cost.percent, true, rtol=0.15, atol=0)
@@ -171,7 +177,7 @@ def test_a_basin_that_steepens_with_the_axis_is_extrapolated(make_ladder):
         for k in range(5)
     ]
     runs = Runs(pd.concat(parts).assign(lr=lambda f: f["lr"] / f["width"] ** 0.5), "runs.parquet", "0" * 64)
-    (found,) = measure_transfer(find_optima(runs), "width")
+    found = _transfer(runs)
     assert found.basin is not None
     for ahead in found.ahead:
         true = 0.5 * (ahead.at / 32) * ahead.octaves**2
@@ -180,13 +186,13 @@ def test_a_basin_that_steepens_with_the_axis_is_extrapolated(make_ladder):
 
 def test_seeds_alone_stand_beside_the_drift(make_ladder):
     runs = _widths(make_ladder, [(-9, -1)] * 3, (32, 64, 128), seeds=3)
-    (found,) = measure_transfer(find_optima(runs), "width")
+    found = _transfer(runs)
     seeds = found.drift.by_seed
     assert (seeds.of, len(seeds.values)) == (3, 3)
     np.testing.assert_allclose(seeds.mean, found.drift.octaves_per_doubling, rtol=0, atol=0.03)
     assert "by seeds alone" in transfer_columns([found])
     single = Runs(runs.frame[runs.frame["seed"] == 0], "runs.parquet", "0" * 64)
-    (one,) = measure_transfer(find_optima(single), "width")
+    one = _transfer(single)
     assert one.drift.by_seed is None
     assert len(transfer_columns([one])) == len(transfer_rows([one])[0]) == len(transfer_columns([found])) - 1
 
@@ -231,7 +237,7 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
             )
             for k in range(4)
         ]
-        (found,) = measure_transfer(find_optima(Runs(pd.concat(frames), "r", "0" * 64)), "width")
+        found = _transfer(Runs(pd.concat(frames), "r", "0" * 64))
         true = 2.0**-4.5  # at 131072 tokens, for the ladder's exponent of -0.5
         inside += [point.low < true < point.high for point in found.points]
         halves += [math.log2(point.high / point.low) / 2 for point in found.points]
@@ -248,7 +254,7 @@ def test_the_drift_of_three_simulated_widths_is_covered(exponent):
     design = SweepDesign(slices=1, widths=3, width_range=4.0, width_exponent=exponent, tau=0.1)
     inside, wide = [], []
     for sample in range(40):
-        (found,) = transfer(simulate_sweep(design, [77, sample])[0], "width")
+        found: Any = transfer(simulate_sweep(design, [77, sample])[0], "width")[0]
         inside.append(found.drift.low <= exponent <= found.drift.high)
         wide.append(found.drift.high - found.drift.low)
     assert np.mean(inside) >= 0.9
@@ -267,7 +273,7 @@ def bare() -> Runs:
 
 
 def test_two_curves_without_a_degree_of_freedom_have_a_wide_interval_by_the_priors(bare):
-    (answer,) = measure_transfer(find_optima(bare), "width")
+    answer = _transfer(bare)
     drift = answer.drift
     assert drift.low < 0 < drift.high
     assert 0.8 < drift.high - drift.low < 4
