@@ -78,7 +78,6 @@ def hierarchical_drift(
     level: float,
     one_sided: int = 0,
     noise_known: bool = True,
-    by_seed: BySeed | None = None,
 ) -> FittedDrift:
     """The drift of curves with these likelihoods at these sizes of the axis.
 
@@ -90,7 +89,6 @@ def hierarchical_drift(
         level: coverage of the intervals.
         one_sided: how many of the curves have a likelihood with one end alone.
         noise_known: whether the runs leave a degree of freedom for their noise; without one it has its prior.
-        by_seed: the drift of each seed alone.
     """
     law = fit_hierarchy(tables, np.log(np.asarray(sizes, dtype=float)), ["size"], LawPriors(tau_sd, bend_sd))
     mean, cov = law.posterior.moments
@@ -108,7 +106,6 @@ def hierarchical_drift(
         basis=f"likelihoods of {curves}; prior SD of {tau_sd:g} octaves for the scatter between them{unseen}",
         scatter=float(law.posterior.weight @ law.posterior.tau) / LN2,
         one_sided=one_sided,
-        by_seed=by_seed,
     )
     return FittedDrift(drift, law, level)
 
@@ -122,9 +119,7 @@ def optima_tables(optima: Sequence[OptimumRecord]) -> LikelihoodTables | None:
     return tables_of_optima(np.log([o.lr for o in optima]), np.array(errors) * LN2, nothing)
 
 
-def regressed_drift(
-    sizes: Sequence[float], optima: Sequence[OptimumRecord], level: float, by_seed: BySeed | None = None
-) -> FittedDrift:
+def regressed_drift(sizes: Sequence[float], optima: Sequence[OptimumRecord], level: float) -> FittedDrift:
     """The drift by random-effects regression; of two curves, by their own errors."""
     x, y = np.log2(sizes), np.log2([o.lr for o in optima])
     if len(optima) == 2:
@@ -141,7 +136,6 @@ def regressed_drift(
         df=fit.df,
         basis="random-effects regression over the curves",
         scatter=math.sqrt(fit.tau2),
-        by_seed=by_seed,
     )
     return FittedDrift(drift, None, level)
 

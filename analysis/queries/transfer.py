@@ -149,14 +149,17 @@ def measure_transfer(table: TableOptima, over: str) -> list[Transfer]:
     def fit(used: list[_Curve]) -> FittedDrift:
         places = [one.place for one in used]
         sizes = [one.record.covariates[over] for one in used]
-        by_seed = exponents_by_seed(request, slices, found, places).get(over)
-        if not request.hierarchical:
-            return regressed_drift(sizes, [b for one in used if (b := one.best)], request.level, by_seed)
-        one_sided = sum(one.best is None for one in used)
-        context = next(c for c in found.likelihoods if places[0] in c.members)
-        noise_known = context.mode.log_noise_sd < 0.99 * NOISE[1]
-        asked = request.tau_sd, request.bend_sd, request.level
-        return hierarchical_drift(slice_tables(found, places), sizes, *asked, one_sided, noise_known, by_seed)
+        if request.hierarchical:
+            one_sided = sum(one.best is None for one in used)
+            context = next(c for c in found.likelihoods if places[0] in c.members)
+            noise_known = context.mode.log_noise_sd < 0.99 * NOISE[1]
+            asked = request.tau_sd, request.bend_sd, request.level
+            fitted = hierarchical_drift(slice_tables(found, places), sizes, *asked, one_sided, noise_known)
+        else:
+            fitted = regressed_drift(sizes, [b for one in used if (b := one.best)], request.level)
+        scatter = (fitted.drift.scatter or 0.0) * LN2
+        by_seed = exponents_by_seed(request, slices, found, places, scatter).get(over)
+        return replace(fitted, drift=fitted.drift.model_copy(update={"by_seed": by_seed}))
 
     def counts(one: _Curve) -> bool:
         return one.record.optimum is not None if request.hierarchical else one.best is not None
