@@ -5,15 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from hyperp.analysis.errors import argument
 from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.law.hierarchy.law import slice_tables
 from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
 from hyperp.analysis.law.seeds import exponents_by_seed
 from hyperp.analysis.law.slice_records import slice_record
-from hyperp.analysis.optima.estimation import BasinEstimate
 from hyperp.analysis.optima.likelihood.mode import NOISE
 from hyperp.analysis.queries.check import TableOptima
 from hyperp.analysis.queries.drift import (
@@ -24,6 +21,7 @@ from hyperp.analysis.queries.drift import (
     regressed_drift,
 )
 from hyperp.analysis.queries.points_file import sweep_point
+from hyperp.analysis.queries.price import BasinPrice, interpolated_percent, own_parabola
 from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
 from hyperp.run_table import COVARIATES
 from hyperp.validation import Strict
@@ -50,8 +48,8 @@ class TransferPenalty(Strict):
     """The excess loss at one value of the axis of training at the smallest value's optimal rate.
 
     `octaves`, `low` and `high` say how far the optimum there lies from that rate, with its own interval.
-    `percent_low` and `percent_high` are the range of the relative excess loss over this interval; the
-    error of the basin is not in it. They are None where the optimum has no interval.
+    `percent_low` and `percent_high` are the interval of the relative excess loss, which holds the basin's
+    error too where the method knows it. They are None where the optimum has no interval.
     """
 
     at: int | float
@@ -72,8 +70,8 @@ class TransferAhead(Strict):
 
     `octaves`, `low` and `high` say how far the optimum at `at` lies from that rate, see `FittedDrift.moved`.
     `percent` is the relative excess loss there of the smallest value's optimal rate, by the basin at that
-    size; `percent_low` and `percent_high` are its range over the interval. They are None without an
-    interval or without a basin.
+    size; `percent_low` and `percent_high` are its interval, as of a `TransferPenalty`. They are None without
+    an interval of the optimum or without a basin.
     """
 
     at: int | float
@@ -116,7 +114,7 @@ class _Curve:
 
     place: int
     record: SliceRecord
-    basin: BasinRecord | None
+    basin: BasinPrice | None
 
     @property
     def best(self) -> OptimumRecord | None:
@@ -142,8 +140,8 @@ def measure_transfer(table: TableOptima, over: str) -> list[Transfer]:
     slices, found = table.slices, table.found
     request = replace(table.request, by=(over,))
     curves = [
-        _Curve(i, slice_record(one, best), None if basin is None else _shape(basin))
-        for i, (one, best, basin) in enumerate(zip(slices, found.optima, found.basins, strict=True))
+        _Curve(i, slice_record(one, best), BasinPrice.of_method(found, i))
+        for i, (one, best) in enumerate(zip(slices, found.optima, strict=True))
     ]
 
     def fit(used: list[_Curve]) -> FittedDrift:
@@ -178,7 +176,7 @@ def transfer_of_law(law: Law, over: str) -> list[Transfer]:
     """
     tau_sd = TAU_SD if law.tau_sd is None else law.tau_sd
     bend_sd = BEND_SD if law.bend_sd is None else law.bend_sd
-    own = None if law.basin is None or law.over != ["lr"] else _shape(law.basin)
+    own = None if law.basin is None or law.over != ["lr"] else BasinPrice.of_record(law.basin)
     curves = [_Curve(i, one, own if one.context == law.context else None) for i, one in enumerate(law.slices)]
 
     def fit(used: list[_Curve]) -> FittedDrift:
@@ -239,7 +237,7 @@ def _measure_group(group: list[_Curve], over: str, model: _Model) -> Transfer:
         problem = f"{len(known)} of {len(group)} curves have an optimum, 2 are needed"
     else:
         fitted = model.fit(used)
-        costs = [_penalty_at(known[0], later, over) for later in known[1:]]
+        costs = [_penalty_at(known[0], later, over, model.level) for later in known[1:]]
         penalties = [cost for cost in costs if cost is not None]
         largest = used[-1].record.covariates[over]
         ahead = [_extrapolate(fitted, known, over, largest * times) for times in EXTRAPOLATED_TO]
@@ -254,7 +252,7 @@ def _measure_group(group: list[_Curve], over: str, model: _Model) -> Transfer:
         ahead=ahead,
         excluded=[one.record.covariates[over] for one in group if not model.counts(one)],
         problem=problem,
-        basin=next((one.basin for one in group if one.basin is not None), None),
+        basin=next((one.basin.basin for one in group if one.basin is not None), None),
         level=model.level,
     )
 
@@ -277,9 +275,12 @@ def _extrapolate(fitted: FittedDrift, known: list[_Curve], over: str, end: float
     first, last = known[0], known[-1]
     assert first.best is not None
     octaves, low, high = fitted.moved(first.record.covariates[over], end, first.best.lr)
-    basin = _basin_at(last, {over: end})
-    cost = None if basin is None else _price(basin, octaves)
-    least, most = _price_range(basin, low, high)
+    basin = last.basin or own_parabola(last.record)
+    cost = least = most = None
+    if basin is not None:
+        sizes = {**last.record.covariates, over: end}
+        cost = basin.percent(sizes, octaves)
+        least, most = basin.percent_range(sizes, octaves, low, high, fitted.level)
     return TransferAhead(
         at=end,
         octaves=octaves,
@@ -291,7 +292,7 @@ def _extrapolate(fitted: FittedDrift, known: list[_Curve], over: str, end: float
     )
 
 
-def _penalty_at(first: _Curve, last: _Curve, over: str) -> TransferPenalty | None:
+def _penalty_at(first: _Curve, last: _Curve, over: str, level: float) -> TransferPenalty | None:
     start, best = first.best, last.best
     assert start is not None
     assert best is not None
@@ -301,20 +302,21 @@ def _penalty_at(first: _Curve, last: _Curve, over: str) -> TransferPenalty | Non
         None if r is None else math.log2(r / start.lr) for r in (best.lr, best.low, best.high)
     )
     assert moved is not None
-    basin, method = _basin_at(last, {}), "the basin at this size"
-    if last.basin is None and (basin is None or abs(moved) > WINDOW):
-        # A parabola holds near its bottom alone; the rates themselves say more.
-        basin, method = None, "interpolated between its measured rates"
-    elif last.basin is None:
-        method = "the curvature at its optimum"
-    percent = (
-        _interpolated_percent(last.record, best.loss, start.lr) if basin is None else _price(basin, moved)
-    )
+    sizes = last.record.covariates
+    basin, method = last.basin, "the basin at this size"
+    if basin is None and abs(moved) <= WINDOW:
+        basin, method = own_parabola(last.record), "the curvature at its optimum"
+    least = most = None
+    if basin is None:  # a parabola holds near its bottom alone; further out the rates themselves say more
+        method = "interpolated between its measured rates"
+        percent = interpolated_percent(last.record, best.loss, start.lr)
+    else:
+        percent = basin.percent(sizes, moved)
+        least, most = basin.percent_range(sizes, moved, low, high, level)
     if percent is None:
         return None
-    least, most = _price_range(basin, low, high)
     return TransferPenalty(
-        at=last.record.covariates[over],
+        at=sizes[over],
         rate_from=first.record.covariates[over],
         lr=start.lr,
         nats=percent / 100 * best.loss,
@@ -326,50 +328,3 @@ def _penalty_at(first: _Curve, last: _Curve, over: str) -> TransferPenalty | Non
         percent_low=least,
         percent_high=most,
     )
-
-
-def _shape(one: BasinEstimate | BasinRecord) -> BasinRecord | None:
-    """The basin of a context; None for a median of parabolas, as each curve has its own."""
-    return None if one.skew is None and one.powers == [[2]] else BasinRecord(**vars(one))
-
-
-def _basin_at(one: _Curve, sizes: dict[str, float]) -> BasinRecord | None:
-    """The basin at the sizes of a curve, some of them replaced; else the parabola at its optimum."""
-    if one.basin is not None:
-        return one.basin.at({**one.record.covariates, **sizes})
-    best = one.best
-    if best is None or best.curvature is None or not best.loss:
-        return None
-    return BasinRecord(powers=[[2]], coef=[best.curvature / best.loss / LN2**2])
-
-
-def _price(basin: BasinRecord, octaves: float) -> float:
-    """The excess loss, in percent, of a rate that the optimum lies so many octaves above."""
-    return 100 * basin.penalty(-octaves * LN2)
-
-
-def _price_range(
-    basin: BasinRecord | None, low: float | None, high: float | None
-) -> tuple[float | None, float | None]:
-    """The least and the largest price over an interval of octaves; zero is the least if it is inside."""
-    if basin is None or low is None or high is None:
-        return None, None
-    ends = _price(basin, low), _price(basin, high)
-    return 0.0 if low < 0 < high else min(ends), max(ends)
-
-
-def _interpolated_percent(one: SliceRecord, lowest: float, rate: float) -> float | None:
-    """The excess loss, in percent, at a rate between those that were run; None beyond them."""
-    x = np.log2([p.lr for p in one.points])
-    if not x[0] <= math.log2(rate) <= x[-1]:
-        return None
-    near = np.sort(np.argsort(np.abs(x - math.log2(rate)), kind="stable")[:3])
-    # A chord would lie above the curve by a quarter of the cost of one octave.
-    losses = np.array([one.points[i].loss for i in near])
-    return 100 * max(_interpolate(x[near], losses, math.log2(rate)) / lowest - 1, 0.0)
-
-
-def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> float:
-    """Lagrange's polynomial through up to three points."""
-    others = [np.delete(x, i) for i in range(len(x))]
-    return sum(float(y[i]) * float(np.prod((at - o) / (x[i] - o))) for i, o in enumerate(others))

@@ -127,7 +127,7 @@ def show_transfer(over: str, answers: Sequence[Transfer]) -> None:
     )
     print(
         "Measured rows have the interval of the optimum there, extrapolated ones that of one more curve; the "
-        "penalty is by the fitted basin at that size, whose own error is not in its interval."
+        "penalty is by the fitted basin at that size, and its interval holds the errors of both."
     )
     for line in basis_lines(answers):
         print(line)

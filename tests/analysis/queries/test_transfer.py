@@ -252,12 +252,18 @@ def test_intervals_of_a_few_coarse_curves_cover_and_are_narrow_enough(make_ladde
 def test_the_drift_of_three_simulated_widths_is_covered(exponent):
     """40 sweeps with spikes, diverged runs and optima that scatter by a tenth of an octave."""
     design = SweepDesign(slices=1, widths=3, width_range=4.0, width_exponent=exponent, tau=0.1)
-    inside, wide = [], []
+    inside, wide, costs = [], [], []
     for sample in range(40):
-        found: Any = transfer(simulate_sweep(design, [77, sample])[0], "width")[0]
+        frame, truth = simulate_sweep(design, [77, sample])
+        found: Any = transfer(frame, "width")[0]
+        for ahead in found.ahead:
+            target = {"tokens": float(truth.sizes["tokens"][0]), "width": float(ahead.at)}
+            true = 100 * float(truth.excess(found.points[0].lr, truth.target_rate(target), target))
+            costs.append(ahead.percent_low <= true <= ahead.percent_high)
         inside.append(found.drift.low <= exponent <= found.drift.high)
         wide.append(found.drift.high - found.drift.low)
     assert np.mean(inside) >= 0.9
+    assert np.mean(costs) >= 0.9
     assert np.median(wide) < 0.55  # octaves per doubling; it is 0.42
 
 
