@@ -215,10 +215,14 @@ def transfer(
 
 
 def next_runs(
-    law: Law, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
+    law: Law,
+    count: int = 2,
+    among: Sequence[Mapping[str, float]] = (),
+    gain: float | None = None,
+    **target: float,
 ) -> "NextRuns":
     """The runs that narrow the prediction interval at a target most for their cost; see `Law.next_runs`."""
-    return law.next_runs(count, among, **target)
+    return law.next_runs(count, among, gain, **target)
 
 
 def validate(

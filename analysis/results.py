@@ -151,23 +151,33 @@ class Law(Answer, schema.Law):
         return found
 
     def next_runs(
-        self, count: int = 2, among: Sequence[Mapping[str, float]] = (), **target: float
+        self,
+        count: int = 2,
+        among: Sequence[Mapping[str, float]] = (),
+        gain: float | None = None,
+        **target: float,
     ) -> "NextRuns":
         """The runs that narrow the prediction interval at a target most for their cost.
+
+        The answer's `value`, and that of each of its `choices`, say what the slices are expected to save in
+        loss at the target, and whether that is worth their FLOPs; see `queries.slice_value`.
 
         Args:
             count: how many further slices to choose.
             among: the slices to choose from, each a dict of sizes; a grid of octaves unless given.
+            gain: the assumed exponent of the loss in the compute of one run at the target, 0.05 unless given.
             target: sizes; 8 times the largest fitted one where left out.
 
         Raises:
-            ValueError: an unknown covariate, or a size or count out of range.
+            ValueError: an unknown covariate, or a size, count or gain out of range.
             Refusal: the slices lie exactly on the law, so that no slice would narrow anything.
         """
         from hyperp.analysis.queries.next_runs import next_runs
+        from hyperp.analysis.queries.slice_value import GAIN
 
+        offers = [whole_sizes(sizes) for sizes in among]
         with points_in_own_columns(self.mapping):
-            return next_runs(self, whole_sizes(target), count, [whole_sizes(sizes) for sizes in among])
+            return next_runs(self, whole_sizes(target), count, offers, GAIN if gain is None else gain)
 
     def plot(self, covariate: str, ax: "Axes | None" = None, **target: float) -> "Axes":
         """Draw the slices' optima, the law and its prediction band against one covariate.

@@ -8,9 +8,10 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -29,6 +30,7 @@ FIRST_SLICES = 3  # slices that are run before the first fit
 SEARCH = "hydra.searchpath"
 MIN_SLICES = 6  # slices that must be done before a small interval is believed
 TARGET_FACTOR = 8  # the default target over the plan's largest size
+FEWEST_RATES = 3  # that bracket an optimum
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,24 @@ class Round:
     flops: float
     half_width: float | None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a fit says after a round.
+
+    Attributes:
+        half_width: of the interval at the target; None while there is no law.
+        reason: why there is no law, or why none of its slices would help.
+        points: the runs to do next.
+        waiting: the slices of the plan that need further runs, cheapest first. A slice whose optimum some of
+            its rates bracket does not.
+    """
+
+    half_width: float | None
+    reason: str | None
+    points: list[Point]
+    waiting: list[list[Point]]
 
 
 def parse_until(text: str) -> float:
@@ -134,7 +154,9 @@ def search_rate(
 
     `do_runs` does the runs of a plan and returns when they have ended (its value is ignored); `show` is
     called after every round. Slices that an earlier call began come first, with the runs that failed in them.
-    The law chooses among the slices of the plan while any is left, then freely. If the runs so far identify
+    The law chooses among the slices of the plan while any is left, then freely. Once it knows the shape of
+    the basin, a slice is run at the planned rates about the predicted optimum, and at the others only if its
+    best rate turns out to be the last of these. If the runs so far identify
     no law, the cheapest slice that is left is done. A small interval counts from MIN_SLICES slices on: few
     slices show too little scatter by luck, and stopping at the first small interval selects for that luck.
 
@@ -143,8 +165,8 @@ def search_rate(
         ValueError: the plan has no such slices, or more than one set of them.
     """
     slices = law_slices(plan, goal.by)
-    begun = [one for one in slices[FIRST_SLICES:] if any((p.run_dir / "record.json").exists() for p in one)]
-    todo = [point for one in (*slices[:FIRST_SLICES], *begun) for point in one]
+    begun = [point for one in slices[FIRST_SLICES:] for point in _begun_rates(one)]
+    todo = [*(point for one in slices[:FIRST_SLICES] for point in one), *begun]
     tried: set[str] = set()
     step = Round(0, 0.0, None)
     for number in range(goal.rounds):
@@ -158,9 +180,9 @@ def search_rate(
         do_runs(replace(plan, points=tuple(todo)))
         tried |= {point.run_id for point in todo}
         done = _flops_done(plan, tried)
-        waiting = [one for one in slices if any(point.run_id not in done for point in one)]
-        half_width, reason, asked = ask_law(plan, goal, collect(plan.root).table, number, waiting)
-        step = Round(len(done), sum(done.values()), half_width, reason)
+        advice = ask_law(plan, goal, collect(plan.root).table, number, slices, done)
+        half_width, waiting = advice.half_width, advice.waiting
+        step = Round(len(done), sum(done.values()), half_width, advice.reason)
         show(step)
         if (
             half_width is not None
@@ -168,12 +190,17 @@ def search_rate(
             and (len(slices) - len(waiting) >= MIN_SLICES or not waiting)
         ):
             return replace(step, reason=None)
-        if waiting and not asked:
-            asked = waiting[0]
+        asked = advice.points or (waiting[0] if waiting else [])
         todo = [point for point in asked if point.run_id not in done]
         if not todo:
             return replace(step, reason="there is nothing more to run")
     return replace(step, reason=f"{goal.rounds} rounds are over")
+
+
+def _begun_rates(members: Sequence[Point]) -> list[Point]:
+    """The runs of a slice at the rates that an earlier call began."""
+    rates = {p.config.base_lr for p in members if (p.run_dir / "record.json").exists()}
+    return [p for p in members if p.config.base_lr in rates]
 
 
 def _flops_done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
@@ -194,28 +221,113 @@ def _ended_well(run_dir: Path) -> bool:
 
 
 def ask_law(
-    plan: Plan, goal: AutoGoal, table: Path, number: int, waiting: Sequence[Sequence[Point]]
-) -> tuple[float | None, str | None, list[Point]]:
-    """Fit a law; return the half-width at the target, or why there is none, and the runs to do next."""
+    plan: Plan,
+    goal: AutoGoal,
+    table: Path,
+    number: int,
+    slices: Sequence[list[Point]],
+    done: Collection[str],
+) -> Advice:
+    """Fit a law to the runs so far, and ask it for the next ones.
+
+    Args:
+        plan: what is being run.
+        goal: where the interval counts.
+        table: the runs so far.
+        number: of the round.
+        slices: the slices of the plan, cheapest first.
+        done: run ids that need not be done.
+    """
     law, folder = plan.root / "law.json", plan.root / "auto"
     folder.mkdir(exist_ok=True)
     points = folder / f"round{number}.yaml"
     points.unlink(missing_ok=True)  # left by an earlier call
+    unfinished = [one for one in slices if any(point.run_id not in done for point in one)]
+    fresh = [one for one in unfinished if not any(point.run_id in done for point in one)]
     fit = _run_law_command("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
-        return None, _first_line(fit), [*waiting[0]] if waiting else read_points(plan, points)
+        asked = unfinished[0] if unfinished else read_points(plan, points)
+        return Advice(None, _first_line(fit), asked, unfinished)
     target = (f"--{goal.by.replace('_', '-')}", f"{goal.target:.15g}")
-    offers = [_sizes_of(members[0]) for members in waiting]
-    among = [f"--among={','.join(f'{name}={size}' for name, size in one.items())}" for one in offers]
+    offers = [",".join(f"{name}={size}" for name, size in _sizes_of(one[0]).items()) for one in fresh]
+    among = [f"--among={offer}" for offer in offers]
     after = _run_law_command("next", str(law), *target, "--slices", "1", "-o", str(points), "--json", *among)
     if after.returncode == REFUSED:  # the optima lie exactly on the law
-        return 0.0, _first_line(after), []
+        return Advice(0.0, _first_line(after), [], unfinished)
     found = json.loads(after.stdout)
-    chosen = [one["covariates"] for one in found["choices"]]
-    ours = [p for members, sizes in zip(waiting, offers, strict=True) if sizes in chosen for p in members]
-    theirs = read_points(plan, points)  # for a chosen slice of the plan, with other rates than the plan's
-    asked = [*(p for p in theirs if not ours or _sizes_of(p) not in chosen), *ours]
-    return math.sqrt(found["width"]) - 1, None, asked
+    theirs = read_points(plan, points)
+    open_ended = [one for one in unfinished if one not in fresh and _is_among(one, found["bracket"])]
+    asked = [point for one in open_ended for point in further_rates(one, done, theirs)]
+    if fresh or not open_ended:  # slices beyond the plan come after all of its own
+        chosen = {json.dumps(one["covariates"], sort_keys=True): one for one in found["choices"]}
+        for one in fresh:
+            if choice := chosen.get(json.dumps(_sizes_of(one[0]), sort_keys=True)):
+                asked += nearest_rates(one, choice, theirs)
+        planned = [_sizes_of(one[0]) for one in (*open_ended, *fresh)]
+        asked = [*(p for p in theirs if _sizes_of(p) not in planned), *asked]
+    return Advice(math.sqrt(found["width"]) - 1, None, asked, [*open_ended, *fresh])
+
+
+def nearest_rates(
+    members: Sequence[Point], choice: Mapping[str, Any], theirs: Sequence[Point]
+) -> list[Point]:
+    """The runs of a slice of the plan at the rates that serve for those that the law chose.
+
+    All planned rates if the law does not know the basin.
+
+    Args:
+        members: the runs of the slice.
+        choice: the slice in the answer of `hyperp-law next`.
+        theirs: the runs of the law's own points, at its rates.
+    """
+    asked = sorted({p.config.base_lr for p in theirs if _sizes_of(p) == _sizes_of(members[0])})
+    if not (choice["basin_known"] and asked):
+        return list(members)
+    base = asked[0] / min(choice["rates"])  # base_lr for a rate of one
+    own = {p.config.base_lr for p in members}
+    rates = bracketing_rates(own, asked, choice["low"] * base, choice["high"] * base)
+    return [p for p in members if p.config.base_lr in rates]
+
+
+def bracketing_rates(
+    planned: Collection[float], asked: Collection[float], low: float, high: float
+) -> list[float]:
+    """The planned rates nearest to those that the law asks for, and further ones until they bracket.
+
+    They do if the interval from `low` to `high` of the optimum lies between the middles of the first two and
+    of the last two, where the best rate is not the last. At least FEWEST_RATES, if there are so many.
+    """
+    own = sorted(planned)
+    rates = sorted({min(own, key=lambda r: abs(math.log(r / rate))) for rate in asked})
+    below, above = [r for r in own if r < rates[0]], [r for r in own if r > rates[-1]]
+    while below and (len(rates) < 2 or math.sqrt(rates[0] * rates[1]) > low):
+        rates.insert(0, below.pop())
+    while above and (len(rates) < 2 or math.sqrt(rates[-1] * rates[-2]) < high):
+        rates.append(above.pop(0))
+    while len(rates) < FEWEST_RATES and (below or above):
+        rates = [below.pop(), *rates] if below else [*rates, above.pop(0)]
+    return rates
+
+
+def further_rates(members: Sequence[Point], done: Collection[str], theirs: Sequence[Point]) -> list[Point]:
+    """The runs that bracket a slice that ends at its best rate: planned ones, or else the law's own."""
+    mine = [p for p in theirs if _sizes_of(p) == _sizes_of(members[0])]
+    run = [p.config.base_lr for p in members if p.run_id in done]
+    asked = [p.config.base_lr for p in mine]
+    left = [p for p in members if p.run_id not in done]
+    rest = [
+        p
+        for p in left
+        if (p.config.base_lr < min(run) and min(asked, default=0.0) < min(run))
+        or (p.config.base_lr > max(run) and max(asked, default=math.inf) > max(run))
+    ]
+    return rest or mine
+
+
+def _is_among(members: Sequence[Point], points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of the law's points has the sizes of this slice."""
+    sizes = _sizes_of(members[0])
+    return any(all(point.get(name) == size for name, size in sizes.items()) for point in points)
 
 
 def _sizes_of(point: Point) -> dict[str, int]:

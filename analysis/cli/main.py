@@ -15,6 +15,7 @@ from hyperp.analysis.cli.options import (
     FIT,
     OUTPUT,
     PROGRAM,
+    TARGET,
     AsJson,
     At,
     ContextOption,
@@ -205,6 +206,25 @@ def next_command(
     granularity: Size = None,
     sparsity: Size = None,
     at: At = None,
+    value: Annotated[
+        bool,
+        typer.Option(
+            "--value",
+            help="print what each slice is expected to save in loss at the target, and whether that is worth "
+            "its FLOPs",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--gain",
+            metavar="EXPONENT",
+            help="for --value: the loss of the run at the target falls as this power of its compute; 0.05 "
+            "unless given (arXiv 2001.08361)",
+            rich_help_panel=TARGET,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the next runs, which narrow the interval most.
@@ -213,26 +233,36 @@ def next_command(
     fitted size unless given. Slices of the law without an optimum come first, with the rates that would
     bracket it.
 
+    A slice has three rates, an octave apart, where the law knows the shape of its basin and the optimum to
+    half an octave; more where the optimum is less certain, and rates as close as those of the law's slices
+    where the shape is not known. A slice is worth its FLOPs if it saves more loss than they would when added
+    to one run at the target.
+
     \b
-    Example:
+    Examples:
       hyperp-law next law.json --tokens 2e11 -o points.yaml
+      hyperp-law next law.json --tokens 2e11 --value -o points.yaml
     """
     from hyperp.analysis import api
     from hyperp.analysis.queries.points_file import save_for_user
-    from hyperp.analysis.report.text.recommendation import show_next_runs
+    from hyperp.analysis.report.text.next_runs import require_value, show_next_runs, show_value
     from hyperp.analysis.table.own_columns import in_own_columns
 
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     fitted = api.load_law(law)
     offers = [parse_sizes(one.split(","), option="--among") for one in among or []]
-    found = fitted.next_runs(slices, offers, **parse_sizes(at, sizes))
+    found = fitted.next_runs(slices, offers, gain, **parse_sizes(at, sizes))
+    if value:
+        require_value(fitted, found)
     own = in_own_columns(found.points, fitted.mapping)
     wrote = save_for_user(found.points, own, out, f"new slices for {law}")
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif wrote:
         show_next_runs(fitted, found)
+        if value:
+            show_value(fitted, found)
         typer.echo(wrote)
     else:
         raise ValueError(

@@ -54,11 +54,23 @@ class Knowledge:
         logs = np.array([math.log(sizes[name]) for name in self.names])
         return np.append(1.0, logs) if self.terms is None else self.terms.rows(logs)
 
+    def moments(self, sizes: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Means and variances (H,) of the law's own value at these sizes, without the scatter about it."""
+        x = self.row(sizes)
+        return self.mean @ x, np.maximum(np.einsum("p,hpq,q->h", x, self.cov, x), 0.0)
+
+    def centre(self, sizes: Mapping[str, float]) -> float:
+        """The middle of the optimum at these sizes, natural log, without fixed exponents."""
+        mean, variance = self.moments(sizes)
+        if self.df is not None:
+            return float(mean[0])
+        sd = np.sqrt(np.maximum(variance + self.scatter, 1e-30))
+        return mixture_quantiles(self.weight, mean, sd, (0.5,))[0]
+
     def log_interval(self, sizes: Mapping[str, float]) -> tuple[float, float]:
         """The ends of the interval of the optimum at these sizes, natural log, without fixed exponents."""
-        x = self.row(sizes)
-        mean = self.mean @ x
-        variance = np.einsum("p,hpq,q->h", x, self.cov, x) + self.scatter
+        mean, variance = self.moments(sizes)
+        variance = variance + self.scatter
         if self.df is not None:
             half = t_quantile(self.df, self.level) * math.sqrt(max(float(variance[0]) + self.error, 0.0))
             return float(mean[0]) - half, float(mean[0]) + half
@@ -71,11 +83,14 @@ class Knowledge:
         low, high = self.log_interval(sizes)
         return math.exp(min(high - low, 700.0))
 
-    def with_slice(self, sizes: Mapping[str, float]) -> "Knowledge":
-        """What is known after one more slice at these sizes."""
+    def with_slice(self, sizes: Mapping[str, float], error: float | None = None) -> "Knowledge":
+        """What is known after one more slice at these sizes.
+
+        `error` is the standard error of its optimum, natural log; by default that of the slices so far.
+        """
         x = self.row(sizes)
         reach = self.cov @ x
-        variance = reach @ x + self.scatter + self.error
+        variance = reach @ x + self.scatter + (self.error if error is None else error**2)
         cov = self.cov - reach[:, :, None] * reach[:, None, :] / variance[:, None, None]
         return replace(self, cov=cov, df=None if self.df is None else self.df + 1)
 

@@ -117,10 +117,31 @@ def require_reach(law: Law, scale: Mapping[str, float], found: list[Extrapolatio
 
 
 def point_about_law(law: Law, sizes: Mapping[str, float]) -> dict[str, Any]:
-    """A slice to run, with rates up to two octaves each side of the one that the law gives."""
+    """A slice to run, with rates up to two octaves each side of the one that the law gives.
+
+    What is tuned beside the rate is at its predicted optimum.
+    """
     rate = law.interval_at(sizes)[0]
     rates = [float(f"{rate * 2.0**step:.4g}") for step in (-2, -1, 0, 1, 2)]
-    return sweep_point(law.context, {**law.held, **sizes}, rates, law.rate_factor)
+    return sweep_point(law.context, {**law.held, **sizes, **tuned_beside(law, sizes)}, rates, law.rate_factor)
+
+
+def tuned_beside(law: Law, sizes: Mapping[str, float]) -> dict[str, float | int]:
+    """The predicted optimum of everything that is tuned beside the rate, as a run can have it.
+
+    Where all runs of the law have whole values, such as of batch_tokens, it is a multiple of what these have
+    in common; otherwise it has four digits.
+    """
+    found: dict[str, float | int] = {}
+    for name in law.also:
+        value = law.interval_at(sizes, name)[0]
+        run = [point.also[name] for s in law.slices for point in s.points if name in point.also]
+        if name in COVARIATES or (run and all(v.is_integer() for v in run)):
+            step = math.gcd(*(round(v) for v in run)) or 1
+            found[name] = max(round(value / step), 1) * step
+        else:
+            found[name] = float(f"{value:.4g}")
+    return found
 
 
 def _middle_sizes(law: Law) -> dict[str, int | float]:

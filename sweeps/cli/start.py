@@ -125,8 +125,9 @@ def auto(
 
     Runs the cheapest slices of a plan first, fits a law, then runs the slice that shrinks the prediction
     interval most for its cost, and so on. The law is over one size (--by), of the slices that differ in it
-    alone. It is believed from six slices on. With a larger --most-flops it goes on, after the plan, with
-    slices of its own.
+    alone. Once it knows the shape of the basin, a slice is run at the planned rates about its prediction, and
+    at the others only if the best of these is the last. It is believed from six slices on. With a larger
+    --most-flops it goes on, after the plan, with slices of its own.
 
     The interval is that of the last fit. Stopping at the first interval that is small enough favours scatter
     that happens to look small, so one that has only just reached the goal is optimistic.

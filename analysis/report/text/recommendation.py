@@ -1,4 +1,4 @@
-"""Print a recommended rate, the runs that would narrow its interval, and whether it held."""
+"""Print a recommended rate, and whether it held."""
 
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,7 @@ from hyperp.analysis.report.text.law import PUBLISHED_COLUMN, context_text
 from hyperp.analysis.report.text.slices import format_value
 from hyperp.analysis.wording import format_degrees, format_interval, format_number, format_percent
 
-if TYPE_CHECKING:  # these import pandas, which a recommendation does without
-    from hyperp.analysis.queries.next_runs import NextRuns
+if TYPE_CHECKING:  # imports pandas, which a recommendation does without
     from hyperp.analysis.queries.validate import Validation
 
 FACTOR_COLUMNS = ["factor", "value", "exponent", "interval", "contribution", "fitted range", PUBLISHED_COLUMN]
@@ -81,33 +80,6 @@ def show_recommendation(law: Law, answer: Recommendation) -> None:
     print("\n".join(recommendation_lines(law, answer)) + "\n")
     title = f"Factors; the rate is the product of the contributions; intervals {format_percent(answer.level)}"
     show_table(title, FACTOR_COLUMNS, factor_rows(answer))
-
-
-def show_next_runs(law: Law, answer: "NextRuns") -> None:
-    """Print the slices to run next and the interval at the target that each would leave."""
-    target = ", ".join(f"{n}={format_value(v)}" for n, v in answer.target.items())
-    print(f"At {target} the {format_percent(law.level)} interval now spans a factor of {answer.width:.3g}.")
-    for point in answer.bracket:
-        sizes = ", ".join(f"{n} {format_value(point[n])}" for n in law.ranges)
-        print(f"{sizes} has no optimum yet; add the rates {', '.join(format_number(r) for r in point['lr'])}")
-    rows = [
-        [
-            *(format_value(c.covariates[n]) for n in law.covariates),
-            f"{format_number(c.rates[0])} to {format_number(c.rates[-1])}, {len(c.rates)} rates",
-            str(c.seeds),
-            "-" if c.cost is None else f"{c.cost:.3g}",
-            f"{c.width:.3g}",
-        ]
-        for c in answer.choices
-    ]
-    columns = [
-        *law.covariates,
-        "rates",
-        "seeds",
-        "cost (dearest slice = 1)",
-        "interval afterwards, a factor of",
-    ]
-    show_table("Slices to run next", columns, rows)
 
 
 VALIDATION_COLUMNS = [

@@ -9,9 +9,14 @@ import pytest
 import yaml
 
 from hyperp.analysis import fit_law
+from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.schema import Law
+from hyperp.analysis.queries.knowledge import law_knowledge
 from hyperp.analysis.queries.next_runs import next_runs
 from hyperp.analysis.queries.points_file import run_command, save_points
+from hyperp.analysis.queries.recommend import recommend_rate
+from hyperp.analysis.queries.slice_rates import KNOWN_CURVATURE, KNOWN_SKEW, choose_rates, slice_error
+from hyperp.analysis.report.text.next_runs import require_value, value_lines
 from hyperp.analysis.table.validate import Runs
 from hyperp.sweeps.plan.plan import make_plan
 
@@ -70,11 +75,144 @@ def test_the_promise_is_the_interval_of_a_regression_with_that_slice(law):
     np.testing.assert_allclose(found.choices[0].width, math.exp(2 * half), rtol=0.05, atol=0)
 
 
-def test_rates_lie_about_the_predicted_optimum(law):
+def test_three_rates_an_octave_apart_lie_about_the_predicted_optimum(law):
     choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
-    rate = law.interval_at(choice.covariates)[0]
-    np.testing.assert_allclose(math.sqrt(choice.rates[0] * choice.rates[-1]), rate, rtol=1e-3, atol=0)
-    assert choice.rates[-1] / choice.rates[0] >= 8
+    rate, low, high = law.interval_at(choice.covariates)
+    assert (choice.low, choice.high, choice.basin_known) == (low, high, True)
+    np.testing.assert_allclose(choice.rates, rate * np.array([0.5, 1.0, 2.0]), rtol=1e-3, atol=0)
+
+
+def _with_errors(law: Law, points: int | None = None, **errors: float) -> Law:
+    """The law with other errors of its basin, or with so many rates in every slice."""
+    basin = law.basin.model_copy(update={"errors": {**law.basin.errors, **errors}})
+    slices = law.slices
+    if points is not None:
+        slices = [s.model_copy(update={"points": s.points[:points]}) for s in slices]
+    return law.model_copy(update={"basin": basin, "slices": slices})
+
+
+def test_rates_are_dense_unless_the_basin_is_known(law):
+    sizes = {**law.slices[0].covariates, "tokens": 2**21}
+    dense = [
+        _with_errors(law, curvature=KNOWN_CURVATURE * 1.01),
+        _with_errors(law, skew=KNOWN_SKEW * 1.01),
+        _with_errors(law, tokens=1.0),  # the curvature at this size is not known
+        _with_errors(law, points=3),  # no slice tested the basin's form
+        law.model_copy(update={"basin": None}),
+    ]
+    for one in dense:
+        found = choose_rates(one, sizes)
+        assert not found.basin_known
+        steps = np.diff(np.log2([p.lr for p in one.slices[0].points]))
+        np.testing.assert_allclose(np.diff(np.log2(found.rates)), steps[0], rtol=0.01, atol=0)
+        assert found.rates[-1] >= 7.9 * found.rates[0]
+    assert choose_rates(law, sizes).basin_known
+
+
+@pytest.mark.parametrize(("half_width", "rates"), [(0.3, 3), (0.6, 4), (1.2, 5), (2.0, 6), (60.0, 9)])
+@pytest.mark.parametrize("known", [True, False])
+def test_more_rates_bracket_a_wider_interval(law, monkeypatch, half_width, rates, known):
+    """The ends of the interval stay half an octave inside the outer rates, up to four octaves each side."""
+    ends = (0.01, 0.01 * 2.0**-half_width, 0.01 * 2.0**half_width)
+    monkeypatch.setattr(type(law), "interval_at", lambda *_: ends)
+    one = law if known else _with_errors(law, curvature=1.0)
+    found = choose_rates(one, law.slices[0].covariates)
+    octaves = np.log2(np.array(found.rates) / 0.01)
+    inside = min(half_width, 3.5) + 0.5
+    assert octaves[0] <= -inside + 1e-3
+    assert octaves[-1] >= inside - 1e-3
+    assert np.diff(octaves).max() <= 1.001
+    assert len(found.rates) == rates if known else len(found.rates) <= 9
+
+
+def test_the_error_of_a_slice_like_those_of_the_law_is_theirs(law):
+    """The error from basin and noise, before any run, agrees with that of the slices that were run."""
+    used = [s for s in law.slices if s.used]
+    for one in used:
+        rates = [p.lr for p in one.points]
+        error = slice_error(law, one.covariates, rates, one.points[0].seeds)
+        np.testing.assert_allclose(error, law.slice_sd, rtol=0.5, atol=0)
+        few = slice_error(law, one.covariates, choose_rates(law, one.covariates).rates, one.points[0].seeds)
+        assert error < few < 3 * error
+
+
+def test_a_slice_costs_its_runs(law):
+    """The cost is in units of the dearest slice of the law, so it is a ratio of sizes times one of runs."""
+    choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
+    dearest = max(law.slices, key=lambda s: s.covariates["tokens"])
+    runs = sum(p.seeds for p in dearest.points)
+    ratio = choice.covariates["tokens"] / dearest.covariates["tokens"]
+    np.testing.assert_allclose(choice.cost, ratio * len(choice.rates) * choice.seeds / runs, rtol=1e-9)
+
+
+def test_the_expected_excess_is_that_of_draws_from_the_posterior(law):
+    goal = {"tokens": 2**24}
+    found = next_runs(law, goal, count=2)
+    known, basin = law_knowledge(law), law.basin.at(goal)
+    rng = np.random.default_rng(0)
+    mean, variance = known.moments(goal)
+    part = rng.choice(len(known.weight), p=known.weight, size=20_000)
+    optimum = rng.normal(mean[part], np.sqrt(variance + known.scatter)[part])
+    miss = math.log(law.interval_at(goal)[0]) - optimum
+    drawn = np.mean([basin.penalty(m) for m in miss])
+    np.testing.assert_allclose(found.value.excess, drawn, rtol=0.03, atol=0)
+    excess = [found.value.excess, *(c.value.excess for c in found.choices)]
+    assert excess == sorted(excess, reverse=True)
+    assert found.value.scatter <= excess[-1]  # which no slice can save
+    for before, choice in zip(excess, found.choices, strict=False):
+        np.testing.assert_allclose(choice.value.saving, before - choice.value.excess, rtol=1e-9, atol=0)
+
+
+def test_a_slice_is_worth_its_flops_if_they_buy_less_in_the_run_itself(law):
+    found = next_runs(law, {"tokens": 2**24}, count=1)
+    total, one = found.value, found.choices[0]
+    sizes = one.covariates
+    parameters = 12 * sizes["width"] ** 2 * sizes.get("depth", 1)
+    runs = len(one.rates) * one.seeds
+    np.testing.assert_allclose(one.value.flops, 6 * parameters * sizes["tokens"] * runs, rtol=1e-12)
+    np.testing.assert_allclose(total.flops, 6 * parameters * 2**24, rtol=1e-12)
+    bought = 1 - (1 + one.value.flops / total.flops) ** -total.gain
+    np.testing.assert_allclose(one.value.same_flops, bought, rtol=1e-9)
+    np.testing.assert_allclose(one.value.saving_per_1e18, one.value.saving / one.value.flops * 1e18)
+    assert one.value.worth == (one.value.saving > bought)
+    assert next_runs(law, {"tokens": 2**24}, count=1, gain=1e-9).choices[0].value.worth
+    assert not next_runs(law, {"tokens": 2**24}, count=1, gain=10.0).choices[0].value.worth
+    with pytest.raises(ValueError, match=r"gain must .* got -1"):
+        next_runs(law, {"tokens": 2**24}, gain=-1)
+
+
+def test_worth_is_not_known_without_parameters_and_value_not_without_a_basin(make_ladder):
+    frame = make_ladder(seed_shift=0.05, noise=0.001).drop(columns=["width", "depth"], errors="ignore")
+    found = next_runs(_law(frame))
+    assert found.value.flops is None
+    assert all((c.value.flops, c.value.worth) == (None, None) and c.value.saving > 0 for c in found.choices)
+    assert "FLOPs is not known" in "".join(value_lines(found))
+    plain = _law(frame).model_copy(update={"basin": None})  # as of a table of optima
+    bare = next_runs(plain)
+    assert bare.value is None
+    with pytest.raises(ValueError, match=r"--value needs .*hierarchical"):
+        require_value(plain, bare)
+
+
+def test_points_carry_what_is_tuned_beside_the_rate(make_ladder):
+    rows = []
+    for batch in (256, 512, 1024, 2048):
+        part = make_ladder(tokens=(2**17, 2**18, 2**19, 2**20), seed_shift=0.02, noise=0.001)
+        away = np.log2(batch / (512 * (part["tokens"] / 2**17) ** 0.3))
+        rows.append(part.assign(batch_tokens=batch, loss=part["loss"] * (1 + 0.01 * away**2)))
+    frame = pd.concat(rows)
+    law = fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"], over=["lr", "batch_tokens"])
+    found = next_runs(law, {"tokens": 2**22}, count=1)
+    choice = found.choices[0]
+    batch = choice.also["batch_tokens"]
+    predicted = law.interval_at(choice.covariates, "batch_tokens")[0]
+    assert batch % 256 == 0  # as all batches that were run
+    assert abs(batch - predicted) <= 128
+    assert not choice.basin_known
+    assert found.points[-1]["batch_tokens"] == batch
+    with pytest.raises(Refusal) as refused:
+        recommend_rate(law, {"tokens": 2**26})
+    assert refused.value.points[0]["batch_tokens"] % 256 == 0
 
 
 def test_a_censored_slice_of_the_law_comes_first(make_ladder):
