@@ -94,8 +94,8 @@ def fit_law(
         reach: largest extrapolation factor at which the law recommends without `extrapolate`.
         prior: a mean and a standard deviation for an exponent, such as {"tokens": (-0.32, 0.15)}. It is a
             robust one, with a flat part of 20%; the law says how much it moved the answer.
-        tau_sd: SD, in octaves, of the half-normal prior of the scatter of optima about the law; 0.15 unless
-            given.
+        tau_sd: scale, in octaves, of the half-Student t prior of the scatter of optima about the law; 0.12
+            unless given.
         bend_sd: SD of the bends of the law, per natural log squared; 0.01 unless given, 0 for a pure power
             law.
         se: with `given`, the column of standard errors of ln lr.

@@ -97,7 +97,7 @@ def fit(
         typer.Option(
             "--tau-sd",
             metavar="OCTAVES",
-            help="how far optima may scatter about the law (half-normal prior): 0.15 octaves unless given",
+            help="scale of the half-Student t prior of the scatter about the law: 0.12 octaves unless given",
             rich_help_panel=FIT,
         ),
     ] = None,

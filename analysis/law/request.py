@@ -44,7 +44,7 @@ class FitRequest:
         window: half-width of the parabola's window in octaves.
         level: coverage of every interval.
         reach: largest factor beyond its range at which the law recommends.
-        tau_sd: SD of the half-normal prior of the scatter about the law, in octaves.
+        tau_sd: scale of the half-Student t prior of the scatter about the law, in octaves.
         bend_sd: SD of the law's bends, per natural log squared; 0 for a pure power law.
         prior: by covariate, mean and SD of a prior on its exponent.
         se: with `given`, the column of standard errors of ln lr.

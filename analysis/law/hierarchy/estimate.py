@@ -21,14 +21,16 @@ from hyperp.analysis.optima.likelihood.tables import LikelihoodTables
 # H: points of the grid, C * T   C: points of the design over basins   T: of the scatter   K: slices
 
 LN2 = math.log(2.0)
-TAU_SD = 0.15  # octaves; see reports/estimator for what other values cover
+TAU_SD = 0.12  # octaves; see reports/estimator for what other values cover
 BEND_SD = 0.01  # per natural log squared
 FLAT_SD = 10.0  # of an exponent without a prior
 INTERCEPT_SD = 10.0  # natural log, about the middle of the grids
 FLAT_PART = 0.2  # of a prior on an exponent; the rest is the normal that was asked for
 FLAT_PART_SD = 1.0  # of that part: any exponent that a law could have
-COARSE = np.array([0.02, 0.07, 0.15, 0.27, 0.45, 0.75, 1.2, 2.0, 3.5])  # scatter over its prior SD
+COARSE = np.array([0.02, 0.1, 0.25, 0.5, 0.9, 1.5, 2.5, 4.0, 7.0, 16.0])  # scatter over its prior scale
+TAU_DF = 3.0  # of Student's t
 SCATTERS = 7  # points of the scatter
+UNSETTLED = 0.02  # weight of points where the approximation did not settle, from which that is told
 NEGLIGIBLE = 6.0  # ln of the density under the largest, beyond which a scatter is not looked at
 
 
@@ -37,7 +39,7 @@ class LawPriors:
     """What is assumed before the data are seen.
 
     Attributes:
-        tau_sd: SD of the half-normal prior of the scatter, in octaves.
+        tau_sd: scale of the half-Student t prior of the scatter, in octaves; 95% lie below 3.2 times that.
         bend_sd: SD of a bend, per natural log squared; 0 for a pure power law.
         exponents: by covariate, mean and SD of its exponent; every other exponent is free.
     """
@@ -103,7 +105,7 @@ def fit_hierarchy(
     C = len(tables.log_weight)
     which, at = np.repeat(np.arange(C), len(tau)), np.tile(tau, C)
     found = propagate_in_parts(tables, which, at, problem)
-    log_weight = found.log_evidence + tables.log_weight[which] - 0.5 * (at / unit) ** 2
+    log_weight = found.log_evidence + tables.log_weight[which] + _log_scatter_prior(at / unit)
     weight = np.exp(log_weight - logsumexp(log_weight))
     plain = Posterior(weight, at, found.mean, found.cov).pruned()
     informed = with_exponent_priors(plain, by, priors.exponents) if priors.exponents else plain
@@ -114,7 +116,16 @@ def fit_hierarchy(
     variance = (others * (found.others_variance + (found.others_mean - mean) ** 2)).sum(axis=0)
     information = found.precision / (1 + found.precision * at[:, None] ** 2)
     share = weight @ (information / information.sum(axis=1, keepdims=True))
-    return Hierarchy(tuple(by), terms, informed, plain, share, mean, np.sqrt(variance), found.converged)
+    return Hierarchy(
+        tuple(by),
+        terms,
+        informed,
+        plain,
+        share,
+        mean,
+        np.sqrt(variance),
+        bool(weight[~found.converged].sum() < UNSETTLED),
+    )
 
 
 def propagate_in_parts(
@@ -128,12 +139,8 @@ def propagate_in_parts(
     ]
     if len(parts) == 1:
         return parts[0]
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in vars(parts[0])
-        if name != "converged"
-    }
-    return Propagated(**joined, converged=all(part.converged for part in parts))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    return Propagated(**joined)
 
 
 def _scatters(
@@ -143,12 +150,21 @@ def _scatters(
     coarse = COARSE * unit
     best = np.zeros(len(coarse), dtype=int)
     found = propagate(tables.loglik[:1], tables.start, tables.step, best, coarse, *problem)
-    log_density = found.log_evidence - 0.5 * (coarse / unit) ** 2
-    fine = np.linspace(0.0, COARSE[-1] * unit, 1000)
+    log_density = found.log_evidence + _log_scatter_prior(COARSE)
+    fine = np.linspace(0.0, COARSE[-1] * unit, 4000)
     curve = np.interp(fine, coarse, log_density)
     likely = fine[curve > curve.max() - NEGLIGIBLE]
     low, high = likely[0], max(likely[-1], likely[0] + 0.01 * unit)
     return low + (high - low) * (np.arange(count) + 0.5) / count
+
+
+def _log_scatter_prior(ratio: np.ndarray) -> np.ndarray:
+    """ln of the density of the scatter over its scale: half of Student's t.
+
+    A half-normal prior would hold a scatter of three times its SD to be impossible, and the intervals of few
+    slices that scatter so are then too narrow.
+    """
+    return -0.5 * (TAU_DF + 1) * np.log1p(ratio**2 / TAU_DF)
 
 
 def with_exponent_priors(

@@ -18,6 +18,7 @@ from hyperp.analysis.optima.likelihood.tables import interpolate
 NODES = np.linspace(-6.0, 6.0, 19)
 SWEEPS = 60
 CLOSE = 3e-3  # standard deviations
+SETTLED = 0.03  # standard deviations, by which what has not settled moves an interval visibly
 LEAST = 1e-6  # precision of a factor, at least
 DAMPING = 0.9
 
@@ -32,7 +33,7 @@ class Propagated:
         precision: (H, K) of the factor of each slice, about m_k.
         others_mean, others_variance: (H, K) of m_k given the other slices.
         own: (H, K) ln of the probability of the slice's runs given the other slices.
-        converged: whether no mean moved by more than CLOSE in the last sweep.
+        converged: (H,) whether no mean moved by more than SETTLED in the last sweep.
     """
 
     mean: np.ndarray
@@ -42,7 +43,7 @@ class Propagated:
     others_mean: np.ndarray
     others_variance: np.ndarray
     own: np.ndarray
-    converged: bool
+    converged: np.ndarray
 
 
 def propagate(
@@ -75,29 +76,29 @@ def propagate(
     shift = precision * site_mean
     tau2 = tau[:, None] ** 2
     prior = np.diag(prior_sd**-2.0)
-    converged = False
+    moved = np.full(len(tau), np.inf)
     last = None
-    for _ in range(SWEEPS):
+    for sweep in range(SWEEPS):
+        damping = DAMPING if sweep < SWEEPS // 3 else DAMPING / 2
         found = _coefficients(precision, shift, tau2, X, offset, prior, prior_mean)
         c_mean, c_var = _cavities(found, X, offset)
         if last is not None:
-            moved = np.abs(c_mean - last) / np.sqrt(c_var)
+            moved = (np.abs(c_mean - last) / np.sqrt(c_var)).max(axis=1)
             if moved.max() < CLOSE:
-                converged = True
                 break
         last = c_mean
         log_z, mean, var = _tilted(loglik, base, start, step, c_mean, c_var, precision, shift)
         new = np.maximum(1 / var - 1 / c_var, LEAST)
         new_shift = mean * (new + 1 / c_var) - c_mean / c_var
-        precision = DAMPING * new + (1 - DAMPING) * precision
-        shift = DAMPING * new_shift + (1 - DAMPING) * shift
+        precision = damping * new + (1 - damping) * precision
+        shift = damping * new_shift + (1 - damping) * shift
     found = _coefficients(precision, shift, tau2, X, offset, prior, prior_mean)
     c_mean, c_var = _cavities(found, X, offset)
     log_z, _, _ = _tilted(loglik, base, start, step, c_mean, c_var, precision, shift)
     spread = c_var + 1 / precision
     site = -0.5 * np.log(spread) - 0.5 * (shift / precision - c_mean) ** 2 / spread
     evidence = (log_z - site).sum(axis=1) + found.log_normal
-    return Propagated(found.mean, found.cov, evidence, precision, c_mean, c_var, log_z, converged)
+    return Propagated(found.mean, found.cov, evidence, precision, c_mean, c_var, log_z, moved < SETTLED)
 
 
 @dataclass(frozen=True)

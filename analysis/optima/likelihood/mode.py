@@ -27,7 +27,9 @@ TAIL = (math.log(0.1 / LN2**2), 1.0)  # mean and SD of ln tail: 0.1 an octave sq
 GROWTH = (0.0, 0.3)  # mean and SD of an exponent of the curvature
 NOISE = (math.log(0.002), 1.2)  # mean and SD of ln sigma: 0.2% of the loss, times 3.3
 MISFIT = 0.1  # SD of the relative error of the basin's height
+FLOOR_SD = 1.0  # of the change of ln floor in one step; it only keeps the equations regular
 SCATTER = 0.3 * LN2  # of the optima about the law, while the mode is sought
+LEAST_NOISE = 1e-6  # relative, of one run while the mode is sought
 SPIKES = 0.02  # share of runs whose loss is too high by chance, by SPIKE on average
 SPIKE = 0.02
 LARGEST_SKEW = 3.0 / LN2  # per natural log; public sweeps have at most 1.1 an octave
@@ -80,9 +82,11 @@ def find_mode(
         curves: the runs.
         Z: (K, q) natural logs of the covariates, centred.
         scatter: of the optima about a law in Z while the mode is sought, natural log.
-        highest: relative excess loss of a run, above which it is left out.
+        highest: relative excess loss of a mean, above which it is left out; the three lowest never are.
     """
-    real = (curves.count > 0) & (curves.y - 1 <= highest)
+    real = curves.count > 0
+    third = np.sort(np.where(real, curves.y, np.inf), axis=1)[:, :3].max(axis=1)
+    real &= curves.y <= np.maximum(1 + highest, third)[:, None]
     count = np.where(real, curves.count, 1.0)
     K, q = Z.shape
     X = np.column_stack([np.ones(K), Z])
@@ -108,36 +112,24 @@ def find_mode(
             [model, height * by_skew, height * by_tail, *(model * Z[:, j, None] for j in range(q))], axis=-1
         )
         local = np.stack([-height * slope, curves.y / floor[:, None]], axis=-1)
-        # Blocks of the normal equations: l for (m, ln floor) of a slice, g for shape and law.
-        wl = w[..., None] * local
-        ll = wl.swapaxes(1, 2) @ local
-        lg = np.concatenate([wl.swapaxes(1, 2) @ J, np.zeros((K, 2, 1 + q))], axis=-1)
-        l_right = (wl * residual[..., None]).sum(axis=1)
-        wj = (w[..., None] * J).reshape(-1, 3 + q)
-        gg = np.zeros((4 + 2 * q, 4 + 2 * q))
-        gg[: 3 + q, : 3 + q] = wj.T @ J.reshape(-1, 3 + q) + np.diag(prior_sd**-2)
-        g_right = np.concatenate(
-            [wj.T @ residual.ravel() - (shape - prior_mean) / prior_sd**2, np.zeros(1 + q)]
+        solved = _solve_step(
+            residual,
+            w,
+            J,
+            local,
+            (prior_mean - shape) / prior_sd**2,
+            prior_sd,
+            m - X @ beta,
+            X,
+            scatter,
+            step,
         )
-        away = m - X @ beta
-        ll[:, 0, 0] += scatter**-2
-        lg[:, 0, 3 + q :] -= X / scatter**2
-        l_right[:, 0] -= away / scatter**2
-        gg[3 + q :, 3 + q :] += X.T @ X / scatter**2 + 1e-6 * np.eye(1 + q)
-        g_right[3 + q :] += X.T @ away / scatter**2
-        damped = ll + ll * np.eye(2) * (0.3 * 0.5**step + 1e-9)
-        inverse = np.linalg.inv(damped)
-        reduced = gg - (lg.swapaxes(1, 2) @ inverse @ lg).sum(axis=0)
-        right = g_right - (lg.swapaxes(1, 2) @ (inverse @ l_right[..., None])).sum(axis=0)[:, 0]
-        delta = np.linalg.solve(reduced + np.diag(np.diag(gg)) * 1e-9, right)
-        d_shape = np.clip(delta[: 3 + q], -limit, limit)
-        delta[: 3 + q] = d_shape
-        own_delta = (inverse @ (l_right - (lg @ delta))[..., None])[..., 0]
-        d_m = np.clip(own_delta[:, 0], -0.7, 0.7)
-        shape, m, beta = shape + d_shape, m + d_m, beta + delta[3 + q :]
+        d_shape = np.clip(solved.shape, -limit, limit)
+        d_m = np.clip(solved.local[:, 0], -0.7, 0.7)
+        shape, m, beta = shape + d_shape, m + d_m, beta + solved.law
         shape[1] = np.clip(shape[1], -LARGEST_SKEW, LARGEST_SKEW)
         shape[2] = np.clip(shape[2], TAIL[0] - 5 * TAIL[1], TAIL[0] + 3 * TAIL[1])
-        floor = floor * np.exp(np.clip(own_delta[:, 1], -0.1, 0.1))
+        floor = floor * np.exp(np.clip(solved.local[:, 1], -0.1, 0.1))
         # The share of noise in the variance: far runs say little about it.
         share = own / variance
         freedom = max(float((sound * share).sum()) - 2 * K - 3 - q, 0.0) + curves.seed_df
@@ -146,17 +138,75 @@ def find_mode(
         if step < ROBUST_STEPS:  # spikes would hide in the noise that they make
             rough = np.median(np.abs((residual * np.sqrt(count) * share)[real])) / 0.6745
             spent = max(1 - (2 * K + 3 + q) / max(real.sum(), 1), 0.2)
-            log_noise = min(log_noise, math.log(max(rough / math.sqrt(spent), 1e-8)))
+            log_noise = min(log_noise, math.log(max(rough / math.sqrt(spent), LEAST_NOISE)))
         moved = max(np.abs(d_m).max(), np.abs(d_shape).max())
         if moved < CLOSE and step > ROBUST_STEPS + 3:
             converged = True
             break
-    optimum_sd = np.sqrt(inverse[:, 0, 0])
-    cov = np.linalg.inv(reduced)[: 3 + q, : 3 + q]
+    optimum_sd, cov = solved.optimum_sd, solved.cov
     log_noise_sd = (2 * freedom + NOISE[1] ** -2) ** -0.5
     return BasinMode(
         shape, cov, log_noise, log_noise_sd, m, optimum_sd, floor, model, sound, residual, converged
     )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A Gauss-Newton step, and the errors that its normal equations leave."""
+
+    shape: np.ndarray  # (D,)
+    law: np.ndarray  # (P,)
+    local: np.ndarray  # (K, 2): optimum, ln floor
+    cov: np.ndarray  # (D, D) of the shape
+    optimum_sd: np.ndarray  # (K,) given the shape
+
+
+def _solve_step(
+    residual: np.ndarray,
+    w: np.ndarray,
+    J: np.ndarray,
+    local: np.ndarray,
+    pull: np.ndarray,
+    prior_sd: np.ndarray,
+    away: np.ndarray,
+    X: np.ndarray,
+    scatter: float,
+    step: int,
+) -> _Step:
+    """Solve the normal equations with the optimum and floor of each slice eliminated.
+
+    Args:
+        residual, w: (K, n) and its weights.
+        J: (K, n, D) derivatives of the model with respect to the shape.
+        local: (K, n, 2) those with respect to the slice's own optimum and ln floor.
+        pull, prior_sd: (D,) gradient of the shape's prior, and its SD.
+        away: (K,) optima less the law.
+        X: (K, P) design of the law.
+        scatter: SD of the optima about the law.
+        step: how many there were; the damping shrinks with it.
+    """
+    (K, P), D = X.shape, J.shape[-1]
+    # Blocks: l for (optimum, ln floor) of a slice, g for shape and law.
+    wl = w[..., None] * local
+    ll = wl.swapaxes(1, 2) @ local
+    lg = np.concatenate([wl.swapaxes(1, 2) @ J, np.zeros((K, 2, P))], axis=-1)
+    l_right = (wl * residual[..., None]).sum(axis=1)
+    wj = (w[..., None] * J).reshape(-1, D)
+    gg = np.zeros((D + P, D + P))
+    gg[:D, :D] = wj.T @ J.reshape(-1, D) + np.diag(prior_sd**-2)
+    g_right = np.concatenate([wj.T @ residual.ravel() + pull, np.zeros(P)])
+    ll += np.diag([scatter**-2, FLOOR_SD**-2])
+    lg[:, 0, D:] -= X / scatter**2
+    l_right[:, 0] -= away / scatter**2
+    gg[D:, D:] += X.T @ X / scatter**2 + 1e-6 * np.eye(P)
+    g_right[D:] += X.T @ away / scatter**2
+    inverse = np.linalg.inv(ll + ll * np.eye(2) * (0.3 * 0.5**step + 1e-9))
+    reduced = gg - (lg.swapaxes(1, 2) @ inverse @ lg).sum(axis=0)
+    right = g_right - (lg.swapaxes(1, 2) @ (inverse @ l_right[..., None])).sum(axis=0)[:, 0]
+    delta = np.linalg.solve(reduced + np.diag(np.diag(gg)) * 1e-9, right)
+    own = (inverse @ (l_right - (lg @ delta))[..., None])[..., 0]
+    cov = np.linalg.inv(reduced)[:D, :D]
+    return _Step(delta[:D], delta[D:], own, cov, np.sqrt(inverse[:, 0, 0]))
 
 
 def _basin_derivatives(

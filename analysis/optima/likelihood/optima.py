@@ -239,8 +239,8 @@ def _own_optima(found: ContextLikelihood, level: float) -> list[Optimum]:
         own = interpolate(tables.loglik, first[c, :, None], fine) + prior
         own = np.exp(own - own.max(axis=1, keepdims=True))
         density += weight[c] * own / own.sum(axis=1, keepdims=True)
-    cumulative = np.cumsum(density, axis=1)
-    cumulative /= cumulative[:, -1:]
+    cumulative = np.cumsum(density, axis=1) - 0.5 * density  # a point of the grid stands for its cell
+    cumulative /= density.sum(axis=1, keepdims=True)
     mean = (density * m).sum(axis=1) / density.sum(axis=1)
     sd = np.sqrt((density * (m - mean[:, None]) ** 2).sum(axis=1) / density.sum(axis=1))
     optima = []
