@@ -88,7 +88,7 @@ def fit(
         typer.Option(
             "--bend-sd",
             metavar="SD",
-            help="how far the law may bend, per natural log squared: 0.01 unless given, 0 for a power law",
+            help="how far the law may bend, per squared natural log of a size: 0.01 unless given, 0 for none",
             rich_help_panel=FIT,
         ),
     ] = None,

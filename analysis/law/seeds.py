@@ -2,7 +2,9 @@
 
 The interval of a law depends on how well each optimum is known, which a few coarse slices hardly tell. An
 error that all slices share, such as that of a skewed basin on a coarse grid of rates, leaves exponents alone.
-The rest of the error shows as the spread between seeds that are fitted separately.
+The noise of seeds shows as the spread between seeds that are fitted separately. What moves the optima of all
+seeds of a slice alike, the scatter of slices about the law, does not: this interval is no replacement for the
+law's own, but says which part of it more seeds would take away.
 """
 
 import math

@@ -4,7 +4,8 @@ The optimum of slice k, with the centred log covariates z, is normal about a + b
 tau. A bend is the coefficient of a square or a product of covariates, made orthogonal to the straight law. No
 law is exactly a power law, and the prior has to say how far from one it may be, since data within the fitted
 range hardly can. The prior of the quadratic form is the same in every direction, so a product of two
-covariates has sqrt(2) times the SD of a square.
+covariates has sqrt(2) times the SD of a square. The SD is per natural log squared of the covariate as it is
+given: width and parameters, which grow as its square, are bent by the same SD to different extents.
 """
 
 import math

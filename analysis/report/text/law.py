@@ -131,7 +131,7 @@ def evidence_lines(law: Law) -> list[str]:
         lines.append(
             f"Exponent of {name} from each of {count} seeds alone: {ends}, "
             f"mean {seeds.mean:.3f} ({format_percent(law.level)} interval "
-            f"{seeds.low:.3f} to {seeds.high:.3f})"
+            f"{seeds.low:.3f} to {seeds.high:.3f}, by seed noise alone, without the scatter of slices)"
         )
     if law.leave_one_out:
         lines.append(leave_one_out_line(law))
