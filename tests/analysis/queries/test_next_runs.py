@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,8 @@ def test_three_rates_an_octave_apart_lie_about_the_predicted_optimum(law):
 
 def _with_errors(law: Law, points: int | None = None, **errors: float) -> Law:
     """The law with other errors of its basin, or with so many rates in every slice."""
-    basin = law.basin.model_copy(update={"errors": {**law.basin.errors, **errors}})
+    old: Any = law.basin
+    basin = old.model_copy(update={"errors": {**old.errors, **errors}})
     slices = law.slices
     if points is not None:
         slices = [s.model_copy(update={"points": s.points[:points]}) for s in slices]
@@ -130,15 +132,17 @@ def test_the_error_of_a_slice_like_those_of_the_law_is_theirs(law):
     used = [s for s in law.slices if s.used]
     for one in used:
         rates = [p.lr for p in one.points]
-        error = slice_error(law, one.covariates, rates, one.points[0].seeds)
+        error: Any = slice_error(law, one.covariates, rates, one.points[0].seeds)
         np.testing.assert_allclose(error, law.slice_sd, rtol=0.5, atol=0)
-        few = slice_error(law, one.covariates, choose_rates(law, one.covariates).rates, one.points[0].seeds)
+        few: Any = slice_error(
+            law, one.covariates, choose_rates(law, one.covariates).rates, one.points[0].seeds
+        )
         assert error < few < 3 * error
 
 
 def test_a_slice_costs_its_runs(law):
     """The cost is in units of the dearest slice of the law, so it is a ratio of sizes times one of runs."""
-    choice = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
+    choice: Any = next_runs(law, {"tokens": 2**22}, count=1).choices[0]
     dearest = max(law.slices, key=lambda s: s.covariates["tokens"])
     runs = sum(p.seeds for p in dearest.points)
     ratio = choice.covariates["tokens"] / dearest.covariates["tokens"]
@@ -147,7 +151,7 @@ def test_a_slice_costs_its_runs(law):
 
 def test_the_expected_excess_is_that_of_draws_from_the_posterior(law):
     goal = {"tokens": 2**24}
-    found = next_runs(law, goal, count=2)
+    found: Any = next_runs(law, goal, count=2)
     known, basin = law_knowledge(law), law.basin.at(goal)
     rng = np.random.default_rng(0)
     mean, variance = known.moments(goal)
@@ -164,7 +168,7 @@ def test_the_expected_excess_is_that_of_draws_from_the_posterior(law):
 
 
 def test_a_slice_is_worth_its_flops_if_they_buy_less_in_the_run_itself(law):
-    found = next_runs(law, {"tokens": 2**24}, count=1)
+    found: Any = next_runs(law, {"tokens": 2**24}, count=1)
     total, one = found.value, found.choices[0]
     sizes = one.covariates
     parameters = 12 * sizes["width"] ** 2 * sizes.get("depth", 1)
@@ -175,15 +179,16 @@ def test_a_slice_is_worth_its_flops_if_they_buy_less_in_the_run_itself(law):
     np.testing.assert_allclose(one.value.same_flops, bought, rtol=1e-9)
     np.testing.assert_allclose(one.value.saving_per_1e18, one.value.saving / one.value.flops * 1e18)
     assert one.value.worth == (one.value.saving > bought)
-    assert next_runs(law, {"tokens": 2**24}, count=1, gain=1e-9).choices[0].value.worth
-    assert not next_runs(law, {"tokens": 2**24}, count=1, gain=10.0).choices[0].value.worth
+    for gain, worth in ((1e-9, True), (10.0, False)):
+        priced: Any = next_runs(law, {"tokens": 2**24}, count=1, gain=gain).choices[0]
+        assert priced.value.worth is worth
     with pytest.raises(ValueError, match=r"gain must .* got -1"):
         next_runs(law, {"tokens": 2**24}, gain=-1)
 
 
 def test_worth_is_not_known_without_parameters_and_value_not_without_a_basin(make_ladder):
     frame = make_ladder(seed_shift=0.05, noise=0.001).drop(columns=["width", "depth"], errors="ignore")
-    found = next_runs(_law(frame))
+    found: Any = next_runs(_law(frame))
     assert found.value.flops is None
     assert all((c.value.flops, c.value.worth) == (None, None) and c.value.saving > 0 for c in found.choices)
     assert "FLOPs is not known" in "".join(value_lines(found))
