@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slurm test-slow lint format clean
+.PHONY: demo test test-slurm test-slow test-slurm-if-up lint lint-style lint-types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,8 +33,12 @@ demo: $(STAMP)
 	hyperp-law validate runs/demo/law.json runs/demo_check/runs.parquet
 
 # The tests of Slurm run where one is up, and say how to have one where not: `make test` installs and starts none.
-test: lint
+# They wait most of the time, so the types are checked meanwhile.
+test: lint-style
+	@$(MAKE) --no-print-directory --jobs=2 lint-types test-slurm-if-up
 	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2
+
+test-slurm-if-up: $(STAMP)
 	@$(BIN)/python tests/slurm/cluster.py if-up $(BIN)/python -m pytest -m "not slow" tests/slurm
 
 test-slurm: $(STAMP)
@@ -43,9 +47,13 @@ test-slurm: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)
+lint: lint-style lint-types
+
+lint-style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types: $(STAMP)
 	$(BIN)/python tests/lint.py
 
 format: $(STAMP)
