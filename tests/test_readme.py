@@ -26,7 +26,13 @@ def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("readme")
     (made / "reports" / "demo").mkdir(parents=True)
     shutil.copy(ROOT / "reports" / "demo" / "runs.csv", made / "reports" / "demo")
-    for page in ("README.md", "conf/README.md", "hyperp/optim/README.md", "sweeps/README.md"):
+    for page in (
+        "README.md",
+        "conf/README.md",
+        "hyperp/optim/README.md",
+        "sweeps/README.md",
+        "analysis/README.md",
+    ):
         shutil.copy(ROOT / page, made / page.replace("/", "-"))
     return made
 

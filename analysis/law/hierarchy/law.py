@@ -205,7 +205,7 @@ def _middle(found: Hierarchy, used: Sequence[Slice], request: FitRequest, name: 
     row = np.zeros(found.posterior.mean.shape[1])
     row[0] = 1.0
     fixed = request.fix if name == "lr" else {}
-    held = sum(b * np.mean([math.log(one.covariates[n]) for one in used]) for n, b in fixed.items())
+    held = math.fsum(b * math.log(one.covariates[n]) / len(used) for n, b in fixed.items() for one in used)
     tails = ((1 - request.level) / 2, (1 + request.level) / 2)
     low, high = found.posterior.quantiles(row, tails, scatter=False)
     return finite_exp(low + held), finite_exp(high + held)

@@ -96,7 +96,8 @@ def find_mode(
     m = curves.u[np.arange(K), curves.best]
     beta = np.linalg.lstsq(X, m, rcond=None)[0]
     floor, sound = np.ones(K), real * 1.0
-    converged, freedom = False, 0.0
+    model = residual = np.zeros_like(curves.u)
+    converged, freedom, solved = False, 0.0, None
     for step in range(STEPS):
         v = curves.u - m[:, None]
         S, slope, by_skew, by_tail = _basin_derivatives(v, float(shape[1]), float(shape[2]))
@@ -143,6 +144,7 @@ def find_mode(
         if moved < CLOSE and step > ROBUST_STEPS + 3:
             converged = True
             break
+    assert solved is not None
     optimum_sd, cov = solved.optimum_sd, solved.cov
     log_noise_sd = (2 * freedom + NOISE[1] ** -2) ** -0.5
     return BasinMode(

@@ -230,7 +230,7 @@ def _own_optima(found: ContextLikelihood, level: float) -> list[Optimum]:
     middle = 0.5 * (curves.low + curves.high)
     prior = -0.5 * ((m - middle[:, None]) / ALONE) ** 2
     coarse = tables.loglik - 0.5 * ((tables.grid - middle[:, None]) / ALONE) ** 2
-    log_mass = logsumexp(coarse, axis=2)
+    log_mass = np.asarray(logsumexp(coarse, axis=2))
     weight = tables.log_weight + log_mass.sum(axis=1)
     weight = np.exp(weight - logsumexp(weight))
     density = np.zeros((K, len(fine)))

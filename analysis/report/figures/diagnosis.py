@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import other_coefficients
+from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.law.identify import assess_stratum
 from hyperp.analysis.law.request import FitRequest
 from hyperp.analysis.law.schema import Law, SliceRecord
@@ -160,7 +161,6 @@ def _refit_with_fewer_rates(law: Law, used: list[SliceRecord], count: int) -> li
 
 def request_of(law: Law) -> FitRequest:
     """The request that fits a law of the same kind, with the same priors, to other runs."""
-    priors = {"tau_sd": law.tau_sd, "bend_sd": law.bend_sd}
     return FitRequest(
         by=tuple(law.covariates),
         fix=law.fixed,
@@ -170,5 +170,6 @@ def request_of(law: Law) -> FitRequest:
         window=law.window,
         level=law.level,
         prior={name: (p.mean, p.sd) for name, p in law.priors.items()},
-        **{name: value for name, value in priors.items() if value is not None},
+        tau_sd=TAU_SD if law.tau_sd is None else law.tau_sd,
+        bend_sd=BEND_SD if law.bend_sd is None else law.bend_sd,
     )

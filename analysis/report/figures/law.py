@@ -117,7 +117,8 @@ def _draw_optima(axes: Axes, law: Law, covariate: str, middle: Mapping[str, floa
 
 def _draw_arrow(axes: Axes, x: float, low: float | None, high: float | None, label: str | None) -> None:
     """A bar at the known end of a one-sided interval, and an arrow half an octave long into it."""
-    end, tip = (high, high / 2**0.5) if high is not None else (low, (low or 1.0) * 2**0.5)
+    assert low is not None or high is not None
+    end, tip = (high, high / 2**0.5) if high is not None else (float(low or 0), float(low or 0) * 2**0.5)
     look = {"arrowstyle": "-|>", "color": "black", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (x, tip), (x, end), arrowprops=look, zorder=4)
     axes.plot([x], [end], "_", color="black", ms=9, mew=1.6, zorder=4, label=label)

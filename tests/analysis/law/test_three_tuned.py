@@ -49,7 +49,7 @@ def sweep(
     """
     rng, frames = np.random.default_rng(seed), []
     grid = np.array(list(itertools.product((-1.5, -0.5, 0.5, 1.5), (-1.5, 0, 1.5), (-1.5, 0, 1.5))))
-    for tokens in 2 ** np.arange(20, 20 + slices):
+    for tokens in (2**k for k in range(20, 20 + slices)):
         best = optima(tokens) + scatter * rng.standard_normal(3)
         at = np.round(optima(tokens)) + (grid if design == "grid" else rng.uniform(-2, 2, (40, 3)))
         at[:, 2] += shift * (tokens == 2**20)
@@ -108,6 +108,7 @@ def test_leaving_a_slice_out_costs_what_missing_all_three_costs():
         math.log(rest.interval_at({"tokens": 2**24}, n)[0] / (own.lr if n == "lr" else own.also[n]))
         for n in OVER
     ]
+    assert last.loss_penalty is not None
     np.testing.assert_allclose(last.loss_penalty, law.basin.penalty(missed), rtol=0.25, atol=0)
     found = recommend_rate(law, {"tokens": 2**25})
     worst = max(
@@ -119,6 +120,7 @@ def test_leaving_a_slice_out_costs_what_missing_all_three_costs():
             ]
         )
     )
+    assert found.penalty_low is not None
     np.testing.assert_allclose(found.penalty_low, worst, rtol=1e-9, atol=0)
 
 

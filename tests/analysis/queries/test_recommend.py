@@ -41,6 +41,12 @@ def test_the_rate_is_the_product_of_its_factors(law):
     assert tokens.published == ["-0.32 (10B to 166B tokens, 208M parameters, linear decay; arXiv 2603.28743)"]
 
 
+def _shares(law: Law, tokens: float) -> dict[str, float]:
+    shares = recommend_rate(law, {"tokens": tokens}, extrapolate=True).shares
+    assert shares is not None
+    return shares
+
+
 def test_the_interval_is_that_of_draws_from_the_posterior(law):
     """Coefficients from a normal of the mixture, then an optimum about the law with that scatter."""
     p, rng = law.posterior.posterior, np.random.default_rng(0)
@@ -50,23 +56,21 @@ def test_the_interval_is_that_of_draws_from_the_posterior(law):
     draws = line[part] + spread[part] * rng.normal(size=len(part))
     found = law.interval_at({"tokens": 2**21})
     np.testing.assert_allclose(np.log(found), np.quantile(draws, [0.5, 0.025, 0.975]), rtol=0, atol=0.003)
-    shares = recommend_rate(law, {"tokens": 2**21}).shares
+    shares = _shares(law, 2**21)
     np.testing.assert_allclose(sum(shares.values()), 1.0, rtol=1e-9, atol=0)
     total = draws.var()
     np.testing.assert_allclose(shares["scatter"] * total, p.weight @ p.tau**2, rtol=0.05, atol=0)
 
 
 def test_the_share_of_the_bend_grows_with_the_distance_until_it_decides(law, make_ladder):
-    shares = [recommend_rate(law, {"tokens": 2**k}, extrapolate=True).shares["bend"] for k in (20, 23, 26)]
+    shares = [_shares(law, 2**k)["bend"] for k in (20, 23, 26)]
     assert shares[0] < shares[1] < shares[2]
     found = recommend_rate(law, {"tokens": 2**20})
     factor = found.form_decides["tokens"]
-    beyond = law.variance_shares({"tokens": 524288 * factor})
-    before = law.variance_shares({"tokens": 524288 * factor / 1.2})
-    assert before["bend"] < 0.5 <= beyond["bend"]
+    assert _shares(law, 524288 * factor / 1.2)["bend"] < 0.5 <= _shares(law, 524288 * factor)["bend"]
     runs = _runs(make_ladder(seed_shift=0.05, noise=0.001))
     straight = fit_law(runs, ["tokens"], bend_sd=0.0)
-    assert straight.variance_shares({"tokens": 2**26})["bend"] == 0.0
+    assert _shares(straight, 2**26)["bend"] == 0.0
     assert recommend_rate(straight, {"tokens": 2**20}).form_decides == {}
 
 
@@ -113,6 +117,8 @@ def test_the_cost_at_either_end_is_that_of_the_basin_there(make_ladder):
         assert cost is not None
         d = math.log(found.lr / end)
         basin = law.basin.at({"tokens": 2**20})
+        assert basin.skew is not None
+        assert basin.tail is not None
         value = 2 * basin.coef[0] * skewed_excess(np.array(d), basin.skew, basin.tail)
         np.testing.assert_allclose(cost, value, rtol=1e-9, atol=0)
     assert found.penalty_low is not None

@@ -90,13 +90,13 @@ def test_one_spike_hardly_moves_a_slice_and_none_is_left_out():
     own, before = found.optima[2], clean.optima[2]
     assert abs(own.log2_lr - before.log2_lr) < 2 * before.se  # pyright: ignore
     assert any("weigh" in note for note in found.notes)
-    noise = [r.basins[0].noise for r in (clean, found)]  # pyright: ignore
-    assert noise[1] < 1.3 * noise[0]
+    before, after = (r.basins[0].noise or 0.0 for r in (clean, found))  # pyright: ignore
+    assert 0 < after < 1.3 * before
 
 
 def test_a_spike_of_one_seed_is_left_out_and_counted():
     frame = sweep(rates=5, seeds=2)
-    frame.loc[13, "loss"] *= 1.02
+    frame["loss"] = frame["loss"].where(frame.index != 13, 1.02 * frame["loss"])
     _, found = estimate(frame)
     assert "1 run far above the other seeds left out" in found.notes
     _, clean = estimate(sweep(rates=5, seeds=2))
