@@ -57,6 +57,9 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         raise unidentified_refusal(chosen, slices, found.optima, by, len(groups))
 
     used = [slices[i] for i in chosen.usable]
+    for name in request.fix:
+        if any(one.covariates[name] == 0 for one in used):
+            raise ValueError(f"{argument('fix')} {name} must be above 0 in every slice, got 0")
     basin = _law_basin(request, slices, found, chosen)
     parts = fit_parts(request, slices, found, chosen.usable, basin)
     own = parts.own
@@ -354,7 +357,10 @@ def _unselected_records(frame: pd.DataFrame, inside: pd.Index, request: FitReque
     if rest.empty:
         return []
     reason = "not in the selection " + " ".join(f"{k}={v}" for k, v in request.where.items())
-    slices, found = _find_optima(rest, request, unique=False)
+    try:
+        slices, found = _find_optima(rest, request, unique=False)
+    except (ValueError, Refusal):  # what is not asked about must not stop the fit
+        return []
     return [
         slice_record(one, optimum, reason=reason) for one, optimum in zip(slices, found.optima, strict=True)
     ]

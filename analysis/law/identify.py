@@ -20,7 +20,7 @@ class Stratum:
 
     Attributes:
         members: all of them.
-        usable: those whose optimum is bracketed.
+        usable: those that a law uses: whose optimum is bracketed, and one-sided ones where these count.
         problem: why they do not identify the exponents; None if they do.
         edges: whether the problem is that most optima lie at the end of their rates.
     """

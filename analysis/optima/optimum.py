@@ -13,13 +13,13 @@ MIN_RATES = 3  # a slice with fewer distinct rates cannot bracket its optimum
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best rate of a slice; from `log2_lr` on, None or empty unless `state` is bracketed.
+    """The best rate of a slice; from `log2_lr` on, None or empty where the method has none.
 
     Attributes:
         state: whether the slice brackets its optimum, or why not.
         reason: one line that explains any other state.
         next_rates: rates to run, so that the slice brackets its optimum.
-        log2_lr: base-2 log of the best rate.
+        log2_lr: base-2 log of the best rate; that of a one-sided slice, where its method has one, is a guess.
         loss, curvature: of the fitted curve at its bottom; the curvature is loss per octave squared.
         rates: the rates that the curve was fitted to.
         seeds: number of seeds.
@@ -33,7 +33,6 @@ class Optimum:
             a uniform distribution, without the noise of the losses, and there is no interval.
         low, high: ends of the interval, as rates; None where it is unbounded. Of a parabola, they are
             Fieller's.
-        rounding: half the step, in octaves, of the grid that the optimum was read off; None if it was fitted.
         also, also_se: base-2 log and standard error of each quantity tuned beside the rate.
         parabola: the fit of the method `two-stage`, with `seed_variance`, the variance of its seeds' own
             vertices in octaves squared, and `seed_df`, the degrees of freedom of that.
@@ -53,7 +52,6 @@ class Optimum:
     rounding: float | None = None
     low: float | None = None
     high: float | None = None
-    rounding: float | None = None
     also: dict[str, float] = field(default_factory=dict)
     also_se: dict[str, float] = field(default_factory=dict)
     parabola: Parabola | None = None

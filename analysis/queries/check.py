@@ -158,7 +158,7 @@ def describe_table(table: TableOptima) -> TableCheck:
     changing = varying_columns(slices)
     verdicts, confounders, columns = [], [], shared_columns(slices, frame)
     for name in (n for n in slices[0].covariates if n in changing):
-        verdict, able = _verdict(name, slices, optima, changing)
+        verdict, able = _verdict(name, slices, optima, changing, table.request.hierarchical)
         verdicts.append(verdict)
         for group in able:
             used = [slices[i] for i in group.usable]
@@ -188,7 +188,11 @@ def _rank(group: Stratum, name: str, slices: Sequence[Slice]) -> tuple[int, int,
 
 
 def _verdict(
-    name: str, slices: Sequence[Slice], optima: Sequence[Optimum], changing: Mapping[str, Sequence]
+    name: str,
+    slices: Sequence[Slice],
+    optima: Sequence[Optimum],
+    changing: Mapping[str, Sequence],
+    one_sided: bool,
 ) -> tuple[Identifiable, list[Stratum]]:
     """What identifies the exponent of this covariate, and the groups of slices that do.
 
@@ -200,7 +204,7 @@ def _verdict(
     for count in range(min(len(sizes), MOST_TOGETHER)):
         for more in itertools.combinations(others, count):
             by = [n for n in sizes if n == name or n in more]
-            groups = [assess_stratum(members, slices, optima, by) for members in strata(slices, by)]
+            groups = [assess_stratum(g, slices, optima, by, one_sided) for g in strata(slices, by)]
             if able := [group for group in groups if group.problem is None]:
                 rest = [n for n in changing if n not in by]
                 labels = [

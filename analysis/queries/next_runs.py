@@ -37,7 +37,7 @@ from hyperp.analysis.table.slices import Number
 from hyperp.validation import Strict
 
 OCTAVES_ABOVE_RANGE = 2  # of the largest candidate size
-DEFAULT_TARGET = 8.0  # times the largest fitted size
+DEFAULT_TARGET = 8  # times the largest fitted size
 
 
 class NextSlice(Strict):

@@ -95,7 +95,7 @@ def write_report(
     recommendation = None if target is None else recommend_rate(law, target, extrapolate=extrapolate)
     make_folder(out)
     marked = None if recommendation is None else recommendation.target
-    paths = save_figure(*basin_curves(law), out, "basins")
+    paths = save_figure(*basin_curves(law), out, "basins") if law.method != "given" else []
     for name in law.ranges:
         paths += save_figure(*optimum_against(law, name, marked), out, f"optimum-{name.replace('_', '-')}")
     if law.posterior is not None:
@@ -107,7 +107,7 @@ def write_report(
     for axis, answers in transfers.items():
         picture = transfer_panels(law.slices, answers)
         paths += save_figure(*picture, out, f"transfer-{axis.replace('_', '-')}")
-    monitors = read_monitors(law)
+    monitors = None if law.method == "given" else read_monitors(law)
     stability = None if monitors is None else stability_section(monitors)
     for part in stability["parts"] if stability else []:
         figure, rows = part.pop("figure")

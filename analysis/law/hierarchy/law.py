@@ -139,8 +139,7 @@ def coefficients(
             )
         )
     weight, tau = found.posterior.weight, found.posterior.tau
-    order = np.argsort(tau)
-    low_tau, high_tau = np.interp(tails, np.cumsum(weight[order]), tau[order])
+    low_tau, high_tau = _scatter_interval(weight, tau, tails)
     return Coefficients(
         a=estimates[0],
         exponents=dict(zip(found.by, estimates[1:], strict=True)),
@@ -149,10 +148,23 @@ def coefficients(
         tau=float(weight @ tau),
         slice_sd=slice_sd,
         residual_sd=residual_sd,
-        tau_interval=(float(low_tau), float(high_tau)),
+        tau_interval=(low_tau, high_tau),
         bends=bend_records(found, free, request.bend_sd, level) if request.bend_sd > 0 else {},
         posterior=PosteriorRecord.of(found.terms, found.posterior),
     )
+
+
+def _scatter_interval(weight: np.ndarray, tau: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
+    """The interval of the scatter; each of its equally spaced values stands for the cell about it."""
+    values, place = np.unique(tau, return_inverse=True)
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    half = float(np.diff(values).min()) / 2
+    mass = np.bincount(place, weights=weight)
+    edges = np.concatenate([values - half, values[-1:] + half])
+    cumulative = np.append(0.0, np.cumsum(mass) / mass.sum())
+    low, high = np.interp(tails, cumulative, edges)
+    return max(float(low), 0.0), float(high)
 
 
 def probability_of(found: Hierarchy, index: int, value: float) -> float:
@@ -166,7 +178,7 @@ def _points(optima: Sequence[Optimum], name: str) -> tuple[np.ndarray, np.ndarra
     """Optima, standard errors and roundings in natural log; zero where one is not known."""
     at = [o.log2_lr if name == "lr" else o.also[name] for o in optima]
     errors = [o.se if name == "lr" else o.also_se.get(name) for o in optima]
-    rounding = [o.rounding or 0.0 for o in optima]
+    rounding = [o.rounding or 0.0 if name == "lr" else 0.0 for o in optima]
     return (
         np.array(at, dtype=float) * LN2,
         np.array([e or 0.0 for e in errors]) * LN2,

@@ -135,7 +135,8 @@ def find_mode(
         share = own / variance
         freedom = max(float((sound * share).sum()) - 2 * K - 3 - q, 0.0) + curves.seed_df
         squares = float((sound * count * (share * residual) ** 2).sum()) + curves.seed_squares
-        log_noise = _noise_mode(log_noise, squares, freedom)
+        # Half of the way: spikes and the noise that they are judged by would go back and forth.
+        log_noise = 0.5 * (log_noise + _noise_mode(log_noise, squares, freedom))
         if step < ROBUST_STEPS:  # spikes would hide in the noise that they make
             rough = np.median(np.abs((residual * np.sqrt(count) * share)[real])) / 0.6745
             spent = max(1 - (2 * K + 3 + q) / max(real.sum(), 1), 0.2)

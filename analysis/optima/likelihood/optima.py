@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import logsumexp
 
-from hyperp.analysis.errors import Refusal
 from hyperp.analysis.optima.estimation import (
     BasinEstimate,
     MethodOptions,
@@ -73,11 +72,7 @@ class ContextLikelihood:
 
 
 def hierarchical_optima(slices: Sequence[Slice], options: MethodOptions) -> MethodResult:
-    """The likelihoods of the optima, and each optimum by its own; for two and more tuned quantities `shared`.
-
-    Raises:
-        Refusal: every slice has two valleys.
-    """
+    """The likelihoods of the optima, and each optimum by its own; `shared` for two and more tuned."""
     if len(options.over) > 1:
         from hyperp.analysis.optima.shared import shared_optima
 
@@ -135,11 +130,10 @@ def _fit_context(
                 continue
         reasons = valley_reasons(curves, mode)
         if len(keep) > 1 and all(reasons):
-            raise Refusal(
-                f"every slice has two valleys ({reasons[0]}), so no basin tells which is the optimum; "
-                "run more seeds at these rates, or rates between them",
-                [one.next_point(np.unique(one.lr).tolist()) for one in part],
-            )
+            for i, reason in zip(keep, reasons, strict=True):
+                why = f"{reason}; every slice has two valleys, so no basin tells which is the optimum"
+                optima[members[i]] = Optimum("not_convex", why, _between_rates(slices[i]))
+            return None
         reasons = [a or b for a, b in zip(reasons, uneven_reasons(curves, mode), strict=True)]
         bad = [i for i, reason in zip(keep, reasons, strict=True) if reason]
         if not bad:

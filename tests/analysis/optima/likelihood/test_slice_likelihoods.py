@@ -134,9 +134,14 @@ def test_two_valleys_in_every_slice_are_a_refusal_and_in_one_a_reason():
     frame = sweep(rates=9, noise=5e-4)
     octaves = np.log2(frame["lr"]) - frame.groupby("tokens")["lr"].transform(lambda x: np.log2(x).mean())
     hump = 1 + 0.04 * np.exp(-0.5 * ((octaves + 1.5) / 0.7) ** 2)
+    humped = frame.assign(loss=frame["loss"] * hump)
     with pytest.raises(Refusal, match="every slice has two valleys") as caught:
-        estimate(frame.assign(loss=frame["loss"] * hump))
+        fit_law(humped, "tokens")
     assert len(caught.value.points) == len(TOKENS)
+    both = pd.concat([humped.assign(optimizer="muon"), frame.assign(optimizer="adamw")])
+    _, found = estimate(both)
+    assert {o.state for o in found.optima[: len(TOKENS)]} == {"bracketed"}
+    assert {o.state for o in found.optima[len(TOKENS) :]} == {"not_convex"}
     one = frame["tokens"] == TOKENS[3]
     _, found = estimate(frame.assign(loss=frame["loss"] * np.where(one, hump, 1.0)))
     assert [o.state for o in found.optima].count("bracketed") == len(TOKENS) - 1
