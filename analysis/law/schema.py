@@ -19,6 +19,7 @@ from hyperp.analysis.vocabulary import CENSORED, DEFAULT_REACH, Space, State
 from hyperp.validation import Strict
 
 SCHEMA_VERSION = 4
+FARTHEST = 100.0  # times the fitted range, up to which it is said from where on the law's form decides
 FORM = "lr = exp(a) * product of covariate^b"
 
 Positive = Annotated[float, Field(gt=0)]
@@ -368,7 +369,8 @@ class Law(Coefficients):
     def form_decides_beyond(self, name: str, target: Mapping[str, float]) -> float | None:
         """The factor beyond the range of a covariate from which the form of the law is most of the variance.
 
-        The other covariates are at the target. None without bends, or where no factor up to a million does.
+        The other covariates are at the target. None without bends, or where no factor up to FARTHEST does:
+        what little data know, they know no better further out.
         """
         if self.posterior is None or not self.bends:
             return None
@@ -379,7 +381,7 @@ class Law(Coefficients):
             size = high * factor if above else low / factor
             return (self.variance_shares({**target, name: size}) or {})["bend"]
 
-        factors = np.geomspace(1.0, 1e6, 121)
+        factors = np.geomspace(1.0, FARTHEST, 81)
         return next((float(f) for f in factors if share(float(f)) > 0.5), None)
 
     @model_validator(mode="after")

@@ -84,7 +84,7 @@ def hierarchical_drift(
     Args:
         tables: likelihoods of K optima.
         sizes: K sizes.
-        tau_sd: SD of the prior of the scatter, in octaves.
+        tau_sd: scale of the half-Student t prior of the scatter, in octaves.
         bend_sd: SD of the bend, per natural log squared.
         level: coverage of the intervals.
         one_sided: how many of the curves have a likelihood with one end alone.
@@ -103,7 +103,8 @@ def hierarchical_drift(
         low=low,
         high=high,
         df=None,
-        basis=f"likelihoods of {curves}; prior SD of {tau_sd:g} octaves for the scatter between them{unseen}",
+        basis=f"likelihoods of {curves}; a prior of scale {tau_sd:g} octaves for the scatter between them"
+        f"{unseen}",
         scatter=float(law.posterior.weight @ law.posterior.tau) / LN2,
         one_sided=one_sided,
     )

@@ -40,13 +40,16 @@ def listed_names(columns: Sequence[str]) -> str:
     return ", ".join(map(str, columns[:SHOWN])) + more
 
 
+STATE_NAMES = ("state", "status", "runstate", "runstatus")
+
+
 def status_column(frame: "pd.DataFrame") -> str | None:
     """The one column that is called State or the like and holds nothing but states of runs.
 
     None if the table has a column status.
     """
     columns = list(map(str, frame.columns))
-    named = [c for c in columns if _letters(c) in ("state", "status", "runstate", "runstatus")]
+    named = [c for c in columns if _letters(c) in STATE_NAMES]
     if "status" in columns or len(named) != 1:
         return None
     return named[0] if known_status(frame[named[0]]).isin(STATUSES).all() else None
@@ -62,6 +65,16 @@ def known_status(column: "pd.Series") -> "pd.Series":
 def unread_columns(frame: "pd.DataFrame", mapping: Mapping[str, str]) -> list[str]:
     """A remark for each varying column that is not read because a known name is spelled differently."""
     remarks = []
+    for column in map(str, frame.columns):
+        if _letters(column) not in STATE_NAMES or "status" in frame.columns or column in mapping.values():
+            continue
+        words = known_status(frame[column])
+        unknown = sorted({str(word) for word in words[~words.isin(STATUSES)]})
+        if unknown and words.isin(STATUSES).any():
+            remarks.append(
+                f"column {column} is not read as status, so every run counts as finished: it holds "
+                f"{', '.join(unknown[:3])}, and a status is one of {', '.join(STATUSES)}"
+            )
     for known in ("seed", "base_lr", *COVARIATES, *CONTEXT):
         for column in map(str, frame.columns):
             same = _letters(column) == _letters(known) and column not in mapping.values()

@@ -53,3 +53,12 @@ def test_close_names_look_past_case_and_separators():
     assert close_names("learningrate", columns)[0] == "learning_rate"
     assert close_names("VAL_LOSS", columns)[0] == "val/loss"
     assert close_names("qqq", columns) == []
+
+
+def test_a_column_with_one_word_that_is_no_state_is_named_with_it():
+    frame = CURVE.assign(State=["finished", "finished", "finished", "requeued", "crashed"])
+    runs = read_runs(frame)
+    assert "status" not in runs.mapping
+    (note,) = runs.notes
+    assert note.startswith("column State is not read as status")
+    assert "requeued" in note
