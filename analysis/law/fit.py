@@ -14,9 +14,10 @@ from hyperp.analysis.law.confounders import confounder_warnings
 from hyperp.analysis.law.hierarchy.law import hierarchical_coefficients, hierarchical_parts
 from hyperp.analysis.law.identify import Stratum, assess_stratum, choose_stratum, unidentified_refusal
 from hyperp.analysis.law.parts import LawParts
+from hyperp.analysis.law.records import BasinRecord, OtherMethod, SliceRecord, finite_exp
 from hyperp.analysis.law.regression import Sample, coefficients, regress, regression_parts
 from hyperp.analysis.law.request import FitRequest, check_request
-from hyperp.analysis.law.schema import BasinRecord, Coefficients, Law, OtherMethod, SliceRecord, finite_exp
+from hyperp.analysis.law.schema import Coefficients, Law
 from hyperp.analysis.law.seeds import exponents_by_seed
 from hyperp.analysis.law.slice_records import count_dropped, seed_spread, slice_record
 from hyperp.analysis.law.zeros import zero_warnings

@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hyperp.analysis.law.hierarchy.record import PosteriorRecord
-from hyperp.analysis.law.schema import (
-    Coefficients,
-    CurvatureTest,
-    FixedTest,
-    LeftOut,
-    PriorRecord,
-)
+from hyperp.analysis.law.records import CurvatureTest, FixedTest, LeftOut
+from hyperp.analysis.law.schema import Coefficients, PriorRecord
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hyperp.analysis.law.parts import LawParts
+from hyperp.analysis.law.records import BasinRecord, CurvatureTest, Estimate, FixedTest, LeftOut
 from hyperp.analysis.law.request import FitRequest
-from hyperp.analysis.law.schema import BasinRecord, Coefficients, CurvatureTest, Estimate, FixedTest, LeftOut
+from hyperp.analysis.law.schema import Coefficients
 from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value, t_quantile

@@ -15,9 +15,9 @@ import numpy as np
 
 from hyperp.analysis.law.hierarchy.law import fit_of
 from hyperp.analysis.law.identify import assess_stratum
+from hyperp.analysis.law.records import BySeed
 from hyperp.analysis.law.regression import Sample, regress
 from hyperp.analysis.law.request import FitRequest
-from hyperp.analysis.law.schema import BySeed
 from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.likelihood.optima import ContextLikelihood, tables_of_seed
 from hyperp.analysis.optima.methods import estimate_optima

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyperp.analysis.law.schema import OptimumRecord, Point, SeedSpread, SliceRecord
+from hyperp.analysis.law.records import OptimumRecord, Point, SeedSpread, SliceRecord
 from hyperp.analysis.optima.estimation import mean_loss_by_setting
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice

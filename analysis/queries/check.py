@@ -9,8 +9,8 @@ import pandas as pd
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.law.confounders import moving_together, shared_columns
 from hyperp.analysis.law.identify import Stratum, assess_stratum
+from hyperp.analysis.law.records import SliceRecord
 from hyperp.analysis.law.request import FitRequest, check_request
-from hyperp.analysis.law.schema import SliceRecord
 from hyperp.analysis.law.slice_records import slice_record
 from hyperp.analysis.law.zeros import zero_warnings
 from hyperp.analysis.optima.estimation import MethodResult

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperp.analysis.law.hierarchy.estimate import Hierarchy, LawPriors, fit_hierarchy
-from hyperp.analysis.law.schema import BySeed, OptimumRecord
+from hyperp.analysis.law.records import BySeed, OptimumRecord
 from hyperp.analysis.optima.likelihood.tables import LikelihoodTables, tables_of_optima
 from hyperp.analysis.random_effects import meta_regression, t_quantile
 from hyperp.validation import Strict

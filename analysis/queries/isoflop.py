@@ -13,8 +13,9 @@ import pandas as pd
 
 from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.fit import fit_request
+from hyperp.analysis.law.records import SliceRecord
 from hyperp.analysis.law.request import FitRequest
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.loss.allocation import FLOPS_PER_TOKEN, best_parameters, lowest_loss, parameter_exponent
 from hyperp.analysis.loss.bootstrap import Draws, bootstrap_loss, percentiles
 from hyperp.analysis.loss.fit import LossFit, fit_loss_law, published_parameters

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.records import SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.loss.allocation import FLOPS_PER_TOKEN
 from hyperp.analysis.loss.profiles import BUDGET, Profiles
 from hyperp.analysis.queries.recommend import WIDE_INTERVAL

@@ -20,7 +20,8 @@ from pydantic import Field
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument, points_frame
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.records import SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.knowledge import Knowledge, law_knowledge
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.queries.slice_rates import SliceRates, choose_rates, slice_error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.law.schema import BasinRecord, SliceRecord
+from hyperp.analysis.law.records import BasinRecord, SliceRecord
 from hyperp.analysis.optima.estimation import BasinEstimate, MethodResult
 from hyperp.analysis.random_effects import t_quantile
 

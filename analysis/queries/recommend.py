@@ -9,7 +9,8 @@ from pydantic import Field
 
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument
-from hyperp.analysis.law.schema import BasinRecord, Law, finite_exp
+from hyperp.analysis.law.records import BasinRecord, finite_exp
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.target import (
     Extrapolation,
     complete_target,

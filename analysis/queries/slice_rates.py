@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.law.schema import BasinRecord, Law, SliceRecord
+from hyperp.analysis.law.records import BasinRecord, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.optima.likelihood.basin import excess_slope, skewed_excess
 from hyperp.analysis.optima.likelihood.mode import MISFIT
 

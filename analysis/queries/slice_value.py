@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.law.schema import BasinRecord, Law, SliceRecord
+from hyperp.analysis.law.records import BasinRecord, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.knowledge import Knowledge
 from hyperp.validation import Strict
 

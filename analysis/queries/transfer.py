@@ -8,7 +8,8 @@ from typing import Any
 from hyperp.analysis.errors import argument
 from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.law.hierarchy.law import slice_tables
-from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
+from hyperp.analysis.law.records import BasinRecord, OptimumRecord, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.law.seeds import exponents_by_seed
 from hyperp.analysis.law.slice_records import slice_record
 from hyperp.analysis.optima.likelihood.mode import NOISE

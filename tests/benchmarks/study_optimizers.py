@@ -21,7 +21,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from hyperp.analysis.law.schema import SliceRecord
+from hyperp.analysis.law.records import SliceRecord
 from hyperp.analysis.queries.check import describe_table, find_optima
 from hyperp.analysis.queries.transfer import Transfer, measure_transfer
 from hyperp.analysis.random_effects import t_quantile

@@ -11,9 +11,10 @@ from hyperp.analysis.law.hierarchy.estimate import FLAT_PART, Hierarchy, LawPrio
 from hyperp.analysis.law.hierarchy.posterior import mixture_quantiles
 from hyperp.analysis.law.hierarchy.record import PosteriorRecord, PriorRecord, bend_records
 from hyperp.analysis.law.parts import LawParts
+from hyperp.analysis.law.records import BasinRecord, Estimate, FixedTest, LeftOut, finite_exp
 from hyperp.analysis.law.regression import why_collinear, why_constant
 from hyperp.analysis.law.request import FitRequest
-from hyperp.analysis.law.schema import BasinRecord, Coefficients, Estimate, FixedTest, LeftOut, finite_exp
+from hyperp.analysis.law.schema import Coefficients
 from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.likelihood.tables import LikelihoodTables, tables_of_optima
 from hyperp.analysis.optima.optimum import Optimum

@@ -7,7 +7,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from hyperp.analysis.law.schema import BasinRecord, Law, OptimumRecord, SliceRecord
+from hyperp.analysis.law.records import BasinRecord, OptimumRecord, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.transfer import Transfer
 from hyperp.analysis.report.figures.style import (
     GREY,

@@ -11,8 +11,9 @@ from hyperp.analysis.errors import Refusal
 from hyperp.analysis.law.fit import other_coefficients
 from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.law.identify import assess_stratum
+from hyperp.analysis.law.records import SliceRecord
 from hyperp.analysis.law.request import FitRequest
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.report.figures.style import (
     COLOURS,

@@ -9,7 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.records import SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.loss.allocation import best_parameters
 from hyperp.analysis.loss.bootstrap import Draws, percentiles
 from hyperp.analysis.loss.fit import LossFit

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.records import SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.report.figures.style import (
     COLOURS,
     STYLE,

@@ -3,7 +3,8 @@
 import math
 from statistics import median
 
-from hyperp.analysis.law.schema import BasinRecord, Law
+from hyperp.analysis.law.records import BasinRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import published_exponents
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.report.text.slices import (

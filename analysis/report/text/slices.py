@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.law.schema import Law, SliceRecord
+from hyperp.analysis.law.records import SliceRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.report.text.console import show_table
 from hyperp.analysis.vocabulary import LEVEL
 from hyperp.analysis.wording import format_interval, format_number, format_percent

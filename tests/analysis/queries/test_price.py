@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hyperp.analysis.law.schema import BasinRecord
+from hyperp.analysis.law.records import BasinRecord
 from hyperp.analysis.queries.price import BasinPrice
 
 WIDE = {"width": 256}

@@ -10,7 +10,8 @@ import pytest
 
 from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.law.schema import BasinRecord, Law
+from hyperp.analysis.law.records import BasinRecord
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.optima.likelihood.basin import skewed_excess
 from hyperp.analysis.queries.overrides import hydra_overrides
 from hyperp.analysis.queries.recommend import recommend_rate
