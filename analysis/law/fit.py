@@ -31,7 +31,7 @@ from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import METHODS
 from hyperp.run_table import COVARIATES
 
-BESIDE_SLICES = 300  # up to which the other methods are fitted too; they take longer than the law itself
+BESIDE_SLICES = 150  # up to which the other methods are fitted too; they take longer than the law itself
 
 
 def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
