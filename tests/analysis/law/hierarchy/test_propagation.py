@@ -39,10 +39,10 @@ def test_gaussian_likelihoods_give_the_exact_posterior_and_evidence(tau):
     np.testing.assert_allclose(found.cov[0], cov, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.mean[0], cov @ (X.T / variance) @ OPTIMA, rtol=1e-6, atol=1e-9)
     whole = X @ np.diag(PRIOR[1] ** 2) @ X.T + np.diag(variance)
-    exact = multivariate_normal.logpdf(OPTIMA, np.zeros(4), whole)
+    exact = multivariate_normal.logpdf(OPTIMA, np.zeros(4), whole)  # pyright: ignore
     other = propagate(*tables(likelihoods), np.zeros(1, dtype=int), np.array([1.0]), X, np.zeros(4), *PRIOR)
     wide = X @ np.diag(PRIOR[1] ** 2) @ X.T + np.diag(sd**2 + 1.0)
-    exact -= multivariate_normal.logpdf(OPTIMA, np.zeros(4), wide)
+    exact -= multivariate_normal.logpdf(OPTIMA, np.zeros(4), wide)  # pyright: ignore
     # Evidences are up to a constant that all points of the grid share.
     difference = found.log_evidence[0] - other.log_evidence[0]
     np.testing.assert_allclose(difference, exact, rtol=1e-6, atol=1e-6)
