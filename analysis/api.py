@@ -161,12 +161,12 @@ def check(
         by: columns of sizes beyond the standard covariates whose exponents are of interest.
         over, where, slice_by, mapping, method, window, level: see `fit_law`.
     """
-    from hyperp.analysis.queries.check import check_runs
+    from hyperp.analysis.queries.check import describe_table, find_optima
 
     sizes, held, tuned = split_names(by), split_names(slice_by), split_names(over)
     rows = where_as_text(where)
     table = _validated_runs(runs, mapping, [*sizes, *held, *tuned[1:]], rows)
-    return check_runs(table, rows, window, sizes, tuned, method, level, held)
+    return describe_table(find_optima(table, rows, window, sizes, tuned, method, level, held))
 
 
 def transfer(

@@ -1,5 +1,6 @@
 """Names, defaults and published values that all rooms of the analysis share; imports nothing heavy."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -47,6 +48,7 @@ def _is_option(group: str, name: str) -> bool:
     return (files("hyperp.conf") / group / f"{name}.yaml").is_file()
 
 
+LN2 = math.log(2.0)  # an octave in natural log
 WINDOW = 1.5  # octaves each side of the vertex
 LEVEL = 0.95  # coverage of every interval
 HUBER_DELTA = 1e-3  # threshold of a loss law's Huber loss on ln L (arXiv 2404.10102)

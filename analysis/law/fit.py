@@ -117,10 +117,10 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         rate_factor=factors.pop() if len(factors) == 1 else None,
         window=request.window,
         seed_spread=seed_spread(used, [found.optima[i] for i in chosen.usable]),
-        slices=_slice_records(slices, found.optima, chosen, parts.shares)
+        slices=_slice_records(found.slices or slices, found.optima, chosen, parts.shares)
         + _unselected_records(runs.frame, inside.index, request),
         rows=len(runs.frame),
-        dropped={} if request.given else count_dropped(_slices(runs.frame, request, unique=False)),
+        dropped=_count_all_dropped(runs.frame, request, slices, found),
         where=dict(request.where),
         mapping=dict(runs.mapping),
         records=runs.path,
@@ -129,6 +129,19 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
     )
+
+
+def _count_all_dropped(
+    frame: pd.DataFrame, request: FitRequest, slices: Sequence[Slice], found: MethodResult
+) -> dict[str, int]:
+    """The rows of the table that no slice has, by status, with the runs that the method leaves out."""
+    if request.given:
+        return {}
+    before = count_dropped(slices)
+    more = {name: n - before.get(name, 0) for name, n in count_dropped(found.slices or slices).items()}
+    whole = count_dropped(_slices(frame, request, unique=False))
+    total = {name: whole.get(name, 0) + more.get(name, 0) for name in sorted({*whole, *more})}
+    return {name: count for name, count in total.items() if count}
 
 
 def fit_parts(
@@ -214,17 +227,7 @@ def _law_basin(
     if not request.given and one is None and request.over == ("lr",):
         members = [slices[i] for i in chosen.members]
         one = estimate_optima("two-stage", members, request.options).basins[0]
-    if one is None:
-        return None
-    return BasinRecord(
-        powers=one.powers,
-        coef=one.coef,
-        bend=one.bend,
-        skew=one.skew,
-        tail=one.tail,
-        errors=one.errors,
-        noise=one.noise,
-    )
+    return None if one is None else BasinRecord.of(one)
 
 
 def _other_methods(request: FitRequest, members: Sequence[Slice], used: Sequence[Slice]) -> list[OtherMethod]:
@@ -363,7 +366,8 @@ def _unselected_records(frame: pd.DataFrame, inside: pd.Index, request: FitReque
     except (ValueError, Refusal):  # what is not asked about must not stop the fit
         return []
     return [
-        slice_record(one, optimum, reason=reason) for one, optimum in zip(slices, found.optima, strict=True)
+        slice_record(one, optimum, reason=reason)
+        for one, optimum in zip(found.slices or slices, found.optima, strict=True)
     ]
 
 

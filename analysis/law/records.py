@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,6 +11,9 @@ from hyperp.analysis.optima.basin.shape import BasinShape
 from hyperp.analysis.optima.likelihood.basin import skewed_excess
 from hyperp.analysis.vocabulary import CENSORED, State
 from hyperp.validation import Strict
+
+if TYPE_CHECKING:  # imports pandas, which a recommendation does without
+    from hyperp.analysis.optima.estimation import BasinEstimate
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -133,9 +136,9 @@ class BasinRecord(Strict):
     `powers` has a row for each term and a column for each quantity of the law's `over`. `bend` has, for each
     covariate that the curvature follows, its exponent and the size at which `coef` holds. With a `skew` and
     a `tail`, the basin is the skewed one of `optima.likelihood.basin`, whose curvature is twice the
-    coefficient. `errors` are standard errors of ln curvature and ln tail, of the skew and of the exponents in
-    `bend`, `noise` is the relative standard deviation of the loss of one run; empty or None where the method
-    has none.
+    coefficient. `errors` are standard errors of ln curvature, ln tail, ln noise and the skew, `bend_errors`
+    those of the exponents in `bend`; `noise` is the relative standard deviation of the loss of one run. They
+    are empty or None where the method has none.
     """
 
     powers: list[list[Count]]
@@ -144,7 +147,13 @@ class BasinRecord(Strict):
     skew: float | None = None
     tail: Positive | None = None
     errors: dict[str, NotNegative] = Field(default_factory=dict)
+    bend_errors: dict[str, NotNegative] = Field(default_factory=dict)
     noise: NotNegative | None = None
+
+    @classmethod
+    def of(cls, estimate: "BasinEstimate") -> Self:
+        """The basin that a method estimated, as law.json holds it."""
+        return cls(**vars(estimate))
 
     def at(self, sizes: Mapping[str, float]) -> Self:
         """The basin at these sizes; a size that is not given is taken where `coef` holds."""

@@ -14,9 +14,8 @@ from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import MetaRegression, meta_regression, p_value, t_quantile
 from hyperp.analysis.table.slices import Number, Slice, varying_columns
-from hyperp.analysis.vocabulary import VARYING_RATIO, Space
+from hyperp.analysis.vocabulary import LN2, VARYING_RATIO, Space
 
-LN2 = math.log(2.0)
 COLLINEAR = (
     0.99  # of a covariate's variance explained by the others: its exponent's error is ten times larger
 )

@@ -43,8 +43,8 @@ class BasinEstimate:
         bend: covariates on which the curvature depends: its exponent, and the size at which `coef` holds.
         skew, tail: of the basin of `likelihood.basin`, per natural log and per its square; None for a
             polynomial.
-        errors: standard errors of "curvature" and "tail" (of their natural logs), of "skew" and of the
-            exponents in `bend`.
+        errors: standard errors of "curvature", "tail" and "noise" (of their natural logs) and of "skew".
+        bend_errors: standard errors of the exponents in `bend`, by covariate.
         noise: relative standard deviation of the loss of one run about the basin.
     """
 
@@ -54,6 +54,7 @@ class BasinEstimate:
     skew: float | None = None
     tail: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
+    bend_errors: dict[str, float] = field(default_factory=dict)
     noise: float | None = None
 
 
@@ -67,6 +68,7 @@ class MethodResult:
         by_runs: whether the law weights an optimum by the number of runs that it averages.
         notes: remarks for the reader of the law.
         likelihoods: of the optima, for each context; empty for a method that has points and errors alone.
+        slices: the slices without the runs that the method leaves out and counts; None if it leaves none out.
     """
 
     optima: list[Optimum]
@@ -74,6 +76,7 @@ class MethodResult:
     by_runs: bool = False
     notes: list[str] = field(default_factory=list)
     likelihoods: "list[ContextLikelihood]" = field(default_factory=list)
+    slices: list[Slice] | None = None
 
 
 Method = Callable[[Sequence[Slice], MethodOptions], MethodResult]

@@ -24,9 +24,8 @@ from hyperp.analysis.optima.estimation import (
 from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Slice
-from hyperp.analysis.vocabulary import CENSORED
+from hyperp.analysis.vocabulary import CENSORED, LN2
 
-LN2 = math.log(2.0)
 SPARE_SLICES = 4  # slices beyond the covariates with which the curvature may depend on them
 LARGEST_HALF_WIDTH = 500.0  # octaves; a wider interval is as good as unbounded, and 2.0 ** 1024 overflows
 LEAST_INFORMATION = 0.25  # of that of the slice's most informative seed; seeds with less are left out

@@ -105,24 +105,6 @@ class TableOptima:
     found: MethodResult
 
 
-def check_runs(
-    runs: Runs,
-    where: Mapping[str, str] | None = None,
-    window: float = WINDOW,
-    by: Sequence[str] = (),
-    over: Sequence[str] = ("lr",),
-    method: MethodName = DEFAULT_METHOD,
-    level: float = LEVEL,
-    slice_by: Sequence[str] = (),
-) -> TableCheck:
-    """Describe a table; `by` and `slice_by` name columns of sizes beyond the standard covariates.
-
-    Raises:
-        ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
-    """
-    return describe_table(find_optima(runs, where, window, by, over, method, level, slice_by))
-
-
 def find_optima(
     runs: Runs,
     where: Mapping[str, str] | None = None,
@@ -133,7 +115,13 @@ def find_optima(
     level: float = LEVEL,
     slice_by: Sequence[str] = (),
 ) -> TableOptima:
-    """Cut a table into slices and find their optima; see `check_runs`."""
+    """Cut a table into slices and find their optima.
+
+    `by` and `slice_by` name columns of sizes beyond the standard covariates, `over` what is tuned.
+
+    Raises:
+        ValueError: the table mixes experiments (see `cut_slices`), or a column is not there.
+    """
     request = FitRequest(
         tuple(by),
         {},
@@ -176,7 +164,9 @@ def describe_table(table: TableOptima) -> TableCheck:
             *zero_warnings(slices, frame, table.request.by, table.request.over),
             *dict.fromkeys(confounders),
         ],
-        slices=[slice_record(one, optimum) for one, optimum in zip(slices, optima, strict=True)],
+        slices=[
+            slice_record(one, optimum) for one, optimum in zip(found.slices or slices, optima, strict=True)
+        ],
         identifiable=verdicts,
         level=table.request.level,
     )

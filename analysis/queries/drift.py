@@ -15,9 +15,8 @@ from hyperp.analysis.law.hierarchy.estimate import Hierarchy, LawPriors, fit_hie
 from hyperp.analysis.law.records import BySeed, OptimumRecord
 from hyperp.analysis.optima.likelihood.tables import LikelihoodTables, tables_of_optima
 from hyperp.analysis.random_effects import meta_regression, t_quantile
+from hyperp.analysis.vocabulary import LN2
 from hyperp.validation import Strict
-
-LN2 = math.log(2.0)
 
 
 class Drift(Strict):

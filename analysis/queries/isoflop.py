@@ -21,7 +21,7 @@ from hyperp.analysis.loss.bootstrap import Draws, bootstrap_loss, percentiles
 from hyperp.analysis.loss.fit import LossFit, fit_loss_law, published_parameters
 from hyperp.analysis.loss.points import loss_points
 from hyperp.analysis.loss.profiles import BUDGET, TOLERANCE, Profiles, isoflop_profiles, mixed_columns
-from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.check import describe_table, find_optima
 from hyperp.analysis.queries.isoflop_refusals import (
     in_sizes,
     require_narrow,
@@ -207,7 +207,7 @@ def _fit_profiles(profiles: Profiles, runs: Runs, method: MethodName, level: flo
     try:
         return fit_request(runs, request)
     except Refusal as refusal:
-        slices = check_runs(runs, by=(BUDGET,), method=method).slices
+        slices = describe_table(find_optima(runs, by=(BUDGET,), method=method)).slices
         raise unbracketed_refusal(profiles, slices, in_sizes(refusal.reason)) from None
 
 

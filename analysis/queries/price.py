@@ -9,10 +9,10 @@ import numpy as np
 from hyperp.analysis.law.records import BasinRecord, SliceRecord
 from hyperp.analysis.optima.estimation import BasinEstimate, MethodResult
 from hyperp.analysis.random_effects import t_quantile
+from hyperp.analysis.vocabulary import LN2
 
 # D: shape parameters: ln curvature, skew, ln tail and an exponent of the curvature for each covariate
 
-LN2 = math.log(2.0)
 STEP = 1e-3  # of a shape parameter, for a derivative
 LEAST = 1e-9  # percent; a price of zero has no logarithm
 
@@ -45,8 +45,8 @@ class BasinPrice:
         record = shape_record(basin)
         if record is None:
             return None
-        names = ("curvature", "skew", "tail", *record.bend)
-        errors = [record.errors.get(name, 0.0) for name in names]
+        errors = [record.errors.get(name, 0.0) for name in ("curvature", "skew", "tail")]
+        errors += [record.bend_errors.get(name, 0.0) for name in record.bend]
         return cls(record, np.diag(np.square(errors)))
 
     def percent(self, sizes: Mapping[str, float], octaves: float) -> float:
@@ -98,7 +98,7 @@ class BasinPrice:
 
 def shape_record(one: BasinEstimate | BasinRecord) -> BasinRecord | None:
     """The basin as a record; None for a median of parabolas, as each slice has its own."""
-    return None if one.skew is None and one.powers == [[2]] else BasinRecord(**vars(one))
+    return None if one.skew is None and one.powers == [[2]] else BasinRecord.of(one)
 
 
 def own_parabola(one: SliceRecord) -> BasinPrice | None:

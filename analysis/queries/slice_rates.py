@@ -68,7 +68,7 @@ def basin_known(law: Law, sizes: Mapping[str, float]) -> bool:
 def curvature_error(basin: BasinRecord, sizes: Mapping[str, float]) -> float:
     """The standard error of ln curvature at these sizes."""
     away = [
-        basin.errors.get(name, 0.0) * math.log(sizes.get(name, middle) / middle)
+        basin.bend_errors.get(name, 0.0) * math.log(sizes.get(name, middle) / middle)
         for name, (_, middle) in basin.bend.items()
     ]
     return math.hypot(basin.errors["curvature"], *away)

@@ -23,11 +23,9 @@ from hyperp.analysis.queries.drift import (
 )
 from hyperp.analysis.queries.points_file import sweep_point
 from hyperp.analysis.queries.price import BasinPrice, interpolated_percent, own_parabola
-from hyperp.analysis.vocabulary import LEVEL, WINDOW, State
+from hyperp.analysis.vocabulary import LEVEL, LN2, WINDOW, State
 from hyperp.run_table import COVARIATES
 from hyperp.validation import Strict
-
-LN2 = math.log(2.0)
 
 
 class TransferPoint(Strict):

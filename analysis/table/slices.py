@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from hyperp.run_table import CONTEXT, COVARIATES, NOT_DONE
 
 Number = int | float
 NOT_FINITE = "finished, loss not finite"
+BLEW_UP = "finished, blew up"
+FAR_ABOVE = "finished, far above the other seeds"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Slice:
     factor: float | None
     tuned: dict[str, np.ndarray] = field(default_factory=dict)
     pending: tuple[float, ...] = ()
+
+    def without(self, runs: np.ndarray, why: str) -> "Slice":
+        """The slice without the runs of the mask `runs` (n,), which count as dropped for `why`."""
+        kept = {name: getattr(self, name)[~runs] for name in ("lr", "seed", "loss")}
+        tuned = {name: values[~runs] for name, values in self.tuned.items()}
+        dropped = {**self.dropped, why: self.dropped.get(why, 0) + int(runs.sum())}
+        return replace(self, **kept, tuned=tuned, dropped={name: dropped[name] for name in sorted(dropped)})
 
     def label(self, names: Collection[str]) -> str:
         """The values of the columns in `names`, such as "muonh, width 32, tokens 65536"."""

@@ -18,10 +18,10 @@ from scipy.special import logsumexp
 from hyperp.analysis.law.hierarchy.posterior import LawTerms, Posterior
 from hyperp.analysis.law.hierarchy.propagation import Propagated, propagate
 from hyperp.analysis.optima.likelihood.tables import LikelihoodTables
+from hyperp.analysis.vocabulary import LN2
 
 # H: points of the grid, C * T   C: points of the design over basins   T: of the scatter   K: slices
 
-LN2 = math.log(2.0)
 TAU_SD = 0.12  # octaves; see reports/estimator for what other values cover
 BEND_SD = 0.01  # per natural log squared
 FLAT_SD = 10.0  # of an exponent without a prior
@@ -30,6 +30,7 @@ FLAT_PART = 0.2  # of a prior on an exponent; the rest is the normal that was as
 FLAT_PART_SD = 1.0  # of that part: any exponent that a law could have
 COARSE = np.array([0.02, 0.1, 0.25, 0.5, 0.9, 1.5, 2.5, 4.0, 7.0, 16.0])  # scatter over its prior scale
 TAU_DF = 3.0  # of Student's t
+POINTS = 4e5  # of the grid times slices, at once
 SCATTERS = 7  # points of the scatter
 UNSETTLED = 0.02  # weight of points where the approximation did not settle, from which that is told
 NEGLIGIBLE = 6.0  # ln of the density under the largest, beyond which a scatter is not looked at
@@ -133,7 +134,7 @@ def propagate_in_parts(
     tables: LikelihoodTables, which: np.ndarray, tau: np.ndarray, problem: tuple[np.ndarray, ...]
 ) -> Propagated:
     """`propagate`, a few points at a time where there are many slices."""
-    size = max(int(4e5 / len(tables.start)) // 1, 8)
+    size = max(int(POINTS / len(tables.start)), 1)
     parts = [
         propagate(tables.loglik, tables.start, tables.step, which[i : i + size], tau[i : i + size], *problem)
         for i in range(0, len(which), size)

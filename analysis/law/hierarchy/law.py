@@ -19,8 +19,8 @@ from hyperp.analysis.optima.estimation import MethodResult
 from hyperp.analysis.optima.likelihood.tables import LikelihoodTables, tables_of_optima
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, varying_columns
+from hyperp.analysis.vocabulary import LN2
 
-LN2 = math.log(2.0)
 CLEAR_BEND = 2.0  # standard errors from zero at which the data's own bend is told
 FREE_BEND_SD = 1.0  # of a bend that the data alone decide
 FAR = 4.0  # standard deviations from the law of the other slices at which a slice is named

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hyperp.analysis.optima.parabola import mean_loss_by_rate
-from hyperp.analysis.table.slices import Slice
+from hyperp.analysis.table.slices import BLEW_UP, FAR_ABOVE, Slice
 
 # K: slices   n: rates in the longest slice
 
@@ -119,10 +119,9 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
             if not (own and far.any()):
                 continue
             one = found[i]
-            kept = {name: getattr(one, name)[~far] for name in ("lr", "seed", "loss")}
-            if len(np.unique(kept["lr"])) < len(np.unique(one.lr)):
+            if len(np.unique(one.lr[~far])) < len(np.unique(one.lr)):
                 continue
-            found[i] = replace(one, **kept)
+            found[i] = one.without(far, FAR_ABOVE)
             parts[i] = _seed_residuals(found[i])
             dropped += int(far.sum())
         total += dropped
@@ -150,6 +149,5 @@ def drop_blown_up(
             continue
         total += int(blown.sum())
         rates = tuple(sorted({*one.diverged, *np.unique(one.lr[blown]).tolist()}))
-        kept = {name: getattr(one, name)[~blown] for name in ("lr", "seed", "loss")}
-        found.append(replace(one, diverged=rates, **kept))
+        found.append(replace(one.without(blown, BLEW_UP), diverged=rates))
     return found, total

@@ -17,10 +17,10 @@ import numpy as np
 
 from hyperp.analysis.optima.likelihood.basin import excess_slope, skewed_excess
 from hyperp.analysis.optima.likelihood.curves import RateCurves
+from hyperp.analysis.vocabulary import LN2
 
 # K: slices   n: rates in the longest slice   q: covariates   D: shape parameters, 3 + q   P: 1 + q
 
-LN2 = math.log(2.0)
 CURVATURE = (math.log(0.01 / LN2**2), 1.5)  # mean and SD of ln curvature: 1% an octave squared, times 4.5
 SKEW = (0.3 / LN2, 0.5 / LN2)  # mean and SD per natural log; public sweeps have -0.3 to 1.1 an octave
 TAIL = (math.log(0.1 / LN2**2), 1.0)  # mean and SD of ln tail: 0.1 an octave squared, times 2.7

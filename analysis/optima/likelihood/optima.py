@@ -24,7 +24,7 @@ from hyperp.analysis.optima.likelihood.curves import (
     drop_spikes,
     pack_rate_curves,
 )
-from hyperp.analysis.optima.likelihood.mode import LN2, SCATTER, BasinMode, find_mode
+from hyperp.analysis.optima.likelihood.mode import SCATTER, BasinMode, find_mode
 from hyperp.analysis.optima.likelihood.tables import (
     GRID,
     LikelihoodTables,
@@ -35,7 +35,7 @@ from hyperp.analysis.optima.likelihood.tables import (
 from hyperp.analysis.optima.likelihood.valleys import uneven_reasons, valley_reasons
 from hyperp.analysis.optima.optimum import MIN_RATES, Optimum, edge_optimum, too_few_rates_optimum
 from hyperp.analysis.table.slices import Slice
-from hyperp.analysis.vocabulary import WINDOW, State
+from hyperp.analysis.vocabulary import LN2, WINDOW, State
 
 # C: points of the design over basins   K: slices   G: grid of the optimum
 
@@ -81,11 +81,15 @@ def hierarchical_optima(slices: Sequence[Slice], options: MethodOptions) -> Meth
     basins: list[BasinEstimate | None] = [None] * len(slices)
     likelihoods: list[ContextLikelihood] = []
     notes: list[str] = []
+    kept = list(slices)
     for group in group_by_context(slices):
         members = [i for i in group if len(np.unique(slices[i].lr)) >= MIN_RATES]
         if not members:
             continue
-        found = _fit_context([slices[i] for i in members], members, options, optima, notes)
+        part = [slices[i] for i in members]
+        found = _fit_context(part, members, options, optima, notes)
+        for i, one in zip(members, part, strict=True):
+            kept[i] = one
         if found is None:
             continue
         likelihoods.append(found)
@@ -93,7 +97,7 @@ def hierarchical_optima(slices: Sequence[Slice], options: MethodOptions) -> Meth
         own = _own_optima(found, options.level)
         for k, index in enumerate(found.members):
             optima[index], basins[index] = own[k], basin
-    return MethodResult(optima, basins, notes=notes, likelihoods=likelihoods)
+    return MethodResult(optima, basins, notes=notes, likelihoods=likelihoods, slices=kept)
 
 
 def _fit_context(
@@ -103,9 +107,12 @@ def _fit_context(
     optima: list[Optimum],
     notes: list[str],
 ) -> ContextLikelihood | None:
-    """The likelihood of the slices that are basins; the others get their state in `optima`."""
+    """The likelihood of the slices that are basins; the others get their state in `optima`.
+
+    Runs that are left out are taken from the `slices`, which count them.
+    """
     keep = list(range(len(slices)))
-    slices, spikes = drop_spikes(slices)
+    slices[:], spikes = drop_spikes(slices)
     dropped = False
     while keep:
         part = [slices[i] for i in keep]
@@ -123,6 +130,8 @@ def _fit_context(
                 )
                 for i, one in zip(keep, part, strict=True):
                     slices[i] = one
+                slices[:], more = drop_spikes(slices)  # which runs that blew up had hidden
+                spikes += more
                 for i in [i for i in keep if len(np.unique(slices[i].lr)) < MIN_RATES]:
                     optima[members[i]] = too_few_rates_optimum(slices[i])
                     keep.remove(i)
@@ -208,8 +217,9 @@ def _basin_estimate(found: ContextLikelihood) -> BasinEstimate:
             "curvature": float(se[0]),
             "skew": float(se[1]),
             "tail": float(se[2]),
-            **dict(zip(found.names, se[3:].tolist(), strict=True)),
+            "noise": found.mode.log_noise_sd,
         },
+        bend_errors=dict(zip(found.names, se[3:].tolist(), strict=True)),
         noise=math.exp(found.mode.log_noise),
     )
 
@@ -243,7 +253,6 @@ def _own_optima(found: ContextLikelihood, level: float) -> list[Optimum]:
         tail = (1 - level) / 2
         low, centre, high = np.interp([tail, 0.5, 1 - tail], cumulative[k], m[k])
         state, reason, add = _state(curves, mode, k, one)
-        at_edge = state != "bracketed"
         optima.append(
             Optimum(
                 state,
@@ -257,8 +266,8 @@ def _own_optima(found: ContextLikelihood, level: float) -> list[Optimum]:
                 runs=len(one.lr),
                 se=float(sd[k] / LN2),
                 df=max(round(0.5 * (mode.log_noise_sd**-2)), 1),
-                low=None if at_edge and state == "edge_low" else float(np.exp(low)),
-                high=None if at_edge and state == "edge_high" else float(np.exp(high)),
+                low=None if state == "edge_low" else float(np.exp(low)),
+                high=None if state == "edge_high" else float(np.exp(high)),
             )
         )
     return optima

@@ -8,7 +8,8 @@ from scipy.special import log_ndtr
 from hyperp.analysis.optima.likelihood.basin import two_powers
 from hyperp.analysis.optima.likelihood.curves import RateCurves
 from hyperp.analysis.optima.likelihood.design import composite_design
-from hyperp.analysis.optima.likelihood.mode import LN2, MISFIT, NOISE, BasinMode, shape_prior
+from hyperp.analysis.optima.likelihood.mode import MISFIT, NOISE, BasinMode, shape_prior
+from hyperp.analysis.vocabulary import LN2
 
 # C: points of the design   K: slices   G: points of the grid   n: rates in the longest slice
 

@@ -178,17 +178,19 @@ def basin_lines(law: Law) -> list[str]:
     lines = [
         f"Basin: {curvature:.3g}% of the loss at one octave by curvature alone (+- {100 * error:.2g}% of "
         f"that), skew {b.skew * octave:+.2f} +- {b.errors.get('skew', 0.0) * octave:.2f} an octave"
-        + (f", noise of one run {100 * b.noise:.2g}% of the loss" if b.noise is not None else "")
     ]
     if b.bend:
         lines.append(f"Its curvature changes as {curvature_growth(b)}, and so does what a wrong rate costs")
+    if b.noise is not None:
+        error = b.errors.get("noise", 0.0)
+        lines.append(f"Noise of one run: {100 * b.noise:.2g}% of the loss (+- {100 * error:.2g}% of that)")
     return lines
 
 
 def curvature_growth(basin: BasinRecord) -> str:
     """The powers of the sizes that the curvature follows, with their standard errors where known."""
     return ", ".join(
-        f"{n}^{e:.2f}" + (f" +- {basin.errors[n]:.2f}" if n in basin.errors else "")
+        f"{n}^{e:.2f}" + (f" +- {basin.bend_errors[n]:.2f}" if n in basin.bend_errors else "")
         for n, (e, _) in basin.bend.items()
     )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hyperp.analysis import fit_law
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.queries.check import check_runs
+from hyperp.analysis.queries.check import describe_table, find_optima
 from hyperp.analysis.queries.recommend import recommend_rate
 from hyperp.analysis.random_effects import meta_regression, paule_mandel, t_quantile
 from hyperp.analysis.table.validate import Runs
@@ -406,8 +406,10 @@ def test_runs_that_have_not_finished_may_lack_a_rate(make_ladder):
 
 def test_sizes_that_may_be_one_are_a_warning_of_the_check(make_ladder):
     frame = pd.concat([make_ladder(), make_ladder(tokens=(66000,), rng_seed=1)])
-    assert [w[:30] for w in check_runs(_runs(frame)).warnings] == ["tokens 65536 and 66000 differ b"[:30]]
-    assert check_runs(_runs(make_ladder())).warnings == []
+    assert [w[:30] for w in describe_table(find_optima(_runs(frame))).warnings] == [
+        "tokens 65536 and 66000 differ b"[:30]
+    ]
+    assert describe_table(find_optima(_runs(make_ladder()))).warnings == []
 
 
 def test_slices_that_end_at_their_best_rate_count_and_bound_the_law(make_ladder):

@@ -86,7 +86,11 @@ def test_three_rates_an_octave_apart_lie_about_the_predicted_optimum(law):
 def _with_errors(law: Law, points: int | None = None, **errors: float) -> Law:
     """The law with other errors of its basin, or with so many rates in every slice."""
     old: Any = law.basin
-    basin = old.model_copy(update={"errors": {**old.errors, **errors}})
+    own = {name: error for name, error in errors.items() if name in old.errors}
+    bends = {name: error for name, error in errors.items() if name in old.bend}
+    assert own.keys() | bends.keys() == errors.keys()
+    changed = {"errors": {**old.errors, **own}, "bend_errors": {**old.bend_errors, **bends}}
+    basin = old.model_copy(update=changed)
     slices = law.slices
     if points is not None:
         slices = [s.model_copy(update={"points": s.points[:points]}) for s in slices]

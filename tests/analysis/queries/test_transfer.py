@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hyperp.analysis import transfer
-from hyperp.analysis.queries.check import check_runs, describe_table, find_optima
+from hyperp.analysis.queries.check import describe_table, find_optima
 from hyperp.analysis.queries.transfer import Transfer, bracketing_points, measure_transfer
 from hyperp.analysis.report.text.slices import slice_rows
 from hyperp.analysis.report.text.transfer import transfer_columns, transfer_rows
@@ -204,7 +204,7 @@ def test_points_that_would_bracket_an_optimum_carry_the_factor_of_their_slice(ma
     ]
     frame = pd.concat(parts)
     runs = Runs(frame.assign(base_lr=frame["lr"] / 0.7), "runs.parquet", "0" * 64)
-    slices = check_runs(runs).slices
+    slices = describe_table(find_optima(runs)).slices
     points = bracketing_points(slices, measure_transfer(find_optima(runs), "width"))
     assert [p["width"] for p in points] == [32, 64]
     assert all(min(p["lr"]) > 2**-9 for p in points)

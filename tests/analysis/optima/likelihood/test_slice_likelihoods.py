@@ -116,6 +116,29 @@ def test_a_finished_run_that_blew_up_is_a_diverged_one():
         np.testing.assert_allclose(one.log2_lr, other.log2_lr, rtol=0, atol=1e-6)  # pyright: ignore
 
 
+def test_runs_that_are_left_out_are_counted_where_the_other_rows_are():
+    frame = sweep(rates=7, seeds=2)
+    hot = (frame.groupby("tokens")["lr"].transform("max") == frame["lr"]) & (frame["seed"] == 1)
+    blown = frame.assign(loss=frame["loss"].where(~hot, 2.5 * frame["loss"]))
+    spike = blown["loss"].where(blown.index != 3, 1.02 * blown["loss"])
+    law = fit_law(blown.assign(loss=spike, status="finished"), "tokens")
+    assert law.dropped == {"finished, blew up": 6, "finished, far above the other seeds": 1}
+    assert law.slices[0].dropped == {"finished, blew up": 1, "finished, far above the other seeds": 1}
+    assert law.slices[1].dropped == {"finished, blew up": 1}
+    (first,) = [p for p in law.slices[0].points if p.lr == frame.loc[3, "lr"]]
+    assert first.seeds == 1
+    assert fit_law(frame, "tokens").dropped == {}
+
+
+def test_a_size_may_have_the_name_of_a_part_of_the_basin():
+    frame = sweep(rates=5).rename(columns={"tokens": "noise"})
+    law, same = fit_law(frame, "noise"), fit_law(sweep(rates=5), "tokens")
+    assert law.basin is not None
+    assert same.basin is not None
+    assert list(law.basin.bend_errors.values()) == list(same.basin.bend_errors.values())
+    assert law.basin.errors == same.basin.errors
+
+
 def test_a_diverged_rate_bounds_the_optimum_from_above():
     frame = sweep(rates=7)
     part = frame[frame["lr"] <= frame.groupby("tokens")["lr"].transform("median") / 2]
