@@ -52,15 +52,16 @@ def score_task(task: Task) -> list[dict[str, Any]]:
 
 
 def score_fit(
-    frame: pd.DataFrame, truth: SweepTruth, method: Any, targets: dict[str, dict[str, float]]
+    frame: pd.DataFrame, truth: SweepTruth, method: Any, targets: dict[str, dict[str, float]], **options: Any
 ) -> dict[str, Any]:
     """The scores of one fit: what its intervals hold, their widths in octaves, and its regret in %.
 
-    A refusal leaves `refused`, its reason; any other exception `failed`, the end of its traceback.
+    `options` are further ones of `fit_law`. A refusal leaves `refused`, its reason; any other exception
+    `failed`, the end of its traceback.
     """
     start = time.perf_counter()
     try:
-        law = fit_law(frame, truth.design.by, method=method)
+        law = fit_law(frame, truth.design.by, method=method, **options)
     except Refusal as refusal:
         return {"refused": refusal.reason, "seconds": time.perf_counter() - start}
     except Exception:
