@@ -83,6 +83,7 @@ Level = Annotated[float, typer.Option("--level", help="coverage of the intervals
 MethodOption = Annotated[  # typer takes any text, so that an unknown method is an error like all others
     Any,
     typer.Option(
+        parser=str,  # Typer before 0.29 takes Any with a parser only
         metavar="NAME",
         help=f"how optima are found: {', '.join(METHODS)}; {DEFAULT_METHOD} unless given",
         show_default=False,

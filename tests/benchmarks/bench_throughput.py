@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperp.config import compose, resolve
+from hyperp.config import Config, compose, resolve
 from hyperp.data.corpus import Corpus
 from hyperp.files import write_json
 from hyperp.flops import flops_per_token
@@ -35,11 +35,13 @@ def random_corpus(tokens: int) -> Corpus:
     return Corpus("tokens", ids, ids[: tokens // 8], VOCABULARY, 1.0, "0" * 64)
 
 
-def build(args: argparse.Namespace, optimizer: str, depth: int) -> Trainer:
-    """A trainer of one depth, on the device of the arguments."""
+def configuration(args: argparse.Namespace, optimizer: str, depth: int) -> Config:
+    """A run of one depth and optimizer, on the device of the arguments."""
     words = [
         "model=hyperp_paper",
         f"optim={optimizer}",
+        f"scale.granularity={args.granularity}",
+        f"scale.sparsity={args.sparsity}",
         f"scale.depth={depth}",
         f"scale.width={args.width or 128 * depth}",
         f"scale.batch_tokens={args.batch}",
@@ -49,8 +51,18 @@ def build(args: argparse.Namespace, optimizer: str, depth: int) -> Trainer:
         f"runtime.micro_batch_tokens={min(args.micro_batch, args.batch)}",
         f"runtime.device={args.device}",
         f"runtime.compile={args.compile}",
+        "runtime.monitor_every=0",
     ]
-    return Trainer(resolve(compose(words)), random_corpus(args.batch * 2 + args.context))
+    return resolve(compose(words))
+
+
+def replace_optimizer(trainer: Trainer, config: Config) -> None:
+    """Train the same model, compiled once, with another optimizer."""
+    trainer.config = config
+    trainer.optimizer.state.clear()
+    trainer.optimizer = trainer._build_optimizer()
+    trainer.optimizer.project_()
+    trainer.peak_lrs = [group["lr"] for group in trainer.optimizer.param_groups]
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -103,6 +115,8 @@ def report_row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
         "optimizer": optimizer,
         "depth": scale.depth,
         "width": scale.width,
+        "granularity": scale.granularity,
+        "sparsity": scale.sparsity,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "batch_tokens": scale.batch_tokens,
         "tokens_per_second": scale.batch_tokens / found["step"],
@@ -151,22 +165,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=524_288, help="tokens")
     parser.add_argument("--micro-batch", type=int, default=32_768, help="tokens of one forward pass")
     parser.add_argument("--optimizers", nargs="+", default=["muonh", "sso"])
+    parser.add_argument("--granularity", type=int, default=1)
+    parser.add_argument("--sparsity", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--out", type=Path, help="folder for throughput.json and README.md")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file with the figures")
+    parser.add_argument("--name", default="throughput", help="of that file, without .json")
     args = parser.parse_args()
     device, rows = resolve_device(args.device), []
     for depth in args.depth:
+        trainer = None
         for optimizer in args.optimizers:
+            config = configuration(args, optimizer, depth)
+            if trainer is None:
+                trainer = Trainer(config, random_corpus(args.batch * 2 + args.context))
+            else:
+                replace_optimizer(trainer, config)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            rows.append(report_row(build(args, optimizer, depth), optimizer))
+            rows.append(report_row(trainer, optimizer))
             print(json.dumps(rows[-1]), flush=True)
+            if args.out:
+                command = vars(args) | {"out": str(args.out)}
+                write_json(args.out / f"{args.name}.json", {"command": command, "rows": rows})
     print(markdown_table(rows))
-    if args.out:
-        write_json(
-            args.out / "throughput.json", {"command": vars(args) | {"out": str(args.out)}, "rows": rows}
-        )
-        (args.out / "table.md").write_text(markdown_table(rows) + "\n")
 
 
 if __name__ == "__main__":

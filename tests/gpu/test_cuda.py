@@ -13,14 +13,22 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 OPTIMIZERS = ("sso", "muonsphere", "muonh", "adamh", "muon", "adamw")
-WORDS = ("scale.width=64", "parametrization=raw", "parametrization.init_unembedding_std=0.2", "base_lr=0.02")
+WORDS = (
+    "scale.width=64",
+    "parametrization=raw",
+    "parametrization.init_unembedding_std=0.2",
+    "base_lr=0.02",
+    "scale.tokens=32768",
+)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_bf16_training_learns_as_float32_on_the_cpu_does(tmp_path, optimizer):
     losses = {}
     for device in ("cuda", "cpu"):
-        config = resolve(compose([*WORDS, f"optim={optimizer}", f"runtime.device={device}"]))
+        config = resolve(
+            compose([*WORDS, f"optim={optimizer}", f"runtime.device={device}", "runtime.threads=2"])
+        )
         losses[device] = train(config, tmp_path / device).loss
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.03)
 
@@ -37,7 +45,7 @@ def test_a_compiled_model_gives_the_same_loss(tmp_path):
 def test_a_step_on_cuda_is_the_step_on_the_cpu(optimizer):
     weights = {}
     for device in ("cpu", "cuda"):
-        trainer = Trainer(resolve(compose([*WORDS, f"runtime.device={device}"])))
+        trainer = Trainer(resolve(compose([*WORDS, f"runtime.device={device}", "runtime.threads=2"])))
         model = trainer.model
         exact = {name: {"msign_dtype": "float32"} for name in ("sso", "muonsphere", "muonh", "muon")}
         stepper = build(model, optimizer, lr=0.01, options=exact)

@@ -21,6 +21,7 @@ WORDS = (
     "parametrization=raw",
     "parametrization.init_unembedding_std=0.2",
     "base_lr=0.02",
+    "scale.tokens=32768",
     "runtime.device=cuda",
 )
 
@@ -50,7 +51,9 @@ def test_grouped_products_and_their_gradients_are_those_of_a_loop(load, dtype):
 def test_experts_learn_in_bfloat16_as_in_float32_on_the_cpu(optimizer):
     losses = []
     for device in ("cuda", "cpu"):
-        trainer = Trainer(resolve(compose([*WORDS, f"optim={optimizer}", f"runtime.device={device}"])))
+        trainer = Trainer(
+            resolve(compose([*WORDS, f"optim={optimizer}", f"runtime.device={device}", "runtime.threads=2"]))
+        )
         for _ in range(trainer.config.scale.steps):
             trainer.train_step()
         losses.append(trainer.evaluate())
