@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slurm test-slow test-slurm-if-up lint lint-style lint-types format clean
+.PHONY: demo test gpu test-slurm test-slow test-slurm-if-up lint lint-style lint-types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +46,10 @@ test-slurm: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# About ten minutes on one CUDA device; reports/gpu/README.md says what it measures.
+gpu: $(STAMP)
+	$(BIN)/python tests/gpu/kit.py --out reports/gpu
 
 lint: lint-style lint-types
 

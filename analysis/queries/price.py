@@ -98,7 +98,9 @@ class BasinPrice:
 
 def shape_record(one: BasinEstimate | BasinRecord) -> BasinRecord | None:
     """The basin as a record; None for a median of parabolas, as each slice has its own."""
-    return None if one.skew is None and one.powers == [[2]] else BasinRecord.of(one)
+    if one.skew is None and one.powers == [[2]]:
+        return None
+    return one if isinstance(one, BasinRecord) else BasinRecord.of(one)
 
 
 def own_parabola(one: SliceRecord) -> BasinPrice | None:

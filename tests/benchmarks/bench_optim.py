@@ -1,13 +1,14 @@
 """Time the sphere optimizers side by side, interleaved in one run, and print ratios of step times.
 
-    python tests/benchmarks/bench_optim.py [--quick] [--threads 1] [--rounds 7] [--device cpu] [--model 12] [--out FILE.json]
+    python tests/benchmarks/bench_optim.py [--quick] [--threads 1] [--rounds 7]
+    python tests/benchmarks/bench_optim.py --device cuda --model 12 --out depth12.json
 
 In every round, every optimizer makes one step in turn. A ratio is the median over rounds of the ratio within
 a round, printed with the least and the largest. The bisection is the solver that arXiv 2601.08393 describes,
 one matrix after the other. It uses the matrix sign and the top pair of SSO, and differs only in how it finds
 lambda. torch.optim.Muon computes its matrix sign in bfloat16, whatever the dtype of the parameters. MuonH is
-timed in float32, its default on a CPU, and in bfloat16, which compares like with like. --model times one step on all
-hidden matrices of the model of that depth in the family of arXiv 2603.28743, without the bisection.
+timed in float32, its default on a CPU, and in bfloat16, which compares like with like. --model times one step
+on all hidden matrices of the model of that depth in the family of arXiv 2603.28743, without the bisection.
 """
 
 import argparse
@@ -139,7 +140,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def model_shapes(depth: int) -> Shapes:
-    """The hidden matrices of a model of the family of arXiv 2603.28743: width 128 x depth, 2 x depth heads of 128."""
+    """The hidden matrices of the family of arXiv 2603.28743: width 128 x depth, 2 x depth heads of 128."""
     width, queries, keys = 128 * depth, 2 * depth * 128, 4 * 128
     return [
         (depth, queries, width),

@@ -1,17 +1,17 @@
 """Prove the project on one CUDA device in about ten minutes, and write what was measured, part by part.
 
-    python tests/gpu/kit.py --out reports/gpu                 # `make gpu` does this
-    python tests/gpu/kit.py --out /tmp/gpu --tiny             # the same parts on a CPU, in minutes: is the kit itself sound?
+    python tests/gpu/kit.py --out reports/gpu              # `make gpu` does this
+    python tests/gpu/kit.py --out /tmp/gpu --tiny          # the same parts on a CPU: does the kit work?
     python tests/gpu/kit.py --out reports/gpu --parts tests optimizers
 
-Every part is a process of its own with a time limit, so that one that hangs or fails leaves the others their time. A part's
-output goes to OUT/log.txt as it comes, its figures to a JSON file beside it, and OUT/aims.md is written again after
-every part: a table of aims, met or not. Nothing is fetched from a network. The parts:
+Every part is a process of its own with a time limit, so that one that hangs or fails leaves the others their
+time. What a part prints goes to OUT/log.txt as it comes, and its figures to a JSON file. OUT/aims.md, a table
+of aims that are met or not, is written again after every part. Nothing is fetched from a network. The parts:
 
-    tests       tests/gpu: every optimizer against itself on a CPU, no waiting, capture, compilation, experts, FSDP2
-    optimizers  bench_optim.py: the steps of all optimizers beside those of torch, on the matrices of a depth-12 model
-    model       bench_throughput.py: tokens per second, share of the peak, and the optimizer's share of a step
-    ladder      hyperp-sweep run +experiment=token_law/gpu, then the law: the token exponent with its interval
+    tests       tests/gpu: every optimizer against itself on a CPU, no waiting, capture, compilation, experts
+    optimizers  bench_optim.py: the steps of all optimizers beside those of torch, also on a depth-12 model
+    model       bench_throughput.py: tokens per second, share of the peak, the optimizer's share of a step
+    ladder      ladder.py: a sweep of +experiment=token_law/gpu, and its token exponent with an interval
 """
 
 import argparse
@@ -45,11 +45,11 @@ class Part:
 
 
 def python(*words: object) -> list[str]:
-    """A command that this interpreter runs, which finds an installed hyperp and not the folder of that name here."""
+    """A command of this interpreter that imports the installed hyperp, not the folder of that name here."""
     return [sys.executable, "-P", *map(str, words)]
 
 
-def test_commands(args: argparse.Namespace) -> Commands:  # noqa: ARG001
+def test_commands(args: argparse.Namespace) -> Commands:
     """The tests; without a device they are collected and skipped."""
     options = ["-q", "-o", "pythonpath=", "-p", "no:cacheprovider", "--maxfail=20", "--durations=8"]
     options += ["-n", "4"] if find_spec("xdist") else []
@@ -160,47 +160,68 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def aim_rows(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
-    """(what, aim, measured, met or not) of everything that has been measured."""
-    rows, out = [], args.out
+Row = tuple[str, str, str, str]  # what, its aim, what was measured, whether the aim is met
 
-    def add(what: str, aim: str, value: float | None, met: bool | None, form: str = "{:.1%}") -> None:
-        shown = "not known" if value is None else form.format(value)
-        rows.append((what, aim, shown, "-" if met is None else "yes" if met else "**no**"))
 
+def aim_row(what: str, value: float | None, least: float | None = None, most: float | None = None) -> Row:
+    """A share with its aim, at least or at most; without one if both are None."""
+    aim = f"at least {least:.0%}" if least else f"at most {most:.0%}" if most else "-"
+    shown = "not known" if value is None else f"{value:.1%}"
+    if value is None or aim == "-":
+        return what, aim, shown, "-"
+    met = value >= least if least else value <= (most or 0)
+    return what, aim, shown, "yes" if met else "**no**"
+
+
+def model_rows(out: Path) -> list[Row]:
+    """Shares of the peak and of the step, of dense models and of those with experts."""
+    rows = []
     for file, least in (("dense", 0.50), ("experts", 0.35)):
         for row in (read_json(out / f"{file}.json") or {"rows": []})["rows"]:
-            what = f"depth {row['depth']}" + (
-                f", k = {row['granularity']}, S = {row['sparsity']}" * (file == "experts")
-            )
-            share = row["model_share_of_peak"]
+            what, optimizer = f"depth {row['depth']}", row["optimizer"]
+            if file == "experts":
+                what += f", k = {row['granularity']}, S = {row['sparsity']}"
             aimed = file == "experts" or row["depth"] >= 12
-            known = share is not None and aimed
-            add(f"{what}: model's share of the peak", f"at least {least:.0%}" if aimed else "-", share,
-                share >= least if known else None)  # fmt: skip
-            most = {"muonh": 0.05, "sso": 0.08}.get(row["optimizer"])
-            own = row["optimizer_share"]
-            add(
-                f"{what}: {row['optimizer']}'s share of a step",
-                f"at most {most:.0%}",
-                own,
-                own <= most if most else None,
-            )
+            share = row["model_share_of_peak"]
+            rows.append(aim_row(f"{what}, {optimizer}: model's share of the peak", share, least * aimed))
+            most = {"muonh": 0.05, "sso": 0.08}.get(optimizer)
+            rows.append(aim_row(f"{what}: {optimizer}'s share of a step", row["optimizer_share"], most=most))
+    return rows
+
+
+def optimizer_rows(out: Path) -> list[Row]:
+    """Ratios of step times."""
+    rows = []
     aims = {"MuonH / torch Muon": 0.9, "Muon / torch Muon": 0.9, "SSO / MuonSphere": 1.7}
     for file in ("optimizers_depth12", "optimizers"):
         for label, figures in (read_json(out / f"{file}.json") or {}).items():
             for name, aim in aims.items() if isinstance(figures, dict) else ():
-                value = figures["ratios"][name]["median"]
-                add(f"{label}: {name}", f"at most {aim}", value, value <= aim, "{:.2f}")
-    for optimizer in ("muonh", "sso"):
-        law = read_json(args.runs / f"law_{optimizer}.json")
-        if law:
-            term = law["exponents"]["tokens"]
-            low, high = -term["high"], -term["low"]
-            rows.append((f"{optimizer}: token exponent", f"{PUBLISHED_EXPONENT} inside the interval",
-                         f"{-term['value']:.2f} ({low:.2f} to {high:.2f})",
-                         "yes" if low <= PUBLISHED_EXPONENT <= high else "**no**"))  # fmt: skip
+                ratio = figures["ratios"][name]
+                measured = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['largest']:.2f})"
+                met = "yes" if ratio["median"] <= aim else "**no**"
+                rows.append((f"{label}: {name}", f"at most {aim}", measured, met))
     return rows
+
+
+def ladder_rows(out: Path) -> list[Row]:
+    """The token exponents; a law that the runs cannot tell is refused."""
+    table, aim = out / "ladder_runs.csv", f"published: {PUBLISHED_EXPONENT}"
+    optimizers = ("muonh", "sso") if table.exists() else ()
+    return [(f"{name}: token exponent, 95% interval", aim, *exponent(table, name)) for name in optimizers]
+
+
+def exponent(table: Path, optimizer: str) -> tuple[str, str]:
+    """The token exponent of the ladder with its interval, and whether the published one lies in it."""
+    from hyperp.analysis import Refusal, fit_law
+
+    try:
+        law = fit_law(table, by="tokens", where={"optimizer": optimizer})
+    except Refusal as refusal:
+        return f"refused: {refusal}", "**no**"
+    term = law.exponents["tokens"]
+    low, high = sorted((-term.low, -term.high))
+    inside = "yes" if low <= PUBLISHED_EXPONENT <= high else "outside"
+    return f"{-term.value:.2f} ({low:.2f} to {high:.2f})", inside
 
 
 def write_aims(args: argparse.Namespace) -> None:
@@ -210,8 +231,9 @@ def write_aims(args: argparse.Namespace) -> None:
         f"| {name} | {part['ended']} | {part['took']} | {part['device']} |"
         for name, part in (read_json(args.out / "parts.json") or {}).items()
     ]
+    rows = [*model_rows(args.out), *optimizer_rows(args.out), *ladder_rows(args.out)]
     lines += ["", "| what | aim | measured | met |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in aim_rows(args)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     (args.out / "aims.md").write_text("\n".join(lines) + "\n")
 
 

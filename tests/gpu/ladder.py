@@ -1,9 +1,9 @@
-"""The token ladder of the GPU kit: train it, longer horizons only if they fit, and fit the law of each optimizer.
+"""The token ladder of the GPU kit: train it, longer horizons only if they fit, and fit each optimizer's law.
 
     python tests/gpu/ladder.py --runs runs/token_law_gpu --table reports/gpu/ladder_runs.csv --seconds 250
 
-Runs share the card side by side. A horizon costs twice the one before it, so the speed of the shorter horizons says
-whether the next one fits into the time that is left.
+Runs share the card side by side. The speed of the shorter horizons says whether the next one fits into the
+time that is left.
 """
 
 import argparse
