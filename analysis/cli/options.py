@@ -341,9 +341,9 @@ def load_runs(
     loss: bool = True,
 ) -> "tuple[Runs, dict[str, str]]":
     """The validated table, and the conditions of --where as a dict."""
-    from hyperp.analysis.table.expression import columns_in
     from hyperp.analysis.table.read import parse_map
     from hyperp.analysis.table.validate import parse_where, read_runs
+    from hyperp.expression import columns_in
 
     rows, names = parse_where(where or []), parse_map(mapping or [])
     computed = [column for source in names.values() for column in columns_in(source)]
@@ -362,7 +362,7 @@ def parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, 
 
 def _check_map(mapping: Mapping[str, str], asked: Sequence[str]) -> None:
     """Reject a name that nothing reads, and the rate or the loss alone under a second name."""
-    from hyperp.analysis.table.expression import columns_in
+    from hyperp.expression import columns_in
 
     known = (*COVARIATES, *NOT_COVARIATES, "base_lr")
     for name, source in mapping.items():

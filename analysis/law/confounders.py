@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from hyperp.analysis.table.expression import columns_in
 from hyperp.analysis.table.slices import Slice
 from hyperp.analysis.vocabulary import NOT_COVARIATES, VARYING_RATIO
+from hyperp.expression import columns_in
 from hyperp.run_table import DERIVED, RESULTS
 
 ALIASED = 0.95  # |correlation of logs| over the slices above which two columns are said to move together

@@ -11,7 +11,6 @@ import pandas as pd
 from hyperp.analysis.errors import argument
 from hyperp.analysis.law.hierarchy.estimate import BEND_SD, TAU_SD
 from hyperp.analysis.optima.estimation import MethodOptions
-from hyperp.analysis.table.expression import columns_in
 from hyperp.analysis.vocabulary import (
     DEFAULT_METHOD,
     DEFAULT_REACH,
@@ -22,6 +21,7 @@ from hyperp.analysis.vocabulary import (
     MethodName,
     Space,
 )
+from hyperp.expression import columns_in
 from hyperp.run_table import COVARIATES
 
 MOST_TUNED = 3  # a quadratic form in three quantities has six coefficients, besides floor and optimum

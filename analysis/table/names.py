@@ -1,10 +1,10 @@
 """Column names: those close to what somebody typed, and known columns under another spelling."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hyperp.analysis.errors import argument
+from hyperp.near_names import letters_of
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
 if TYPE_CHECKING:  # a recommendation imports no pandas
@@ -23,23 +23,6 @@ STATUS_WORDS = {
     "pruned": "failed",  # its last loss is that of a run which was stopped early
     "waiting": "planned",
 }
-SHOWN = 40  # names that an error lists
-
-
-def close_names(typed: str, columns: Sequence[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Up to `count` columns whose names are close to the one typed, case and separators aside."""
-    plain = {column: _letters(column) for column in columns}
-    near = difflib.get_close_matches(_letters(typed), list(plain.values()), n=count, cutoff=cutoff)
-    found = [column for letters in dict.fromkeys(near) for column, own in plain.items() if own == letters]
-    return found[:count]
-
-
-def listed_names(columns: Sequence[str]) -> str:
-    """The columns as text, cut after SHOWN of them."""
-    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
-    return ", ".join(map(str, columns[:SHOWN])) + more
-
-
 STATE_NAMES = ("state", "status", "runstate", "runstatus")
 
 
@@ -49,7 +32,7 @@ def status_column(frame: "pd.DataFrame") -> str | None:
     None if the table has a column status.
     """
     columns = list(map(str, frame.columns))
-    named = [c for c in columns if _letters(c) in STATE_NAMES]
+    named = [c for c in columns if letters_of(c) in STATE_NAMES]
     if "status" in columns or len(named) != 1:
         return None
     return named[0] if known_status(frame[named[0]]).isin(STATUSES).all() else None
@@ -66,7 +49,7 @@ def unread_columns(frame: "pd.DataFrame", mapping: Mapping[str, str]) -> list[st
     """A remark for each varying column that is not read because a known name is spelled differently."""
     remarks = []
     for column in map(str, frame.columns):
-        if _letters(column) not in STATE_NAMES or "status" in frame.columns or column in mapping.values():
+        if letters_of(column) not in STATE_NAMES or "status" in frame.columns or column in mapping.values():
             continue
         words = known_status(frame[column])
         unknown = sorted({str(word) for word in words[~words.isin(STATUSES)]})
@@ -77,13 +60,9 @@ def unread_columns(frame: "pd.DataFrame", mapping: Mapping[str, str]) -> list[st
             )
     for known in ("seed", "base_lr", *COVARIATES, *CONTEXT):
         for column in map(str, frame.columns):
-            same = _letters(column) == _letters(known) and column not in mapping.values()
+            same = letters_of(column) == letters_of(known) and column not in mapping.values()
             if known not in frame.columns and same and frame[column].nunique(dropna=False) > 1:
                 remarks.append(
                     f"column {column} is not read as {known}; {argument('mapping', {known: column})} reads it"
                 )
     return remarks
-
-
-def _letters(name: str) -> str:
-    return "".join(c for c in str(name).casefold() if c.isalnum())

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hyperp.analysis.errors import Refusal
-from hyperp.analysis.table.expression import columns_in, parse_expression
 from hyperp.analysis.vocabulary import trains_with_hyperp
+from hyperp.expression import columns_in, parse_expression
 
 
 @contextmanager

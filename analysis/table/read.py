@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.table.expression import PLAIN, parse_expression
+from hyperp.expression import PLAIN, parse_expression
 
 
 @dataclass(frozen=True)

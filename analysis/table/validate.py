@@ -9,15 +9,10 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.table.names import (
-    close_names,
-    known_status,
-    listed_names,
-    status_column,
-    unread_columns,
-)
+from hyperp.analysis.table.names import known_status, status_column, unread_columns
 from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
 from hyperp.analysis.table.repeats import number_repeats
+from hyperp.near_names import close_names, listed_names
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from hyperp.analysis import check, read_runs
-from hyperp.analysis.table.names import close_names
+from hyperp.near_names import close_names
 
 CURVE = pd.DataFrame({"lr": [0.005, 0.01, 0.02, 0.04, 0.08], "loss": [3.6, 3.5, 3.52, 3.4, 3.3]})
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperp.analysis.table.expression import columns_in, parse_expression
+from hyperp.expression import columns_in, parse_expression
 
 COLUMNS = {
     "lr": np.array([0.01, 0.02]),

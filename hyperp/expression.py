@@ -1,4 +1,4 @@
-"""Arithmetic on the columns of a table, such as batch/(lr*wd*tokens), without evaluating any code.
+"""Arithmetic on named numbers, such as batch/(lr*wd*tokens) of table columns, without evaluating any code.
 
 Python's own parser supplies the grammar and the precedence. It sees only numbers, signs, the names of
 functions and placeholders for columns, and `_value` computes only the nodes in ALLOWED_NODES.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperp.analysis.table.names import close_names, listed_names
+from hyperp.near_names import close_names, listed_names
 
 WORD = re.compile(
     r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))"
@@ -27,6 +27,9 @@ FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
     "log2": np.log2,
     "log10": np.log10,
     "exp": np.exp,
+    "round": np.round,
+    "floor": np.floor,
+    "ceil": np.ceil,
 }
 OPERATORS: Mapping[type[ast.operator], Callable[[Values, Values], Values]] = {
     ast.Add: np.add,
