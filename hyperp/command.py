@@ -177,15 +177,17 @@ class ModeParser(argparse.ArgumentParser):
 
 
 def print_factors(arguments: list[str]) -> None:
-    """Print the learning rate of every role, and the factors that make it from base_lr."""
+    """Print the learning rate of every role with its factors, and what else the rule multiplies."""
     parser = ModeParser(
         "--factors",
         description="Print the learning rate of every role (embedding, hidden, ...) and the factors for\n"
-        "batch, depth, tokens and width by which the parametrization multiplies base_lr. Trains nothing.",
+        "batch, depth, tokens and width by which the parametrization multiplies base_lr, then what it\n"
+        "multiplies besides: residual branches, logits, weight decay and epsilon. Trains nothing.",
         epilog="examples:\n"
         "  hyperp-train --factors\n"
         "  hyperp-train --factors scale.depth=8 base_lr=0.02\n"
-        "  hyperp-train --factors optim=adamw parametrization=mup++",
+        "  hyperp-train --factors optim=adamw parametrization=mup++\n"
+        "  hyperp-train --factors optim=adamw parametrization=completep scale.width=4096 scale.depth=32",
     )
     parser.add_argument(
         "overrides",
@@ -194,11 +196,12 @@ def print_factors(arguments: list[str]) -> None:
         help="overrides as for a run, see hyperp-train -h",
     )
     overrides = parser.parse_args(arguments).overrides
-    from hyperp.parametrization import factors_table
+    from hyperp.parametrization import factors_table, multipliers_text
     from hyperp.roles import ROLES
 
     config = resolve(compose_with_hint(overrides, compose))
     print(factors_table(config.parametrization, config.scale, config.base_lr, ROLES))
+    print(f"\n{multipliers_text(config.parametrization, config.scale, ROLES)}")
 
 
 def prepare_tokens(arguments: list[str]) -> None:

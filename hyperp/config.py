@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import StrictBool
 
 from hyperp.flops import Shape, experts_of
-from hyperp.parametrization import Parametrization
+from hyperp.parametrization import LATER_FIELDS, Parametrization
 from hyperp.scale import Scale
 from hyperp.schedule import Schedule
 from hyperp.terminal import one_line
@@ -245,14 +245,17 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result of the run, as plain values: all but `runtime`.
 
-        `LATER_MODEL_FIELDS` are left out at their defaults, so that older runs keep their ids.
+        Fields that the first runs did not have are left out at their defaults, so that older runs keep their
+        ids: `LATER_MODEL_FIELDS`, and `LATER_FIELDS` of the parametrization.
         """
         identity = {key: value for key, value in asdict(self).items() if key != "runtime"}
-        identity["model"] = {
-            key: value
-            for key, value in identity["model"].items()
-            if not (key in LATER_MODEL_FIELDS and value == getattr(ModelConfig, key))
-        }
+        model = {name: getattr(ModelConfig, name) for name in LATER_MODEL_FIELDS}
+        for part, later in (("model", model), ("parametrization", LATER_FIELDS)):
+            identity[part] = {
+                key: value
+                for key, value in identity[part].items()
+                if not (key in later and value == later[key])
+            }
         return identity
 
     def run_id(self) -> str:

@@ -134,3 +134,21 @@ def test_a_configuration_without_a_scale_is_refused():
 def test_an_error_repeats_only_the_beginning_of_a_long_value():
     with pytest.raises(ValueError, match=r"^name must be text, got \['x{55}\.\.\.$"):
         OptimConfig(name=["x" * 200])  # pyright: ignore[reportArgumentType]
+
+
+# Published or measured, see conf/optim; the optimizers of hyperp-train differ by up to a factor of 8.
+DEFAULT_RATES = {
+    "muonh": 0.0155,
+    "adamh": 0.0155,
+    "muon": 0.0222,
+    "sso": 0.0131,
+    "muonsphere": 0.0123,
+    "adamw": 0.003,
+}
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), DEFAULT_RATES.items())
+def test_the_default_rate_is_that_of_the_optimizer(optimizer, rate):
+    assert resolve(compose([f"optim={optimizer}"])).base_lr == rate
+    assert resolve(compose([f"optim={optimizer}", "base_lr=0.5"])).base_lr == 0.5
+    assert resolve(compose(["base_lr=0.5", f"optim={optimizer}"])).base_lr == 0.5

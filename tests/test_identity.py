@@ -97,6 +97,9 @@ def test_every_leaf_moves_the_id_to_one_of_its_own_and_no_runtime_leaf_does():
         "parametrization.token_exponent=-0.33",
         "parametrization.token_exponent_on=hidden",
         "parametrization.reference_depth=9",
+        "parametrization.weight_decay_width_exponent=1",
+        "parametrization.residual_from=reference",
+        "parametrization=completep",
         "schedule=cosine",
         "schedule.final=0.2",
         "schedule.warmup_steps=1",
@@ -151,11 +154,11 @@ def test_another_process_with_another_hash_seed_gives_the_same_id(seed):
     ("overrides", "run_id"),
     [
         ("", "ce0ac3ccef6c"),
-        ("optim=sso", "ceae3adf4761"),
-        ("optim=muonsphere", "b68f66d63beb"),
+        ("optim=sso base_lr=0.0155", "ceae3adf4761"),
+        ("optim=muonsphere base_lr=0.0155", "b68f66d63beb"),
         ("optim=adamh", "57ba9133c72e"),
-        ("optim=adamw parametrization=standard", "2d1f0ed7fb04"),
-        ("optim=muon optim.clip=0", "6e4ccd28506b"),
+        ("optim=adamw parametrization=standard base_lr=0.0155", "2d1f0ed7fb04"),
+        ("optim=muon optim.clip=0 base_lr=0.0155", "6e4ccd28506b"),
         ("model=moe scale.granularity=4 scale.sparsity=4", "4feb3e0b7634"),
         (
             "model=hyperp_paper scale.width=1024 scale.batch_tokens=2097152 scale.tokens=10.4e9",
@@ -177,6 +180,7 @@ def test_another_process_with_another_hash_seed_gives_the_same_id(seed):
         ),
         ("optim.options.muonh.momentum=1 model.query_heads=2", "d07dc12dd23a"),
         ("parametrization=mup schedule=constant schedule.final=0", "131795689631"),
+        ("parametrization=raw parametrization.epsilon_width_exponent=0", "9c87a64ab139"),
     ],
 )
 def test_runs_of_earlier_versions_keep_their_ids(overrides, run_id):

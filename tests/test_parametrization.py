@@ -6,11 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperp.parametrization import FACTORS, MATRIX_ROLES, OTHER_ROLES, Parametrization, factors_table
+from hyperp.parametrization import (
+    FACTORS,
+    LATER_FIELDS,
+    MATRIX_ROLES,
+    OTHER_ROLES,
+    Parametrization,
+    factors_table,
+    multipliers_text,
+)
 from hyperp.scale import Scale
 
 ROLES = MATRIX_ROLES + OTHER_ROLES
-NAMES = ["hyperp", "mup++", "mup", "standard"]
+NAMES = ["hyperp", "mup++", "mup", "completep", "completedp", "standard"]
+COMPLETE = ["completep", "completedp"]
 REFERENCE = Scale(width=1024, depth=8, tokens=10_400_000_000, batch_tokens=2**21)
 
 scales = st.builds(
@@ -69,7 +78,7 @@ def test_token_exponent_on_hidden_leaves_the_depth_factor_alone_elsewhere(scale)
         assert factors["depth"] == pytest.approx((8 / scale.depth) ** 0.5, rel=1e-14)
 
 
-@pytest.mark.parametrize("name", ["mup", "mup++"])
+@pytest.mark.parametrize("name", ["mup", "mup++", *COMPLETE])
 def test_mup_divides_the_rate_of_matrices_alone_by_the_width(name):
     rule, wide = Parametrization(name), replace(REFERENCE, width=4096)
     for role in MATRIX_ROLES:
@@ -110,6 +119,60 @@ def test_residual_branches_keep_the_variance_of_the_stream(name):
         assert 2 * depth * Parametrization(name).residual_multiplier(depth) ** 2 == pytest.approx(
             1, rel=1e-14
         )
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_completep_moves_branches_and_not_rates_with_depth(name):
+    """arXiv 2505.01618, Table 1 with alpha = 1, at 4 times the depth of the reference."""
+    rule, deep = Parametrization(name), replace(REFERENCE, depth=32)
+    assert [lr(rule, role, deep) for role in ROLES] == [0.01] * len(ROLES)
+    assert rule.residual_multiplier(32) == 1 / 4
+    assert rule.residual_multiplier(8) == 1.0
+    epsilon = {role: rule.epsilon_factor(role, deep) for role in ROLES}
+    assert epsilon.pop("embedding") == epsilon.pop("unembedding") == 1.0
+    assert set(epsilon.values()) == {1 / 4}
+    assert {rule.weight_decay_factor(role, deep) for role in ROLES} == {1.0}
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_completep_keeps_the_decay_of_a_step_at_every_width(name):
+    """A step shrinks weights by rate times weight decay; epsilon follows gradients, which fall as 1/width."""
+    rule, wide = Parametrization(name), replace(REFERENCE, width=4096)
+    for role in ROLES:
+        assert lr(rule, role, wide) * rule.weight_decay_factor(role, wide) == 0.01
+        assert rule.epsilon_factor(role, wide) == 1 / 4
+
+
+@given(scale=scales)
+def test_completedp_knows_batch_and_tokens_by_the_number_of_steps(scale):
+    """arXiv 2512.22382: rate and weight decay as 1/sqrt(steps), epsilon as sqrt(steps)."""
+    rule = Parametrization("completedp", reference_width=scale.width, reference_depth=scale.depth)
+    root = math.sqrt((scale.tokens / REFERENCE.tokens) / (scale.batch_tokens / REFERENCE.batch_tokens))
+    for role in ROLES:
+        assert lr(rule, role, scale, 1.0) == pytest.approx(1 / root, rel=1e-12)
+        assert rule.weight_decay_factor(role, scale) == pytest.approx(1 / root, rel=1e-12)
+        assert rule.epsilon_factor(role, scale) == pytest.approx(root, rel=1e-12)
+
+
+@given(scale=scales, name=st.sampled_from(["hyperp", "raw", "mup++", "mup", "standard"]))
+def test_the_other_rules_leave_weight_decay_and_epsilon_alone(scale, name):
+    rule = Parametrization(name)
+    assert {name: getattr(rule, name) for name in LATER_FIELDS} == LATER_FIELDS
+    for role in ROLES:
+        assert rule.option_factors(role, scale) == {"weight_decay": 1.0, "eps": 1.0}
+
+
+def test_the_text_of_multipliers_has_a_row_a_role_where_an_option_moves():
+    scale = Scale(width=4096, depth=32, tokens=10_400_000_000, batch_tokens=2**21)
+    first, _, *table = multipliers_text(Parametrization("completep"), scale, list(ROLES)).splitlines()
+    assert first == "Residual branches are multiplied by 0.25, logits by 0.25."
+    rows = {line.split()[0]: line.split()[1:] for line in table[1:]}
+    assert rows["hidden"] == ["4", "0.0625"]
+    assert rows["embedding"] == ["1", "0.25"]
+    assert set(rows) == set(ROLES)
+    assert multipliers_text(Parametrization("mup"), scale, list(ROLES)).splitlines() == [
+        "Residual branches are multiplied by 1, logits by 0.25."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,13 +237,15 @@ def test_the_resolved_rule_has_no_gaps_and_rebuilds_itself(name):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"name": "sp"}, r"name must .*hyperp, raw, mup\+\+, mup .*standard, got 'sp'"),
+        ({"name": "sp"}, r"name must .*hyperp, raw, mup\+\+, mup, .*standard, got 'sp'"),
         ({"batch_exponent": math.nan}, "batch_exponent must be finite, got nan"),
         ({"depth_exponent": "half"}, "depth_exponent must be finite, got 'half'"),
         ({"logit_exponent": math.inf}, "logit_exponent must be finite, got inf"),
         ({"reference_width": 0}, "reference_width must be a whole number of at least 1, got 0"),
         ({"reference_tokens": 1.5}, "reference_tokens must be a whole number of at least 1, got 1.5"),
         ({"token_exponent_on": "some"}, "token_exponent_on must be all or hidden, got 'some'"),
+        ({"residual_from": "depth"}, "residual_from must be one branch or reference, got 'depth'"),
+        ({"epsilon_depth_exponent": math.nan}, "epsilon_depth_exponent must be finite, got nan"),
         ({"init_hidden_gain": 0}, "init_hidden_gain must be finite and positive, got 0"),
         ({"init_embedding_std": -1.0}, "init_embedding_std must be finite and positive, got -1.0"),
         ({"init_unembedding_std": "big"}, r'finite and positive or "1/sqrt\(width\)", got \'big\''),

@@ -106,9 +106,9 @@ class Trainer:
         )
 
     def _build_optimizer(self) -> GroupedOptimizer:
-        optim = self.config.optim
+        optim, rule, scale = self.config.optim, self.config.parametrization, self.config.scale
         try:
-            return build(
+            optimizer = build(
                 self.model,
                 optim.name,
                 lr={role: rate.lr for role, rate in self.rates.items()},
@@ -118,6 +118,11 @@ class Trainer:
             )
         except ValueError as error:
             raise ValueError(f"optim: {error}") from None
+        for group in optimizer.param_groups:
+            for option, factor in rule.option_factors(group["role"], scale).items():
+                if option in group:
+                    group[option] *= factor
+        return optimizer
 
     def loss(self, x_BT: Tensor, y_BT: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """Mean cross entropy, nats per token; adds the routing of each layer with experts to `routings`."""

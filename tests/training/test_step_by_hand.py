@@ -206,6 +206,18 @@ def test_a_damaged_gradient_counts_as_zero_when_the_others_are_clipped(optimizer
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
+def test_weight_decay_and_epsilon_follow_the_parametrization():
+    """At twice the width and depth of the reference; the width exponent of WORDS is of the rate alone."""
+    words = ["optim=adamw", "optim.options.adamw.weight_decay=0.1", "optim.options.adamw.eps=1e-6"]
+    groups = Trainer(config(*words, "parametrization=completep"), corpus()).optimizer.param_groups
+    found = {group["role"]: (group["weight_decay"], group["eps"]) for group in groups}
+    assert found["hidden"] == pytest.approx((0.2, 0.25e-6), rel=1e-12)
+    assert found["vector"] == pytest.approx((0.1, 0.25e-6), rel=1e-12)
+    assert found["embedding"] == found["unembedding"] == pytest.approx((0.1, 0.5e-6), rel=1e-12)
+    groups = Trainer(config("optim=muonh", "parametrization=completep"), corpus()).optimizer.param_groups
+    assert {group["role"]: group.get("eps") for group in groups}["hidden"] is None
+
+
 @pytest.mark.parametrize("clip", [0.05, 0.0])
 def test_the_monitor_sees_the_norm_before_clipping(clip):
     trainer = Trainer(config(f"optim.clip={clip}", "scale.tokens=2816"), corpus())
