@@ -11,6 +11,7 @@ from hyperp.analysis.cli.diagnostics import coordinates, transfer
 from hyperp.analysis.cli.fit import fit
 from hyperp.analysis.cli.isoflop import isoflop
 from hyperp.analysis.cli.loss import leverage, loss
+from hyperp.analysis.cli.opinion import opinion
 from hyperp.analysis.cli.options import (
     FIT,
     OUTPUT,
@@ -353,6 +354,7 @@ COMMANDS = (
     fit,
     recommend,
     next_command,
+    opinion,
     validate,
     report,
     loss,

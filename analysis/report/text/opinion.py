@@ -1,0 +1,97 @@
+"""Print what the published laws say of a run."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hyperp.analysis.registry.law import PublishedLaw
+from hyperp.analysis.registry.opinion import Opinion, Row
+from hyperp.analysis.report.text.console import open_console, show_table
+from hyperp.analysis.wording import format_number
+
+if TYPE_CHECKING:
+    from hyperp.analysis.registry.rules import Finding
+
+COLUMNS = ["law", "lr", "beyond its range", "does not match"]
+
+
+def show_opinion(opinion: Opinion) -> None:
+    """Print the laws of the optimizer, those of others, their sources, and the words."""
+    same = [row for row in opinion.rows if row.same_optimizer and row.lr is not None]
+    other = [row for row in opinion.rows if not row.same_optimizer and row.lr is not None]
+    if same:
+        columns = [*COLUMNS, *(f"over {one.name}" for one in opinion.own)]
+        columns += [] if opinion.plan.lr is None else ["over the plan"]
+        rows = [[*_cells(row), *_ratios(row, opinion)] for row in same]
+        show_table(f"Laws of {opinion.plan.optimizer}", columns, rows)
+    if other:
+        title = "Laws of other optimizers, whose rates mean another step and are not converted"
+        show_table(title, ["law", "optimizer", *COLUMNS[1:]], [_cells(row) for row in other])
+    out = open_console()
+    silent = [row for row in opinion.rows if row.lr is None]
+    lines = [*opinion.words, *_decay_lines(opinion)]
+    lines += [f"assumed: {line}" for line in opinion.assumed]
+    lines += opinion.declined
+    lines += [f"{row.law.id} needs {', '.join(row.needs)}" for row in silent]
+    out.print("\n".join(lines) + "\n", markup=False)
+    out.print("\n".join(_source_lines([row.law for row in (*same, *other)])), markup=False)
+
+
+def _cells(row: Row) -> list[str]:
+    """The cells of COLUMNS, and of a law of another optimizer its name."""
+    mismatch = [one for one in row.mismatch if not one.startswith("optimizer ")]
+    whose = [] if row.same_optimizer else [row.law.optimizer]
+    return [row.law.id, *whose, format_number(row.lr), _reach(row), "; ".join(mismatch) or "-"]
+
+
+def _ratios(row: Row, opinion: Opinion) -> list[str]:
+    cells = []
+    for one in opinion.own:
+        inside = "inside" if row.within_own[one.name] else "outside"
+        cells.append(f"{row.to_own[one.name]:.3g}, {inside} its interval")
+    return cells if row.to_plan is None else [*cells, f"{row.to_plan:.3g}"]
+
+
+def _reach(row: Row) -> str:
+    """Such as "tokens 60.1 x, depth inside, width unpublished"."""
+    words = []
+    for name, factor in row.extrapolation.items():
+        words.append(
+            f"{name} {'unpublished' if factor is None else 'inside' if factor == 1 else f'{factor:.3g} x'}"
+        )
+    return ", ".join(words) or "-"
+
+
+def _decay_lines(opinion: Opinion) -> list[str]:
+    lines = []
+    for one in opinion.decay:
+        decay = f"a weight decay of {format_number(one.weight_decay, 3)}"
+        planned = "" if one.planned is None else f"; you plan {format_number(one.planned)}"
+        lines.append(
+            f"{one.law.title}: at lr {format_number(one.lr)} {decay}, which averages over "
+            f"{one.timescale:.3g} of the run{planned}"
+        )
+    return lines
+
+
+def _source_lines(laws: Sequence[PublishedLaw]) -> list[str]:
+    lines = []
+    for law in laws:
+        error = f"; {law.error}" if law.error else ""
+        error += f"; {law.runs} runs" if law.runs else ""
+        conversion = f"; converted: {law.conversion}" if law.conversion else ""
+        lines.append(
+            f"{law.id}: {law.form} ({law.moment} rate of {law.group}; {law.convention}{conversion}{error}). "
+            f"{'; '.join(law.sources)}"
+        )
+    return lines
+
+
+def show_findings(findings: "Sequence[Finding]") -> None:
+    """Print what breaks a rule, each with its source."""
+    out = open_console()
+    if not findings:
+        out.print("No rule that is known here is broken.\n", markup=False)
+        return
+    for finding in findings:
+        out.print(f"{finding.rule}: {finding.message} ({finding.source})", markup=False)
+    out.print()
