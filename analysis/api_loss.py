@@ -1,6 +1,6 @@
 """The Python API of loss laws: what `hyperp.analysis` exports beside `api`, for tables without rates too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +61,11 @@ def fit_loss(
     from hyperp.analysis.loss.bootstrap import bootstrap_loss, floor_interval
     from hyperp.analysis.loss.data_sets import exponent_warnings
     from hyperp.analysis.loss.fit import fit_loss_law, profile_floor
-    from hyperp.analysis.loss.points import loss_points
+    from hyperp.analysis.loss.points import FORM_COLUMNS, loss_points
     from hyperp.analysis.loss.schema import loss_law_record
 
-    frame, source = _loss_table(runs, mapping, where)
+    wanted = ("loss", *FORM_COLUMNS.get(form, ()))
+    frame, source, told = _loss_table(runs, mapping, where, wanted, [cluster, by_data])
     points = loss_points(frame, form, all_rows, cluster, by_data)
     held = held_values("pin", pin, "{'E': 1.6}")
     fit = fit_loss_law(points, held, delta, tie)
@@ -77,7 +78,7 @@ def fit_loss(
         profile_floor(fit, None if draws is None else floor_interval(draws, index), index)
         for index in range(len(points.sets))
     ]
-    warnings = [*points.warnings, *exponent_warnings(fit, draws)]
+    warnings = [*told, *points.warnings, *exponent_warnings(fit, draws)]
     law = loss_law_record(fit, profiles, draws, {**source, "command": command, "warnings": warnings})
     return FittedLoss(law, fit, draws, profiles)
 
@@ -110,10 +111,13 @@ def leverage(
     if len(require_dict("baseline", baseline, "{'optimizer': 'muon'}")) != 1:
         raise ValueError(f"baseline must be one column and its value, got {dict(baseline)}")
     ((column, value),) = baseline.items()
-    frame, source = _loss_table(runs, mapping, where)
+    frame, source, told = _loss_table(runs, mapping, where, ("loss", "flops"), [column, cluster])
     held = held_values("pin", pin, "{'E': 1.6}")
     found, series = compute_leverage(frame, str(value), column, held, bootstrap, seed, cluster, level)
-    found = found.model_copy(update={name: source[name] for name in ("records", "records_sha256")})
+    told_first = {"warnings": [*told, *found.warnings]}
+    found = found.model_copy(
+        update=told_first | {name: source[name] for name in ("records", "records_sha256")}
+    )
     return MeasuredLeverage(found, series)
 
 
@@ -153,30 +157,52 @@ def isoflop(
     """
     from hyperp.analysis.queries.isoflop import compute_optimal
 
-    frame, source = _loss_table(runs, mapping, where)
-    return Isoflop(
-        *compute_optimal(frame, budget, source, method, level, extrapolate, tolerance, bootstrap, seed)
+    frame, source, told = _loss_table(runs, mapping, where, ("loss", "parameters", "tokens"))
+    answer, law, surface, draws = compute_optimal(
+        frame, budget, source, method, level, extrapolate, tolerance, bootstrap, seed
     )
+    return Isoflop(answer.model_copy(update={"warnings": [*told, *answer.warnings]}), law, surface, draws)
 
 
 def _loss_table(
-    source: "Source", mapping: Mapping[str, str] | None, where: Mapping[str, Any] | None
-) -> "tuple[pd.DataFrame, dict[str, Any]]":
-    """The rows for a loss law, which needs no learning rates, and where they came from."""
+    source: "Source",
+    mapping: Mapping[str, str] | None,
+    where: Mapping[str, Any] | None,
+    wanted: Sequence[str],
+    asked: Sequence[str | None] = (),
+) -> "tuple[pd.DataFrame, dict[str, Any], list[str]]":
+    """The rows for a loss law, which needs no learning rates, where they came from, and a line a guess.
+
+    The columns `wanted` are guessed where the table lacks them; those in `asked` keep their names.
+    """
     import pandas as pd
 
     from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
+    from hyperp.analysis.table.spellings import guess_columns, read_lines
+    from hyperp.analysis.table.statuses import known_status
     from hyperp.analysis.table.validate import Runs, filter_runs
+    from hyperp.expression import columns_in
 
     if isinstance(source, Runs):
         table = RawTable(source.frame, source.path, source.sha256)
     else:
         table = table_of_frame(source) if isinstance(source, pd.DataFrame) else read_table(source)
     names, rows = dict(mapping or {}), where_as_text(where)
-    frame = filter_runs(apply_map(table.frame, names), rows)
-    return frame, {
-        "mapping": names,
-        "where": rows,
-        "records": table.path,
-        "records_sha256": table.sha256,
-    }
+    taken = [*rows, *(c for c in asked if c), *(c for text in names.values() for c in columns_in(text))]
+    guessed = guess_columns(table.frame, names, taken, wanted=wanted)
+    names |= guessed.columns
+    frame, told = apply_map(table.frame, names), read_lines(guessed.columns)
+    if "status" in frame.columns:
+        frame["status"], unknown = known_status(frame["status"])
+        told += [unknown] if unknown else []
+    frame = filter_runs(frame, rows)
+    return (
+        frame,
+        {
+            "mapping": names,
+            "where": rows,
+            "records": table.path,
+            "records_sha256": table.sha256,
+        },
+        told,
+    )

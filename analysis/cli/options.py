@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -25,7 +26,9 @@ TABLE, FIT, TARGET, OUTPUT = "Reading the table", "Fitting", "Target", "Output"
 RunsArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="RUNS", help="runs.parquet, another Parquet or CSV file, or a folder that holds runs.parquet"
+        metavar="RUNS",
+        help="runs.parquet, another Parquet, CSV or JSON lines file, a folder that holds runs.parquet, or - "
+        "for standard input",
     ),
 ]
 LawArgument = Annotated[Path, typer.Argument(metavar="LAW", help="the law.json that `hyperp-law fit` wrote")]
@@ -340,8 +343,9 @@ def load_runs(
     sizes: Sequence[str] = (),
     loss: bool = True,
 ) -> "tuple[Runs, dict[str, str]]":
-    """The validated table, and the conditions of --where as a dict."""
+    """The validated table, and the conditions of --where as a dict. Guesses of columns are told at once."""
     from hyperp.analysis.table.read import parse_map
+    from hyperp.analysis.table.spellings import read_lines
     from hyperp.analysis.table.validate import parse_where, read_runs
     from hyperp.expression import columns_in
 
@@ -349,7 +353,10 @@ def load_runs(
     computed = [column for source in names.values() for column in columns_in(source)]
     _check_map(names, [*sizes, *rows, *computed])
     extra = [name for name in sizes if name not in (*COVARIATES, *NOT_COVARIATES)]
-    return read_runs(runs, names, extra, rows, loss), rows
+    table = read_runs(runs, names, extra, rows, loss)
+    for line in read_lines(table.guesses):
+        typer.echo(line, err=True)
+    return replace(table, told=True), rows
 
 
 def parse_rows(mapping: list[str] | None, where: list[str] | None) -> dict[str, dict[str, str]]:

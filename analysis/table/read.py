@@ -1,15 +1,19 @@
 """Read a table from a file or a DataFrame, and give its columns the names that the analysis knows."""
 
-import csv
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
+from hyperp.analysis.table.comma_separated import read_csv, refuse_repeated
+from hyperp.analysis.table.json_lines import read_json_lines
+from hyperp.analysis.table.stored import load_stored
 from hyperp.expression import PLAIN, parse_expression
 
 
@@ -102,29 +106,19 @@ def to_number(column: pd.Series) -> pd.Series:
 
 
 def read_table(path: str | Path) -> RawTable:
-    """Read a Parquet or CSV file with any columns, or the runs.parquet inside a folder.
+    """Read a Parquet, CSV or JSON lines file, the runs.parquet inside a folder, or standard input for "-".
 
     Raises:
-        ValueError: no such file, an unknown format, a column named twice, a row that is longer than the
-            header, or no rows.
+        ValueError: no such file, an unknown format, what is malformed with its row and column, or no rows.
     """
     file = Path(path)
-    if file.is_dir():
-        file = file / "runs.parquet"
-    if not file.is_file():
-        raise ValueError(
-            f"{argument('runs')}={file} does not exist; give a Parquet file, a CSV or a folder of runs"
-        )
-    if file.suffix not in (".parquet", ".csv"):
-        raise ValueError(
-            f"{argument('runs')}={file} ends in {file.suffix!r}; allowed are .parquet, .csv or a folder"
-        )
-    header = _csv_header(file) if file.suffix == ".csv" else parquet_columns(file)
-    _refuse_repeated(header, str(file))
-    frame = _read_csv(file, header) if file.suffix == ".csv" else pd.read_parquet(file)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return RawTable(frame=_with_text_flags(frame, str(file)), path=str(path), sha256=digest)
+    stored = load_stored(file / "runs.parquet" if file.is_dir() else file)
+    if stored.kind == "parquet":
+        refuse_repeated(parquet_columns(io.BytesIO(stored.content), stored.name), stored.name)
+        frame = pd.read_parquet(io.BytesIO(stored.content))
+    else:
+        frame = read_csv(stored) if stored.kind == "csv" else read_json_lines(stored)
+    return RawTable(frame=_with_text_flags(frame, stored.name), path=str(path), sha256=stored.sha256)
 
 
 def table_of_frame(frame: pd.DataFrame) -> RawTable:
@@ -133,15 +127,9 @@ def table_of_frame(frame: pd.DataFrame) -> RawTable:
     Raises:
         ValueError: a column named twice, or no rows.
     """
-    _refuse_repeated([str(name) for name in frame.columns], "the DataFrame")
+    refuse_repeated([str(name) for name in frame.columns], "the DataFrame")
     digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
     return RawTable(frame=_with_text_flags(frame, "the DataFrame"), path="DataFrame", sha256=digest)
-
-
-def _refuse_repeated(header: Sequence[str], source: str) -> None:
-    repeated = sorted({name for name in header if name and header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{source} names the column(s) {', '.join(repeated)} twice; each may appear once")
 
 
 def _with_text_flags(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -151,44 +139,14 @@ def _with_text_flags(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     return frame.assign(**{c: frame[c].astype(str) for c in frame.columns if frame[c].dtype == bool})
 
 
-def _csv_header(file: Path) -> list[str]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        header = next(csv.reader(stream), [])
-    if not header:
-        raise ValueError(f"{file} is empty; it must have a header line and a row for each run")
-    return header
-
-
-def _read_csv(file: Path, header: Sequence[str]) -> pd.DataFrame:
-    """The rows under their header. Empty fields beyond it, such as after a last comma, are no values.
-
-    pandas alone would take the first column of such rows for an index, and move every value by one column.
-    """
-    try:
-        wrong = _first_wide_row(file, len(header))
-    except csv.Error:  # such as a very long field, which pandas can read
-        wrong = None
-    if wrong is not None:
-        raise ValueError(f"{file}: {wrong}, but the header names {len(header)} columns")
-    return pd.read_csv(file, index_col=False, usecols=range(len(header)))
-
-
-def _first_wide_row(file: Path, width: int) -> str | None:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.reader(stream)
-        next(rows)
-        for number, row in enumerate((row for row in rows if row), start=1):
-            if len(row) > width and any(field.strip() for field in row[width:]):
-                return f"row {number} (line {rows.line_num}) has {len(row)} values"
-    return None
-
-
-def parquet_columns(file: Path) -> list[str]:
-    """The column names of a Parquet file; ValueError if it cannot be read."""
+def parquet_columns(file: Path | IO[bytes], name: str = "") -> list[str]:
+    """The column names of a Parquet file; ValueError, which names the file, if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{name or file} is not a readable Parquet file: {str(error).splitlines()[0]}"
+        ) from error

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from hyperp.analysis.errors import argument
-from hyperp.analysis.table.names import known_status, status_column, unread_columns
 from hyperp.analysis.table.read import RawTable, apply_map, read_table, table_of_frame
 from hyperp.analysis.table.repeats import number_repeats
+from hyperp.analysis.table.spellings import guess_columns, read_lines, unread_columns
+from hyperp.analysis.table.statuses import known_status, own_words
+from hyperp.expression import columns_in
 from hyperp.near_names import close_names, listed_names
 from hyperp.run_table import CONTEXT, COVARIATES, STATUSES
 
@@ -25,9 +27,11 @@ class Runs:
         path: the file that they were read from.
         sha256: of that file.
         sizes: columns beyond the standard covariates that hold sizes.
-        mapping: the names that were given to columns when the table was read.
+        mapping: the names that were given to columns when the table was read, the guessed ones too.
         remarks: what a reader should know about how the columns were read.
         own_seeds: whether the seeds are those of the table; otherwise repeats are numbered.
+        guesses: the part of the mapping that nobody gave: standard columns found under another name.
+        told: whether the user was told of the guesses already, so that the notes need not.
         where: for construction only: rows outside these column values may be invalid, and are then
             dropped.
     """
@@ -39,6 +43,8 @@ class Runs:
     mapping: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     own_seeds: bool = True
+    guesses: Mapping[str, str] = field(default_factory=dict)
+    told: bool = False
     where: InitVar[Mapping[str, str] | None] = None
     _repeats: str | None = field(default=None, init=False)
 
@@ -54,13 +60,19 @@ class Runs:
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and whether runs were numbered as seeds."""
-        return [*self.remarks, *([self._repeats] if self._repeats else [])]
+        """The guesses, the remarks, and whether runs were numbered as seeds."""
+        guesses = [] if self.told else read_lines(self.guesses)
+        return [*guesses, *self.remarks, *([self._repeats] if self._repeats else [])]
 
     def with_sizes(self, names: Sequence[str]) -> Self:
-        """These runs with more columns as sizes; itself where it has them already."""
+        """These runs with more columns as sizes, no longer read under a guessed name; else itself."""
         more = [name for name in names if name not in (*COVARIATES, *self.sizes)]
-        return replace(self, sizes=(*self.sizes, *more)) if more else self
+        if not more:
+            return self
+        guesses = {name: column for name, column in self.guesses.items() if column not in more}
+        mapping = {n: c for n, c in self.mapping.items() if n in guesses or n not in self.guesses}
+        frame = self.frame.drop(columns=[n for n in self.mapping if n not in mapping])
+        return replace(self, frame=frame, sizes=(*self.sizes, *more), guesses=guesses, mapping=mapping)
 
 
 def read_runs(
@@ -70,10 +82,12 @@ def read_runs(
     where: Mapping[str, str] | None = None,
     loss: bool = True,
 ) -> Runs:
-    """Read a Parquet or CSV file, the runs.parquet inside a folder, or a DataFrame.
+    """Read a Parquet, CSV or JSON lines file, the runs.parquet inside a folder, or a DataFrame.
+
+    Standard columns that are missing are guessed from other names, see `spellings`; notes say which.
 
     Args:
-        source: the file, the folder or the DataFrame.
+        source: the file, the folder, "-" for standard input, or the DataFrame.
         mapping: names that the analysis knows, each with the column that holds it or an expression in
             columns, such as {"batch_tokens": "bs*2048"} or {"x": "lr/sqrt(`batch size`)"}; see `apply_map`.
         sizes: columns beyond the standard covariates that hold sizes.
@@ -82,28 +96,39 @@ def read_runs(
         loss: whether the column loss is needed.
 
     Raises:
-        ValueError: no such file, an unknown format, a missing or repeated column, or a value out of range.
+        ValueError: no such file, an unknown format, a malformed row, a missing or repeated column, two
+            columns that may be the same standard one, or a value out of range.
     """
     if isinstance(source, pd.DataFrame):
         table, name = table_of_frame(source), "the DataFrame"
     else:
         table, name = _read_file(Path(source)), str(source)
-    names, remarks = dict(mapping or {}), []
-    if "status" not in names and (state := status_column(table.frame)) is not None:
-        names["status"] = state
-        remarks.append(f"column {state} is read as status")
+    asked = (*(where or {}), *(c for source in (mapping or {}).values() for c in columns_in(source)))
+    guessed = guess_columns(table.frame, mapping or {}, asked, sizes)
+    names, remarks = {**(mapping or {}), **guessed.columns}, list(guessed.remarks)
     frame = apply_map(table.frame, names)
-    needed = ("lr", "loss") if loss else ("lr",)
+    _require_columns(frame, ("lr", "loss") if loss else ("lr",), name)
+    if "status" in frame.columns:
+        frame["status"], unknown = known_status(frame["status"])
+        remarks += [unknown] if unknown else []
+    remarks += unread_columns(frame, names)
+    rest = {"remarks": tuple(remarks), "guesses": guessed.columns, "where": where}
+    try:
+        return Runs(frame, table.path, table.sha256, tuple(sizes), names, **rest)
+    except ValueError as error:
+        told = read_lines(guessed.columns)
+        raise ValueError(f"{error} ({', '.join(told)})" if told else str(error)) from None
+
+
+def _require_columns(frame: pd.DataFrame, needed: Sequence[str], source: str) -> None:
     missing = [column for column in needed if column not in frame.columns]
     if missing:
         columns = list(map(str, frame.columns))
         near = (close_names(missing[0], columns, count=1) or ["COLUMN"])[0]
         raise ValueError(
-            f"{name} lacks the column(s) {', '.join(missing)}; it has {listed_names(columns)}; "
+            f"{source} lacks the column(s) {', '.join(missing)}; it has {listed_names(columns)}; "
             f"name them with {argument('mapping', {missing[0]: near})}"
         )
-    remarks += unread_columns(frame, names)
-    return Runs(frame, table.path, table.sha256, tuple(sizes), names, tuple(remarks), where=where)
 
 
 def _read_file(path: Path) -> RawTable:
@@ -183,7 +208,7 @@ class _TableCheck:
     def status(self) -> None:
         if "status" not in self.frame.columns:
             self.frame["status"] = "finished"
-        status = known_status(self.frame["status"])
+        status = own_words(self.frame["status"])
         self.reject("status", ~status.isin(STATUSES).to_numpy(), f"one of {', '.join(STATUSES)}")
         self.frame["status"] = status
 

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from hyperp.analysis.cli.main import app
 from tests.analysis.law_command import one_line, run
 
 COMMANDS = (
@@ -303,3 +305,33 @@ def test_an_unknown_option_is_one_line_too(demo):
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "hyperp-law: error: No such option: --colour\n"
+
+
+def test_guesses_are_told_on_stderr_and_standard_input_is_a_table(make_ladder, tmp_path, monkeypatch):
+    frame = make_ladder().rename(columns={"lr": "config.optim.lr", "tokens": "train_tokens"})
+    (tmp_path / "runs.csv").write_text(frame.to_csv(index=False))
+    words = ("--by", "tokens", "-o", tmp_path / "law.json", "--json")
+    from_file = run("fit", tmp_path / "runs.csv", *words)
+    told = ["read lr from config.optim.lr", "read tokens from train_tokens"]
+    assert from_file.stderr.splitlines()[:2] == told
+    result = CliRunner().invoke(app, ["fit", "-", *map(str, words)], input=frame.to_csv(index=False))
+    assert result.stderr.splitlines()[:2] == told
+    first, second = json.loads(from_file.stdout), json.loads(result.stdout)
+    assert first["records"] == str(tmp_path / "runs.csv")
+    assert second["records"] == "-"
+    assert first["records_sha256"] == second["records_sha256"]
+    assert first["exponents"] == second["exponents"]
+    assert not any("read lr" in line for line in first["warnings"])
+
+
+@pytest.mark.parametrize("command", ["check", "fit", "loss"])
+def test_malformed_tables_are_one_line(tmp_path, command):
+    path = tmp_path / "runs.csv"
+    path.write_text("lr,loss,tokens\n0.1,3.5,8\n0.2,3.4\n")
+    words = {
+        "check": (),
+        "fit": ("--by", "tokens", "-o", tmp_path / "law.json"),
+        "loss": ("-o", tmp_path / "l.json"),
+    }
+    result = run(command, path, *words[command])
+    one_line(result, 2, "runs.csv: row 2 (line 3) has 2 values, but the header names 3 columns")

@@ -126,7 +126,7 @@ def test_leverage_prints_and_draws(runs, tmp_path):
     ("words", "code", "text"),
     [
         (["loss", "absent.csv", "-o", "OUT"], 2, "error: RUNS=absent.csv"),
-        (["loss", "RUNS", "-o", "OUT"], 2, "error: RUNS ... loss, flops"),
+        (["loss", "RUNS", "-o", "OUT"], 2, "error: RUNS ... flops"),
         (["loss", "RUNS", *MAP, "-o", "OUT"], 2, "optimizer must ... got muon, sso"),
         (["loss", "RUNS", *MAP, "--pin", "E", "-o", "OUT"], 2, "error: --pin must ... got 'E'"),
         (["loss", "RUNS", *MAP, "--where", "algo=sso", "--pin", "E=5", "-o", "OUT"], 2, "--pin E must be"),

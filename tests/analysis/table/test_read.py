@@ -1,5 +1,11 @@
 """Foreign tables: names for columns, columns times a number, one line for what is wrong."""
 
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,3 +110,92 @@ def test_unreadable_tables_are_one_line(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_table(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr,loss,width\n0.1,3,8\n0.2,3\n", r"row 2 \(line 3\) has 2 values, but the header names 3 columns"),
+        ("lr;loss\n0,1;3\n", "separated by commas, got ';' in the header"),
+        ("lr\tloss\n0.1\t3\n", "separated by commas, got a tab in the header"),
+        ('lr,loss\n0.1,3\n"0,25",3\n', r"row 2 \(line 3\), column lr must be .* decimal point, got '0,25'"),
+        ("lr,loss\n0.1,é\n".encode("latin-1"), "line 2, character 5 must be UTF-8, got the byte 0xe9"),
+        ("lr,loss\n".encode("utf-16"), "must be UTF-8, got UTF-16"),
+        (b"\x1f\x8b\x08rest", "must be text, as its name says, got gzip data"),
+        (b"PAR1rest", "must be text, as its name says, got Parquet data"),
+        (b"PK\x03\x04rest", r"got zip \(as \.xlsx is\) data"),
+        ('lr,notes\n0.1,"open\n', "line 2 is not CSV: unexpected end of data"),
+        (b"\n \n", "is empty"),
+    ],
+)
+def test_malformed_csv_is_refused_with_its_place(tmp_path, content, message):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_table(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_in_groups_of_thousands_are_no_decimal_commas(tmp_path):
+    (tmp_path / "runs.csv").write_text('lr,tokens,tags\n0.1,"1,000,000","a, b"\n')
+    assert read_table(tmp_path / "runs.csv").frame["tokens"].tolist() == ["1,000,000"]
+
+
+@pytest.mark.parametrize(("ending", "module"), [(".gz", gzip), (".bz2", bz2), (".xz", lzma)])
+def test_compressed_text_is_read_by_its_name(tmp_path, ending, module):
+    path = tmp_path / f"runs.csv{ending}"
+    path.write_bytes(module.compress(b"lr,loss\n0.1,3\n"))
+    assert read_table(path).frame.to_dict("list") == {"lr": [0.1], "loss": [3]}
+    path.write_bytes(b"lr,loss\n0.1,3\n")
+    with pytest.raises(ValueError, match="is not the compressed file that its name says"):
+        read_table(path)
+    path.write_bytes(module.compress(b"lr,loss\n0.1,3\n" * 99)[:-5])
+    with pytest.raises(ValueError, match="is not the compressed file that its name says"):
+        read_table(path)
+
+
+def test_json_lines_are_read_as_csv_is(tmp_path):
+    lines = [
+        '{"optim": {"lr": 0.01}, "loss": 3.5, "tags": ["a", "b"], "ok": true}',
+        "",
+        '{"optim": {"lr": 0.02}, "loss": NaN}',
+    ]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_table(tmp_path / "runs.jsonl").frame
+    assert found["optim.lr"].tolist() == [0.01, 0.02]
+    assert (found["loss"][0], np.isnan(found["loss"][1])) == (3.5, True)
+    assert found["tags"][0] == '["a", "b"]'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"lr": 1}\n{"lr": \n', "line 2, character 8 is not JSON"),
+        ('{"lr": 1}\n[1]\n', r"line 2 must be a JSON object, got '\[1\]'"),
+        ('{"lr": 1, "lr": 2}\n', "line 1 names the key lr twice"),
+        ("\n", "is empty"),
+        (b'{"lr": "\xff"}', "line 1, character 9 must be UTF-8"),
+    ],
+)
+def test_malformed_json_lines_are_refused_with_their_place(tmp_path, content, message):
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"lr,loss\n0.1,3.5\n", b'{"lr": 0.1, "loss": 3.5}\n', FRAME[["loss"]].to_parquet()]
+)
+def test_standard_input_is_known_by_its_content(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    table = read_table("-")
+    assert (table.path, table.sha256) == ("-", hashlib.sha256(content).hexdigest())
+    assert set(table.frame["loss"]) <= {3.5, 9.0}
+
+
+def test_standard_input_that_is_no_table_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x1f\x8bxx")))
+    with pytest.raises(ValueError, match=r"standard input must be .*, got gzip data"):
+        read_table("-")

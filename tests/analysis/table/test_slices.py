@@ -172,7 +172,7 @@ def test_files_that_are_no_table_are_refused(make_ladder, tmp_path):
     for name, text, message in (
         ("empty.csv", "", "is empty"),
         ("text.parquet", "hello", "is not a readable Parquet file"),
-        ("runs.txt", "", "allowed are .parquet, .csv or a folder"),
+        ("runs.txt", "", "allowed are .parquet, .csv, .jsonl"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
