@@ -11,7 +11,7 @@ of aims that are met or not, is written again after every part. Nothing is fetch
     tests       tests/gpu: every optimizer against itself on a CPU, no waiting, capture, compilation, experts
     optimizers  bench_optim.py: the steps of all optimizers beside those of torch, also on a depth-12 model
     model       bench_throughput.py: tokens per second, share of the peak, the optimizer's share of a step
-    ladder      ladder.py: a sweep of +experiment=token_law/gpu, and its token exponent with an interval
+    ladder      ladder.py: a sweep of +experiment=gpu_ladder, and its token exponent with an interval
 """
 
 import argparse
@@ -253,7 +253,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is measured")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument(
-        "--runs", type=Path, help="folder for the ladder's runs; runs/token_law_gpu if not given"
+        "--runs", type=Path, help="folder for the ladder's runs; runs/gpu_ladder if not given"
     )
     parser.add_argument(
         "--text", nargs="+", help="files or patterns for the ladder; the standard library if not given"
@@ -263,7 +263,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    args.runs = (args.runs or ROOT / "runs" / "token_law_gpu").resolve()
+    args.runs = (args.runs or ROOT / "runs" / "gpu_ladder").resolve()
     device, noted = describe_device(), args.out / "parts.json"
     print(device, flush=True)
     for name in args.parts:

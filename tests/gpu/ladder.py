@@ -1,6 +1,6 @@
 """The token ladder of the GPU kit: train it, longer horizons only if they fit, and fit each optimizer's law.
 
-    python tests/gpu/ladder.py --runs runs/token_law_gpu --table reports/gpu/ladder_runs.csv --seconds 250
+    python tests/gpu/ladder.py --runs runs/gpu_ladder --table reports/gpu/ladder_runs.csv --seconds 250
 
 Runs share the card side by side. The speed of the shorter horizons says whether the next one fits into the
 time that is left.
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-HORIZONS = (2**21, 2**22, 2**23, 2**24, 2**25)  # tokens, as in conf/sweep/token_law/gpu.yaml
+HORIZONS = (2**21, 2**22, 2**23, 2**24, 2**25)  # tokens, as in conf/sweep/gpu_ladder.yaml
 FIRST = 3  # horizons that are trained whatever they take
 TABLE_SECONDS = 25  # to collect and fit
 OPTIMIZERS = ("muonh", "sso")
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--text", nargs="+", help="files or patterns; the standard library if not given")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on the CPU")
     args = parser.parse_args()
-    words = ["+experiment=token_law/gpu", f"runtime.root={args.runs}", *(TINY if args.tiny else [])]
+    words = ["+experiment=gpu_ladder", f"runtime.root={args.runs}", *(TINY if args.tiny else [])]
     if args.text:
         words += ["data=text", f"data.files=[{','.join(args.text)}]"]
     horizons = [tokens // (256 if args.tiny else 1) for tokens in HORIZONS]
