@@ -16,19 +16,20 @@ if TYPE_CHECKING:
         fit_law,
         load_law,
         next_runs,
-        opinion,
         read_runs,
         transfer,
         validate,
         write_report,
     )
     from hyperp.analysis.api_loss import fit_loss, isoflop, leverage
+    from hyperp.analysis.api_opinion import doctor, opinion
     from hyperp.analysis.errors import Refusal
 
 __all__ = [
     "Law",
     "Refusal",
     "check",
+    "doctor",
     "fit_law",
     "fit_loss",
     "isoflop",
@@ -47,6 +48,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {"Refusal": "errors", **dict.fromkeys(("fit_loss", "isoflop", "leverage"), "api_loss")}
+    homes |= dict.fromkeys(("doctor", "opinion"), "api_opinion")
     return getattr(import_module(f"hyperp.analysis.{homes.get(name, 'api')}"), name)
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hyperp.analysis.queries.check import TableCheck
     from hyperp.analysis.queries.next_runs import NextRuns
     from hyperp.analysis.queries.validate import Validation
-    from hyperp.analysis.registry.opinion import Opinion, OwnRate
-    from hyperp.analysis.registry.target import Target
     from hyperp.analysis.table.validate import Runs
 
     Source = pd.DataFrame | Path | str | Runs
@@ -247,71 +245,6 @@ def validate(
     table = _validated_runs(runs, mapping, [*law.ranges, *law.held], rows)
     with points_in_own_columns(table.mapping):
         return validate_law(law, table, rows)
-
-
-def opinion(
-    optimizer: str,
-    *,
-    schedule: str | None = None,
-    parametrization: str | None = None,
-    laws: "Sequence[Law | Path | str]" = (),
-    lr: float | None = None,
-    weight_decay: float | None = None,
-    reference: Mapping[str, float] | None = None,
-    **sizes: float,
-) -> "Opinion":
-    """What published laws of the learning rate say of a run: rates, how far each is from home, the spread.
-
-    Args:
-        optimizer: of the hidden matrices, such as "muonh".
-        schedule: of the run, such as "linear"; not compared unless given.
-        parametrization: of the model, such as "mup"; not compared unless given.
-        laws: your own laws; where their interval lies among the published ones.
-        lr: the peak rate that you plan for the hidden matrices.
-        weight_decay: that you plan for them.
-        reference: a run with a known best rate, such as {"width": 1024, "lr": 0.01}, for the rules that
-            scale one; the middle of your own law unless given, if there is just one.
-        sizes: tokens, batch_tokens, width, depth, params (without embeddings) and sequence_length.
-
-    Raises:
-        ValueError: an unknown optimizer, schedule, parametrization or size, or a number that is not positive.
-    """
-    from hyperp.analysis.registry.opinion import Plan, form_opinion
-    from hyperp.analysis.registry.target import Reference, read_reference, read_target
-
-    plan = Plan(
-        optimizer=optimizer,
-        schedule=schedule,
-        parametrization=parametrization,
-        lr=lr,
-        weight_decay=weight_decay,
-    )
-    plan.require_valid()
-    target = read_target(sizes)
-    start = None if reference is None else read_reference(reference)
-    own, declined = [], []
-    for number, given in enumerate(laws, start=1):
-        law = load_law(given) if isinstance(given, str | Path) else given
-        name = f"law {number}" if isinstance(given, Law) else str(given)
-        try:
-            own.append(_own_rate(name, law, optimizer, target))
-        except Refusal as refusal:
-            declined.append(f"{name} is refused here: {refusal.reason}")
-        if start is None and len(laws) == 1:
-            held = {size: value for size, value in law.held.items() if isinstance(value, int | float)}
-            middle = read_target({**held, **law.middle}, strict=False)
-            start = Reference(lr=law.interval_at(law.middle)[0], target=middle)
-    return form_opinion(target, plan, start, own, declined)
-
-
-def _own_rate(name: str, law: Law, optimizer: str, target: "Target") -> "OwnRate":
-    """What a law of the user's own says of a target, however far it lies."""
-    from hyperp.analysis.registry.opinion import OwnRate
-
-    known = target.model_dump(exclude_none=True)
-    sizes = {size: value for size, value in known.items() if size in (*law.ranges, *law.held)}
-    found = law.recommend(optimizer=optimizer, extrapolate=True, **sizes)
-    return OwnRate(name=name, optimizer=optimizer, lr=found.lr, low=found.low, high=found.high)
 
 
 def write_report(

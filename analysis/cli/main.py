@@ -77,7 +77,7 @@ def options(
       hyperp-law next law.json --tokens 5.2e5 -o next.yaml  the runs that would narrow it
       hyperp-law report law.json -o report                  tables and plots
 
-    Exit codes: 0 answered, 1 the recommended rate failed its validation, 2 bad input, 3 refused because the
+    Exit codes: 0 answered, 1 a validation or --strict failed, 2 bad input, 3 refused because the
     data cannot tell.
     """
 
@@ -364,7 +364,8 @@ COMMANDS = (
     coordinates,
 )
 for command in COMMANDS:
-    failed = ", 1 the rate did not pass" if command is validate else ""
+    failures = {validate: ", 1 the rate did not pass", opinion: ", 1 --strict and a rule is broken"}
+    failed = failures.get(command, "")
     app.command(
         "next" if command is next_command else None,
         cls=LawCommand,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hyperp.analysis.registry.law import PublishedLaw
     from hyperp.analysis.registry.opinion import OwnRate, Plan, Row
 
+SAME = 1.02  # rates within this factor count as the same
 FAR = 10.0  # laws that are used further beyond their range than this are named
 
 
@@ -16,7 +17,8 @@ def opinion_words(rows: "Sequence[Row]", plan: "Plan", own: "Sequence[OwnRate]")
     """The spread of these rows, where plan and own laws stand in it, and what their exponents agree on."""
     rates = {row.law.id: row.lr for row in rows if row.lr is not None}
     if not rates:
-        return [f"No law of {plan.optimizer} could be evaluated; more sizes or a reference may help"]
+        words = [f"No law of {plan.optimizer} could be evaluated; more sizes or a reference may help"]
+        return words + [f"{one.name} says {format_number(one.lr)}" for one in own]
     low, high = min(rates.values()), max(rates.values())
     if len(rates) == 1:
         words = [f"One law of {plan.optimizer} says {format_number(low)}"]
@@ -24,9 +26,9 @@ def opinion_words(rows: "Sequence[Row]", plan: "Plan", own: "Sequence[OwnRate]")
         between = f"{format_interval(low, high)}, {high / low:.3g} times apart"
         words = [f"{len(rates)} laws of {plan.optimizer} say {between}"]
     if plan.lr is not None:
-        words.append(f"The planned rate of {format_number(plan.lr)} {_place(plan.lr, low, high)}")
+        words.append(f"The planned rate of {format_number(plan.lr)} {_place(plan.lr, rates)}")
     for one in own:
-        words.append(f"{one.name} says {format_number(one.lr)}, which {_place(one.lr, low, high)}")
+        words.append(f"{one.name} says {format_number(one.lr)}, which {_place(one.lr, rates)}")
         inside = sum(one.low <= rate <= one.high for rate in rates.values())
         interval = format_interval(one.low, one.high)
         words.append(f"{inside} of {len(rates)} lie in the interval of {one.name}, {interval}")
@@ -38,12 +40,14 @@ def opinion_words(rows: "Sequence[Row]", plan: "Plan", own: "Sequence[OwnRate]")
     return words
 
 
-def _place(rate: float, low: float, high: float) -> str:
-    if rate < low:
-        return f"is {low / rate:.3g} times below the lowest of them"
-    if rate > high:
-        return f"is {rate / high:.3g} times above the highest of them"
-    return "lies among them"
+def _place(rate: float, rates: Mapping[str, float]) -> str:
+    """Where a rate lies among these, in words."""
+    low, high = min(rates.values()), max(rates.values())
+    if rate < low / SAME:
+        return f"is {low / rate:.3g} times below {'it' if len(rates) == 1 else 'the lowest of them'}"
+    if rate > high * SAME:
+        return f"is {rate / high:.3g} times above {'it' if len(rates) == 1 else 'the highest of them'}"
+    return "agrees with it" if len(rates) == 1 else "lies among them"
 
 
 def _exponent_words(laws: "Sequence[PublishedLaw]") -> list[str]:

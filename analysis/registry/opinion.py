@@ -10,9 +10,7 @@ from hyperp.analysis.answers import Answer
 from hyperp.analysis.registry.agreement import opinion_words
 from hyperp.analysis.registry.law import PublishedLaw, published_laws
 from hyperp.analysis.registry.target import (
-    OPTIMIZERS,
-    PARAMETRIZATIONS,
-    SCHEDULES,
+    WORDS,
     Reference,
     Target,
     require_known,
@@ -56,16 +54,18 @@ class Plan(Strict):
 
     def require_valid(self) -> None:
         """Raise ValueError for a word that is not known, or a number that is out of range."""
-        require_known("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule is not None:
-            require_known("schedule", self.schedule, SCHEDULES)
-        if self.parametrization is not None:
-            require_known("parametrization", self.parametrization, PARAMETRIZATIONS)
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be finite and positive, got {self.lr!r}")
-        decay = self.weight_decay
-        if decay is not None and not (math.isfinite(decay) and decay >= 0):
-            raise ValueError(f"weight_decay must be finite and at least 0, got {decay!r}")
+        for name, known in WORDS.items():
+            if (value := getattr(self, name)) is not None:
+                require_known(name, value, known)
+        require_valid_rates(self.lr, self.weight_decay)
+
+
+def require_valid_rates(lr: float | None, weight_decay: float | None) -> None:
+    """Raise ValueError for a rate that is not positive, or a negative weight decay; None is not known."""
+    if lr is not None and not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be finite and positive, got {lr!r}")
+    if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay!r}")
 
 
 class Row(Strict):
@@ -160,6 +160,7 @@ def form_opinion(
     reference: Reference | None = None,
     own: Sequence[OwnRate] = (),
     declined: Sequence[str] = (),
+    assumed: Sequence[str] = (),
 ) -> Opinion:
     """Evaluate every published law at the target.
 
@@ -169,6 +170,7 @@ def form_opinion(
         reference: a run with a known best rate, for the rules that scale one.
         own: what the user's own laws say of the target.
         declined: why others of them say nothing.
+        assumed: what was filled in about the target already.
 
     Raises:
         ValueError: an unknown word or a number out of range in the plan, or nothing known of the target.
@@ -186,7 +188,7 @@ def form_opinion(
         own=list(own),
         rows=rows,
         decay=_decays(target, plan),
-        assumed=_assumed(target),
+        assumed=[*assumed, *_assumed(target)],
         declined=list(declined),
         words=opinion_words([row for row in rows if row.same_optimizer], plan, own),
     )

@@ -10,10 +10,16 @@ from hyperp.validation import Positive, Strict, invalid_field
 
 OptimizerName = Literal["adamw", "adamh", "muon", "muonh", "muonsphere", "sso", "scion"]
 ScheduleName = Literal["linear", "cosine", "constant", "wsd", "multi-step", "inverse-square-root"]
-ParametrizationName = Literal["standard", "mup", "mup++", "completep", "hyperp", "raw"]
+ParametrizationName = Literal["standard", "mup", "mup++", "completep", "completedp", "hyperp", "raw"]
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 PARAMETRIZATIONS: tuple[str, ...] = get_args(ParametrizationName)
+# What can be said of a run in words, with the words that are known.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "parametrization": PARAMETRIZATIONS,
+}
 # Weights of these keep their norm, so that decay changes nothing to first order.
 SPHERE_OPTIMIZERS = ("adamh", "muonh", "muonsphere", "sso")
 

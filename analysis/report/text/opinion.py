@@ -1,15 +1,13 @@
 """Print what the published laws say of a run."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from hyperp.analysis.registry.doctor import Diagnosis
 from hyperp.analysis.registry.law import PublishedLaw
 from hyperp.analysis.registry.opinion import Opinion, Row
+from hyperp.analysis.registry.run_config import RunConfig
 from hyperp.analysis.report.text.console import open_console, show_table
 from hyperp.analysis.wording import format_number
-
-if TYPE_CHECKING:
-    from hyperp.analysis.registry.rules import Finding
 
 COLUMNS = ["law", "lr", "beyond its range", "does not match"]
 
@@ -86,12 +84,33 @@ def _source_lines(laws: Sequence[PublishedLaw]) -> list[str]:
     return lines
 
 
-def show_findings(findings: "Sequence[Finding]") -> None:
-    """Print what breaks a rule, each with its source."""
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what a configuration means, what breaks a rule, and the opinion on it."""
     out = open_console()
-    if not findings:
+    lines = [f"{diagnosis.path}, read as {diagnosis.config.trainer}", *_run_lines(diagnosis.config)]
+    lines += [f"not worked out: {line}" for line in diagnosis.config.unread]
+    out.print("\n".join(lines) + "\n", markup=False)
+    if not diagnosis.findings:
         out.print("No rule that is known here is broken.\n", markup=False)
-        return
-    for finding in findings:
-        out.print(f"{finding.rule}: {finding.message} ({finding.source})", markup=False)
-    out.print()
+    for finding in diagnosis.findings:
+        out.print(f"{finding.rule}: {finding.message} ({finding.source})\n", markup=False)
+    if diagnosis.opinion is None:
+        out.print("No opinion: give --optimizer and at least one size of the run.", markup=False)
+    else:
+        show_opinion(diagnosis.opinion)
+
+
+def _run_lines(config: RunConfig) -> list[str]:
+    """The sizes, the words and the rates that are known, a line each."""
+    sizes = config.target.model_dump(exclude_none=True) | ({"steps": config.steps} if config.steps else {})
+    words = {"optimizer": config.optimizer, "embedding": config.embedding_optimizer}
+    words |= {"schedule": config.schedule, "parametrization": config.parametrization}
+    if config.tied_embeddings is not None:
+        words["embeddings"] = "tied" if config.tied_embeddings else "untied"
+    parts = {
+        "sizes": [f"{name} {value:.4g}" for name, value in sizes.items()],
+        "trained with": [f"{name} {value}" for name, value in words.items() if value],
+        "peak rates": [f"{group} {rate:.4g}" for group, rate in config.rates.items()],
+        "weight decay": [f"{group} {decay:.4g}" for group, decay in config.weight_decay.items()],
+    }
+    return [f"{name}: {', '.join(known)}" for name, known in parts.items() if known]

@@ -103,6 +103,18 @@ def test_your_own_law_stands_beside_the_published_ones(demo):
     far = opinion("muonh", laws=[demo / "law.json"], tokens=5.2e5, width=4096)
     assert (far.own, len(far.declined)) == ([], 1)
     assert "is refused here" in far.declined[0]
+    other = opinion("adamw", laws=[demo / "law.json"], tokens=5.2e5)
+    assert other.declined == [f"{demo / 'law.json'} is of muonh"]
+    assert other.reference is None
+
+
+def test_sizes_that_your_law_holds_fixed_may_be_left_out(demo):
+    found = opinion("muonh", laws=[demo / "law.json"], tokens=5.2e5)
+    assert (found.target.batch_tokens, found.target.width, found.target.depth) == (512, 32, 2)
+    assert "batch_tokens = 512, as in every slice of your law" in found.assumed
+    assert len(found.own) == 1
+    without = opinion("muonh", laws=[demo / "law.json"], width=32)
+    assert without.declined == [f"{demo / 'law.json'} needs tokens"]
 
 
 @pytest.mark.parametrize(
