@@ -1,7 +1,7 @@
 """The command `hyperp-law opinion`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -121,7 +121,12 @@ def opinion(
 
     named = {"tokens": tokens, "batch_tokens": batch_tokens, "width": width, "depth": depth}
     sizes = parse_sizes(None, named | {"params": params, "sequence_length": sequence_length})
-    given = {"schedule": schedule, "parametrization": parametrization, "laws": law or [], "lr": lr}
+    given: dict[str, Any] = sizes | {
+        "schedule": schedule,
+        "parametrization": parametrization,
+        "laws": law or [],
+        "lr": lr,
+    }
     given |= {"weight_decay": weight_decay, "reference": parse_reference(reference)}
     if config is None:
         for option, value in {"--trainer": trainer, "--keys": keys, "--strict": strict or None}.items():
@@ -129,10 +134,10 @@ def opinion(
                 raise ValueError(f"{option} must come with --config, got {value} without it")
         if optimizer is None:
             raise ValueError("--optimizer must be given, such as muonh, or --config FILE that says it")
-        found = api_opinion.opinion(optimizer, **given, **sizes)
+        found = api_opinion.opinion(optimizer, **given)
         typer.echo(found.model_dump_json(indent=2)) if as_json else show_opinion(found)
         return
-    seen = api_opinion.doctor(config, trainer=trainer, keys=keys, optimizer=optimizer, **given, **sizes)
+    seen = api_opinion.doctor(config, trainer=trainer, keys=keys, optimizer=optimizer, **given)
     typer.echo(seen.model_dump_json(indent=2)) if as_json else show_diagnosis(seen)
     if strict and seen.findings:
         raise typer.Exit(1)
