@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -42,10 +42,6 @@ from hyperp.analysis.cli.options import (
 )
 from hyperp.analysis.vocabulary import DEFAULT_METHOD, LEVEL, WINDOW
 from hyperp.terminal import run_app
-
-if TYPE_CHECKING:  # pull in numpy, which --help does without
-    from hyperp.analysis.law.schema import Law
-    from hyperp.analysis.queries.recommend import Recommendation
 
 app = typer.Typer(
     name=PROGRAM,
@@ -137,24 +133,50 @@ def recommend(
     hydra: Annotated[
         bool,
         typer.Option(
-            "--hydra", help="print overrides for hyperp-train and hyperp-sweep", rich_help_panel=OUTPUT
+            "--hydra",
+            help="print overrides for hyperp-train and hyperp-sweep, as --for hyperp",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TRAINER",
+            help="print what a trainer takes: megatron, torchtitan, nanochat, hf, hyperp or json",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="tokens in a sequence, for a trainer whose batch counts sequences",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
 ) -> None:
     """Recommend the learning rate for a target scale.
 
     Prints the rate with its prediction interval and every factor. Sizes that are the same in all slices of
     the law may be left out.
 
+    --for prints the rate as your trainer takes it, for each parameter group that the law or its
+    parametrization knows, with batch, steps and schedule: arguments as a bash array (megatron, nanochat),
+    TOML (torchtitan) or YAML (hf). A comment says of each number where it comes from; what the trainer has no
+    setting for is listed at the end.
+
     \b
     Examples:
       hyperp-law recommend law.json --tokens 5.2e5
+      hyperp-law recommend law.json --tokens 5.2e5 --for megatron --sequence-length 128
       hyperp-train $(hyperp-law recommend law.json --tokens 5.2e5 --hydra)
     """
     from hyperp.analysis import api
+    from hyperp.analysis.queries.trainer_text import text_for_trainer
 
-    if as_json and hydra:
-        raise ValueError("--json and --hydra cannot be combined, got both")
+    trainer = _one_form(trainer, as_json, hydra)
+    length = parse_sizes(None, {"sequence_length": sequence_length}).get("sequence_length")
     sizes = {"tokens": tokens, "width": width, "depth": depth, "batch_tokens": batch_tokens}
     sizes |= {"granularity": granularity, "sparsity": sparsity}
     named = parse_sizes(at, sizes)
@@ -168,25 +190,27 @@ def recommend(
     )
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
-    if hydra:
-        _print_hydra_overrides(fitted, found)
-    elif as_json:
-        typer.echo(found.model_dump_json(indent=2))
+    if trainer is not None:
+        typer.echo(text_for_trainer(found, trainer, None if length is None else int(length), fitted))
     else:
         from hyperp.analysis.report.text.recommendation import show_recommendation
 
         show_recommendation(fitted, found)
+    if trainer == "hyperp":
+        typer.echo(
+            f"note: the fitted runs had lr = {found.rate_factor:g} base_lr, so this is base_lr for their "
+            "parametrization and settings, with every exponent that the law fits set to zero",
+            err=True,
+        )
 
 
-def _print_hydra_overrides(law: "Law", found: "Recommendation") -> None:
-    from hyperp.analysis.queries.overrides import hydra_overrides
-
-    typer.echo(hydra_overrides(law, found))
-    typer.echo(
-        f"note: the fitted runs had lr = {found.rate_factor:g} base_lr, so this is base_lr for their "
-        "parametrization and settings, with every exponent that the law fits set to zero",
-        err=True,
-    )
+def _one_form(trainer: str | None, as_json: bool, hydra: bool) -> str | None:
+    """The trainer that one of --for, --json and --hydra names. Raises ValueError for two that differ."""
+    asked = {"--for": trainer, "--json": "json" if as_json else None, "--hydra": "hyperp" if hydra else None}
+    given = {option: name for option, name in asked.items() if name is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{' and '.join(given)} cannot be combined, got {', '.join(given.values())}")
+    return next(iter(given.values()), None)
 
 
 def next_command(

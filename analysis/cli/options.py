@@ -197,7 +197,8 @@ def exit_codes(command: Callable[..., None]) -> Callable[..., None]:
             with options_in_errors():
                 command(*args, **kwargs)
         except Refusal as refusal:
-            _print_refusal(refusal, bool(kwargs.get("as_json")), _points_path(kwargs))
+            as_json = bool(kwargs.get("as_json")) or kwargs.get("trainer") == "json"
+            _print_refusal(refusal, as_json, _points_path(kwargs))
             _note_earlier_output(command.__name__, kwargs.get("out"))
             raise typer.Exit(REFUSED) from None
         except BrokenPipeError:

@@ -11,6 +11,7 @@ from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import Refusal, argument
 from hyperp.analysis.law.records import BasinRecord, finite_exp
 from hyperp.analysis.law.schema import Law
+from hyperp.analysis.queries.group_rates import GroupRates, group_rates
 from hyperp.analysis.queries.target import (
     Extrapolation,
     complete_target,
@@ -59,6 +60,7 @@ class Recommendation(Answer, Strict):
     None if the ratio lr/base_lr differs between slices. `shares` are the parts of the variance, see
     `Law.variance_shares`; `form_decides` names for each covariate the factor beyond its range from which the
     form of the law, not the data, decides; `without_priors` is the answer without priors on exponents.
+    `groups` has the rate of every parameter group that is known; `lr` is that of the hidden matrices.
     """
 
     lr: float
@@ -79,12 +81,29 @@ class Recommendation(Answer, Strict):
     shares: dict[str, float] | None = None
     form_decides: dict[str, float] = Field(default_factory=dict)
     without_priors: TunedWithLr | None = None
+    groups: GroupRates
 
     def headline(self) -> str:
         """The rate with its interval, and so what was tuned beside it."""
         interval = f"{100 * self.level:g}% prediction interval {self.low:.4g} to {self.high:.4g}"
         others = [f"; {n} = {b.value:.4g}, {b.low:.4g} to {b.high:.4g}" for n, b in self.also.items()]
         return f"lr = {self.lr:.4g}, {interval}{''.join(others)}"
+
+    def for_trainer(self, trainer: str, sequence_length: int | None = None) -> str:
+        """The recommendation in the form that a trainer takes, each number with where it comes from.
+
+        Args:
+            trainer: megatron or nanochat (arguments as a bash array), torchtitan (TOML), hf (YAML of
+                TrainingArguments), hyperp (overrides of hyperp-train) or json.
+            sequence_length: tokens in a sequence, for trainers whose batch counts sequences.
+
+        Raises:
+            ValueError: an unknown trainer, a length that does not divide the batch, or for hyperp a law whose
+                rates hyperp-train cannot train with.
+        """
+        from hyperp.analysis.queries.trainer_text import text_for_trainer
+
+        return text_for_trainer(self, trainer, sequence_length)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row: the target, the rate with its interval, and what was tuned beside it."""
@@ -152,6 +171,7 @@ def recommend_rate(
         warnings=[*outside, *_wide_intervals((low, high), also)],
         rate_factor=law.rate_factor,
         base_lr=None if law.rate_factor is None else lr / law.rate_factor,
+        groups=group_rates(law, scale, lr),
     )
 
 

@@ -128,3 +128,38 @@ def test_transfer_and_recommend_write_what_to_run(demo, tmp_path):
         rows = yaml.safe_load(points.read_text())["blocks"]["more"]["points"]
         assert {row[name] for row in rows} == sizes
         assert all(row["base_lr"] > 0 for row in rows)
+
+
+def test_for_prints_what_a_trainer_takes_and_equals_the_older_options(demo, tmp_path):
+    words = ["recommend", demo / "law.json", "--tokens", "5.2e5"]
+    text = run(*words, "--for", "megatron", "--sequence-length", "128")
+    assert text.exit_code == 0, text.stderr
+    lines = [line.strip() for line in text.stdout.splitlines()]
+    assert {"ARGUMENTS=(", "--global-batch-size 4", "--train-iters 1015"} <= set(lines)
+    assert (
+        "# - optimizer muonh (embedding adamw, unembedding adamh, vector adamw): Megatron-LM" in text.stdout
+    )
+    assert "warning: tokens=520000" in text.stderr
+    assert run(*words, "--for", "hyperp").stdout == run(*words, "--hydra").stdout
+    assert run(*words, "--for", "json").stdout == run(*words, "--json").stdout
+    refused = run(*words[:2], "--tokens", "1e9", "--for", "json")
+    assert refused.exit_code == 3
+    assert "lies" in json.loads(refused.stdout)["refused"]
+
+
+def test_for_names_what_is_wrong(demo):
+    words = ["recommend", demo / "law.json", "--tokens", "5.2e5"]
+    for more, text in (
+        (["--for", "deepspeed"], "--for must be one of hyperp, megatron ... got 'deepspeed'"),
+        (["--for", "hf", "--json"], "--for and --json cannot be combined, got hf, json"),
+        (["--json", "--hydra"], "--json and --hydra cannot be combined"),
+        (
+            ["--for", "hf", "--sequence-length", "100"],
+            "sequence_length must divide the batch of 512 tokens, got 100; 500 would be whole sequences",
+        ),
+        (["--for", "hf", "--sequence-length", "x"], "sequence_length must be a whole number ... got 'x'"),
+    ):
+        result = run(*words, *more)
+        assert result.exit_code == 2
+        assert says(result.stderr.splitlines()[-1], text), result.stderr
+        assert result.stdout == ""

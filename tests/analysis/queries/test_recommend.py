@@ -189,10 +189,10 @@ def test_hydra_overrides_hold_the_base_rate_and_every_size_of_the_law(law, make_
     words = f"optim=muonh parametrization=hyperp schedule=linear base_lr={found.lr:.6g} "
     sizes = "width=32 depth=2 tokens=520000 batch_tokens=512 granularity=1 sparsity=1"
     words += " ".join(f"scale.{size}" for size in sizes.split())
-    assert hydra_overrides(law, found) == words
+    assert hydra_overrides(found, law) == found.for_trainer("hyperp") == words
     foreign = law.model_copy(update={"context": {**law.context, "optimizer": "lion", "schedule": "wsd"}})
-    with pytest.raises(ValueError, match=r"--hydra: .* optimizer=lion, schedule=wsd"):
-        hydra_overrides(foreign, found)
+    with pytest.raises(ValueError, match=r"^trainer='hyperp': .* optimizer=lion, schedule=wsd"):
+        hydra_overrides(recommend_rate(foreign, {"tokens": 520000}), foreign)
     # Every run at 0.7 times its base rate: the base rate is that much larger.
     frame = make_ladder(seed_shift=0.05)
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] / 0.7)), ["tokens"])
@@ -201,7 +201,7 @@ def test_hydra_overrides_hold_the_base_rate_and_every_size_of_the_law(law, make_
     # A factor that moves with tokens cannot be carried to the target.
     law = fit_law(_runs(frame.assign(base_lr=frame["lr"] * frame["tokens"] ** 0.32)), ["tokens"])
     with pytest.raises(Refusal, match="lr/base_lr differs between"):
-        hydra_overrides(law, recommend_rate(law, {"tokens": 520000}))
+        hydra_overrides(recommend_rate(law, {"tokens": 520000}), law)
 
 
 def test_a_recommendation_imports_neither_torch_nor_pandas():

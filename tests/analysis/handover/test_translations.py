@@ -1,0 +1,370 @@
+"""What is handed to a trainer: its own names, the rates that it will train with, what it lacks."""
+
+import argparse
+import math
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hyperp.analysis.handover.base import Handover, Setting, Sourced
+from hyperp.analysis.handover.facts import trainer_facts
+from hyperp.analysis.handover.write import TRANSLATORS, trainer_text
+
+FACTS = trainer_facts()
+SIZES = {"width": 4096, "depth": 32, "tokens": 10**12, "batch_tokens": 2**22}
+HIDDEN = Sourced(0.003, "the law")
+OTHERS = dict.fromkeys(("embedding", "unembedding", "vector"), Sourced(0.012, "4 times by the rule"))
+
+
+def context(optimizer: str, parametrization: str = "raw", schedule: str = "linear") -> dict[str, str]:
+    return {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
+
+
+ADAMW = Handover(
+    headline="lr = 0.003, 95% prediction interval 0.002 to 0.004",
+    context=context("adamw", "mup", "cosine"),
+    sizes=SIZES,
+    rates={"hidden": HIDDEN, **OTHERS},
+    sequence_length=4096,
+)
+MUON = replace(ADAMW, context=context("muon"), rates={"hidden": HIDDEN, **dict.fromkeys(OTHERS, HIDDEN)})
+MUONH = replace(MUON, context=context("muonh"))
+FOREIGN = replace(
+    ADAMW,
+    context={"optimizer": "lion", "schedule": "wsd"},
+    rates={"hidden": HIDDEN},
+    unknown_rates="no groups",
+)
+HANDOVERS = {"adamw": ADAMW, "muon": MUON, "muonh": MUONH, "foreign": FOREIGN}
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "flag": (bool,),
+    "dict": (dict,),
+}
+
+
+def active(trainer: str, handover: Handover) -> dict[str, Any]:
+    return {one.name: one.value for one in TRANSLATORS[trainer](handover).settings if one.active}
+
+
+def settings(trainer: str, handover: Handover) -> dict[str, Setting]:
+    return {one.name: one for one in TRANSLATORS[trainer](handover).settings}
+
+
+def untranslated(trainer: str, handover: Handover) -> str:
+    return "\n".join(TRANSLATORS[trainer](handover).untranslated)
+
+
+def assert_read(got: Any, value: Any, name: str) -> None:
+    """Numbers that are not whole are written with six digits."""
+    assert got == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+
+
+def words_of_bash(text: str, folder: Path) -> list[str]:
+    """The array as bash itself expands it."""
+    script = folder / "arguments.sh"
+    script.write_text(f'{text}\nprintf "%s\\n" "${{ARGUMENTS[@]}}"\n')
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def recorded_parser(trainer: str) -> argparse.ArgumentParser:
+    """A parser of the recorded names, types and choices; abbreviations are errors."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    for name, of in FACTS[trainer].names.items():
+        if of.type == "flag":
+            parser.add_argument(name, action="store_true")
+        else:
+            kind = {"int": int, "float": float, "str": str}[of.type]
+            parser.add_argument(name, type=kind, choices=of.choices)
+    return parser
+
+
+@pytest.mark.parametrize("handover", HANDOVERS.values(), ids=list(HANDOVERS))
+@pytest.mark.parametrize("trainer", TRANSLATORS)
+def test_every_setting_is_a_recorded_name_with_its_type_and_a_source(trainer, handover):
+    found = TRANSLATORS[trainer](handover).settings
+    names = [one.name for one in found]
+    assert len(set(names)) == len(names)
+    for one in found:
+        of = FACTS[trainer].names[one.name]
+        assert isinstance(one.value, TYPES[of.type]), one
+        assert of.choices is None or one.value in of.choices
+        assert one.comment
+
+
+@pytest.mark.parametrize("handover", HANDOVERS.values(), ids=list(HANDOVERS))
+@pytest.mark.parametrize("trainer", ["megatron", "nanochat"])
+def test_bash_and_a_parser_of_the_recorded_names_read_the_arguments(trainer, handover, tmp_path):
+    words = words_of_bash(trainer_text(trainer, handover), tmp_path)
+    parsed = vars(recorded_parser(trainer).parse_args(words))
+    for name, value in active(trainer, handover).items():
+        assert_read(parsed[name.lstrip("-").replace("-", "_")], value, name)
+
+
+@pytest.mark.parametrize("handover", HANDOVERS.values(), ids=list(HANDOVERS))
+def test_toml_and_yaml_hold_the_settings_as_they_are(handover):
+    table = tomllib.loads(trainer_text("torchtitan", handover))
+    flat = {f"{section}.{key}": value for section, of in table.items() for key, value in of.items()}
+    of_yaml = yaml.safe_load(trainer_text("hf", handover)) or {}
+    for trainer, found in (("torchtitan", flat), ("hf", of_yaml)):
+        expected = active(trainer, handover)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_read(found[name], value, name)
+
+
+@pytest.mark.parametrize("trainer", TRANSLATORS)
+def test_an_optimizer_that_the_trainer_lacks_leaves_no_rate_to_train_with(trainer):
+    names = {"--lr", "--min-lr", "--decoupled-lr", "--matrix-lr", "--embedding-lr", "--unembedding-lr"}
+    names |= {"optimizer.lr", "learning_rate"}
+    for handover in (MUONH, FOREIGN):
+        assert not names & active(trainer, handover).keys()
+        assert names & settings(trainer, handover).keys()
+        assert handover.optimizer in untranslated(trainer, handover) or trainer == "hf"
+    known = ADAMW if trainer != "nanochat" else MUON
+    assert names & active(trainer, known).keys()
+
+
+def test_megatron_has_one_rate_inside_and_one_at_both_ends():
+    found = active("megatron", ADAMW)
+    assert (found["--lr"], found["--decoupled-lr"]) == (0.003, 0.012)
+    assert found["--min-lr"] == pytest.approx(0.0003)
+    assert found["--decoupled-min-lr"] == pytest.approx(0.0012)
+    assert found["--optimizer"] == "adam"
+    assert found["--lr-decay-style"] == "cosine"
+    assert "vector: lr = 0.012" in untranslated("megatron", ADAMW)
+    apart = replace(ADAMW, rates={**ADAMW.rates, "unembedding": Sourced(0.006, "another rule")})
+    assert "--decoupled-lr" not in active("megatron", apart)
+    assert "unembedding: lr = 0.006" in untranslated("megatron", apart)
+    assert "--decoupled-lr" not in active("megatron", MUON)
+
+
+def test_megatrons_muon_has_the_step_of_ours():
+    found = active("megatron", MUON)
+    assert found["--optimizer"] == "muon"
+    assert found["--muon-scale-mode"] == "shape_scaling"
+    assert (found["--muon-momentum"], found["--muon-nesterov"]) == (0.95, True)
+
+
+def test_steps_and_batch_are_those_of_the_target():
+    found = active("megatron", ADAMW)
+    assert found["--train-iters"] == found["--lr-decay-iters"] == 10**12 // 2**22
+    assert found["--global-batch-size"] * found["--seq-length"] == 2**22
+    assert active("torchtitan", ADAMW)["training.global_batch_size"] == 1024
+    assert active("nanochat", ADAMW)["--total-batch-size"] == 2**22
+    assert "has to be 1024" in untranslated("hf", ADAMW)
+    unknown = replace(ADAMW, sequence_length=None)
+    for trainer in ("megatron", "torchtitan"):
+        assert "--sequence-length" in untranslated(trainer, unknown)
+    assert "has to be 4194304 tokens" in untranslated("hf", unknown)
+
+
+@given(width=st.integers(1, 64), depth=st.integers(1, 64), batch=st.integers(2**10, 2**25))
+def test_nanochat_arrives_at_the_recommended_rates(width, depth, batch):
+    """Its factors as base_train.py and GPT.setup_optimizer have them: sqrt(B / 2^19), (width / 768)^-0.5."""
+    sizes = {**SIZES, "width": 128 * width, "depth": depth, "batch_tokens": batch}
+    rates = {"hidden": HIDDEN, "embedding": Sourced(0.2, "a rule"), "unembedding": Sourced(0.01, "a rule")}
+    found = active("nanochat", replace(MUON, sizes=sizes, rates=rates, sequence_length=None))
+    scale, narrow = (batch / 2**19) ** 0.5, (128 * width / 768) ** -0.5
+    assert found["--matrix-lr"] * scale == pytest.approx(0.003, rel=1e-12)
+    assert found["--embedding-lr"] * scale * narrow == pytest.approx(0.2, rel=1e-12)
+    assert found["--unembedding-lr"] * scale * narrow == pytest.approx(0.01, rel=1e-12)
+    if "--aspect-ratio" in found:
+        base = depth * found["--aspect-ratio"]
+        assert (base + 127) // 128 * 128 == 128 * width
+
+
+def test_nanochat_gets_no_schedule_or_decay_that_it_cannot_do():
+    found = active("nanochat", MUON)
+    assert (found["--warmup-steps"], found["--warmdown-ratio"], found["--final-lr-frac"]) == (0, 1.0, 0.1)
+    assert "--warmdown-ratio" not in active("nanochat", ADAMW)
+    assert "schedule cosine" in untranslated("nanochat", ADAMW)
+    decayed = replace(MUON, tuned={"weight_decay": Sourced(0.1, "tuned")})
+    assert "--weight-decay" not in active("nanochat", decayed)
+    assert "weight decay 0.1 (tuned)" in untranslated("nanochat", decayed)
+
+
+def test_what_was_tuned_or_held_replaces_defaults():
+    tuned = replace(
+        ADAMW, tuned={"weight_decay": Sourced(0.07, "tuned"), "batch_tokens": Sourced(2**20, "tuned")}
+    )
+    assert active("megatron", tuned)["--weight-decay"] == 0.07
+    assert active("megatron", tuned)["--global-batch-size"] == 256
+    held = replace(ADAMW, sizes={**SIZES, "weight_decay": 0.2, "beta3": 0.5})
+    assert active("hf", held)["weight_decay"] == 0.2
+    assert "beta3 = 0.5" in untranslated("hf", held)
+
+
+def test_groups_and_factors_that_are_not_translated_are_told():
+    factors = {"eps": {"hidden": 0.25, "embedding": 0.5}}
+    odd = replace(ADAMW, factors=factors, unknown_rates="rates of router: not known")
+    for trainer in TRANSLATORS:
+        text = untranslated(trainer, odd)
+        assert "rates of router: not known" in text
+        assert "eps: parametrization mup multiplies it, by group: hidden 0.25, embedding 0.5" in text
+
+
+def test_a_length_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(
+        ValueError, match=r"sequence_length must divide the batch of 4194304 tokens, got 1000; 4194000"
+    ):
+        replace(ADAMW, sequence_length=1000)
+    with pytest.raises(ValueError, match="sequence_length must be at least 1, got 0"):
+        replace(ADAMW, sequence_length=0)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body = nn.Embedding(16, 8), nn.Linear(8, 8)
+        self.lm_head = nn.Linear(8, 16, bias=False)
+
+
+@pytest.mark.parametrize("handover", [MUONH, ADAMW, replace(MUON, context=context("sso"))])
+def test_the_python_for_transformers_builds_the_optimizer_with_a_rate_for_each_group(handover):
+    lines = [line.strip() for line in TRANSLATORS["hf"](handover).untranslated if line.startswith("  ")]
+    assert lines[-1].startswith("trainer = Trainer(")
+    names: dict[str, Any] = {"model": Tiny()}
+    exec("\n".join(lines[:-1]), names)
+    groups = {group["role"]: group["lr"] for group in names["optimizer"].param_groups}
+    assert groups == {role: one.value for role, one in handover.rates.items()}
+
+
+def test_torchtitan_of_three_tenths_gets_a_group_for_each_rate():
+    """The lines are Python, and the first pattern that a name of its Llama matches is that of the group."""
+    lines = [line for line in TRANSLATORS["torchtitan"](ADAMW).untranslated if line.startswith("  ")]
+    made: list[dict[str, Any]] = []
+
+    class Container:
+        Config = staticmethod(lambda param_groups: made.extend(param_groups))
+
+    code = "".join(line.strip() for line in lines).removeprefix("optimizer=")
+    eval(code, {"OptimizersContainer": Container, "ParamGroupConfig": dict})
+    for name, rate in {
+        "tok_embeddings.weight": 0.012,
+        "lm_head.weight": 0.012,
+        "layers.3.attention_norm.weight": 0.012,
+        "norm.weight": 0.012,
+        "layers.0.attention.wq.weight": 0.003,
+        "layers.11.feed_forward.w2.weight": 0.003,
+    }.items():
+        group = next(one for one in made if re.search(one["pattern"], name))
+        assert group["optimizer_kwargs"]["lr"] == rate, name
+        torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **group["optimizer_kwargs"])
+
+
+def compare_schedules(handover: Handover, factor: Callable[[int], float], steps: int, skip: int = 0) -> None:
+    schedule = handover.schedule
+    assert schedule is not None
+    for step in range(skip, steps):
+        assert factor(step) == pytest.approx(schedule.factor(step, steps), rel=1e-9, abs=1e-12)
+
+
+SHORT = {"tokens": 64 * 50, "batch_tokens": 64, "width": 64, "depth": 2}
+SHAPES = ["linear", "cosine", "constant"]
+
+
+def short(shape: str) -> Handover:
+    return replace(ADAMW, context=context("adamw", schedule=shape), sizes=SHORT, sequence_length=8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_megatron_trains_on_the_schedule_of_the_fitted_runs(shape):
+    """OptimizerParamScheduler.get_lr of Megatron-LM 0.20 for linear, cosine and constant, without warm-up."""
+    found = active("megatron", short(shape))
+    top, low = found["--lr"], found.get("--min-lr", 0.0)
+    style, steps = found["--lr-decay-style"], found["--lr-decay-iters"]
+    assert found["--lr-warmup-iters"] == 0
+
+    def factor(step: int) -> float:
+        share = step / steps
+        falls = {"linear": 1 - share, "cosine": 0.5 * (math.cos(math.pi * share) + 1), "constant": 1.0}[style]
+        return (low + falls * (top - low)) / top
+
+    compare_schedules(short(shape), factor, steps)
+
+
+@pytest.mark.parametrize("shape", ["linear", "constant"])
+def test_nanochat_trains_on_the_schedule_of_the_fitted_runs(shape):
+    """get_lr_multiplier of nanochat's base_train.py."""
+    found = active("nanochat", short(shape))
+    steps, down = found["--num-iterations"], round(found["--warmdown-ratio"] * found["--num-iterations"])
+
+    def factor(step: int) -> float:
+        if step <= steps - down:
+            return 1.0
+        left = (steps - step) / down
+        return left + (1 - left) * found["--final-lr-frac"]
+
+    compare_schedules(short(shape), factor, steps)
+
+
+@pytest.mark.parametrize("handover", [ADAMW, MUONH, FOREIGN, short("linear")])
+def test_the_parser_of_transformers_reads_the_yaml(handover, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    path = tmp_path / "arguments.yaml"
+    path.write_text(f"output_dir: {tmp_path}\n{trainer_text('hf', handover)}\n")
+    (arguments,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_yaml_file(path)
+    for name, value in active("hf", handover).items():
+        assert_read(getattr(arguments, name), value, name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_trains_on_the_schedule_of_the_fitted_runs(shape):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    found = active("hf", short(shape))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = transformers.get_scheduler(
+        found["lr_scheduler_type"],
+        optimizer,
+        num_warmup_steps=found["warmup_steps"],
+        num_training_steps=found["max_steps"],
+        scheduler_specific_kwargs=found.get("lr_scheduler_kwargs"),
+    )
+    compare_schedules(short(shape), scheduler.lr_lambdas[0], found["max_steps"])
+
+
+def titan_manager() -> Any:
+    reason = "torchtitan 0.2, and triton which it needs, are not installed"
+    manager = pytest.importorskip("torchtitan.config.manager", reason=reason, exc_type=ImportError)
+    pytest.importorskip("torchtitan.config.job_config", reason="torchtitan is of a version without TOML")
+    return manager.ConfigManager()
+
+
+@pytest.mark.parametrize("handover", [ADAMW, MUONH, FOREIGN, short("constant")])
+def test_the_parser_of_torchtitan_reads_the_toml(handover, tmp_path):
+    manager = titan_manager()
+    path = tmp_path / "job.toml"
+    path.write_text(trainer_text("torchtitan", handover))
+    config = manager.parse_args(["--job.config_file", str(path)])
+    for name, value in active("torchtitan", handover).items():
+        section, key = name.split(".")
+        assert_read(getattr(getattr(config, section), key), value, name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torchtitan_trains_on_the_schedule_of_the_fitted_runs(shape, tmp_path):
+    manager = titan_manager()
+    from torchtitan.components.lr_scheduler import build_lr_schedulers  # pyright: ignore[reportMissingImports]
+
+    path = tmp_path / "job.toml"
+    path.write_text(trainer_text("torchtitan", short(shape)))
+    config = manager.parse_args(["--job.config_file", str(path)])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = build_lr_schedulers([optimizer], config.lr_scheduler, config.training.steps)
+    compare_schedules(short(shape), made.schedulers[0].lr_lambdas[0], config.training.steps)
