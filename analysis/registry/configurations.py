@@ -35,18 +35,34 @@ HF_SCHEDULES = {
     "linear": "linear",
     "cosine": "cosine",
     "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
     "constant": "constant",
     "constant_with_warmup": "constant",
     "warmup_stable_decay": "wsd",
     "inverse_sqrt": "inverse-square-root",
 }
+HF_ADAMW = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_apex_fused",
+    "adamw_anyprecision",
+    "adamw_hf",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+)
 
 
 def read_nanochat(found: Reading, given: Target) -> RunConfig:
     """The command line of nanochat's base_train: its rates are scaled with the batch and the width."""
-    depth = found.positive("depth", default=20) or 20
-    head = found.positive("head-dim", default=128) or 128
-    aspect = found.positive("aspect-ratio", default=64) or 64
+    depth = found.above_zero("depth", 20)
+    head = found.above_zero("head-dim", 128)
+    aspect = found.above_zero("aspect-ratio", 64)
     width = -(-depth * aspect // head) * head
     batch = found.positive("total-batch-size") or given.batch_tokens
     steps = found.positive("num-iterations")
@@ -60,9 +76,9 @@ def read_nanochat(found: Reading, given: Target) -> RunConfig:
         by_batch = (batch / NANOCHAT_BATCH) ** 0.5
         by_width = by_batch * (width / NANOCHAT_WIDTH) ** -0.5
         rates = {
-            "hidden": by_batch * (found.positive("matrix-lr", default=0.02) or 0.02),
-            "embedding": by_width * (found.positive("embedding-lr", default=0.3) or 0.3),
-            "unembedding": by_width * (found.positive("unembedding-lr", default=0.008) or 0.008),
+            "hidden": by_batch * found.above_zero("matrix-lr", 0.02),
+            "embedding": by_width * found.above_zero("embedding-lr", 0.3),
+            "unembedding": by_width * found.above_zero("unembedding-lr", 0.008),
         }
     return RunConfig(
         trainer="nanochat",
@@ -198,8 +214,7 @@ def read_hf(found: Reading, given: Target) -> RunConfig:
         found.missing("tokens", "max_steps is not set; give --tokens")
     batch = given.batch_tokens
     rate = found.positive("learning_rate", default=5e-5)
-    kinds = ("torch", "torch_fused", "torch_xla", "torch_npu_fused", "apex_fused", "hf", "bnb_8bit")
-    optimizer = found.word("optim", {f"adamw_{kind}": "adamw" for kind in kinds}, "adamw_torch")
+    optimizer = found.word("optim", dict.fromkeys(HF_ADAMW, "adamw"), "adamw_torch")
     known_steps = steps or (given.tokens / batch if given.tokens and batch else None)
     tied = found.values.get("tie_word_embeddings")
     floor = found.number("lr_scheduler_kwargs.min_lr")

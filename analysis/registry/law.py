@@ -44,6 +44,19 @@ class Quantity(Strict):
         return max(1.0, below, above)
 
 
+class OwnBatch(Strict):
+    """The batch at which a law holds: coefficient quantity^exponent, in tokens a step."""
+
+    coefficient: Positive
+    quantity: str
+    exponent: Finite
+
+    def evaluate(self, target: Target) -> float | None:
+        """Tokens a step at the target, None where its quantity is not known."""
+        value = target.measure(self.quantity)
+        return None if value is None else self.coefficient * value**self.exponent
+
+
 class PublishedLaw(Strict):
     """What somebody published about the best learning rate.
 
@@ -62,6 +75,7 @@ class PublishedLaw(Strict):
         conversion: the exact factor by which the value differs from the source's own number, if it does.
         coefficient: the value where every quantity is one of its units; None of a rule.
         cap: the largest rate that the law gives.
+        batch: the batch that the source tuned together with the rate, if it did.
         runs: how many runs it was fitted to.
         error: what the source says about its error.
         sources: where the coefficients, units and ranges stand.
@@ -80,6 +94,7 @@ class PublishedLaw(Strict):
     conversion: str | None = None
     coefficient: Positive | None = None
     cap: Positive | None = None
+    batch: OwnBatch | None = None
     quantities: dict[str, Quantity]
     runs: int | None = None
     error: str | None = None

@@ -240,7 +240,17 @@ def _mismatch(law: PublishedLaw, target: Target, plan: Plan, reference: Referenc
     ]
     if law.kind == "rule" and reference is not None:
         found += _silences(law, target, reference)
-    return found
+    return found + _other_batch(law, target)
+
+
+def _other_batch(law: PublishedLaw, target: Target) -> list[str]:
+    """The batch that a law was tuned together with, if that of the target is another one."""
+    theirs = None if law.batch is None else law.batch.evaluate(target)
+    if theirs is None or target.batch_tokens is None:
+        return []
+    if max(theirs / target.batch_tokens, target.batch_tokens / theirs) <= NEAR:
+        return []
+    return [f"its batch would be {theirs:.3g} tokens"]
 
 
 def _capped(law: PublishedLaw, lr: float | None) -> list[str]:

@@ -99,6 +99,13 @@ class Reading:
         found = self.number(*keys, default=default)
         return found if found is not None and found > 0 else None
 
+    def above_zero(self, key: str, default: float) -> float:
+        """The number at `key`, or the trainer's default; ValueError for one that is not positive."""
+        found = self.number(key, default=default)
+        if found is None or found <= 0:
+            raise ValueError(f"{self.source}: {key} must be positive, got {found}")
+        return found
+
     def word(self, key: str, known: Mapping[str, str], default: str | None = None) -> Any:
         """What the text at `key` is called here; a text that is not in `known` is noted."""
         text = self.values.get(key, default)

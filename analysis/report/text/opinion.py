@@ -74,13 +74,12 @@ def _decay_lines(opinion: Opinion) -> list[str]:
 def _source_lines(laws: Sequence[PublishedLaw]) -> list[str]:
     lines = []
     for law in laws:
-        error = f"; {law.error}" if law.error else ""
-        error += f"; {law.runs} runs" if law.runs else ""
-        conversion = f"; converted: {law.conversion}" if law.conversion else ""
-        lines.append(
-            f"{law.id}: {law.form} ({law.moment} rate of {law.group}; {law.convention}{conversion}{error}). "
-            f"{'; '.join(law.sources)}"
-        )
+        parts = [f"{law.moment} rate of {law.group}", law.convention]
+        parts += [f"converted: {law.conversion}"] if law.conversion else []
+        parts += [law.error] if law.error else []
+        parts += [f"{law.runs} runs"] if law.runs else []
+        about = "; ".join([*parts, *law.notes])
+        lines.append(f"{law.id}: {law.form} ({about}). {'; '.join(law.sources)}")
     return lines
 
 

@@ -72,6 +72,19 @@ def test_nanochat_leaves_open_what_it_works_out_itself(tmp_path):
     assert known.rates["hidden"] == pytest.approx(0.02)
 
 
+def test_a_size_of_nothing_is_no_size(tmp_path):
+    path = write(tmp_path, "run.sh", "python -m scripts.base_train --depth=0 --matrix-lr=0.02")
+    with pytest.raises(ValueError, match=r"run\.sh: depth must be positive, got 0\.0"):
+        read_configuration(path)
+
+
+def test_a_shell_variable_is_noted(tmp_path):
+    path = write(tmp_path, "run.sh", "train --num-layers $LAYERS --hidden-size 64 --train-iters 10")
+    config = read_configuration(path)
+    assert config.target.depth is None
+    assert "num-layers: '$LAYERS' is no number" in config.unread
+
+
 def test_megatron_counts_batches_and_samples_in_sequences(tmp_path):
     config = read_configuration(write(tmp_path, "pretrain.sh", MEGATRON))
     assert config.trainer == "megatron"
@@ -138,6 +151,25 @@ def test_training_arguments_of_transformers(tmp_path):
         ).warmup_steps
         == 100
     )
+
+
+@pytest.mark.slow
+def test_a_file_that_transformers_wrote(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    written = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        learning_rate=3e-4,
+        max_steps=1000,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": 100},
+        warmup_steps=50,
+        weight_decay=0.1,
+        use_cpu=True,
+    )
+    path = write(tmp_path, "training_args.json", written.to_json_string())
+    config = read_configuration(path, given=Target(batch_tokens=1e6))
+    assert (config.trainer, config.optimizer, config.schedule) == ("hf", "adamw", "wsd")
+    assert (config.rates["hidden"], config.warmup_steps, config.target.tokens) == (3e-4, 50, 1e9)
 
 
 def test_an_optimizer_that_is_not_known_is_noted_and_not_guessed(tmp_path):

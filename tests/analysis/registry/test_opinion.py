@@ -54,7 +54,13 @@ def test_laws_that_disagree_on_a_sign_are_said_to():
 def test_what_differs_is_listed():
     found = rows_of(opinion("adamw", schedule="linear", parametrization="standard", **RUN))
     assert found["minicpm"].mismatch == ["schedule wsd", "parametrization mup"]
-    assert found["steplaw"].mismatch == ["schedule cosine"]
+    assert found["steplaw"].mismatch == [
+        "schedule cosine",
+        f"its batch would be {0.58 * 1e13**0.571:.3g} tokens",
+    ]
+    batch = 0.58 * 1e11**0.571
+    near = rows_of(opinion("adamw", params=1e9, tokens=1e11, batch_tokens=1.1 * batch))
+    assert near["steplaw"].mismatch == []
 
 
 def test_a_rule_needs_a_reference_of_its_optimizer_and_tells_what_it_leaves_out():
