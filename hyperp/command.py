@@ -74,13 +74,16 @@ def exit_bad_input(error: Exception) -> NoReturn:
 
 
 def reject_plan(cfg: DictConfig) -> None:
-    """Raise ValueError for a configuration with a plan of many runs, of which this command trains one."""
+    """Raise ValueError for a plan of many runs, of which this command trains one, and for another trainer."""
     blocks = list(cfg.sweep.get("blocks", {}))
     if blocks:
         raise ValueError(
             f"sweep.blocks is a plan of many runs ({', '.join(map(str, blocks))}): "
             "run it with -m, or with hyperp-sweep run; sweep=none trains one run"
         )
+    trainer = cfg.trainer.get("name", "hyperp")
+    if trainer != "hyperp":
+        raise ValueError(f"trainer.name must be hyperp here, got {trainer}: hyperp-sweep run does its runs")
 
 
 def run_one(config: Config):

@@ -264,6 +264,8 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+PLAN_SECTIONS = ("sweep", "launcher", "trainer")  # `hyperp.sweeps` reads and validates them
+
 # Whole numbers of these classes may be written as floats, such as 1e6, which OmegaConf's int would refuse.
 WHOLE_FLOATS = (Scale, Parametrization)
 
@@ -299,8 +301,8 @@ def _mirror(cls: type) -> type:
 
 @cache
 def register_schema() -> None:
-    """Register the typed schema with Hydra as `schema`; `hyperp.sweeps` validates `sweep` and `launcher`."""
-    plans = [(name, dict[str, Any], field(default_factory=dict)) for name in ("sweep", "launcher")]
+    """Register the typed schema with Hydra as `schema`; `hyperp.sweeps` validates PLAN_SECTIONS."""
+    plans = [(name, dict[str, Any], field(default_factory=dict)) for name in PLAN_SECTIONS]
     ConfigStore.instance().store("schema", make_dataclass("Schema", plans, bases=(_mirror(Config),)))
 
 
@@ -311,9 +313,7 @@ def resolve(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(one_line(error)) from None
     assert isinstance(values, dict)
-    return config_from_dict(
-        {str(key): value for key, value in values.items() if key not in ("sweep", "launcher")}
-    )
+    return config_from_dict({str(key): value for key, value in values.items() if key not in PLAN_SECTIONS})
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:

@@ -9,20 +9,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from hyperp.scale import Scale
 from hyperp.suggestions import parse_overrides
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.plan import Plan, Point, make_plan
+from hyperp.sweeps.plan.plan import Plan, Point, full_key, make_plan
+from hyperp.sweeps.plan.run_config import setting_hash, values_of
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.runs.status import DONE
-from hyperp.sweeps.table.runs import collect, setting_hash
+from hyperp.sweeps.table.runs import collect
 from hyperp.terminal import REFUSED
 
 LAW_COMMAND = Path(sys.executable).with_name("hyperp-law")
@@ -97,14 +97,14 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
         ValueError: there is no size of that name, or fewer than FIRST_SLICES values of it, or several sets
             of slices have the most.
     """
-    names = [field.name for field in fields(Scale)]
+    names = sorted({name for point in plan.points for name in _sizes_of(point)})
     if by not in names:
         raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
-    ladders: dict[str, dict[int, list[Point]]] = {}
+    ladders: dict[str, dict[float, list[Point]]] = {}
     for point in plan.points:
         rest = {name: size for name, size in _sizes_of(point).items() if name != by}
-        key = json.dumps([setting_hash(asdict(point.config)), rest])
-        ladders.setdefault(key, {}).setdefault(getattr(point.config.scale, by), []).append(point)
+        key = json.dumps([setting_hash(values_of(point.config)), rest])
+        ladders.setdefault(key, {}).setdefault(_sizes_of(point)[by], []).append(point)
     most = max(map(len, ladders.values()), default=0)
     longest = [one for one in ladders.values() if len(one) == most]
     if most < FIRST_SLICES:
@@ -131,7 +131,7 @@ def make_goal(
 
     Raises ValueError for a target or budget that is no positive number, and as `law_slices` does.
     """
-    largest = max(getattr(points[0].config.scale, by) for points in law_slices(plan, by))
+    largest = max(_sizes_of(points[0])[by] for points in law_slices(plan, by))
     if target is not None and not 1 <= target < math.inf:
         raise ValueError(f"--target must be a size of at least 1, got {target:g}")
     if flops is not None and not flops > 0:
@@ -199,8 +199,8 @@ def search_rate(
 
 def _begun_rates(members: Sequence[Point]) -> list[Point]:
     """The runs of a slice at the rates that an earlier call began."""
-    rates = {p.config.base_lr for p in members if (p.run_dir / "record.json").exists()}
-    return [p for p in members if p.config.base_lr in rates]
+    rates = {p.facts.base_lr for p in members if (p.run_dir / "record.json").exists()}
+    return [p for p in members if p.facts.base_lr in rates]
 
 
 def _flops_done(plan: Plan, tried: Collection[str]) -> dict[str, float]:
@@ -280,13 +280,13 @@ def nearest_rates(
         choice: the slice in the answer of `hyperp-law next`.
         theirs: the runs of the law's own points, at its rates.
     """
-    asked = sorted({p.config.base_lr for p in theirs if _sizes_of(p) == _sizes_of(members[0])})
+    asked = sorted({p.facts.base_lr for p in theirs if _sizes_of(p) == _sizes_of(members[0])})
     if not (choice["basin_known"] and asked):
         return list(members)
     base = asked[0] / min(choice["rates"])  # base_lr for a rate of one
-    own = {p.config.base_lr for p in members}
+    own = {p.facts.base_lr for p in members}
     rates = bracketing_rates(own, asked, choice["low"] * base, choice["high"] * base)
-    return [p for p in members if p.config.base_lr in rates]
+    return [p for p in members if p.facts.base_lr in rates]
 
 
 def bracketing_rates(
@@ -312,14 +312,14 @@ def bracketing_rates(
 def further_rates(members: Sequence[Point], done: Collection[str], theirs: Sequence[Point]) -> list[Point]:
     """The runs that bracket a slice that ends at its best rate: planned ones, or else the law's own."""
     mine = [p for p in theirs if _sizes_of(p) == _sizes_of(members[0])]
-    run = [p.config.base_lr for p in members if p.run_id in done]
-    asked = [p.config.base_lr for p in mine]
+    run = [p.facts.base_lr for p in members if p.run_id in done]
+    asked = [p.facts.base_lr for p in mine]
     left = [p for p in members if p.run_id not in done]
     rest = [
         p
         for p in left
-        if (p.config.base_lr < min(run) and min(asked, default=0.0) < min(run))
-        or (p.config.base_lr > max(run) and max(asked, default=math.inf) > max(run))
+        if (p.facts.base_lr < min(run) and min(asked, default=0.0) < min(run))
+        or (p.facts.base_lr > max(run) and max(asked, default=math.inf) > max(run))
     ]
     return rest or mine
 
@@ -330,8 +330,9 @@ def _is_among(members: Sequence[Point], points: Sequence[Mapping[str, Any]]) -> 
     return any(all(point.get(name) == size for name, size in sizes.items()) for point in points)
 
 
-def _sizes_of(point: Point) -> dict[str, int]:
-    return asdict(point.config.scale)
+def _sizes_of(point: Point) -> dict[str, float]:
+    own = {name: value for name, value in point.facts.others.items() if isinstance(value, int | float)}
+    return {**point.facts.sizes, **own}
 
 
 def read_points(plan: Plan, path: Path) -> list[Point]:
@@ -369,7 +370,8 @@ def _keys_of(path: Path) -> set[str]:
         for block in sweep.blocks.values()
         for override in parse_overrides(block.overrides)
     ]
-    return {key for block in sweep.blocks.values() for key in Block.keys(block)} | set(named) | {"sweep"}
+    keys = {full_key(key) for block in sweep.blocks.values() for key in Block.keys(block)}
+    return keys | set(named) | {"sweep"}
 
 
 def _run_law_command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ from hyperp.sweeps.local import background_pools
 from hyperp.sweeps.local.pool import Event, RunEnded, read_local_launcher
 from hyperp.sweeps.local.work import run_with_display
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.plan import Plan, Point, check_buildable, model_shape
+from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.run_config import values_of
 from hyperp.sweeps.runs.status import (
     DONE,
     UNDER_WAY,
@@ -32,7 +33,8 @@ from hyperp.sweeps.slurm import submissions
 from hyperp.sweeps.slurm.commands import cancel_jobs, queued_jobs
 from hyperp.sweeps.slurm.submissions import Submission
 from hyperp.sweeps.slurm.submit import SlurmLauncher, check_rank_batches, read_slurm_launcher, submit_arrays
-from hyperp.training.memory import check_memory
+from hyperp.sweeps.trainers import trainer_of
+from hyperp.sweeps.trainers.builtin import check_buildable
 
 WATCH_SECONDS = 5.0  # between two looks at a sweep that is under way
 
@@ -254,12 +256,12 @@ def refuse_under_way(plan: Plan, runs: Sequence[Run]) -> None:
 def undone_points(plan: Plan, runs: Sequence[Run]) -> list[Point]:
     """The points that are not done. Raises ValueError if this machine cannot train them."""
     todo = [point for point, run in zip(plan.points, runs, strict=True) if run.status not in DONE]
-    if todo:
-        from hyperp.training.trainer import resolve_device  # imports torch
-
-        for point in todo:
-            check_memory(point.config.scale, model_shape(point.config))
-        check_buildable(todo)
-        for name in {point.config.runtime.device for point in todo} - {"auto"}:
-            resolve_device(name)
+    check_points(todo)
     return todo
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Raise ValueError for points that their trainer cannot do on this machine; tell what is doubtful."""
+    for kind in {type(point.config) for point in points}:
+        own = [point for point in points if isinstance(point.config, kind)]
+        trainer_of(values_of(own[0].config)).check(own)

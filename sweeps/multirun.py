@@ -15,8 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyperp.sweeps import printing
 from hyperp.sweeps.plan import planfile
-from hyperp.sweeps.plan.plan import Point, check_buildable, make_plan
+from hyperp.sweeps.plan.command_run import CommandRun
+from hyperp.sweeps.plan.plan import Point, make_plan
 from hyperp.sweeps.runs.status import DONE, counts_line, final_states, plan_states, set_damaged_aside
+from hyperp.sweeps.trainers.builtin import check_buildable
 from hyperp.terminal import one_line, print_error
 
 # Hydra 1.3 only instantiates plugins of the namespace hydra_plugins: hydra/core/plugins.py.
@@ -46,6 +48,10 @@ class PlanSweeper(Sweeper):
         Raises ValueError for a bad plan, before it writes anything.
         """
         plan = make_plan(arguments, self._compose)
+        if any(isinstance(point.config, CommandRun) for point in plan.points):
+            raise ValueError(
+                "trainer.name must be hyperp with hyperp-train -m: hyperp-sweep run does commands"
+            )
         before = plan_states(plan)
         todo = [point for point, run in zip(plan.points, before, strict=True) if run.status not in DONE]
         if todo:

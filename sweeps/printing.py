@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperp.sweeps.plan.plan import Plan
+from hyperp.sweeps.plan.run_config import facts_of, run_of, trainer_name
 from hyperp.sweeps.runs.cost import DEFAULT_GPU, AssumedGpu
 from hyperp.sweeps.runs.status import DONE, STATUSES, Run, count_statuses, counts_line
 
@@ -40,7 +41,7 @@ def plan_summary(plan: Plan, done: set[str], assumed: AssumedGpu = DEFAULT_GPU) 
         )
         row["runs"] += 1
         row["done"] += point.run_id in done
-        row["tokens"] += point.config.scale.tokens_trained
+        row["tokens"] += point.facts.tokens or 0
         row["flops"] += point.flops
         row["rates"].add(point.lr)
     for row in blocks.values():
@@ -86,16 +87,16 @@ def _says_more(run: Run) -> bool:
 
 def describe_run(run: Run) -> dict[str, Any]:
     """One run as plain values, for JSON."""
-    config = run.planned.config if run.planned else asdict(run.record) if run.record else {}
+    facts = _known_facts(run)
     return {
         "run_id": run.run_id,
         "block": run.block,
         "status": run.status,
         "reason": run.reason,
         "cause": run.cause,
-        "base_lr": config.get("base_lr"),
-        "seed": config.get("seed"),
-        "scale": config.get("scale"),
+        "base_lr": facts.get("base_lr"),
+        "seed": facts.get("seed"),
+        "scale": facts.get("scale"),
         "step": run.step,
         "steps": run.steps,
         "tokens_per_second": run.record.tokens_per_second if run.record else run.tokens_per_second,
@@ -104,6 +105,14 @@ def describe_run(run: Run) -> dict[str, Any]:
         "time_left": run.time_left,
         "restarts": _recorded_restarts(run),
     }
+
+
+def _known_facts(run: Run) -> dict[str, Any]:
+    """Rate, seed and sizes of a run, from its plan or its record."""
+    if run.planned and trainer_name(run.planned.config) == "command":
+        facts = facts_of(run_of(run.planned.config))
+        return {"base_lr": facts.base_lr, "seed": facts.seed, "scale": {**facts.sizes, **facts.others}}
+    return run.planned.config if run.planned else asdict(run.record) if run.record else {}
 
 
 def print_status(runs: Sequence[Run], listed: Sequence[Run]) -> None:

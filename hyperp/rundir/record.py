@@ -28,6 +28,7 @@ CAUSES = (  # of a failure: an exception, an exit code, a signal, ...
     "node_failed",
     "cancelled",
     "rank_lost",  # another process of the run was lost, and nobody saw why
+    "no_result",  # a command ended well but left no result
 )
 
 
@@ -42,6 +43,9 @@ class Record:
     `max_vio` has the mean and the largest MaxVio over the run's steps, one number for each layer; it is empty
     for a dense model. `stability` is `StabilityMonitors.summary()`, empty if the run was not monitored.
     `cause` is one of CAUSES for a failed run, and null in records that are older than this field.
+
+    `trainer` is "hyperp", or "command" for a run of somebody else's trainer: `scale` then has the sizes that
+    are known, `metric` what the loss is, and `others` further columns, its values and what it measured.
 
     Raises pydantic's ValidationError, a ValueError, if a field has the wrong type or contradicts another.
     """
@@ -76,10 +80,13 @@ class Record:
     resumed: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     version: str = ""
+    trainer: str = "hyperp"
+    others: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        Scale(**self.scale)  # raises ValueError for sizes that are missing, unknown or wrong
+        if self.trainer == "hyperp":
+            Scale(**self.scale)  # raises ValueError for sizes that are missing, unknown or wrong
         if self.status not in ENDED:
             raise ValueError(f"status must be one of {', '.join(ENDED)}, got {self.status!r}")
         if self.cause is not None and (self.status != "failed" or self.cause not in CAUSES):

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from hyperp import __version__
 from hyperp.config import Config
 from hyperp.data.corpus import Corpus
 from hyperp.distributed.ranks import Ranks, current_ranks
-from hyperp.files import HeldError, is_locked, lock, remove_leftovers, replacing
+from hyperp.files import HeldError, is_locked, lock, replacing
 from hyperp.flops import training_flops
 from hyperp.optim.linalg.msign import resolve_msign_dtype
 from hyperp.optim.rule import RULES, option_names
 from hyperp.roles import Role
 from hyperp.rundir import allocation, failure, heartbeat, record
+from hyperp.rundir.claim import LOCK, Stopped, claim_run, completed_record
 from hyperp.rundir.failure import Failure, exception_summary
 from hyperp.rundir.heartbeat import HeartbeatWriter
 from hyperp.rundir.metrics import METRICS, MetricsLog, NoLog
@@ -32,19 +32,11 @@ from hyperp.training.coordinates import CoordinateCheck
 from hyperp.training.tracking import Tracker
 from hyperp.training.trainer import Trainer
 
-LOCK, CHECKPOINT = ".lock", "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 TAKEN_OVER = 2  # sent to the other ranks in place of 1, which is a request to stop
 
 # Called as report(step, steps, training loss in nats per token, tokens per second).
 Report = Callable[[int, int, float, float], None]
-
-
-class Stopped(BaseException):
-    """The run was asked to stop and has saved `step` to resume from. Not an Exception: nothing has failed."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped at step {step}, which is saved")
-        self.step = step
 
 
 class Clock:
@@ -238,12 +230,12 @@ def train(
         Stopped: `stop` returned true, and the step was saved.
     """
     ranks = current_ranks()
-    ended = ranks.share(lambda: _completed_record(config, run_dir))
+    ended = ranks.share(lambda: completed_record(config.run_id(), run_dir))
     if ended is not None:
         return ended
     trainer = Trainer(config, corpus)
     with ExitStack() as held:
-        ended = ranks.share(lambda: _claim_run(config, run_dir, held))
+        ended = ranks.share(lambda: _claim_for_rank_0(config, run_dir, held))
         if ended is not None:  # by the process that held the lock
             return ended
         try:
@@ -262,41 +254,16 @@ def train(
     return result
 
 
-def _claim_run(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
-    """Lock the run until `held` closes and clear its folder; or return its record if it has ended."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(lock(run_dir / LOCK, f"run {config.run_id()}"))
-    record.load_or_set_aside(run_dir)
-    ended = _completed_record(config, run_dir)
-    if ended is not None:
-        return ended
-    heartbeat.wait_for_silence(run_dir, f"run {config.run_id()}")
-    remove_leftovers(run_dir)
-    failure.remove_errors(run_dir)
-    with replacing(run_dir / "config.yaml") as file:
-        OmegaConf.save(OmegaConf.create(asdict(config)), file)
-    return None
+def _claim_for_rank_0(config: Config, run_dir: Path, held: ExitStack) -> Record | None:
+    """Claim the run, and return its record if it has ended meanwhile."""
+    found = claim_run(config.run_id(), asdict(config), run_dir, held)
+    return found if isinstance(found, Record) else None
 
 
 def _record_first_failure(config: Config, run_dir: Path, met: Failure) -> Record:
     """Record the failure that came first; `met` is that of rank 0. Rewrites the record as more is known."""
     tracked = failure.track_first_failure(run_dir, met)
     return [write_failed_record(config, run_dir, first) for first in tracked][-1]
-
-
-def _completed_record(config: Config, run_dir: Path) -> Record | None:
-    """The record of a run that need not be done again. Raises ValueError if the folder is another run's."""
-    try:
-        ended = record.load(run_dir)
-    except record.OtherSchemaError:
-        raise
-    except ValueError:  # damaged: it is set aside once this process holds the run
-        return None
-    if ended is not None and ended.run_id != config.run_id():
-        raise ValueError(
-            f"run_dir must be the folder of run {config.run_id()}, got {run_dir}, which holds {ended.run_id}"
-        )
-    return None if ended is None or ended.status == "failed" else ended
 
 
 def _train_to_record(
@@ -377,4 +344,4 @@ def train_or_record_failure(
             raise
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock(run_dir / LOCK, f"run {config.run_id()}"):
-            return _completed_record(config, run_dir) or _record_first_failure(config, run_dir, met)
+            return completed_record(config.run_id(), run_dir) or _record_first_failure(config, run_dir, met)

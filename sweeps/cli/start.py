@@ -1,6 +1,7 @@
 """The commands of `hyperp-sweep` that begin with a plan: plan, run, submit, auto."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from hyperp.sweeps.cli.options import Json, Overrides
 from hyperp.sweeps.console import raise_keyboard_interrupt
 from hyperp.sweeps.local.progress import format_duration
 from hyperp.sweeps.plan.plan import Plan
+from hyperp.sweeps.plan.run_config import values_of
 from hyperp.sweeps.runs.cost import DEFAULT_GPU, PEAK_TFLOPS, AssumedGpu, measured_speed
 from hyperp.sweeps.runs.status import DONE, count_statuses, counts_line, join_counts, plan_states
+from hyperp.sweeps.trainers import trainer_of
 from hyperp.terminal import FAILED, STOPPED
 
 WIDE = 10.0  # a half-width above which the number is not worth printing
@@ -30,6 +33,7 @@ def plan(
     mfu: Annotated[
         float, typer.Option(help="Share of the GPU's peak that training reaches")
     ] = DEFAULT_GPU.mfu,
+    show: Annotated[int, typer.Option(min=0, help="Print the commands of so many of the first runs")] = 0,
 ) -> None:
     """Print what would be run, by block, and what it costs.
 
@@ -50,6 +54,8 @@ def plan(
         print(json.dumps({"root": str(made.root), "blocks": summary, "cost": cost}, indent=1))
         return
     printing.print_plan(summary)
+    for point in made.points[:show]:
+        print(f"{point.run_id}: {shlex.join(trainer_of(values_of(point.config)).command(point))}")
     print(assumed.sentence())
     print(f"{len(done)} of {len(made.points)} runs are done; runs go to {made.root}")
     if speed and left:

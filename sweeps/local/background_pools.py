@@ -24,11 +24,11 @@ from typing import IO, Literal
 from pydantic import TypeAdapter
 
 from hyperp import files
-from hyperp.config import config_from_dict
 from hyperp.rundir.heartbeat import DEAD_SECONDS
 from hyperp.sweeps.local.pool import LocalLauncher
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Point
+from hyperp.sweeps.plan.run_config import run_of
 from hyperp.sweeps.runs.manifest import Manifest
 
 NAME = "local.json"
@@ -162,9 +162,7 @@ def pool_points(root: Path, pool: BackgroundPool) -> list[Point]:
     planned = {point.run_id: point for point in planfile.read_plan(root)}
     found = [planned[run_id] for run_id in pool.runs]
     return [
-        Point(
-            one.run_id, tuple(one.blocks), tuple(one.words), config_from_dict(one.config), one.lr, one.flops
-        )
+        Point(one.run_id, tuple(one.blocks), tuple(one.words), run_of(one.config), one.lr, one.flops)
         for one in found
     ]
 

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -22,7 +22,9 @@ from pydantic import Field, ValidationError
 
 from hyperp.sweeps.local.resources import core_shares, usable_cores
 from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.run_config import values_of
 from hyperp.sweeps.runs.run import execute_run, record_dead_run, redirect_output, remove_heartbeat
+from hyperp.sweeps.trainers import trainer_of
 from hyperp.validation import Strict, invalid_field
 
 TICK_SECONDS = 0.5  # between two events while nothing happens
@@ -126,14 +128,14 @@ def worker_shares(launcher: LocalLauncher, runs: int, gpus: Sequence[str]) -> li
 class _Worker:
     """A spawned process and this end of its pipe."""
 
-    def __init__(self, index: int, share: WorkerShare):
-        self.index, self.share = index, share
+    def __init__(self, index: int, share: WorkerShare, prepare: Callable[[], None]):
+        self.index, self.share, self.prepare = index, share, prepare
         self.task: Point | None = None
         self.ready = False
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process: SpawnProcess = context.Process(
-            target=run_worker, args=(other, share), name=f"worker {index}"
+            target=run_worker, args=(other, share, prepare), name=f"worker {index}"
         )
         # The worker inherits this, so that Ctrl-C in a terminal reaches only this process.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -145,7 +147,7 @@ class _Worker:
 
     def give(self, point: Point) -> None:
         self.task = point
-        config = asdict(point.config)
+        config = values_of(point.config)
         config["runtime"]["threads"] = self.share.threads
         self.pipe.send((config, str(point.run_dir)))
 
@@ -160,12 +162,13 @@ class _Pool:
         self.queue = deque(sorted(points, key=lambda point: -point.flops))
         self.workers: list[_Worker] = []
         self.shares = worker_shares(launcher, len(points), gpus)
+        self.prepare = trainer_of(values_of(self.queue[0].config)).prepare if self.queue else _prepare_nothing
 
     def events(self) -> Iterator[Event]:
         if not self.queue:
             return
         for index, share in enumerate(self.shares):
-            self.workers.append(_Worker(index, share))
+            self.workers.append(_Worker(index, share, self.prepare))
         while self.queue or any(worker.task for worker in self.workers):
             ready = wait([worker.pipe for worker in self.workers], timeout=TICK_SECONDS)
             if not ready:
@@ -213,7 +216,7 @@ class _Pool:
             yield RunEnded(worker.index, worker.task.run_id, *how)
         self.workers.remove(worker)
         if self.queue:
-            self.workers.append(_Worker(worker.index, worker.share))
+            self.workers.append(_Worker(worker.index, worker.share, self.prepare))
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -225,14 +228,17 @@ class _Pool:
 def _note_failure(point: Point, reason: str, cause: str) -> tuple[str, str | None, str | None]:
     """Status, reason and cause of a run whose worker died; a full disk must not end the other runs."""
     try:
-        ended = record_dead_run(asdict(point.config), str(point.run_dir), reason, cause=cause)
+        ended = record_dead_run(values_of(point.config), str(point.run_dir), reason, cause=cause)
     except OSError as error:
         return "failed", f"{reason}; no record could be written: {error}", cause
     return ended["status"], ended["reason"], ended["cause"]
 
 
-def run_worker(pipe: Connection, share: WorkerShare) -> None:
-    """The main function of a worker process: train the runs that come through the pipe, until it closes."""
+def _prepare_nothing() -> None: ...
+
+
+def run_worker(pipe: Connection, share: WorkerShare, prepare: Callable[[], None]) -> None:
+    """The main function of a worker process: do the runs that come through the pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if share.cores is not None:
         os.sched_setaffinity(0, share.cores)
@@ -241,8 +247,7 @@ def run_worker(pipe: Connection, share: WorkerShare) -> None:
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     threading.Thread(target=_follow_parent, daemon=True).start()
-    import hyperp.training.train  # noqa: F401
-
+    prepare()
     pipe.send(("ready",))
     while True:
         try:

@@ -147,7 +147,7 @@ class BarDisplay:
         self.overall.update(self.bar, completed=self.tally.done(), description=line, left=left)
 
     def _start(self, event: RunStarted) -> None:
-        label, steps = self.tally.label(event.run_id), self.tally.points[event.run_id].config.scale.steps
+        label, steps = self.tally.label(event.run_id), self.tally.points[event.run_id].facts.steps
         if event.worker not in self.tasks:
             self.tasks[event.worker] = self.workers.add_task(label, total=steps, speed=0.0)
         self.workers.reset(self.tasks[event.worker], total=steps, description=label, visible=True, speed=0.0)

@@ -6,8 +6,10 @@ composition as Hydra would set them. Each point also carries overrides that comp
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from hyperp.config import Config, compose, resolve
-from hyperp.flops import Shape, training_flops
+from hyperp.config import compose
 from hyperp.suggestions import Compose, closest_key, compose_with_hint, did_you_mean, parse_overrides
+from hyperp.sweeps.plan.command_run import git_state
 from hyperp.sweeps.plan.overrides import expand_choices, format_override
+from hyperp.sweeps.plan.run_config import RATE_KEYS, RunConfig, RunFacts, facts_of, read_run, trainer_name
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.terminal import one_line
 from hyperp.validation import invalid_field
 
-BYTE_IDS = 2**8  # vocabulary of every source but `tokens`, which are read byte by byte
+VALUES = "values."  # in a sweep of a command, short for trainer.values.
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,21 @@ class Point:
     """One run of a plan; `overrides` compose its `config`.
 
     `blocks` are those that ask for it, and the first one counts it. `lr` is the peak rate of the hidden
-    matrices after every factor, `flops` the estimated cost of training.
+    matrices after every factor, `flops` the estimated cost of training; of a command that tells none, it is
+    1.
     """
 
     run_id: str
     blocks: tuple[str, ...]
     overrides: tuple[str, ...]
-    config: Config
+    config: RunConfig
     lr: float
     flops: float
+
+    @cached_property
+    def facts(self) -> RunFacts:
+        """What is known of the run before it starts."""
+        return facts_of(self.config)
 
     @property
     def run_dir(self) -> Path:
@@ -65,7 +74,7 @@ def make_plan(overrides: str | Sequence[str], compose: Compose = compose) -> Pla
     Raises:
         ValueError: an override, a block or a run is wrong; one line that names the field and its value.
     """
-    overrides = [overrides] if isinstance(overrides, str) else overrides
+    overrides = full_overrides([overrides] if isinstance(overrides, str) else overrides)
     found: dict[str, Point] = {}
     roots: set[str] = set()
     launcher: dict[str, Any] | None = None
@@ -103,15 +112,34 @@ def _expand_variant(cfg: DictConfig, overrides: list[str], compose: Compose) -> 
     if not sweep.blocks and chosen:
         raise ValueError(f"sweep.blocks must have at least one block, sweep={chosen[-1]} has none")
     if not sweep.blocks:
-        yield make_point((), overrides, resolve(cfg))
+        _note_commit(cfg)
+        yield make_point((), overrides, read_run(cfg))
     given = {override.key_or_group for override in parse_overrides(overrides)}
     for name, block in sweep.blocks.items():
+        block = block.with_keys(full_key)
         swept = block.keys() | {override.key_or_group for override in parse_overrides(block.overrides)}
         if block.lr and not _rate_is_reference(cfg, name):
-            swept |= {"base_lr"}
+            swept |= {RATE_KEYS[trainer_name(cfg)]}
         for key in sorted(swept & given):
             raise ValueError(f"{key} is set on the command line and in sweep.blocks.{name}; remove one")
         yield from _expand_block(name, block, overrides, compose)
+
+
+def full_key(key: str) -> str:
+    """The key of the configuration that `key` is, or is short for: values.tokens, of a command."""
+    return f"trainer.{key}" if key.startswith(VALUES) else key
+
+
+def full_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides with `full_key` in place of every key."""
+    return [re.sub(r"^([+~]*)(?=values\.)", r"\1trainer.", one) for one in overrides]
+
+
+def _note_commit(cfg: DictConfig) -> None:
+    """Write into the section `trainer` which commit a command's code is at."""
+    if trainer_name(cfg) == "command":
+        commit, dirty = git_state(Path(str(cfg.trainer.cwd)).expanduser())
+        OmegaConf.update(cfg, "trainer", {"commit": commit, "dirty": dirty}, merge=True, force_add=True)
 
 
 def _rate_is_reference(cfg: DictConfig, name: str) -> bool:
@@ -121,18 +149,19 @@ def _rate_is_reference(cfg: DictConfig, name: str) -> bool:
 
 
 def _expand_block(name: str, block: Block, overrides: list[str], compose: Compose) -> Iterator[Point]:
-    overrides = [*overrides, *block.overrides]
+    overrides = [*overrides, *full_overrides(block.overrides)]
     try:
         base = compose_with_hint(overrides, compose)
         OmegaConf.set_struct(base, False)
         base.pop("sweep")  # it may be long, and a run does not read it
         OmegaConf.set_struct(base, True)
-        setter = _KeySetter(base)
+        _note_commit(base)
+        setter, rate_key = _KeySetter(base), RATE_KEYS[trainer_name(base)]
         for values in block.slices():
             rates: list[dict[str, Any]] = [{}]
             if block.lr:
                 lookup = {key: _positive_number(base, values, key) for key in block.lr.per_octave}
-                rates = [{"base_lr": rate} for rate in block.lr.values(lookup)]
+                rates = [{rate_key: rate} for rate in block.lr.values(lookup)]
             for rate in rates:
                 keys = values | rate
                 point_overrides = [*overrides, *(format_override(key, value) for key, value in keys.items())]
@@ -157,7 +186,7 @@ class _KeySetter:
         self.base = base
         self.copies: dict[tuple[str, ...], DictConfig] = {}
 
-    def configure(self, values: Mapping[str, Any]) -> Config:
+    def configure(self, values: Mapping[str, Any]) -> RunConfig:
         """The validated configuration with `values` set as overrides would set them. Raises ValueError."""
         keys = tuple(values)
         merged = any(
@@ -176,46 +205,10 @@ class _KeySetter:
         except OmegaConfBaseException as error:
             close = next(filter(None, (closest_key(key, self.base) for key in values)), None)
             raise ValueError(f"{one_line(error)}{did_you_mean(close)}") from None
-        return resolve(cfg)
+        return read_run(cfg)
 
 
-def make_point(blocks: tuple[str, ...], overrides: Sequence[str], config: Config) -> Point:
+def make_point(blocks: tuple[str, ...], overrides: Sequence[str], config: RunConfig) -> Point:
     """A point with its id, rate and cost. Raises ValueError for sizes that no model can have."""
-    lr = config.parametrization.effective_lr("hidden", config.scale, config.base_lr).lr
-    flops = training_flops(config.scale, model_shape(config))
-    return Point(config.run_id(), blocks, tuple(overrides), config, lr, float(flops))
-
-
-def model_shape(config: Config) -> Shape:
-    """The shape of a run's model; data=tokens has its vocabulary size in a file beside the tokens."""
-    if config.data.source != "tokens":
-        return config.shape(BYTE_IDS)
-    from hyperp.data.corpus import read_sidecar
-
-    return config.shape(read_sidecar(Path(str(config.data.path))).vocab_size)
-
-
-def check_buildable(points: Sequence[Point]) -> None:
-    """Build what the points would train, with one layer and on the CPU, and drop it again. Writes nothing.
-
-    One point stands for all that share its model, optimizer, data and batch.
-
-    Raises:
-        ValueError: what only building shows, such as a corpus that is missing or too small, or an unknown
-            optimizer or option.
-    """
-    from hyperp.data.corpus import load_corpus
-    from hyperp.training.trainer import Trainer
-
-    corpora, checked = {}, set()
-    for point in points:
-        config = point.config
-        parts = (config.model, config.optim, config.data, config.scale.batch_tokens)
-        if repr(parts) in checked:
-            continue
-        checked.add(repr(parts))
-        source = repr(config.data)
-        if source not in corpora:
-            corpora[source] = load_corpus(config.data)
-        runtime = replace(config.runtime, device="cpu", threads=0, compile=False)
-        Trainer(replace(config, scale=replace(config.scale, depth=1), runtime=runtime), corpora[source])
+    facts = facts_of(config)
+    return Point(config.run_id(), blocks, tuple(overrides), config, facts.lr, facts.flops or 1.0)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, Va
 from hyperp import __version__, files
 from hyperp.scale import Scale
 from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.run_config import run_of, trainer_name, values_of
 from hyperp.validation import invalid_field
 
 SCHEMA = 1
@@ -57,7 +58,10 @@ class PlannedConfig(BaseModel, extra="allow", allow_inf_nan=False):
 
 
 def _check_readable(config: dict[str, Any]) -> dict[str, Any]:
-    PlannedConfig.model_validate(config, strict=True)
+    if trainer_name(config) == "command":
+        run_of(config)
+    else:
+        PlannedConfig.model_validate(config, strict=True)
     return config
 
 
@@ -127,7 +131,7 @@ def planned_point(point: Point, time: str) -> Planned:
         planned=time,
         lr=point.lr,
         flops=point.flops,
-        config=asdict(point.config),
+        config=values_of(point.config),
     )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -73,9 +73,22 @@ class Block(Strict):
                 raise ValueError(f"points.{i} must set at least one key, got {{}}")
             for key in point.keys() & self.grid.keys():
                 raise ValueError(f"points.{i}.{key} is in grid too; a key may be in one of them")
-        if self.lr and "base_lr" in self.keys():
-            raise ValueError("base_lr must not be in grid or points of a block that has lr")
+        rates = {"base_lr", "values.lr", "trainer.values.lr"} & self.keys()
+        if self.lr and rates:
+            raise ValueError(f"{rates.pop()} must not be in grid or points of a block that has lr")
         return self
+
+    def with_keys(self, rename: Callable[[str], str]) -> "Block":
+        """The same block with its keys renamed, also those that its rates depend on."""
+
+        def renamed(section: Mapping[str, Any]) -> dict[str, Any]:
+            return {rename(key): value for key, value in section.items()}
+
+        lr = self.lr and self.lr.model_copy(
+            update={"per_octave": renamed(self.lr.per_octave), "at": renamed(self.lr.at)}
+        )
+        points = self.points and [renamed(point) for point in self.points]
+        return self.model_copy(update={"grid": renamed(self.grid), "points": points, "lr": lr})
 
     def keys(self) -> set[str]:
         """The keys that grid and points set."""

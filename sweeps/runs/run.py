@@ -4,26 +4,22 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hyperp.config import config_from_dict
 from hyperp.rundir import heartbeat, record
 from hyperp.rundir.record import Record
-
-if TYPE_CHECKING:
-    from hyperp.training.train import Report
+from hyperp.sweeps.trainers import trainer_of
+from hyperp.sweeps.trainers.protocol import Report
 
 
 def execute_run(
     config: dict[str, Any],
     run_dir: str,
-    report: "Report | None" = None,
+    report: Report | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train a run, or what is left of it, and return its record as plain values."""
-    from hyperp.training.train import train_or_record_failure  # imports torch
-
-    return asdict(train_or_record_failure(config_from_dict(config), Path(run_dir), report, stop))
+    """Do a run, or what is left of it, with its trainer, and return its record as plain values."""
+    return asdict(trainer_of(config).execute(config, Path(run_dir), report, stop))
 
 
 def load_record(run_dir: Path) -> Record | None:
@@ -48,14 +44,12 @@ def record_dead_run(
 
     `environment` is where the run ran; None means here. `cause` is one of `hyperp.rundir.record.CAUSES`.
     """
-    from hyperp.training import train
-
     try:
         ended = load_record(Path(run_dir))
     except ValueError:
         ended = None
     if ended is None or ended.status == "failed":
-        ended = train.write_failed_record(config_from_dict(config), Path(run_dir), reason, environment, cause)
+        ended = trainer_of(config).record_failure(config, Path(run_dir), reason, environment, cause)
     return asdict(ended)
 
 

@@ -14,15 +14,15 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from hyperp.files import HeldError, write_json
 from hyperp.rundir import allocation
+from hyperp.rundir.claim import Stopped
 from hyperp.sweeps.runs.run import execute_run, output_file_name, record_dead_run, redirect_output
 from hyperp.sweeps.slurm import commands
-
-if TYPE_CHECKING:
-    from hyperp.distributed.ranks import Ranks
+from hyperp.sweeps.trainers import trainer_of
+from hyperp.sweeps.trainers.protocol import Ranks
 
 WARNING = signal.SIGUSR2  # submitit's choice, which SUBMITIT_PREEMPT_SIGNAL would change
 UNWRITTEN = 74  # exit code if no record could be written: EX_IOERR of sysexits.h
@@ -117,15 +117,11 @@ def do_run(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
 
 
 def _do_with_ranks(config: dict[str, Any], run_dir: str, stop: StopSignal) -> str:
-    from hyperp.distributed.ranks import join_process_group
-
-    with join_process_group(config["runtime"]["timeout"]) as ranks:
+    with trainer_of(config).join(config) as ranks:
         return _train_when_free(config, run_dir, stop, ranks)
 
 
-def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ranks: "Ranks") -> str:
-    from hyperp.training.train import Stopped
-
+def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ranks: Ranks) -> str:
     deadline = time.monotonic() + HELD_SECONDS
     while True:
         try:

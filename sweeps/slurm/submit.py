@@ -7,14 +7,17 @@ import sys
 import uuid
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from hyperp.config import Config
+from hyperp.sweeps.plan.command_run import CommandRun
 from hyperp.sweeps.plan.plan import Plan, Point
+from hyperp.sweeps.plan.run_config import values_of
 from hyperp.sweeps.slurm import commands, submissions
 from hyperp.sweeps.slurm.job import RunArguments, Task
 from hyperp.sweeps.slurm.submissions import Submission
@@ -103,6 +106,7 @@ def read_slurm_launcher(plan: Plan) -> SlurmLauncher:
         launcher = SlurmLauncher.model_validate(plan.launcher)
     except ValidationError as error:
         raise ValueError(invalid_field(error, "launcher")) from None
+    launcher = _for_commands(plan, launcher)
     if launcher.grace >= launcher.minutes * 60:
         raise ValueError(
             f"launcher.grace must be less than launcher.time={launcher.time}, got {launcher.grace} s"
@@ -117,6 +121,21 @@ def read_slurm_launcher(plan: Plan) -> SlurmLauncher:
             f"launcher.processes must be 1 or one for each of launcher.gpus={launcher.gpus}, "
             f"got {launcher.ranks}"
         )
+    return launcher
+
+
+def _for_commands(plan: Plan, launcher: SlurmLauncher) -> SlurmLauncher:
+    """The launcher for commands: one process for each node starts them, unless `processes` says otherwise."""
+    commands_of_plan = [point.config for point in plan.points if isinstance(point.config, CommandRun)]
+    for run in commands_of_plan:
+        grace = run.trainer.stop.grace
+        if grace >= launcher.grace:
+            raise ValueError(
+                f"trainer.stop.grace must be less than launcher.grace={launcher.grace} s, in which a run has "
+                f"to save and its job to go back into the queue, got {grace:g}"
+            )
+    if commands_of_plan and launcher.processes is None:
+        return launcher.model_copy(update={"processes": 1})
     return launcher
 
 
@@ -139,9 +158,9 @@ def submit_arrays(root: Path, points: Sequence[Point], launcher: SlurmLauncher) 
 
 def check_rank_batches(points: Sequence[Point], launcher: SlurmLauncher) -> None:
     """Raise ValueError for a batch that the processes of a run cannot share equally."""
-    for point in points:
+    for config in [point.config for point in points if isinstance(point.config, Config)]:
         try:
-            point.config.tokens_per_rank(launcher.nodes * launcher.ranks)
+            config.tokens_per_rank(launcher.nodes * launcher.ranks)
         except ValueError as error:
             raise ValueError(
                 f"{error} (launcher.nodes={launcher.nodes} times {launcher.ranks_from})"
@@ -168,7 +187,7 @@ def _submit_array(root: Path, tasks: Sequence[Sequence[Point]], launcher: SlurmL
 def _run_arguments(task: Sequence[Point], launcher: SlurmLauncher) -> list[RunArguments]:
     runs = []
     for point in task:
-        config = asdict(point.config)
+        config = values_of(point.config)
         config["runtime"]["threads"] = config["runtime"]["threads"] or launcher.threads
         runs.append((config, str(point.run_dir.resolve())))
     return runs

@@ -1,9 +1,7 @@
 """The table of a sweep, runs.parquet and runs.csv: one row for every run, whatever became of it."""
 
 import csv
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyperp import __version__
-from hyperp.config import config_from_dict
 from hyperp.files import replacing
 from hyperp.run_table import CONTEXT, COVARIATES
 from hyperp.rundir.record import METRIC
@@ -24,6 +21,7 @@ from hyperp.sweeps import console
 from hyperp.sweeps.account import status
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_point
+from hyperp.sweeps.plan.run_config import facts_of, run_of, setting_hash, trainer_name
 from hyperp.sweeps.runs.status import Run
 from hyperp.sweeps.table import monitors
 from hyperp.sweeps.table.coordinates import write_coordinates
@@ -44,7 +42,6 @@ TABLE_SCHEMA = pa.schema(
     + monitors.SUMMARY_FIELDS
     + [pa.field("version", pa.string(), False)]
 )
-SWEPT = ("scale", "base_lr", "seed")  # what a law varies or averages over; `setting` is a hash of the rest
 ORDER = (
     "block",
     "optimizer",
@@ -95,17 +92,43 @@ def collect(
         except (ValueError, TypeError, OSError) as error:
             reason = one_line(error)
             warn(f"{run.run_id} has no row: neither its record nor its config.yaml can be read ({reason})")
-    rows.sort(key=lambda values: [(values[name] is not None, values[name]) for name in ORDER])
+    rows.sort(key=lambda values: [(values.get(name) is not None, values.get(name)) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
+    schema = schema_of(rows)
     with replacing(output, "wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=TABLE_SCHEMA), file)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
     with replacing(output.with_suffix(".csv")) as file:
-        writer = csv.DictWriter(file, TABLE_SCHEMA.names, lineterminator="\n")
+        writer = csv.DictWriter(file, schema.names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     run_ids = [values["run_id"] for values in rows]
     coordinates = write_coordinates(root, run_ids, output, warn)
     return Collected(output, runs, monitors.write_metrics(root, run_ids, output), coordinates)
+
+
+def schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    """TABLE_SCHEMA; with runs of commands, `trainer` and other columns too, and only sizes that some have."""
+    if all(row.get("trainer", "hyperp") == "hyperp" for row in rows):
+        return TABLE_SCHEMA
+    fields = []
+    for column in TABLE_SCHEMA:
+        if column.name not in COVARIATES:
+            fields.append(column)
+        elif any(row.get(column.name) is not None for row in rows):
+            fields.append(column.with_nullable(True))
+    names = dict.fromkeys(name for row in rows for name in row if name not in TABLE_SCHEMA.names)
+    for name in names:
+        found = {type(row[name]) for row in rows if row.get(name) is not None}
+        fields.append(pa.field(name, _column_type(found)))
+    return pa.schema(fields)
+
+
+def _column_type(found: set[type]) -> pa.DataType:
+    if found <= {bool}:
+        return pa.bool_()
+    if found <= {int}:
+        return pa.int64()
+    return pa.float64() if found <= {int, float} else pa.string()
 
 
 def table_row(root: Path, run: Run) -> dict[str, Any]:
@@ -114,26 +137,25 @@ def table_row(root: Path, run: Run) -> dict[str, Any]:
     if run.record is None:
         return common | _columns_of_plan(run.planned or _planned_by_folder(root / run.run_id))
     ended = run.record
-    found = common | asdict(Scale(**ended.scale)) | {"setting": setting_hash(ended.config)}
+    sizes = asdict(Scale(**ended.scale)) if ended.trainer == "hyperp" else ended.scale
+    found = common | sizes | {"setting": setting_hash(ended.config)}
     found |= monitors.summary_columns(ended)
-    return found | {name: getattr(ended, name) for name in TABLE_SCHEMA.names if name not in found}
-
-
-def setting_hash(config: dict[str, Any]) -> str:
-    """8 hexadecimal digits, equal for runs that differ in nothing but scale, base_lr and seed.
-
-    Keys that an older version did not write count with their defaults, if its configuration can be read.
-    """
-    try:
-        identity = config_from_dict(config).identity()
-    except (ValueError, TypeError):  # of a version with other keys
-        identity = {key: value for key, value in config.items() if key != "runtime"}
-    kept = {key: value for key, value in identity.items() if key not in SWEPT}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    found |= {
+        name: getattr(ended, name)
+        for name in TABLE_SCHEMA.names
+        if name not in found and hasattr(ended, name)
+    }
+    if ended.trainer == "hyperp":
+        return found
+    return found | ended.others | {"trainer": ended.trainer}
 
 
 def _columns_of_plan(planned: planfile.Planned) -> dict[str, Any]:
     config = planned.config
+    if trainer_name(config) == "command":
+        facts = facts_of(run_of(config))
+        own = {"setting": setting_hash(config), "trainer": "command", "version": __version__}
+        return facts.columns() | own
     return {
         "optimizer": config["optim"]["name"],
         "parametrization": config["parametrization"]["name"],
@@ -158,5 +180,5 @@ def _planned_by_folder(run_dir: Path) -> planfile.Planned:
         raise ValueError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping, got {values!r}")
-    config = config_from_dict({str(key): value for key, value in values.items()})
+    config = run_of({str(key): value for key, value in values.items()})
     return planfile.planned_point(make_point((), (), config), "")

@@ -11,9 +11,10 @@ import pytest
 from hyperp.config import compose, resolve
 from hyperp.data.tokenize import tokenize_files
 from hyperp.flops import count_parameters
-from hyperp.sweeps.plan.plan import Plan, Point, check_buildable, make_plan
+from hyperp.sweeps.plan.plan import Plan, Point, make_plan
+from hyperp.sweeps.plan.run_config import setting_hash
 from hyperp.sweeps.printing import plan_summary
-from hyperp.sweeps.table.runs import setting_hash
+from hyperp.sweeps.trainers.builtin import check_buildable
 from tests.paths import ROOT
 
 CONF = ROOT / "conf"

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hyperp.config import compose, resolve
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.overrides import expand_choices, format_override
-from hyperp.sweeps.plan.plan import check_buildable, make_plan, model_shape
+from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.plan.run_config import model_shape
 from hyperp.sweeps.plan.sweep import LearningRates
 from hyperp.sweeps.runs.cost import AssumedGpu
+from hyperp.sweeps.trainers.builtin import check_buildable
 from hyperp.training.memory import check_memory
 from hyperp.training.trainer import Trainer
 

@@ -14,9 +14,10 @@ from hyperp.rundir import record
 from hyperp.rundir.record import METRIC
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.plan.run_config import setting_hash
 from hyperp.sweeps.printing import print_status
 from hyperp.sweeps.runs.status import run_state, survey_runs
-from hyperp.sweeps.table.runs import collect, setting_hash
+from hyperp.sweeps.table.runs import collect
 from hyperp.training.train import base_record
 
 COLUMNS = [

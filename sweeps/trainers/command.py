@@ -1,0 +1,351 @@
+"""The trainer that is a command: start it, follow it, stop it, and make the record of how it ended."""
+
+import glob
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from hyperp import __version__
+from hyperp.files import HeldError, write_json
+from hyperp.rundir import allocation, failure, heartbeat, record
+from hyperp.rundir.claim import LOCK, Stopped, claim_run, completed_record
+from hyperp.rundir.heartbeat import HeartbeatWriter
+from hyperp.rundir.record import Record
+from hyperp.sweeps.plan.command_run import CommandRun
+from hyperp.sweeps.plan.placeholders import fill
+from hyperp.sweeps.plan.plan import Point
+from hyperp.sweeps.plan.run_config import facts_of, run_of, values_of
+from hyperp.sweeps.trainers import guard
+from hyperp.sweeps.trainers.attempts import Attempts
+from hyperp.sweeps.trainers.output import OutputFollower
+from hyperp.sweeps.trainers.protocol import Ranks, Report
+from hyperp.sweeps.trainers.results import NoResultError, read_result
+
+TICK_SECONDS = 0.2
+MENDABLE = ("killed", "out_of_memory")  # causes that another attempt may not meet
+STANDARD_RESULTS = ("train_loss", "bits_per_byte", "tokens_per_second")  # fields of a record beside the loss
+
+
+@dataclass(frozen=True)
+class EnvironmentRanks:
+    """The processes of a run, from the environment: each runs the command, and rank 0 writes the record."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the record."""
+        return self.rank == 0
+
+    def largest(self, value: Any) -> Any:
+        """This process's value: commands of several processes agree among themselves."""
+        return value
+
+
+def environment_ranks() -> EnvironmentRanks:
+    """This process's place among those of its run."""
+    return EnvironmentRanks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+class CommandTrainer:
+    """Implements `Trainer`; a command needs no torch here."""
+
+    def prepare(self) -> None:
+        """Import nothing."""
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Raise ValueError for a working directory or a program that is not there."""
+        for point in points:
+            run = point.config
+            assert isinstance(run, CommandRun)
+            if not Path(run.folder).is_dir():
+                raise ValueError(f"trainer.cwd must be a folder, got {run.trainer.cwd} ({run.folder})")
+            program = self.command(point)[0]
+            there = Path(run.folder, program).is_file() if "/" in program else shutil.which(program)
+            if not there:
+                raise ValueError(
+                    f"trainer.command must begin with a program of this machine, got {program!r}; "
+                    "{python} is the Python of hyperp-sweep"
+                )
+
+    def command(self, point: Point) -> list[str]:
+        """The command as it would be started here, from the start."""
+        assert isinstance(point.config, CommandRun)
+        return point.config.arguments(make_places(point.run_dir.resolve(), point.config))
+
+    @contextmanager
+    def join(self, values: Mapping[str, Any]) -> Iterator[Ranks]:  # noqa: ARG002
+        """The processes that Slurm started; the command makes them meet."""
+        yield environment_ranks()
+
+    def execute(
+        self, values: Mapping[str, Any], run_dir: Path, report: Report | None, stop: Callable[[], bool]
+    ) -> Record:
+        """Run the command; see `Trainer`."""
+        run, ranks = run_of(values), environment_ranks()
+        assert isinstance(run, CommandRun)
+        run_dir = run_dir.resolve()  # the command has another working directory
+        if not ranks.is_main:
+            return _execute_beside(run, run_dir, ranks, stop)
+        ended = completed_record(run.run_id(), run_dir)
+        if ended is not None:
+            return ended
+        with ExitStack() as held:
+            claimed = claim_run(run.run_id(), values_of(run), run_dir, held)
+            if isinstance(claimed, Record):
+                return claimed
+            for attempt in range(run.trainer.retries + 1):
+                ended = _attempt(run, run_dir, claimed, report, stop)
+                if ended.cause not in MENDABLE or attempt == run.trainer.retries:
+                    break
+                print(
+                    f"attempt {attempt + 1} failed ({ended.reason}); trying again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            record.save(ended, run_dir)
+            if ended.status != "failed":
+                (run_dir / LOCK).unlink(missing_ok=True)
+        return ended
+
+    def record_failure(
+        self,
+        values: Mapping[str, Any],
+        run_dir: Path,
+        reason: str,
+        environment: dict[str, str] | None,
+        cause: str | None,
+    ) -> Record:
+        """Write a failed record."""
+        run = run_of(values)
+        assert isinstance(run, CommandRun)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        where = allocation.slurm_environment() if environment is None else environment
+        attempts = Attempts.load(run_dir)
+        failed = _base_record(run, attempts, "failed", reason=reason, cause=cause, environment=where)
+        record.save(failed, run_dir)
+        (run_dir / heartbeat.FILE).unlink(missing_ok=True)
+        return failed
+
+
+def make_places(run_dir: Path, run: CommandRun) -> dict[str, Any]:
+    """The values of PLACES in this process."""
+    env = os.environ
+    gpus = [one for one in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    return {
+        "run_dir": run_dir,
+        "run_id": run.run_id(),
+        "python": sys.executable,
+        "gpus": max(1, len(gpus)),
+        "threads": run.runtime.threads or max(1, int(env.get("OMP_NUM_THREADS") or 1)),
+        "nodes": env.get("SLURM_JOB_NUM_NODES", "1"),
+        "node_rank": env.get("SLURM_NODEID", "0"),
+        "processes": env.get("WORLD_SIZE", "1"),
+        "rank": env.get("RANK", "0"),
+        "master_addr": env.get("MASTER_ADDR", "127.0.0.1"),
+        "master_port": env.get("MASTER_PORT", "29500"),
+    }
+
+
+def _start(run: CommandRun, run_dir: Path, resuming: bool, held: IO[str] | None) -> "subprocess.Popen[bytes]":
+    """Start the command under its guard, with this process's output, which goes to the run's log."""
+    places = make_places(run_dir, run)
+    environment = os.environ | {"HYPERP_RUN_DIR": str(run_dir)} | run.environment(places)
+    asked = run.trainer.stop
+    command = run.arguments(places, resuming)
+    guarded = [sys.executable, "-I", guard.__file__, asked.signal, f"{asked.grace:g}", run.folder, *command]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pass_fds = [] if held is None else [held.fileno()]
+    return subprocess.Popen(guarded, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds)
+
+
+def _has_checkpoint(run: CommandRun, run_dir: Path) -> bool:
+    resume = run.trainer.resume
+    if resume is None:
+        return False
+    return bool(glob.glob(fill(resume.when, {**run.values, **make_places(run_dir, run)})))  # noqa: PTH207
+
+
+def _attempt(
+    run: CommandRun, run_dir: Path, held: IO[str], report: Report | None, stop: Callable[[], bool]
+) -> Record:
+    """Run the command once, and make the record of how it ended."""
+    facts, resuming = facts_of(run), _has_checkpoint(run, run_dir)
+    output = OutputFollower(run_dir / "output.log", run.trainer.progress, facts.steps, facts.tokens)
+    attempts, began = Attempts.load(run_dir).begin(run_dir, resuming), time.monotonic()
+    output.step = attempts.step if resuming else 0
+
+    def progress() -> dict[str, Any]:
+        return {"step": output.step, "steps": output.steps, "tokens_per_second": output.speed()}
+
+    process, warned = _start(run, run_dir, resuming, held), False
+    try:
+        with HeartbeatWriter(run_dir, progress) as beat:
+            while process.poll() is None:
+                if output.update() and report:
+                    report(output.step, max(output.steps, output.step), math.nan, output.speed())
+                lost = beat.lost or _first_failed_rank(run_dir) is not None
+                if (stop() or lost) and not warned:
+                    warned = True
+                    process.terminate()
+                time.sleep(TICK_SECONDS)
+            if beat.lost:
+                raise HeldError("the run was taken over by another process")
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    output.update()
+    attempts = attempts.end(run_dir, time.monotonic() - began, output.step)
+    elsewhere = _first_failed_rank(run_dir)
+    if elsewhere is not None:
+        return _base_record(run, attempts, "failed", **elsewhere)
+    if warned:
+        return _record_of_stopped(run, attempts, output, process.returncode)
+    return _record_of_ended(run, run_dir, attempts, output, process.returncode)
+
+
+def _record_of_stopped(run: CommandRun, attempts: Attempts, output: OutputFollower, code: int) -> Record:
+    """Raise Stopped for a command that ended as it was asked; one that had to be killed has failed."""
+    asked = run.trainer.stop
+    if code == -9:
+        reason = f"ignored {asked.signal} for {asked.grace:g} s and was killed"
+        return _base_record(run, attempts, "failed", reason=reason, cause="timed_out")
+    raise Stopped(output.step)
+
+
+def _record_of_ended(
+    run: CommandRun, run_dir: Path, attempts: Attempts, output: OutputFollower, code: int
+) -> Record:
+    """The record of a command that ended by itself."""
+    found: dict[str, float] = {}
+    missing = None
+    for name, source in run.trainer.result.items():
+        place = fill(source.place, {**run.values, **make_places(run_dir, run)})
+        try:
+            found[name] = read_result(source, place, output.path)
+        except NoResultError as error:
+            missing = missing or f"result.{name}: {error}"
+    loss, limit = found.get("loss"), run.trainer.diverged.limit
+    environment = {"wandb_run_id": output.wandb} if output.wandb else {}
+    if loss is not None and not loss <= limit:  # NaN too
+        above = f", above {limit:g}" if math.isfinite(loss) else ""
+        return _base_record(run, attempts, "diverged", environment, reason=f"loss {loss:g}{above}")
+    if code:
+        return _base_record(run, attempts, "failed", environment, **_failed_exit(code, output))
+    if missing is not None:
+        reason = f"it ended with exit code 0, but {missing}"
+        return _base_record(run, attempts, "failed", environment, reason=reason, cause="no_result")
+    others = {name: value for name, value in found.items() if name != "loss"}
+    return _base_record(run, attempts, "finished", environment, loss=loss, results=others)
+
+
+def _failed_exit(code: int, output: OutputFollower) -> dict[str, str]:
+    """Reason and cause for an exit code, or a signal as a negative number."""
+    last = output.last_line()
+    said = f": {last}" if last else ""
+    if code < 0:
+        return {"reason": f"killed by signal {-code}{said}", "cause": "killed"}
+    memory = "out of memory" in last.lower() or "OutOfMemoryError" in last
+    return {"reason": f"exit code {code}{said}", "cause": "out_of_memory" if memory else "exited"}
+
+
+def _base_record(
+    run: CommandRun,
+    attempts: Attempts,
+    status: str,
+    environment: dict[str, str] | None = None,
+    results: Mapping[str, float] | None = None,
+    **values: Any,
+) -> Record:
+    """A record of what the configuration and the attempts say, and of `values`."""
+    facts, finished = facts_of(run), status == "finished"
+    where = {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "attempts": str(attempts.started),
+        **(
+            {"commit": run.trainer.commit + ("-dirty" if run.trainer.dirty else "")}
+            if run.trainer.commit
+            else {}
+        ),
+        **allocation.slurm_environment(),
+    }
+    seconds = round(attempts.seconds, 3)
+    measured = dict(results or {})
+    standard = {name: measured.pop(name) for name in STANDARD_RESULTS if name in measured}
+    speed = facts.tokens / seconds if finished and facts.tokens and seconds else None
+    parameters = run.values.get("parameters")
+    known = {
+        "run_id": run.run_id(),
+        "status": status,
+        **facts.context,
+        "scale": facts.sizes,
+        "seed": facts.seed,
+        "lr": facts.lr,
+        "base_lr": facts.base_lr,
+        "config": values_of(run),
+        "trainer": "command",
+        "others": {**facts.others, **measured},
+        "steps": facts.steps or attempts.step if finished else attempts.step,
+        "parameters": int(parameters) if isinstance(parameters, int | float) else None,
+        "flops": facts.flops if finished else None,
+        "seconds": seconds,
+        "tokens_per_second": speed and round(speed, 1),
+        "resumed": attempts.resumed,
+        "environment": where | (environment or {}),
+        "version": __version__,
+    }
+    return Record(**(known | standard | values))
+
+
+def _first_failed_rank(run_dir: Path) -> dict[str, str] | None:
+    """Reason and cause of the first other process of the run that has failed; None without one."""
+    found = failure.read_failures(run_dir)
+    if not found:
+        return None
+    first = failure.first_failure(found)
+    return {"reason": f"rank {first.rank}: {first.reason}", "cause": first.cause}
+
+
+def _execute_beside(
+    run: CommandRun, run_dir: Path, ranks: EnvironmentRanks, stop: Callable[[], bool]
+) -> Record:
+    """Run the command as one of several processes that is not the first; a failure is left for rank 0.
+
+    Raises Stopped if it was asked to stop, and RuntimeError if the command failed.
+    """
+    log = run_dir / f"output.{ranks.rank}.log"
+    output = OutputFollower(log, None, None, None)
+    process, warned = _start(run, run_dir, _has_checkpoint(run, run_dir), None), False
+    try:
+        while process.poll() is None:
+            if stop() and not warned:
+                warned = True
+                process.terminate()
+            time.sleep(TICK_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if warned:
+        raise Stopped(0)
+    if process.returncode:
+        how = _failed_exit(process.returncode, output)
+        found = failure.Failure(ranks.rank, ranks.size, how["reason"], how["cause"], "", time.time())
+        with suppress(OSError):
+            write_json(run_dir / failure.ERROR_FILE.format(rank=ranks.rank), vars(found))
+        raise RuntimeError(how["reason"])
+    return _base_record(run, Attempts(), "failed", reason="rank 0 writes the record", cause="rank_lost")

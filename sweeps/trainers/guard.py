@@ -1,0 +1,81 @@
+"""Starts a command and does not outlive its parent; ends the command with it, or when asked to.
+
+    python guard.py SIGNAL GRACE FOLDER COMMAND...
+
+A process between a worker and a command, because a command may ignore signals, leave processes behind, or go
+on after its worker was killed, and would then train a run that another worker takes up. SIGTERM, or the death
+of the parent, sends SIGNAL to the command's processes; after GRACE seconds they are killed, and this process
+ends itself by SIGKILL. Otherwise it ends as the command did, by the same exit code or signal. It holds the
+files that it inherits, among them the lock of the run, for as long as the command lives. Uses the standard
+library alone.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+NOT_FOUND = 127  # exit code, as of a shell
+TICK_SECONDS = 0.1
+
+
+def main() -> None:
+    """Run the command of the arguments."""
+    asked_signal, grace, folder, command = sys.argv[1], float(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    asked: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()) if not asked else None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        process = subprocess.Popen(command, cwd=folder, start_new_session=True, preexec_fn=_default_signals)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror or error}", file=sys.stderr, flush=True)
+        sys.exit(NOT_FOUND)
+    warned = 0.0
+    while process.poll() is None:
+        if os.getppid() != parent and not asked:
+            asked.append(time.monotonic())
+        if asked and not warned:
+            warned = time.monotonic()
+            _signal_group(process, getattr(signal, asked_signal))
+        if warned and time.monotonic() - warned > grace:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(TICK_SECONDS)
+    _signal_group(process, signal.SIGKILL)  # what the command has left behind
+    _end_as(process.returncode)
+
+
+def _default_signals() -> None:
+    # Slurm sends its warning to every process of a job; only the worker is to act on it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _signal_group(process: "subprocess.Popen[Any]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _end_as(code: int) -> None:
+    if code >= 0:
+        sys.exit(code)
+    with contextlib.suppress(OSError, ValueError):
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+    sys.exit(128 - code)
+
+
+if __name__ == "__main__":
+    main()
