@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.sweeps.plan.command_section import ResultSource
+from hyperp.sweeps.trainers.wandb_offline import read_history
 
 SHOWN = 8  # names that an error lists
 PICKS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -52,7 +53,7 @@ def _one_file(place: str) -> Path:
     found = sorted(glob.glob(place))  # noqa: PTH207
     if not found:
         folder = Path(place).parent
-        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        there = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
         raise NoResultError(f"no file {place}; {folder} {_holds(there)}")
     return Path(found[-1])
 
@@ -146,21 +147,11 @@ def _from_wandb(folder: Path, key: str) -> list[float]:
     if not found:
         raise NoResultError(f"no offline run of W&B below {folder}")
     try:
-        from wandb.proto import wandb_internal_pb2
-        from wandb.sdk.internal.datastore import DataStore
+        rows = list(read_history(found[-1]))
     except ImportError:
         raise NoResultError("reading an offline run needs the package wandb") from None
-    store = DataStore()
-    store.open_for_scan(str(found[-1]))
-    values, keys = [], {}
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            name = item.key or ".".join(item.nested_key)
-            keys[name] = None
-            if name == key and (value := _number(json.loads(item.value_json))) is not None:
-                values.append(value)
+    values = [value for row in rows if (value := _number(_at(row, key))) is not None]
     if not values:
+        keys = dict.fromkeys(name for row in rows for name in row)
         raise NoResultError(f"{found[-1]} has no number {key}; it {_holds(list(keys))}")
     return values

@@ -1,4 +1,4 @@
-"""A foreign trainer's experiment becomes points with ids, columns and commands, or a refusal before any."""
+"""An experiment of a foreign trainer becomes points with ids, columns and commands, or an error."""
 
 import subprocess
 from pathlib import Path

@@ -1,0 +1,193 @@
+"""Runs of a foreign trainer on this machine: records, causes, resuming, and processes left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hyperp.rundir import record
+from hyperp.sweeps import collect, make_plan, run, status
+from hyperp.sweeps.plan.plan import Plan
+from hyperp.sweeps.plan.run_config import values_of
+from hyperp.sweeps.runs.run import execute_run
+from tests.sweeps.trainers.foreign import section, write_experiment
+
+HYPERP_SWEEP = str(Path(sys.executable).with_name("hyperp-sweep"))
+
+
+def record_of(plan: Plan, index: int = 0) -> record.Record:
+    found = record.load(plan.points[index].run_dir)
+    assert found is not None
+    return found
+
+
+def test_every_fault_has_a_record_that_says_what_happened(tmp_path):
+    faults = ["", "raise", "exit", "nan", "silent", "orphan"]
+    plan = make_plan(
+        [*write_experiment(tmp_path, {"a": {"grid": {"values.fault": faults}}}), "launcher.workers=2"]
+    )
+    runs = run(plan)
+    assert [one.status for one in runs] == ["finished", "failed", "failed", "diverged", "failed", "finished"]
+    fine, raised, exited, nan, silent, orphan = (record_of(plan, i) for i in range(6))
+    assert [one.cause for one in (fine, raised, exited, nan, silent)] == [
+        None, "exited", "exited", None, "no_result",
+    ]  # fmt: skip
+    assert raised.reason == "exit code 1: RuntimeError: the data are gone"
+    assert str(exited.reason).startswith("exit code 7: from step 0")
+    assert nan.reason == "loss nan"
+    missing = "it ended with exit code 0, but result.loss: no file"
+    assert str(silent.reason).startswith(missing)
+    assert "output.log" in str(silent.reason)  # what was there instead
+    assert (fine.steps, fine.loss, fine.trainer) == (20, orphan.loss, "command")
+    assert fine.scale == {"width": 8, "tokens": 1280, "batch_tokens": 64}
+    assert not [line for line in ps_lines() if "sleep 600" in line]
+    before = {path: path.stat().st_mtime_ns for path in plan.root.glob("*/record.json")}
+    run(plan)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert [path for path in before if before[path] == after[path]] == [
+        path
+        for path in before
+        if record.load(path.parent).status != "failed"  # pyright: ignore[reportOptionalMemberAccess]
+    ]
+
+    table = pd.read_parquet(collect(plan.root).table)
+    assert sorted(table["fault"]) == sorted(faults)
+    assert set(table["trainer"]) == {"command"}
+    assert "depth" not in table
+    assert table["width"].tolist() == [8] * 6
+    assert table["metric"].unique().tolist() == ["mse"]
+    assert table["setting"].nunique() == 1
+
+
+def ps_lines() -> list[str]:
+    return subprocess.run(
+        ["ps", "axo", "args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def test_a_killed_sweep_leaves_no_trainer_behind_and_goes_on_from_the_checkpoint(tmp_path):
+    values = section()["values"] | {"tokens": 64 * 400, "pause": 0.02}
+    words = write_experiment(tmp_path, values=values)
+    plan = make_plan(words)
+    run_dir = plan.points[0].run_dir
+    with subprocess.Popen([HYPERP_SWEEP, "run", *words], stderr=subprocess.DEVNULL) as sweep:
+        wait_for((run_dir / "checkpoint.pth").exists)
+        (running,) = status(plan.root)
+        assert (running.status, running.steps) == ("running", 400)
+        assert running.step
+        sweep.kill()
+    wait_for(lambda: not [line for line in ps_lines() if str(run_dir) in line])
+    wait_for(lambda: status(plan.root)[0].status == "planned")
+    assert [one.status for one in run(make_plan([*words, "trainer.values.pause=0.02"]))] == ["finished"]
+    ended = record_of(plan)
+    assert ended.resumed == 1
+    assert ended.environment["attempts"] == "2"
+    started = [
+        line for line in (run_dir / "output.log").read_text().splitlines() if line.startswith("from step")
+    ]
+    assert started[0].startswith("from step 0 ")
+    assert not started[1].startswith("from step 0 ")
+
+
+def test_a_run_that_was_killed_is_tried_again_as_often_as_retries_say(tmp_path):
+    program = (
+        "import os, pathlib, signal, sys; out = pathlib.Path(sys.argv[1]); n = len(list(out.glob('try*')));"
+        "(out / f'try{{n}}').touch(); n < int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL);"
+        "print('loss', 2.5)"
+    )
+    changes = {
+        "command": [sys.executable, "-c", program, "{run_dir}", "{deaths}", "{lr}{seed}"],
+        "values": {"lr": 0.1, "seed": 0, "deaths": 1},
+        "derive": {},
+        "resume": None,
+        "result": {"loss": {"output": r"loss (?P<value>\S+)"}},
+        "retries": 1,
+    }
+    plan = make_plan(write_experiment(tmp_path, {"a": {"grid": {"values.deaths": [1, 2]}}}, **changes))
+    run(plan)
+    once, twice = record_of(plan, 0), record_of(plan, 1)
+    assert (once.status, once.loss, once.environment["attempts"]) == ("finished", 2.5, "2")
+    assert (twice.status, twice.cause, twice.environment["attempts"]) == ("failed", "killed", "2")
+    assert twice.reason == "killed by signal 9"
+
+
+@pytest.mark.parametrize(("above", "expected"), [("9", "finished"), ("2", "diverged")])
+def test_a_loss_above_the_limit_has_diverged(tmp_path, above, expected):
+    changes = {
+        "command": [sys.executable, "-c", "print('loss', 2.5)", "{lr}"],
+        "values": {"lr": 0.1},
+        "derive": {},
+        "resume": None,
+        "result": {"loss": {"output": r"loss (?P<value>\S+)"}},
+        "diverged": {"when": f"loss is not finite, or above {above}"},
+    }
+    (point,) = make_plan(write_experiment(tmp_path, **changes)).points
+    point.run_dir.mkdir(parents=True)
+    log = os.open(point.run_dir / "output.log", os.O_WRONLY | os.O_CREAT)
+    saved = os.dup(1)
+    try:
+        os.dup2(log, 1)
+        ended = execute_run(values_of(point.config), str(point.run_dir))
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(log)
+    assert ended["status"] == expected
+    assert ended["reason"] == (None if expected == "finished" else "loss 2.5, above 2")
+
+
+def test_a_program_or_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
+    for changes, field in (
+        ({"cwd": str(tmp_path / "nowhere")}, "trainer.cwd must be a folder"),
+        (
+            {"command": ["no-such-program", "{lr}{seed}{width}{steps}{pause}{fault}"]},
+            "trainer.command must begin",
+        ),
+    ):
+        with pytest.raises(ValueError, match=field):
+            run(make_plan(write_experiment(tmp_path, **changes)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trainer_that_ignores_its_signal_is_ended_after_the_grace(tmp_path):
+    values = section()["values"] | {"tokens": 64 * 4000, "pause": 0.02, "fault": "deaf"}
+    (point,) = make_plan(
+        write_experiment(tmp_path, values=values, stop={"signal": "SIGTERM", "grace": 1.0})
+    ).points
+    point.run_dir.mkdir(parents=True)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(time.monotonic())
+        return asked[-1] - asked[0] > 6
+
+    ended = execute_run(values_of(point.config), str(point.run_dir), stop=stop)
+    assert (ended["status"], ended["cause"]) == ("failed", "timed_out")
+    assert ended["reason"] == "ignored SIGTERM for 1 s and was killed"
+    assert not [line for line in ps_lines() if str(point.run_dir) in line]
+
+
+def test_a_second_process_cannot_take_a_run_whose_command_still_lives(tmp_path):
+    from hyperp.files import HeldError
+
+    values = section()["values"] | {"tokens": 64 * 4000, "pause": 0.02}
+    words = write_experiment(tmp_path, values=values)
+    (point,) = make_plan(words).points
+    with subprocess.Popen([HYPERP_SWEEP, "run", *words], stderr=subprocess.DEVNULL) as sweep:
+        wait_for((point.run_dir / "checkpoint.pth").exists)
+        with pytest.raises(HeldError, match=point.run_id):
+            execute_run(values_of(point.config), str(point.run_dir))
+        sweep.send_signal(signal.SIGINT)
+    wait_for(lambda: not [line for line in ps_lines() if str(point.run_dir) in line])
