@@ -1,4 +1,4 @@
-"""The history of an offline W&B run, from its .wandb file: protocol buffers in frames of LevelDB's log format.
+"""The history of an offline W&B run, from its .wandb file: protocol buffers framed as in LevelDB's logs.
 
 The messages are those of the package `wandb`. The frames are read here, since its versions from 0.20 on read
 them in Go alone. The format: https://github.com/google/leveldb/blob/main/doc/log_format.md, after a header of
