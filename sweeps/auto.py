@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from hyperp.suggestions import parse_overrides
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan, Point, full_key, make_plan
-from hyperp.sweeps.plan.run_config import setting_hash, values_of
+from hyperp.sweeps.plan.run_config import setting_hash, trainer_name, values_of
 from hyperp.sweeps.plan.sweep import Block, Sweep
 from hyperp.sweeps.runs.run import load_record
 from hyperp.sweeps.runs.status import DONE
@@ -339,7 +339,7 @@ def read_points(plan: Plan, path: Path) -> list[Point]:
     """The runs of a file that `hyperp-law --points` wrote, on the plan's overrides; none without the file."""
     if not path.exists():
         return []
-    keys = _keys_of(path)
+    keys = _keys_of(path, trainer_name(values_of(plan.points[0].config)))
     given = [
         str(one.input_line)
         for one in parse_overrides(plan.overrides)
@@ -353,7 +353,8 @@ def read_points(plan: Plan, path: Path) -> list[Point]:
         f"hydra.searchpath=[{paths}]",
         f"+{where.parent.name}@sweep={where.stem}",
     ]
-    return list(make_plan(overrides).points)
+    blocks = set(_read_sweep(path).blocks)  # an experiment may have blocks of its own, which stay
+    return [point for point in make_plan(overrides).points if blocks & set(point.blocks)]
 
 
 def _search_path(overrides: Sequence[str]) -> list[str]:
@@ -362,15 +363,19 @@ def _search_path(overrides: Sequence[str]) -> list[str]:
     return [str(folder) for folder in given[-1]] if given and isinstance(given[-1], list) else []
 
 
-def _keys_of(path: Path) -> set[str]:
+def _read_sweep(path: Path) -> Sweep:
+    return Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def _keys_of(path: Path, trainer: str) -> set[str]:
     """The keys that the blocks of a file of points set: the law's context, sizes, rates and seeds."""
-    sweep = Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    sweep = _read_sweep(path)
     named = [
         override.key_or_group
         for block in sweep.blocks.values()
         for override in parse_overrides(block.overrides)
     ]
-    keys = {full_key(key) for block in sweep.blocks.values() for key in Block.keys(block)}
+    keys = {full_key(key, trainer) for block in sweep.blocks.values() for key in Block.keys(block)}
     return keys | set(named) | {"sweep"}
 
 

@@ -13,8 +13,9 @@ import typer
 from hyperp import sweeps
 from hyperp.sweeps import printing
 from hyperp.sweeps.cli.options import Json, Overrides
-from hyperp.sweeps.console import raise_keyboard_interrupt
+from hyperp.sweeps.console import raise_keyboard_interrupt, warn
 from hyperp.sweeps.local.progress import format_duration
+from hyperp.sweeps.plan.command_run import CommandRun
 from hyperp.sweeps.plan.plan import Plan
 from hyperp.sweeps.plan.run_config import values_of
 from hyperp.sweeps.runs.cost import DEFAULT_GPU, PEAK_TFLOPS, AssumedGpu, measured_speed
@@ -41,7 +42,7 @@ def plan(
 
     Example: hyperp-sweep plan +experiment=demo runtime.root=runs/other
     """
-    assumed, made = AssumedGpu(gpu, mfu), sweeps.make_plan(overrides or [])
+    assumed, made = AssumedGpu(gpu, mfu), _make_plan(overrides)
     from hyperp.sweeps.launch import check_launcher  # not before the plan: bad input is told sooner
 
     check_launcher(made)
@@ -56,7 +57,10 @@ def plan(
     printing.print_plan(summary)
     for point in made.points[:show]:
         print(f"{point.run_id}: {shlex.join(trainer_of(values_of(point.config)).command(point))}")
-    print(assumed.sentence())
+    if any(point.facts.flops is None for point in made.points):
+        print("FLOPs and GPU-hours are not known: give trainer.derive.flops, such as 6 * parameters * tokens")
+    else:
+        print(assumed.sentence())
     print(f"{len(done)} of {len(made.points)} runs are done; runs go to {made.root}")
     if speed and left:
         rate = f"{speed[0]:.3g} FLOP/s, as measured in {speed[1]} of them"
@@ -73,8 +77,18 @@ def run(overrides: Overrides = None) -> None:
     Example: hyperp-sweep run +experiment=demo launcher.workers=2
     """
     signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
-    if not _run_and_print(sweeps.make_plan(overrides or [])):
+    if not _run_and_print(_make_plan(overrides)):
         sys.exit(FAILED)
+
+
+def _make_plan(overrides: list[str] | None) -> Plan:
+    """The plan of the overrides; says on standard error what is doubtful about a foreign trainer."""
+    made = sweeps.make_plan(overrides or [])
+    commands = {p.config.folder: p.config.trainer for p in made.points if isinstance(p.config, CommandRun)}
+    for folder, trainer in commands.items():
+        if trainer.dirty:
+            warn(f"{folder} has changes since its commit {str(trainer.commit)[:12]}; run ids do not tell")
+    return made
 
 
 def _run_and_print(made: Plan) -> bool:
@@ -108,7 +122,7 @@ def submit(overrides: Overrides = None) -> None:
 
     Example: hyperp-sweep submit +experiment=demo launcher=slurm launcher.partition=gpu launcher.gpus=1
     """
-    print(sweeps.submit(sweeps.make_plan(overrides or [])))
+    print(sweeps.submit(_make_plan(overrides)))
 
 
 def auto(
@@ -147,7 +161,7 @@ def auto(
 
     signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
     half_width = parse_until(until)
-    made = sweeps.make_plan(overrides or [])
+    made = _make_plan(overrides)
     goal = make_goal(made, by, half_width, target, most_flops, rounds)
 
     def show(step: Round) -> None:

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from hyperp.config import RuntimeConfig
 from hyperp.expression import parse_expression
 from hyperp.near_names import listed_names
+from hyperp.run_table import COVARIATES
 from hyperp.sweeps.plan.command_section import OTHER_COLUMNS, PLACES, CommandSection, Values
 from hyperp.sweeps.plan.placeholders import fill, names_in, require_known
 from hyperp.validation import invalid_field
 
+COLUMNS = (*OTHER_COLUMNS, *COVARIATES)  # may be derived for the table alone
 NOT_IDENTITY = ("progress", "resume", "stop", "retries", "cwd", "commit", "dirty")  # change no result
 
 
@@ -58,7 +60,7 @@ class CommandRun:
             used |= names
         for text in self.trainer.derive.values():
             used |= set(parse_expression(text, list(known), "trainer.derive").columns)
-        needed = {*self.trainer.values, *(n for n in self.trainer.derive if n not in OTHER_COLUMNS)}
+        needed = {*self.trainer.values, *(n for n in self.trainer.derive if n not in COLUMNS)}
         for name in sorted(needed - used):
             section = "values" if name in self.trainer.values else "derive"
             raise ValueError(

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _expand_variant(cfg: DictConfig, overrides: list[str], compose: Compose) -> 
         yield make_point((), overrides, read_run(cfg))
     given = {override.key_or_group for override in parse_overrides(overrides)}
     for name, block in sweep.blocks.items():
-        block = block.with_keys(full_key)
+        block = block.with_keys(partial(full_key, trainer=trainer_name(cfg)))
         swept = block.keys() | {override.key_or_group for override in parse_overrides(block.overrides)}
         if block.lr and not _rate_is_reference(cfg, name):
             swept |= {RATE_KEYS[trainer_name(cfg)]}
@@ -125,9 +125,18 @@ def _expand_variant(cfg: DictConfig, overrides: list[str], compose: Compose) -> 
         yield from _expand_block(name, block, overrides, compose)
 
 
-def full_key(key: str) -> str:
-    """The key of the configuration that `key` is, or is short for: values.tokens, of a command."""
-    return f"trainer.{key}" if key.startswith(VALUES) else key
+def full_key(key: str, trainer: str) -> str:
+    """The key of the configuration that a key of a block is, or is short for.
+
+    Of a command, values.tokens is short for trainer.values.tokens. So are scale.tokens, base_lr, seed and the
+    names of columns, as `hyperp-law next` writes them.
+    """
+    if key.startswith(VALUES):
+        return f"trainer.{key}"
+    if trainer != "command":
+        return key
+    name = "lr" if key == "base_lr" else key.removeprefix("scale.")
+    return key if "." in name else f"trainer.values.{name}"
 
 
 def full_overrides(overrides: Sequence[str]) -> list[str]:

@@ -35,6 +35,15 @@ def test_grids_and_rates_set_values_as_they_set_keys_of_hyperp(tmp_path):
     assert plan.points[0].facts.others == {"pause": 0.0, "fault": ""}
 
 
+def test_points_as_the_law_writes_them_set_values(tmp_path):
+    point = {"scale.tokens": 2560, "width": 16, "base_lr": 0.25, "seed": 1}
+    blocks = {"next": {"overrides": ["optim=adamw", "schedule=cosine"], "points": [point]}}
+    (made,) = make_plan(write_experiment(tmp_path, blocks)).points
+    words = ["values.tokens=2560", "values.width=16", "values.lr=0.25", "values.seed=1"]
+    (same,) = make_plan([*write_experiment(tmp_path), *words]).points
+    assert (made.lr, made.facts.sizes["width"], made.run_id) == (0.25, 16, same.run_id)
+
+
 def test_values_reach_the_command_as_single_arguments_without_a_shell(tmp_path):
     words = write_experiment(tmp_path, values=section()["values"] | {"fault": "$(touch x); a b"})
     (point,) = make_plan(words).points
