@@ -72,6 +72,7 @@ def options(
       hyperp-law recommend law.json --tokens 5.2e5          the rate, with its interval
       hyperp-law next law.json --tokens 5.2e5 -o next.yaml  the runs that would narrow it
       hyperp-law report law.json -o report                  tables and plots
+      hyperp-law opinion --config pretrain.sh               what published laws and rules say of a run
 
     Exit codes: 0 answered, 1 a validation or --strict failed, 2 bad input, 3 refused because the
     data cannot tell.
