@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hyperp.analysis.api_loss import fit_loss, isoflop, leverage
     from hyperp.analysis.api_opinion import doctor, opinion
     from hyperp.analysis.errors import Refusal
+    from hyperp.analysis.imports.importing import import_runs
 
 __all__ = [
     "Law",
@@ -32,6 +33,7 @@ __all__ = [
     "doctor",
     "fit_law",
     "fit_loss",
+    "import_runs",
     "isoflop",
     "leverage",
     "load_law",
@@ -47,7 +49,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Refusal": "errors", **dict.fromkeys(("fit_loss", "isoflop", "leverage"), "api_loss")}
+    homes = {"Refusal": "errors", "import_runs": "imports.importing"}
+    homes |= dict.fromkeys(("fit_loss", "isoflop", "leverage"), "api_loss")
     homes |= dict.fromkeys(("doctor", "opinion"), "api_opinion")
     return getattr(import_module(f"hyperp.analysis.{homes.get(name, 'api')}"), name)
 

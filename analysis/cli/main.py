@@ -9,6 +9,7 @@ import typer
 from hyperp import __version__
 from hyperp.analysis.cli.diagnostics import coordinates, transfer
 from hyperp.analysis.cli.fit import fit
+from hyperp.analysis.cli.importing import import_command
 from hyperp.analysis.cli.isoflop import isoflop
 from hyperp.analysis.cli.loss import leverage, loss
 from hyperp.analysis.cli.opinion import opinion
@@ -375,6 +376,7 @@ def report(
 
 
 COMMANDS = (
+    import_command,
     check,
     fit,
     recommend,
@@ -388,11 +390,12 @@ COMMANDS = (
     transfer,
     coordinates,
 )
+NAMES = {import_command: "import", next_command: "next"}  # words of Python or its library
 for command in COMMANDS:
     failures = {validate: ", 1 the rate did not pass", opinion: ", 1 --strict and a rule is broken"}
     failed = failures.get(command, "")
     app.command(
-        "next" if command is next_command else None,
+        NAMES.get(command),
         cls=LawCommand,
         epilog=f"Exit codes: 0 answered{failed}, 2 bad input, 3 refused because the data cannot tell.",
     )(exit_codes(command))

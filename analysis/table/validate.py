@@ -107,7 +107,7 @@ def read_runs(
     guessed = guess_columns(table.frame, mapping or {}, asked, sizes)
     names, remarks = {**(mapping or {}), **guessed.columns}, list(guessed.remarks)
     frame = apply_map(table.frame, names)
-    _require_columns(frame, ("lr", "loss") if loss else ("lr",), name)
+    require_columns(frame, ("lr", "loss") if loss else ("lr",), name)
     if "status" in frame.columns:
         frame["status"], unknown = known_status(frame["status"])
         remarks += [unknown] if unknown else []
@@ -120,7 +120,8 @@ def read_runs(
         raise ValueError(f"{error} ({', '.join(told)})" if told else str(error)) from None
 
 
-def _require_columns(frame: pd.DataFrame, needed: Sequence[str], source: str) -> None:
+def require_columns(frame: pd.DataFrame, needed: Sequence[str], source: str) -> None:
+    """Raise ValueError for a column that is missing, with the closest one that is there."""
     missing = [column for column in needed if column not in frame.columns]
     if missing:
         columns = list(map(str, frame.columns))

@@ -15,10 +15,12 @@ from hyperp.analysis.cli.main import app
 from tests.analysis.law_command import one_line, run
 
 COMMANDS = (
+    "import",
     "check",
     "fit",
     "recommend",
     "next",
+    "opinion",
     "validate",
     "report",
     "loss",
