@@ -301,12 +301,12 @@ def test_an_unknown_option_is_one_line_too(demo):
         "hyperp.analysis.cli.main",
         "recommend",
         str(demo / "law.json"),
-        "--shade",
+        "--xyzzy",
         "red",
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "hyperp-law: error: No such option: --shade\n"
+    assert result.stderr == "hyperp-law: error: No such option: --xyzzy\n"
 
 
 def test_guesses_are_told_on_stderr_and_standard_input_is_a_table(make_ladder, tmp_path, monkeypatch):
