@@ -78,7 +78,6 @@ def import_command(
     """
     from hyperp.analysis.imports.importing import import_runs
     from hyperp.analysis.table.read import parse_map
-    from hyperp.analysis.table.spellings import read_lines
 
     if any(Path(source).resolve() == out.resolve() for source in sources):
         raise ValueError(f"-o must be another file than SOURCE, got {out}")
@@ -92,13 +91,11 @@ def import_command(
         config=config,
     )
     found.save(out)
-    record = found.record
-    for line in (f"format {record.format}: {record.known_by}", *record.remarks, *read_lines(record.columns)):
+    for line in found.notes():
         typer.echo(line, err=True)
     if as_json:
-        typer.echo(record.model_dump_json(indent=2))
+        typer.echo(found.record.model_dump_json(indent=2))
         return
-    for reason, count in record.left_out.items():
-        typer.echo(f"left out: {reason}: {count}")
-    statuses = ", ".join(f"{count} {status}" for status, count in sorted(record.runs.items()))
-    typer.echo(f"wrote {out}: {sum(record.runs.values())} runs ({statuses})")
+    for line in found.left_out():
+        typer.echo(line)
+    typer.echo(f"wrote {out}: {found.headline()}")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from hyperp import __version__
+from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import argument
 from hyperp.analysis.imports.formats import ALL_FORMATS, Format, local_path, read_logs, recognise
 from hyperp.analysis.imports.logged import At
 from hyperp.analysis.imports.rows import rows_of_logs
 from hyperp.analysis.table.read import apply_map, read_table, to_number
-from hyperp.analysis.table.spellings import guess_columns
+from hyperp.analysis.table.spellings import guess_columns, read_lines
 from hyperp.analysis.table.statuses import known_status
 from hyperp.analysis.table.validate import check_frame, require_columns
 from hyperp.expression import columns_in
@@ -50,12 +51,30 @@ class ImportRecord(Strict):
     version: str = __version__
 
 
-@dataclass(frozen=True)
-class Imported:
+@dataclass(frozen=True, repr=False)
+class Imported(Answer):
     """Imported runs: the table, and the record of how it was made."""
 
     frame: pd.DataFrame
     record: ImportRecord
+
+    def headline(self) -> str:
+        """How many runs there are, by status."""
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(self.record.runs.items()))
+        return f"{sum(self.record.runs.values())} runs ({statuses})"
+
+    def notes(self) -> list[str]:
+        """The format, how the source was read, and what was taken as what."""
+        told = (*self.record.remarks, *read_lines(self.record.columns))
+        return [f"format {self.record.format}: {self.record.known_by}", *told]
+
+    def left_out(self) -> list[str]:
+        """A line for each reason why something is not in the table, with how many things that are."""
+        return [f"left out: {reason}: {count}" for reason, count in self.record.left_out.items()]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.frame
 
     def save(self, path: str | Path) -> None:
         """Write a Parquet file, whole or not at all, with the record in its metadata."""

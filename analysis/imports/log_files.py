@@ -70,7 +70,8 @@ def read_log(path: Path) -> LogLines:
     """The lines of one log."""
     stored = load_stored(path)
     if stored.kind == "csv":
-        return LogLines(read_csv(stored).to_dict("records"))  # type: ignore[arg-type] - columns are text
+        records = read_csv(stored).to_dict("records")
+        return LogLines([{str(name): value for name, value in row.items()} for row in records])
     if stored.kind == "jsonl":
         return log_lines(stored)
     raise ValueError(f"{path} must be a log in JSON lines or CSV, got {stored.kind}")

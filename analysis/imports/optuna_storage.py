@@ -1,6 +1,7 @@
 """Studies of Optuna in a database: a run for each trial."""
 
 from pathlib import Path
+from typing import Any
 
 from hyperp.analysis.imports.logged import LoggedRun, Logs, Point, number_or_none
 from hyperp.analysis.imports.packages import required
@@ -33,12 +34,11 @@ def read_optuna(path: Path) -> Logs:
     return Logs(runs, metric=VALUE, remarks=remarks)
 
 
-def _run(label: str, study: str, trial: object) -> LoggedRun:
+def _run(label: str, study: str, trial: Any) -> LoggedRun:
     reported = [Point(step, value) for step, value in sorted(trial.intermediate_values.items())]
-    attributes = trial.user_attrs
-    numbers = {k: number for k, v in attributes.items() if (number := number_or_none(v)) is not None}
+    numbers = {k: number for k, v in trial.user_attrs.items() if (number := number_or_none(v)) is not None}
     last = numbers if trial.value is None else {**numbers, VALUE: trial.value}
-    rest = {key: value for key, value in attributes.items() if key not in numbers}
+    rest = {key: value for key, value in trial.user_attrs.items() if key not in numbers}
     return LoggedRun(
         label,
         {**trial.params, **rest, "study": study},

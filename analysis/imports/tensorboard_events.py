@@ -89,7 +89,10 @@ def _session(events: Any) -> tuple[dict[str, Any], str | None]:
 
 def _courses(events: Any) -> dict[str, History]:
     """The scalars, of TensorFlow 2 too, which keeps them as tensors."""
-    found = {tag: [Point(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    found: dict[str, History] = {
+        tag: [Point(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
     as_array = required("tensorboard.util.tensor_util", "scalars of TensorBoard").make_ndarray
     for tag in events.Tags()["tensors"]:
         values = [(event.step, as_array(event.tensor_proto)) for event in events.Tensors(tag)]

@@ -25,7 +25,7 @@ def read_wandb(project: str) -> Logs:
 
 def run_of_api(run: Any) -> LoggedRun:
     """A `wandb.apis.public.Run` as a run. Its summary has the last values, keys with _ are of W&B itself."""
-    summary = flattened(dict(run.summary))
+    summary = flattened(_plain(run.summary))
     last = {
         key: number
         for key, value in summary.items()
@@ -37,3 +37,8 @@ def run_of_api(run: Any) -> LoggedRun:
 
     settings = flattened({key: value for key, value in run.config.items() if not key.startswith("_")})
     return LoggedRun(run.id, settings, list(last), history, run.state, last)
+
+
+def _plain(value: Any) -> Any:
+    """A summary as dictionaries; W&B's own classes for nested ones are no mappings."""
+    return {key: _plain(one) for key, one in value.items()} if hasattr(value, "items") else value

@@ -26,8 +26,8 @@ def read_csv(stored: Stored) -> pd.DataFrame:
     text = decoded(stored)
     # A field may be longer than the module's own limit; the limit is of the module, so it is put back.
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next((row for row in rows if row), [])
         _check_header(header, stored.name)
         _check_rows(_numbered(rows), header, stored.name)

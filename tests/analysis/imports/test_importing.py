@@ -9,6 +9,7 @@ import pytest
 from hyperp.analysis import fit_law, import_runs, read_runs
 from hyperp.analysis.imports.importing import KEY, import_record
 from tests.analysis.law_command import one_line, run
+from tests.paths import ROOT
 
 RUN_TABLE = """Name,State,Runtime,optim.lr,d_model,train_tokens,val/loss,tags
 calm-sea-1,finished,900,0.005,64,1000000,3.61,a
@@ -134,3 +135,18 @@ def test_the_source_is_never_overwritten(tmp_path):
     result = run("import", tmp_path / "runs.parquet", "-o", tmp_path / "runs.parquet")
     one_line(result, 2, "-o must be another file than SOURCE")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "runs.parquet"), frame)
+
+
+def test_the_readme_shows_what_the_command_prints(tmp_path, monkeypatch):
+    page = (ROOT / "analysis" / "README.md").read_text()
+    shown = page.partition("$ hyperp-law import tests/data/imports/ray_tune -o runs.parquet\n")[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    result = run("import", "tests/data/imports/ray_tune", "-o", "runs.parquet")
+    assert result.stderr + result.stdout == shown.partition("```")[0]
+
+
+def test_an_imported_table_is_an_answer(run_table):
+    found = import_runs(run_table)
+    assert str(found) == "6 runs (2 failed, 3 finished, 1 lost)"
+    assert "read lr from optim.lr" in found._repr_html_()

@@ -7,7 +7,7 @@ import pytest
 from hyperp.analysis import import_runs
 from tests.paths import ROOT
 
-RAY = ROOT / "tests" / "data" / "imports" / "ray"
+RAY = ROOT / "tests" / "data" / "imports" / "ray_tune"
 
 
 def write_run(folder, lr, losses, config="config.json", log="metrics.jsonl", end="\n"):

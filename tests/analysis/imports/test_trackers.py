@@ -128,7 +128,7 @@ def wandb_run():
         "displayName": "calm-sea-1",
         "state": "crashed",
         "config": json.dumps({"optim": {"value": {"lr": 0.01}}, "_wandb": {"value": {}}}),
-        "summaryMetrics": json.dumps({"val/loss": 3.5, "_step": 30, "grad/norm": "NaN", "note": "x"}),
+        "summaryMetrics": json.dumps({"val/loss": 3.5, "_step": 30, "grad": {"norm": "NaN"}, "note": "x"}),
         "user": {"name": "a", "username": "a"},
     }
     return public.Run(None, "entity", "project", "abc123", attrs=attributes, lazy=False)
@@ -139,7 +139,7 @@ def test_a_run_of_the_wandb_api(wandb_run, monkeypatch):
     monkeypatch.setattr(wandb_run, "scan_history", lambda keys: rows)  # else a question to the server
     found = run_of_api(wandb_run)
     assert (found.name, found.status, dict(found.settings)) == ("abc123", "crashed", {"optim.lr": 0.01})
-    assert found.metrics == ["val/loss", "grad/norm"]
+    assert found.metrics == ["val/loss", "grad.norm"]
     assert found.value("val/loss", At()) == 3.5
     assert found.value("val/loss", At("step", 0)) == 4.0
     assert found.history("val/loss") == [Point(0, 4.0), Point(30, float("inf"))]

@@ -54,7 +54,7 @@ def test_close_names_look_past_case_and_separators():
 
 
 def test_a_status_that_nobody_knows_is_not_finished_and_said():
-    frame = CURVE.assign(State=["finished", "finished", "exploded", None, "crashed"])
+    frame = CURVE.assign(State=pd.Series(["finished", "finished", "exploded", None, "crashed"]))
     runs = read_runs(frame)
     assert runs.frame["status"].tolist() == ["finished", "finished", "lost", "lost", "failed"]
     assert runs.notes[1] == "2 rows have no known status (exploded) or no status, and count as not finished"

@@ -86,7 +86,7 @@ def test_an_error_about_a_guessed_column_says_where_it_was_read_from():
 
 def test_columns_that_hold_no_such_thing_are_left_alone():
     assert read_runs(CURVE.assign(hidden=["yes", "no", "no"], optim=1)).notes == []
-    assert read_runs(CURVE.assign(scheduler=["cosine", None, "cosine"])).notes == []
+    assert read_runs(CURVE.assign(scheduler=pd.Series(["cosine", None, "cosine"]))).notes == []
 
 
 def test_a_column_that_is_asked_for_keeps_its_name(make_ladder):

@@ -1,6 +1,6 @@
-"""Makes `ray/` beside this file: three trials of Ray Tune, of which one fails; needs `ray[tune]`.
+"""Makes `ray_tune/` beside this file: three trials of Ray Tune, of which one fails; needs `ray[tune]`.
 
-    python tests/data/imports/make_ray.py
+    python tests/data/imports/make_ray_tune.py
 
 Kept are the files that an import reads: params.json, result.json, error.txt and experiment_state-*.json.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         names = tune.TuneConfig(trial_dirname_creator=lambda trial: f"trial_{trial.trial_id[-1]}")
         where = tune.RunConfig(storage_path=folder, name="sweep", verbose=0)
         tune.Tuner(train, param_space=space, tune_config=names, run_config=where).fit()
-        target = Path(__file__).with_name("ray")
+        target = Path(__file__).with_name("ray_tune")
         for pattern in KEPT:
             for path in (Path(folder) / "sweep").rglob(pattern):
                 copy = target / path.relative_to(Path(folder) / "sweep")
