@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from hyperp.analysis.errors import argument
 from hyperp.analysis.imports.logged import Logs
+from hyperp.analysis.imports.packages import read_only
 from hyperp.analysis.imports.wandb_chart import chart_header, is_chart
 from hyperp.analysis.table.stored import FORMATS as TABLES
 from hyperp.analysis.table.stored import STANDARD_INPUT
@@ -47,6 +48,28 @@ def recognise(sources: Sequence[str]) -> tuple[Format, str]:
         f"{argument('source', option='SOURCE')}={source} does not exist; give a file, a folder, a quoted "
         "pattern of log files, or entity/project of W&B"
     )
+
+
+def require_format(sources: Sequence[str], kind: str) -> Format:
+    """The format that the user named, if these sources can be of it.
+
+    Raises:
+        ValueError: no such format, several sources of one that has one, or no file or folder as it needs.
+    """
+    asked = argument("format")
+    found = next((one for one in ALL_FORMATS if one == kind), None)
+    if found is None:
+        raise ValueError(f"{asked} must be one of {', '.join(ALL_FORMATS)}, got {kind!r}")
+    if len(sources) > 1 and found != "logs":
+        raise ValueError(f"{asked} {found} must have one source, got {' '.join(sources)}")
+    path = local_path(sources[0])
+    if found in ("ray", "tensorboard") and not path.is_dir():
+        raise ValueError(f"{asked} {found} must have a folder, got {sources[0]}")
+    if found in ("optuna", "wandb-chart") and not path.is_file():
+        raise ValueError(f"{asked} {found} must have a file, got {sources[0]}")
+    if found in OWN_TABLES and path.is_file() and _format_of_file(path)[0] != found:
+        raise ValueError(f"{asked} {found} must have an SQLite file of {found}, got {sources[0]}")
+    return found
 
 
 def local_path(source: str) -> Path:
@@ -152,4 +175,5 @@ def read_logs(sources: Sequence[str], kind: Format, config: str | None) -> Logs:
 
 
 def _address(path: Path) -> str:
-    return f"sqlite:///{path.resolve()}" if path.is_file() else path.resolve().as_uri()
+    """The address of a folder or of an SQLite file, which is only read, not upgraded to another version."""
+    return read_only(path) if path.is_file() else path.resolve().as_uri()

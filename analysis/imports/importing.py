@@ -10,7 +10,7 @@ import pandas as pd
 from hyperp import __version__
 from hyperp.analysis.answers import Answer
 from hyperp.analysis.errors import argument
-from hyperp.analysis.imports.formats import ALL_FORMATS, Format, local_path, read_logs, recognise
+from hyperp.analysis.imports.formats import Format, local_path, read_logs, recognise, require_format
 from hyperp.analysis.imports.logged import At
 from hyperp.analysis.imports.rows import rows_of_logs
 from hyperp.analysis.table.read import apply_map, read_table, to_number
@@ -111,7 +111,7 @@ def import_runs(
 
     Args:
         source: a table, W&B chart, database, folder, pattern of log files, or entity/project of W&B.
-        format: one of `ALL_FORMATS`; recognised unless given.
+        format: one of `formats.ALL_FORMATS`; recognised unless given.
         mapping: standard columns and what to read them from, as in `read_runs`; before all guesses.
         metric: the metric that is the loss.
         at: which of its values: "last", "min" (the lowest) or "step=N".
@@ -122,11 +122,7 @@ def import_runs(
         ValueError: an unknown format, a missing library, a malformed file, or a value out of range.
     """
     sources = [str(one) for one in ([source] if isinstance(source, str | Path) else source)]
-    if format is not None and format not in ALL_FORMATS:
-        raise ValueError(f"{argument('format')} must be one of {', '.join(ALL_FORMATS)}, got {format!r}")
-    kind, known_by = (format, argument("format", format)) if format else recognise(sources)
-    if len(sources) > 1 and kind != "logs":
-        raise ValueError(f"format {kind} must have one source, got {' '.join(sources)}")
+    kind, known_by = (require_format(sources, format), "as given") if format else recognise(sources)
     given, taken = dict(mapping or {}), {}
     if kind == "table":
         _refuse_for_table(at, config_keys, config)

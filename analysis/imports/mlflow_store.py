@@ -22,12 +22,13 @@ def read_mlflow(uri: str) -> Logs:
         ValueError: the package mlflow is missing, or it cannot read this store.
     """
     library = required("mlflow", "an MLflow store")
+    database = required("sqlalchemy.exc", "an MLflow store")
     with _readable_files():
         try:
             client = library.MlflowClient(tracking_uri=uri)
             names = {one.experiment_id: one.name for one in client.search_experiments()}
             found = list(_runs(client, list(names)))
-        except library.exceptions.MlflowException as error:
+        except (library.exceptions.MlflowException, database.SQLAlchemyError) as error:
             raise ValueError(f"{uri}: MLflow cannot read it: {str(error).splitlines()[0]}") from None
     runs = [_run(client, run, names[run.info.experiment_id]) for run in found]
     remarks = (f"{len(names)} experiments, told apart by the column experiment",) if len(names) > 1 else ()

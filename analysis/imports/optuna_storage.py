@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.analysis.imports.logged import LoggedRun, Logs, Point, number_or_none
-from hyperp.analysis.imports.packages import required
+from hyperp.analysis.imports.packages import read_only, required
 
 VALUE = "value"
 
@@ -16,14 +16,19 @@ def read_optuna(path: Path) -> Logs:
     trial's attributes are metrics too.
 
     Raises:
-        ValueError: the package optuna is missing, or a study has several objectives or maximises its one.
+        ValueError: the package optuna is missing or cannot read this file, or a study has several objectives
+            or maximises its one.
     """
     library = required("optuna", "an Optuna database")
     library.logging.set_verbosity(library.logging.WARNING)
-    storage, runs = f"sqlite:///{path}", []
-    names = library.get_all_study_names(storage=storage)
-    for name in names:
-        study = library.load_study(study_name=name, storage=storage)
+    database, runs = required("sqlalchemy.exc", "an Optuna database"), []
+    try:
+        storage = library.storages.RDBStorage(read_only(path))
+        names = library.get_all_study_names(storage=storage)
+        studies = {name: library.load_study(study_name=name, storage=storage) for name in names}
+    except (database.SQLAlchemyError, library.exceptions.OptunaError, RuntimeError) as error:
+        raise ValueError(f"{path}: Optuna cannot read it: {str(error).splitlines()[0]}") from None
+    for name, study in studies.items():
         directions = [direction.name for direction in study.directions]
         if directions != ["MINIMIZE"]:
             raise ValueError(

@@ -1,9 +1,11 @@
-"""The libraries of other tools, each an extra of this package."""
+"""The libraries of other tools, each an extra of this package, and how they open a database."""
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote
 
-EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow", "optuna": "optuna"}
+EXTRAS = {"sqlalchemy": "optuna"}  # other extras are called as the module is
 
 
 def required(module: str, what: str) -> ModuleType:
@@ -15,8 +17,14 @@ def required(module: str, what: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        extra = EXTRAS[module.split(".")[0]]
+        package = module.split(".")[0]
+        extra = EXTRAS.get(package, package)
         raise ValueError(
-            f"{what} is read with the package {extra}, which is missing ({error}); install it with "
+            f"{what} is read with the package {package}, which is missing ({error}); install it with "
             f"pip install 'hyperp-scaling[{extra}]'"
         ) from None
+
+
+def read_only(path: Path) -> str:
+    """The address of an SQLite file for SQLAlchemy, under which a library can change nothing in it."""
+    return f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&uri=true"

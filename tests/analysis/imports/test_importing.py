@@ -77,7 +77,10 @@ def test_a_mapping_goes_before_guesses_and_two_candidates_for_what_no_law_needs_
     [
         ({"at": "min"}, "at is for runs that were logged step by step"),
         ({"config_keys": ["lr"]}, "config_keys is for runs that were logged step by step"),
-        ({"format": "excel"}, "format must be one of table, .*, got 'excel'"),
+        ({"format": "excel"}, r"format must be one of table, .*, got 'excel'"),
+        ({"format": "ray"}, "format ray must have a folder, got"),
+        ({"format": "optuna"}, "format optuna must have an SQLite file of optuna, got"),
+        ({"format": "mlflow"}, "format mlflow must have an SQLite file of mlflow, got"),
         ({"mapping": {"lr": "rate"}}, "no column 'rate' at character 1"),
         ({"metric": "bits"}, "no column 'bits'"),
     ],

@@ -71,7 +71,9 @@ def test_trials_of_optuna(tmp_path):
         return 3.5 + lr
 
     study.optimize(objective, n_trials=3)
+    before = (tmp_path / "study.db").read_bytes()
     found = import_runs(tmp_path / "study.db").frame
+    assert (tmp_path / "study.db").read_bytes() == before
     assert found["status"].tolist() == ["finished", "finished", "failed", "planned"]
     assert found["lr"].tolist()[:3] == [0.01, 0.02, 0.04]
     assert found["loss"].tolist()[:2] == [3.51, 3.52]
