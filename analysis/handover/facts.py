@@ -29,6 +29,6 @@ class Facts(Strict):
 @cache
 def trainer_facts() -> dict[str, Facts]:
     """Every trainer of trainers.yaml by its short name."""
-    text = (files(__package__) / "trainers.yaml").read_text()
+    text = (files("hyperp.analysis.handover") / "trainers.yaml").read_text()
     table: dict[str, Any] = yaml.safe_load(text)
     return {name: Facts(**facts) for name, facts in table.items()}

@@ -67,6 +67,10 @@ def recommendation_lines(law: Law, answer: Recommendation) -> list[str]:
             f"Without the prior {priors} the rate is {p.value:.4g} ({p.low:.4g} to {p.high:.4g}): "
             f"the prior moved it by a factor of {answer.lr / p.value:.3g}"
         )
+    others = {role: one.lr for role, one in answer.groups.known.items() if one.lr != answer.lr}
+    if others:
+        rates = ", ".join(f"{role} {lr:.4g}" for role, lr in others.items())
+        lines.append(f"This is the rate of the hidden matrices; by the parametrization, {rates}")
     if answer.base_lr is not None:
         factor = "every factor is 1" if answer.rate_factor == 1 else f"lr/base_lr = {answer.rate_factor:g}"
         lines.append(

@@ -1,11 +1,9 @@
 """What is handed to a trainer: its own names, the rates that it will train with, what it lacks."""
 
 import argparse
-import math
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,33 +18,22 @@ from torch import nn
 from hyperp.analysis.handover.base import Handover, Setting, Sourced
 from hyperp.analysis.handover.facts import trainer_facts
 from hyperp.analysis.handover.write import TRANSLATORS, trainer_text
+from tests.analysis.handover.handovers import (
+    ADAMW,
+    FOREIGN,
+    HANDOVERS,
+    HIDDEN,
+    MUON,
+    MUONH,
+    SIZES,
+    active,
+    assert_read,
+    context,
+    python_lines,
+    untranslated,
+)
 
 FACTS = trainer_facts()
-SIZES = {"width": 4096, "depth": 32, "tokens": 10**12, "batch_tokens": 2**22}
-HIDDEN = Sourced(0.003, "the law")
-OTHERS = dict.fromkeys(("embedding", "unembedding", "vector"), Sourced(0.012, "4 times by the rule"))
-
-
-def context(optimizer: str, parametrization: str = "raw", schedule: str = "linear") -> dict[str, str]:
-    return {"optimizer": optimizer, "parametrization": parametrization, "schedule": schedule}
-
-
-ADAMW = Handover(
-    headline="lr = 0.003, 95% prediction interval 0.002 to 0.004",
-    context=context("adamw", "mup", "cosine"),
-    sizes=SIZES,
-    rates={"hidden": HIDDEN, **OTHERS},
-    sequence_length=4096,
-)
-MUON = replace(ADAMW, context=context("muon"), rates={"hidden": HIDDEN, **dict.fromkeys(OTHERS, HIDDEN)})
-MUONH = replace(MUON, context=context("muonh"))
-FOREIGN = replace(
-    ADAMW,
-    context={"optimizer": "lion", "schedule": "wsd"},
-    rates={"hidden": HIDDEN},
-    unknown_rates="no groups",
-)
-HANDOVERS = {"adamw": ADAMW, "muon": MUON, "muonh": MUONH, "foreign": FOREIGN}
 TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -56,21 +43,8 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def active(trainer: str, handover: Handover) -> dict[str, Any]:
-    return {one.name: one.value for one in TRANSLATORS[trainer](handover).settings if one.active}
-
-
 def settings(trainer: str, handover: Handover) -> dict[str, Setting]:
     return {one.name: one for one in TRANSLATORS[trainer](handover).settings}
-
-
-def untranslated(trainer: str, handover: Handover) -> str:
-    return "\n".join(TRANSLATORS[trainer](handover).untranslated)
-
-
-def assert_read(got: Any, value: Any, name: str) -> None:
-    """Numbers that are not whole are written with six digits."""
-    assert got == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
 def words_of_bash(text: str, folder: Path) -> list[str]:
@@ -237,7 +211,7 @@ class Tiny(nn.Module):
 
 @pytest.mark.parametrize("handover", [MUONH, ADAMW, replace(MUON, context=context("sso"))])
 def test_the_python_for_transformers_builds_the_optimizer_with_a_rate_for_each_group(handover):
-    lines = [line.strip() for line in TRANSLATORS["hf"](handover).untranslated if line.startswith("  ")]
+    lines = python_lines("hf", handover)
     assert lines[-1].startswith("trainer = Trainer(")
     names: dict[str, Any] = {"model": Tiny()}
     exec("\n".join(lines[:-1]), names)
@@ -247,13 +221,12 @@ def test_the_python_for_transformers_builds_the_optimizer_with_a_rate_for_each_g
 
 def test_torchtitan_of_three_tenths_gets_a_group_for_each_rate():
     """The lines are Python, and the first pattern that a name of its Llama matches is that of the group."""
-    lines = [line for line in TRANSLATORS["torchtitan"](ADAMW).untranslated if line.startswith("  ")]
     made: list[dict[str, Any]] = []
 
     class Container:
         Config = staticmethod(lambda param_groups: made.extend(param_groups))
 
-    code = "".join(line.strip() for line in lines).removeprefix("optimizer=")
+    code = "".join(python_lines("torchtitan", ADAMW)).removeprefix("optimizer=")
     eval(code, {"OptimizersContainer": Container, "ParamGroupConfig": dict})
     for name, rate in {
         "tok_embeddings.weight": 0.012,
@@ -266,105 +239,3 @@ def test_torchtitan_of_three_tenths_gets_a_group_for_each_rate():
         group = next(one for one in made if re.search(one["pattern"], name))
         assert group["optimizer_kwargs"]["lr"] == rate, name
         torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **group["optimizer_kwargs"])
-
-
-def compare_schedules(handover: Handover, factor: Callable[[int], float], steps: int, skip: int = 0) -> None:
-    schedule = handover.schedule
-    assert schedule is not None
-    for step in range(skip, steps):
-        assert factor(step) == pytest.approx(schedule.factor(step, steps), rel=1e-9, abs=1e-12)
-
-
-SHORT = {"tokens": 64 * 50, "batch_tokens": 64, "width": 64, "depth": 2}
-SHAPES = ["linear", "cosine", "constant"]
-
-
-def short(shape: str) -> Handover:
-    return replace(ADAMW, context=context("adamw", schedule=shape), sizes=SHORT, sequence_length=8)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_megatron_trains_on_the_schedule_of_the_fitted_runs(shape):
-    """OptimizerParamScheduler.get_lr of Megatron-LM 0.20 for linear, cosine and constant, without warm-up."""
-    found = active("megatron", short(shape))
-    top, low = found["--lr"], found.get("--min-lr", 0.0)
-    style, steps = found["--lr-decay-style"], found["--lr-decay-iters"]
-    assert found["--lr-warmup-iters"] == 0
-
-    def factor(step: int) -> float:
-        share = step / steps
-        falls = {"linear": 1 - share, "cosine": 0.5 * (math.cos(math.pi * share) + 1), "constant": 1.0}[style]
-        return (low + falls * (top - low)) / top
-
-    compare_schedules(short(shape), factor, steps)
-
-
-@pytest.mark.parametrize("shape", ["linear", "constant"])
-def test_nanochat_trains_on_the_schedule_of_the_fitted_runs(shape):
-    """get_lr_multiplier of nanochat's base_train.py."""
-    found = active("nanochat", short(shape))
-    steps, down = found["--num-iterations"], round(found["--warmdown-ratio"] * found["--num-iterations"])
-
-    def factor(step: int) -> float:
-        if step <= steps - down:
-            return 1.0
-        left = (steps - step) / down
-        return left + (1 - left) * found["--final-lr-frac"]
-
-    compare_schedules(short(shape), factor, steps)
-
-
-@pytest.mark.parametrize("handover", [ADAMW, MUONH, FOREIGN, short("linear")])
-def test_the_parser_of_transformers_reads_the_yaml(handover, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    path = tmp_path / "arguments.yaml"
-    path.write_text(f"output_dir: {tmp_path}\n{trainer_text('hf', handover)}\n")
-    (arguments,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_yaml_file(path)
-    for name, value in active("hf", handover).items():
-        assert_read(getattr(arguments, name), value, name)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_transformers_trains_on_the_schedule_of_the_fitted_runs(shape):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    found = active("hf", short(shape))
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = transformers.get_scheduler(
-        found["lr_scheduler_type"],
-        optimizer,
-        num_warmup_steps=found["warmup_steps"],
-        num_training_steps=found["max_steps"],
-        scheduler_specific_kwargs=found.get("lr_scheduler_kwargs"),
-    )
-    compare_schedules(short(shape), scheduler.lr_lambdas[0], found["max_steps"])
-
-
-def titan_manager() -> Any:
-    reason = "torchtitan 0.2, and triton which it needs, are not installed"
-    manager = pytest.importorskip("torchtitan.config.manager", reason=reason, exc_type=ImportError)
-    pytest.importorskip("torchtitan.config.job_config", reason="torchtitan is of a version without TOML")
-    return manager.ConfigManager()
-
-
-@pytest.mark.parametrize("handover", [ADAMW, MUONH, FOREIGN, short("constant")])
-def test_the_parser_of_torchtitan_reads_the_toml(handover, tmp_path):
-    manager = titan_manager()
-    path = tmp_path / "job.toml"
-    path.write_text(trainer_text("torchtitan", handover))
-    config = manager.parse_args(["--job.config_file", str(path)])
-    for name, value in active("torchtitan", handover).items():
-        section, key = name.split(".")
-        assert_read(getattr(getattr(config, section), key), value, name)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_torchtitan_trains_on_the_schedule_of_the_fitted_runs(shape, tmp_path):
-    manager = titan_manager()
-    from torchtitan.components.lr_scheduler import build_lr_schedulers  # pyright: ignore[reportMissingImports]
-
-    path = tmp_path / "job.toml"
-    path.write_text(trainer_text("torchtitan", short(shape)))
-    config = manager.parse_args(["--job.config_file", str(path)])
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    made = build_lr_schedulers([optimizer], config.lr_scheduler, config.training.steps)
-    compare_schedules(short(shape), made.schedulers[0].lr_lambdas[0], config.training.steps)

@@ -3,7 +3,9 @@
 import pytest
 
 from hyperp.analysis import fit_law
+from hyperp.analysis.law.schema import Law
 from hyperp.analysis.queries.recommend import Recommendation, recommend_rate
+from hyperp.analysis.report.text.recommendation import recommendation_lines
 from hyperp.analysis.table.validate import Runs
 
 TARGET = {"tokens": 2**20}
@@ -13,14 +15,18 @@ ROLES = {"hidden", "embedding", "unembedding", "vector"}
 
 
 @pytest.fixture(scope="module")
-def recommend(make_ladder):
-    def recommended(factor: float = 1.0, target: dict | None = None, **columns) -> Recommendation:
+def law_of(make_ladder):
+    def fitted(factor: float = 1.0, **columns) -> Law:
         frame = make_ladder(noise=0.001).assign(**REST, **columns)
         frame["base_lr"] = frame["lr"] / factor
-        law = fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"])
-        return recommend_rate(law, target or TARGET)
+        return fit_law(Runs(frame, "runs.parquet", "0" * 64), ["tokens"])
 
-    return recommended
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def recommend(law_of):
+    return lambda **runs: recommend_rate(law_of(**runs), TARGET)
 
 
 def test_a_rule_that_treats_groups_alike_gives_all_the_same_rate(recommend):
@@ -31,14 +37,17 @@ def test_a_rule_that_treats_groups_alike_gives_all_the_same_rate(recommend):
     assert found.groups.unknown is None
 
 
-def test_a_rule_of_width_gives_ratios_where_its_reference_gives_the_factors_of_the_slices(recommend):
+def test_a_rule_of_width_gives_ratios_where_its_reference_gives_the_factors_of_the_slices(law_of):
     """At width 32 the hidden rate of mup is 32 times base_lr, with the default reference of 1024."""
-    found = recommend(factor=32.0, **MUP)
+    law = law_of(factor=32.0, **MUP)
+    found = recommend_rate(law, TARGET)
     rates = {role: one.lr / found.lr for role, one in found.groups.known.items()}
     assert rates.pop("hidden") == 1.0
     assert list(rates.values()) == pytest.approx([1 / 32] * 3, rel=1e-12)
     assert found.base_lr == pytest.approx(found.groups.known["embedding"].lr, rel=1e-9)
     assert "reference width 1024" in found.groups.known["embedding"].source
+    line = f"by the parametrization, embedding {found.lr / 32:.4g}, unembedding {found.lr / 32:.4g}"
+    assert any(line in text for text in recommendation_lines(law, found))
 
 
 def test_another_reference_is_not_known_and_not_guessed(recommend):
