@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 
 from hyperp.run_table import COVARIATES
 from hyperp.sweeps.plan.placeholders import Value
-from hyperp.validation import Finite, Strict, is_integer, positive_int
+from hyperp.validation import Finite, Strict, positive_int
 
 Pick = Literal["last", "first", "min", "max"]
 Argument = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else str(value))]
@@ -183,7 +183,7 @@ class CommandSection(Strict):
             raise ValueError(
                 f"values.lr must be a positive number, the rate that the law is about, got {lr!r}"
             )
-        if not is_integer(seed) or seed < 0:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"values.seed must be a whole number of at least 0, got {seed!r}")
         if "loss" not in self.result:
             raise ValueError(f"result must have loss, got {', '.join(self.result) or 'nothing'}")

@@ -1,7 +1,7 @@
 """The trainer of this package: `hyperp.training.train` in the worker's own process."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ class BuiltinTrainer:
         """The words for hyperp-train."""
         return ["hyperp-train", *point.overrides, *(["sweep=none"] if point.blocks else [])]
 
-    def join(self, values: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
+    @contextmanager
+    def join(self, values: Mapping[str, Any]) -> Iterator[Ranks]:
         """Join torch's process group."""
         from hyperp.distributed.ranks import join_process_group
 
-        return join_process_group(values["runtime"]["timeout"])
+        with join_process_group(values["runtime"]["timeout"]) as ranks:
+            yield ranks
 
     def execute(
         self, values: Mapping[str, Any], run_dir: Path, report: Report | None, stop: Callable[[], bool]

@@ -3,9 +3,7 @@
 import glob
 import math
 import os
-import platform
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hyperp import __version__
 from hyperp.files import HeldError, write_json
 from hyperp.rundir import allocation, failure, heartbeat, record
 from hyperp.rundir.claim import LOCK, Stopped, claim_run, completed_record
@@ -27,13 +24,12 @@ from hyperp.sweeps.plan.plan import Point
 from hyperp.sweeps.plan.run_config import facts_of, run_of, values_of
 from hyperp.sweeps.trainers import guard
 from hyperp.sweeps.trainers.attempts import Attempts
+from hyperp.sweeps.trainers.command_record import failed_exit, make_record, record_of_exit
 from hyperp.sweeps.trainers.output import OutputFollower
 from hyperp.sweeps.trainers.protocol import Ranks, Report
-from hyperp.sweeps.trainers.results import NoResultError, read_result
 
 TICK_SECONDS = 0.2
 MENDABLE = ("killed", "out_of_memory")  # causes that another attempt may not meet
-STANDARD_RESULTS = ("train_loss", "bits_per_byte", "tokens_per_second")  # fields of a record beside the loss
 
 
 @dataclass(frozen=True)
@@ -98,22 +94,17 @@ class CommandTrainer:
         run_dir = run_dir.resolve()  # the command has another working directory
         if not ranks.is_main:
             return _execute_beside(run, run_dir, ranks, stop)
-        ended = completed_record(run.run_id(), run_dir)
-        if ended is not None:
-            return ended
+        done = completed_record(run.run_id(), run_dir)
+        if done is not None:
+            return done
         with ExitStack() as held:
             claimed = claim_run(run.run_id(), values_of(run), run_dir, held)
             if isinstance(claimed, Record):
                 return claimed
-            for attempt in range(run.trainer.retries + 1):
-                ended = _attempt(run, run_dir, claimed, report, stop)
-                if ended.cause not in MENDABLE or attempt == run.trainer.retries:
-                    break
-                print(
-                    f"attempt {attempt + 1} failed ({ended.reason}); trying again",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            ended, again = _attempt(run, run_dir, claimed, report, stop), run.trainer.retries
+            while ended.cause in MENDABLE and again:
+                print(f"failed: {ended.reason}; trying again", file=sys.stderr, flush=True)
+                ended, again = _attempt(run, run_dir, claimed, report, stop), again - 1
             record.save(ended, run_dir)
             if ended.status != "failed":
                 (run_dir / LOCK).unlink(missing_ok=True)
@@ -132,8 +123,8 @@ class CommandTrainer:
         assert isinstance(run, CommandRun)
         run_dir.mkdir(parents=True, exist_ok=True)
         where = allocation.slurm_environment() if environment is None else environment
-        attempts = Attempts.load(run_dir)
-        failed = _base_record(run, attempts, "failed", reason=reason, cause=cause, environment=where)
+        ended = {"status": "failed", "reason": reason, "cause": cause}
+        failed = make_record(run, Attempts.load(run_dir), ended, where)
         record.save(failed, run_dir)
         (run_dir / heartbeat.FILE).unlink(missing_ok=True)
         return failed
@@ -211,10 +202,10 @@ def _attempt(
     attempts = attempts.end(run_dir, time.monotonic() - began, output.step)
     elsewhere = _first_failed_rank(run_dir)
     if elsewhere is not None:
-        return _base_record(run, attempts, "failed", **elsewhere)
+        return make_record(run, attempts, {"status": "failed", **elsewhere})
     if warned:
         return _record_of_stopped(run, attempts, output, process.returncode)
-    return _record_of_ended(run, run_dir, attempts, output, process.returncode)
+    return record_of_exit(run, make_places(run_dir, run), attempts, output, process.returncode)
 
 
 def _record_of_stopped(run: CommandRun, attempts: Attempts, output: OutputFollower, code: int) -> Record:
@@ -222,93 +213,8 @@ def _record_of_stopped(run: CommandRun, attempts: Attempts, output: OutputFollow
     asked = run.trainer.stop
     if code == -9:
         reason = f"ignored {asked.signal} for {asked.grace:g} s and was killed"
-        return _base_record(run, attempts, "failed", reason=reason, cause="timed_out")
+        return make_record(run, attempts, {"status": "failed", "reason": reason, "cause": "timed_out"})
     raise Stopped(output.step)
-
-
-def _record_of_ended(
-    run: CommandRun, run_dir: Path, attempts: Attempts, output: OutputFollower, code: int
-) -> Record:
-    """The record of a command that ended by itself."""
-    found: dict[str, float] = {}
-    missing = None
-    for name, source in run.trainer.result.items():
-        place = fill(source.place, {**run.values, **make_places(run_dir, run)})
-        try:
-            found[name] = read_result(source, place, output.path)
-        except NoResultError as error:
-            missing = missing or f"result.{name}: {error}"
-    loss, limit = found.get("loss"), run.trainer.diverged.limit
-    environment = {"wandb_run_id": output.wandb} if output.wandb else {}
-    if loss is not None and not loss <= limit:  # NaN too
-        above = f", above {limit:g}" if math.isfinite(loss) else ""
-        return _base_record(run, attempts, "diverged", environment, reason=f"loss {loss:g}{above}")
-    if code:
-        return _base_record(run, attempts, "failed", environment, **_failed_exit(code, output))
-    if missing is not None:
-        reason = f"it ended with exit code 0, but {missing}"
-        return _base_record(run, attempts, "failed", environment, reason=reason, cause="no_result")
-    others = {name: value for name, value in found.items() if name != "loss"}
-    return _base_record(run, attempts, "finished", environment, loss=loss, results=others)
-
-
-def _failed_exit(code: int, output: OutputFollower) -> dict[str, str]:
-    """Reason and cause for an exit code, or a signal as a negative number."""
-    last = output.last_line()
-    said = f": {last}" if last else ""
-    if code < 0:
-        return {"reason": f"killed by signal {-code}{said}", "cause": "killed"}
-    memory = "out of memory" in last.lower() or "OutOfMemoryError" in last
-    return {"reason": f"exit code {code}{said}", "cause": "out_of_memory" if memory else "exited"}
-
-
-def _base_record(
-    run: CommandRun,
-    attempts: Attempts,
-    status: str,
-    environment: dict[str, str] | None = None,
-    results: Mapping[str, float] | None = None,
-    **values: Any,
-) -> Record:
-    """A record of what the configuration and the attempts say, and of `values`."""
-    facts, finished = facts_of(run), status == "finished"
-    where = {
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "attempts": str(attempts.started),
-        **(
-            {"commit": run.trainer.commit + ("-dirty" if run.trainer.dirty else "")}
-            if run.trainer.commit
-            else {}
-        ),
-        **allocation.slurm_environment(),
-    }
-    seconds = round(attempts.seconds, 3)
-    measured = dict(results or {})
-    standard = {name: measured.pop(name) for name in STANDARD_RESULTS if name in measured}
-    speed = facts.tokens / seconds if finished and facts.tokens and seconds else None
-    parameters = run.values.get("parameters")
-    known = {
-        "run_id": run.run_id(),
-        "status": status,
-        **facts.context,
-        "scale": facts.sizes,
-        "seed": facts.seed,
-        "lr": facts.lr,
-        "base_lr": facts.base_lr,
-        "config": values_of(run),
-        "trainer": "command",
-        "others": {**facts.others, **measured},
-        "steps": facts.steps or attempts.step if finished else attempts.step,
-        "parameters": int(parameters) if isinstance(parameters, int | float) else None,
-        "flops": facts.flops if finished else None,
-        "seconds": seconds,
-        "tokens_per_second": speed and round(speed, 1),
-        "resumed": attempts.resumed,
-        "environment": where | (environment or {}),
-        "version": __version__,
-    }
-    return Record(**(known | standard | values))
 
 
 def _first_failed_rank(run_dir: Path) -> dict[str, str] | None:
@@ -343,9 +249,10 @@ def _execute_beside(
     if warned:
         raise Stopped(0)
     if process.returncode:
-        how = _failed_exit(process.returncode, output)
+        how = failed_exit(process.returncode, output)
         found = failure.Failure(ranks.rank, ranks.size, how["reason"], how["cause"], "", time.time())
         with suppress(OSError):
             write_json(run_dir / failure.ERROR_FILE.format(rank=ranks.rank), vars(found))
         raise RuntimeError(how["reason"])
-    return _base_record(run, Attempts(), "failed", reason="rank 0 writes the record", cause="rank_lost")
+    ended = {"status": "failed", "reason": "rank 0 writes the record", "cause": "rank_lost"}
+    return make_record(run, Attempts(), ended)

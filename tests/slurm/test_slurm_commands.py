@@ -17,7 +17,7 @@ from tests.sweeps.trainers.foreign import section, write_experiment
 pytestmark = pytest.mark.slurm
 SLURM = ["launcher=slurm", "launcher.time=10m", "launcher.grace=30"]
 STEPS = 400
-LONG = section()["values"] | {"tokens": 64 * STEPS, "pause": 0.03}
+LONG = section()["values"] | {"tokens": 64 * STEPS, "pause": 0.05}
 
 
 def submit(sweep, folder, *words, blocks=None, **changes):
@@ -90,7 +90,6 @@ def test_a_warning_stops_the_command_and_the_job_goes_on_from_its_checkpoint(
     (point,) = submit(sweep, tmp_path)
     seen = wait_for_step(point.run_dir, 60)
     assert succeeds("scancel", "--signal=USR2", seen.job)
-    wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be in the queue again", 60)
     assert settled(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.environment["slurm_restart_count"], one.loss) == (1, "1", undisturbed)
