@@ -70,7 +70,8 @@ SLURM_DECISIONS = _decision_table(
         "runs":          (KEEP, QUEUED, RUNNING, KEEP, FAILED, PLANNED, PLANNED, FAILED),
         # A failed record of this job that says why, or one that cannot be read.
         "failed":        (KEEP, QUEUED, RUNNING, KEEP, KEEP,   KEEP,    KEEP,    KEEP),
-        # A failed record of this job by a process that lost another one, and can only guess why.
+        # A failed record of this job by a process that lost another one, or whose command was ended from
+        # outside, and that can only guess why.
         "lost a rank":   (KEEP, QUEUED, RUNNING, KEEP, KEEP,   KEEP,    PLANNED, FAILED),
         # A failed record of an earlier try; nothing, or what a stopped try left.
         "failed before": (KEEP, QUEUED, RUNNING, LOST, FAILED, PLANNED, PLANNED, FAILED),
@@ -205,7 +206,7 @@ def files_say(run: Run, sent: SubmittedRun) -> str:
     if run.damaged:
         return "failed"
     if run.status == "failed":
-        guess = run.record is not None and run.record.cause == RANK_LOST
+        guess = run.record is not None and run.record.cause in (RANK_LOST, "cancelled")
         return ("lost a rank" if guess else "failed") if sent.wrote(run.record) else "failed before"
     return "planned"
 

@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -159,7 +160,14 @@ def _start(run: CommandRun, run_dir: Path, resuming: bool, held: IO[str] | None)
     sys.stdout.flush()
     sys.stderr.flush()
     pass_fds = [] if held is None else [held.fileno()]
-    return subprocess.Popen(guarded, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds)
+    return subprocess.Popen(  # noqa: PLW1509
+        guarded, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds, preexec_fn=_ignore_warning
+    )
+
+
+def _ignore_warning() -> None:
+    # Slurm sends its warning to every process of a job; only the worker is to act on it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _has_checkpoint(run: CommandRun, run_dir: Path) -> bool:
@@ -205,13 +213,20 @@ def _attempt(
         return make_record(run, attempts, {"status": "failed", **elsewhere})
     if warned:
         return _record_of_stopped(run, attempts, output, process.returncode)
+    if process.returncode == -signal.SIGTERM:  # by somebody who stops everything here, such as Slurm
+        ended = {
+            "status": "failed",
+            "reason": f"ended from outside at step {output.step}",
+            "cause": "cancelled",
+        }
+        return make_record(run, attempts, ended)
     return record_of_exit(run, make_places(run_dir, run), attempts, output, process.returncode)
 
 
 def _record_of_stopped(run: CommandRun, attempts: Attempts, output: OutputFollower, code: int) -> Record:
     """Raise Stopped for a command that ended as it was asked; one that had to be killed has failed."""
     asked = run.trainer.stop
-    if code == -9:
+    if code == -signal.SIGKILL:
         reason = f"ignored {asked.signal} for {asked.grace:g} s and was killed"
         return make_record(run, attempts, {"status": "failed", "reason": reason, "cause": "timed_out"})
     raise Stopped(output.step)

@@ -42,6 +42,13 @@ def wait_for_step(run_dir: Path, step: int) -> Seen:
     return found[0]
 
 
+def ended(cluster, root: Path) -> dict[str, int]:
+    """Wait until Slurm has no job; how many runs have each status. Prints why runs failed."""
+    counts = settled(cluster, root)
+    print([(one.status, one.cause, one.reason) for one in records(root).values()])
+    return counts
+
+
 def starts(run_dir: Path) -> list[int]:
     """The step from which each attempt of the command went on."""
     lines = (run_dir / "output.log").read_text().splitlines()
@@ -73,7 +80,7 @@ def undisturbed(tmp_path_factory) -> float:
 def test_commands_that_fail_each_in_a_way_of_its_own_leave_records_that_say_why(cluster, sweep, tmp_path):
     blocks = {"a": {"grid": {"values.fault": ["", "raise", "exit", "nan", "silent", "memory"]}}}
     points = submit(sweep, tmp_path, "launcher.memory=900M", blocks=blocks, values=section()["values"])
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1, "diverged": 1, "failed": 4}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1, "diverged": 1, "failed": 4}
     found = [records(tmp_path / "runs")[point.run_id] for point in points]
     statuses = [one.status for one in found]
     assert statuses == ["finished", "failed", "failed", "diverged", "failed", "failed"]
@@ -90,7 +97,7 @@ def test_a_warning_stops_the_command_and_the_job_goes_on_from_its_checkpoint(
     (point,) = submit(sweep, tmp_path)
     seen = wait_for_step(point.run_dir, 60)
     assert succeeds("scancel", "--signal=USR2", seen.job)
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.environment["slurm_restart_count"], one.loss) == (1, "1", undisturbed)
     first, second = starts(point.run_dir)
@@ -102,7 +109,7 @@ def test_a_command_that_ignores_its_warning_is_ended_and_has_failed(cluster, swe
     (point,) = submit(sweep, tmp_path, values=values)
     seen = wait_for_step(point.run_dir, 20)
     assert succeeds("scancel", "--signal=USR2", seen.job)
-    assert settled(cluster, tmp_path / "runs") == {"failed": 1}
+    assert ended(cluster, tmp_path / "runs") == {"failed": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.cause, one.reason) == ("timed_out", "ignored SIGTERM for 2 s and was killed")
     assert not alive(point.run_dir)
@@ -113,14 +120,14 @@ def test_a_killed_worker_and_a_requeue_without_warning_cost_the_steps_since_the_
 ):
     (point,) = submit(sweep, tmp_path)
     os.kill(wait_for_step(point.run_dir, 60).process, signal.SIGKILL)
-    assert settled(cluster, tmp_path / "runs") == {"failed": 1}
+    assert ended(cluster, tmp_path / "runs") == {"failed": 1}
     (told,) = report(tmp_path / "runs")["runs"]
     assert told["reason"].startswith("killed by signal 9")
     assert not alive(point.run_dir)
     submit(sweep, tmp_path)
     seen = wait_for_step(point.run_dir, 160)
     assert succeeds("scontrol", "requeue", seen.job)
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.loss) == (2, undisturbed)
     assert starts(point.run_dir)[0] == 0
@@ -144,7 +151,7 @@ def test_several_nodes_get_a_rendezvous_and_the_failure_of_one_ends_the_run(clus
     }
     one, two = tmp_path / "one", tmp_path / "two"
     (point,) = submit(sweep, one, "launcher.nodes=2", values={"lr": 0.1, "how": "fine"}, **fields)
-    assert settled(cluster, one / "runs") == {"finished": 1}
+    assert ended(cluster, one / "runs") == {"finished": 1}
     (ended,) = records(one / "runs").values()
     assert ended.loss == 2.5
     said = [(point.run_dir / name).read_text().split() for name in ("output.log", "output.1.log")]
@@ -152,7 +159,7 @@ def test_several_nodes_get_a_rendezvous_and_the_failure_of_one_ends_the_run(clus
     assert said[0][4] == said[1][4]
 
     submit(sweep, two, "launcher.nodes=2", values={"lr": 0.1, "how": "broken"}, **fields)
-    assert settled(cluster, two / "runs") == {"failed": 1}
+    assert ended(cluster, two / "runs") == {"failed": 1}
     (failed,) = records(two / "runs").values()
     assert str(failed.reason).startswith("rank 1: exit code 3")
 
@@ -167,7 +174,7 @@ def test_several_commands_in_one_job_side_by_side(cluster, sweep, tmp_path):
         blocks={"a": {"grid": {"values.seed": [0, 1]}}},
         values=section()["values"],
     )
-    assert settled(cluster, tmp_path / "runs") == {"finished": 2}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 2}
     found = records(tmp_path / "runs")
     where = [found[point.run_id].environment for point in points]
     assert where[0]["slurm_job_id"] == where[1]["slurm_job_id"]
@@ -179,7 +186,7 @@ def test_preempted_commands_go_on_when_the_others_have_gone(cluster, sweep, tmp_
     seen = wait_for_step(point.run_dir, 60)
     assert succeeds("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
     wait_for(lambda: f"{seen.job}|PENDING|1|" in jobs_state(), "the job to be preempted", 60)
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.loss) == (1, undisturbed)
 
@@ -188,7 +195,7 @@ def test_preempted_commands_go_on_when_the_others_have_gone(cluster, sweep, tmp_
 def test_a_real_time_limit_of_one_minute(cluster, sweep, tmp_path):
     values = LONG | {"tokens": 64 * 2500, "pause": 0.03}
     (point,) = submit(sweep, tmp_path, "launcher.time=1m", "launcher.grace=20", values=values)
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert one.resumed == int(one.environment["slurm_restart_count"]) >= 1
     assert starts(point.run_dir) == sorted(starts(point.run_dir))
@@ -202,7 +209,7 @@ def test_a_node_that_dies_loses_no_run(cluster, sweep, tmp_path):
     kill_node(cluster, "n1")
     wait_for(lambda: "down" in cluster.node_state("n1"), "Slurm to notice", 300)
     cluster.revive()
-    assert settled(cluster, tmp_path / "runs") == {"finished": 4}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 4}
     assert {one.environment["slurm_restart_count"] for one in records(tmp_path / "runs").values()} == {
         "0",
         "1",
@@ -223,7 +230,7 @@ def test_a_node_that_only_looks_dead_does_no_run_twice(cluster, sweep, tmp_path,
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.loss) == (0, undisturbed)
     cluster.revive()
-    settled(cluster, tmp_path / "runs")
+    ended(cluster, tmp_path / "runs")
 
 
 def test_cancelled_commands_are_planned_again_and_their_checkpoints_used(
@@ -239,6 +246,6 @@ def test_cancelled_commands_are_planned_again_and_their_checkpoints_used(
         time.sleep(1)
     assert not alive(point.run_dir)
     submit(sweep, tmp_path)
-    assert settled(cluster, tmp_path / "runs") == {"finished": 1}
+    assert ended(cluster, tmp_path / "runs") == {"finished": 1}
     (one,) = records(tmp_path / "runs").values()
     assert (one.resumed, one.loss) == (1, undisturbed)

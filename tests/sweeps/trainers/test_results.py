@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -59,13 +61,18 @@ def test_the_output(tmp_path):
     assert read_result(source(output=r"loss (?P<value>\S+)$"), "", log) == 2.5
 
 
-def test_an_offline_run_of_wandb(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    with wandb.init(project="p", dir=str(tmp_path)) as run:
-        for step, loss in enumerate((3.0, 2.0, 2.5)):
-            run.log({"val/loss": loss, "lr": 0.1}, step=step)
+WANDB_SCRIPT = """
+import sys, wandb
+with wandb.init(project="p", dir=sys.argv[1], mode="offline") as run:
+    for step, loss in enumerate((3.0, 2.0, 2.5)):
+        run.log({"val/loss": loss, "lr": 0.1}, step=step)
+"""
+
+
+def test_an_offline_run_of_wandb(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    # In a process of its own, since the file is whole only once wandb's service has ended with it.
+    subprocess.run([sys.executable, "-c", WANDB_SCRIPT, tmp_path], check=True, capture_output=True)
     made = source(wandb=str(tmp_path), key="val/loss", pick="min")
     assert read_result(made, str(tmp_path), tmp_path / "log") == 2.0
     with pytest.raises(NoResultError, match="no number nothing"):
