@@ -160,7 +160,7 @@ def _start(run: CommandRun, run_dir: Path, resuming: bool, held: IO[str] | None)
     sys.stdout.flush()
     sys.stderr.flush()
     pass_fds = [] if held is None else [held.fileno()]
-    return subprocess.Popen(  # noqa: PLW1509
+    return subprocess.Popen(
         guarded, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds, preexec_fn=_ignore_warning
     )
 

@@ -17,12 +17,13 @@ from tests.sweeps.trainers.foreign import section, write_experiment
 pytestmark = pytest.mark.slurm
 SLURM = ["launcher=slurm", "launcher.time=10m", "launcher.grace=30"]
 STEPS = 400
+GRACE = {"signal": "SIGTERM", "grace": 10.0}
 LONG = section()["values"] | {"tokens": 64 * STEPS, "pause": 0.05}
 
 
 def submit(sweep, folder, *words, blocks=None, **changes):
     """Submit the foreign experiment; returns its points."""
-    chosen = write_experiment(folder, blocks, **({"values": LONG} | changes))
+    chosen = write_experiment(folder, blocks, **({"values": LONG, "stop": GRACE} | changes))
     done = sweep("submit", *chosen, *SLURM, *words)
     assert done.returncode == 0, done.stderr
     return make_plan([*chosen, *SLURM, *words]).points
@@ -111,7 +112,7 @@ def test_a_command_that_ignores_its_warning_is_ended_and_has_failed(cluster, swe
     assert succeeds("scancel", "--signal=USR2", seen.job)
     assert ended(cluster, tmp_path / "runs") == {"failed": 1}
     (one,) = records(tmp_path / "runs").values()
-    assert (one.cause, one.reason) == ("timed_out", "ignored SIGTERM for 2 s and was killed")
+    assert (one.cause, one.reason) == ("timed_out", "ignored SIGTERM for 10 s and was killed")
     assert not alive(point.run_dir)
 
 
@@ -171,6 +172,7 @@ def test_several_commands_in_one_job_side_by_side(cluster, sweep, tmp_path):
         "launcher.runs_per_task=2",
         "launcher.side_by_side=true",
         "launcher.gpus=2",
+        "launcher.memory=1200M",
         blocks={"a": {"grid": {"values.seed": [0, 1]}}},
         values=section()["values"],
     )
