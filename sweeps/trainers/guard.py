@@ -3,11 +3,11 @@
     python guard.py SIGNAL GRACE FOLDER COMMAND...
 
 A process between a worker and a command, because a command may ignore signals, leave processes behind, or go
-on after its worker was killed, and would then train a run that another worker takes up. SIGTERM from anybody, or
-the death of the parent, sends SIGNAL to the command's processes; once these have ended, this process ends by
-SIGTERM, and by SIGKILL if they had to be killed after GRACE seconds. Otherwise it ends as the command did, by the
-same exit code or signal. It holds the files that it inherits, among them the lock of the run, for as long as the
-command lives. Uses the standard library alone.
+on after its worker was killed, and would then train a run that another worker takes up. SIGTERM from anybody,
+or the death of the parent, sends SIGNAL to the command's processes; once these have ended, this process ends
+by SIGTERM, and by SIGKILL if they had to be killed after GRACE seconds. Otherwise it ends as the command did,
+by the same exit code or signal. It holds the files that it inherits, among them the lock of the run, for as
+long as the command lives. Uses the standard library alone.
 """
 
 import contextlib

@@ -153,8 +153,8 @@ def test_several_nodes_get_a_rendezvous_and_the_failure_of_one_ends_the_run(clus
     one, two = tmp_path / "one", tmp_path / "two"
     (point,) = submit(sweep, one, "launcher.nodes=2", values={"lr": 0.1, "how": "fine"}, **fields)
     assert ended(cluster, one / "runs") == {"finished": 1}
-    (ended,) = records(one / "runs").values()
-    assert ended.loss == 2.5
+    (done,) = records(one / "runs").values()
+    assert done.loss == 2.5
     said = [(point.run_dir / name).read_text().split() for name in ("output.log", "output.1.log")]
     assert [words[:4] for words in said] == [["node", "0", "2", "2"], ["node", "1", "2", "2"]]
     assert said[0][4] == said[1][4]
