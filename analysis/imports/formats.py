@@ -3,7 +3,7 @@
 import glob
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +19,10 @@ Format = Literal["table", "wandb-chart", "wandb", "tensorboard", "logs", "mlflow
 ALL_FORMATS: tuple[Format, ...] = get_args(Format)
 SQLITE = b"SQLite format 3\x00"
 PROJECT = re.compile(r"[\w.-]+/[\w.-]+")
-OWN_TABLES = {"optuna": {"studies", "trials"}, "mlflow": {"experiments", "runs", "metrics"}}
+OWN_TABLES: Mapping[Format, set[str]] = {
+    "optuna": {"studies", "trials"},
+    "mlflow": {"experiments", "runs", "metrics"},
+}
 
 
 def recognise(sources: Sequence[str]) -> tuple[Format, str]:
@@ -126,9 +129,9 @@ def _format_of_database(path: Path) -> tuple[Format, str]:
         raise ValueError(f"{path} is not a readable SQLite file: {error}") from None
     finally:
         connection.close()
-    for tool in ("optuna", "mlflow"):
-        if OWN_TABLES[tool] <= names:
-            return tool, f"the tables {', '.join(sorted(OWN_TABLES[tool]))}"
+    for tool, tables in OWN_TABLES.items():
+        if tables <= names:
+            return tool, f"the tables {', '.join(sorted(tables))}"
     raise ValueError(
         f"{path} is an SQLite file, but of neither Optuna nor MLflow: it has {listed_names(sorted(names))}"
     )

@@ -22,7 +22,7 @@ def read_mlflow(uri: str) -> Logs:
         ValueError: the package mlflow is missing, or it cannot read this store.
     """
     library = required("mlflow", "an MLflow store")
-    database = required("sqlalchemy.exc", "an MLflow store")
+    database = required("sqlalchemy.exc", "an MLflow store", "mlflow")
     with _readable_files():
         try:
             client = library.MlflowClient(tracking_uri=uri)

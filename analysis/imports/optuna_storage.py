@@ -21,7 +21,7 @@ def read_optuna(path: Path) -> Logs:
     """
     library = required("optuna", "an Optuna database")
     library.logging.set_verbosity(library.logging.WARNING)
-    database, runs = required("sqlalchemy.exc", "an Optuna database"), []
+    database, runs = required("sqlalchemy.exc", "an Optuna database", "optuna"), []
     try:
         storage = library.storages.RDBStorage(read_only(path))
         names = library.get_all_study_names(storage=storage)

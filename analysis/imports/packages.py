@@ -5,11 +5,14 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
 
-EXTRAS = {"sqlalchemy": "optuna"}  # other extras are called as the module is
 
-
-def required(module: str, what: str) -> ModuleType:
+def required(module: str, what: str, extra: str | None = None) -> ModuleType:
     """The module that reads a format.
+
+    Args:
+        module: its name.
+        what: what it reads, for the text of the error.
+        extra: the extra of this package that has it; it is called as the module unless given.
 
     Raises:
         ValueError: it is not installed; names the extra that has it.
@@ -18,10 +21,9 @@ def required(module: str, what: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        extra = EXTRAS.get(package, package)
         raise ValueError(
             f"{what} is read with the package {package}, which is missing ({error}); install it with "
-            f"pip install 'hyperp-scaling[{extra}]'"
+            f"pip install 'hyperp-scaling[{extra or package}]'"
         ) from None
 
 
