@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from hyperp.analysis.errors import argument
 from hyperp.analysis.imports.logged import Logs
@@ -60,9 +60,9 @@ def require_format(sources: Sequence[str], kind: str) -> Format:
         ValueError: no such format, several sources of one that has one, or no file or folder as it needs.
     """
     asked = argument("format")
-    found = next((one for one in ALL_FORMATS if one == kind), None)
-    if found is None:
+    if kind not in ALL_FORMATS:
         raise ValueError(f"{asked} must be one of {', '.join(ALL_FORMATS)}, got {kind!r}")
+    found = cast(Format, kind)
     if len(sources) > 1 and found != "logs":
         raise ValueError(f"{asked} {found} must have one source, got {' '.join(sources)}")
     path = local_path(sources[0])
