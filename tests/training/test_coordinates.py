@@ -185,7 +185,7 @@ def test_the_experiment_has_every_parametrization_at_one_rate_each():
         for point in members:
             expected = narrow.lr * (point.config.scale.width / narrow.config.scale.width) ** exponent
             np.testing.assert_allclose(point.lr, expected, rtol=1e-12, atol=0)
-        if narrow.config.optim.name == "adamw":  # one rate for all three at the smallest width
+        if narrow.config.optim.name == "adamw":  # one rate for all of them at the smallest width
             np.testing.assert_allclose(narrow.lr, 2**-7, rtol=1e-12, atol=0)
 
 
