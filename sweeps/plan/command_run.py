@@ -16,7 +16,7 @@ from hyperp.config import RuntimeConfig
 from hyperp.expression import parse_expression
 from hyperp.near_names import listed_names
 from hyperp.run_table import COVARIATES
-from hyperp.sweeps.plan.command_section import OTHER_COLUMNS, PLACES, CommandSection, Values
+from hyperp.sweeps.plan.command_section import OTHER_COLUMNS, PLACES, RESUME_PLACES, CommandSection, Values
 from hyperp.sweeps.plan.placeholders import fill, names_in, require_known
 from hyperp.validation import invalid_field
 
@@ -54,9 +54,10 @@ class CommandRun:
     def check_names(self) -> None:
         """Raise ValueError for a name in braces without a value, and for a value that nothing uses."""
         known, used = {**self.values, **dict.fromkeys(PLACES)}, set()
+        resuming = {**known, **dict.fromkeys(RESUME_PLACES)}
         for field, text in self.trainer.texts().items():
             names = names_in(text, field)
-            require_known(names, known, field)
+            require_known(names, resuming if field.startswith("trainer.resume.arguments") else known, field)
             used |= names
         for text in self.trainer.derive.values():
             used |= set(parse_expression(text, list(known), "trainer.derive").columns)
@@ -69,12 +70,16 @@ class CommandRun:
                 f"used are {listed_names(sorted(used))}"
             )
 
-    def arguments(self, places: Mapping[str, Any], resuming: bool = False) -> list[str]:
-        """The command with every name filled in; `places` are the values of PLACES."""
+    def arguments(self, places: Mapping[str, Any], checkpoint: Path | None = None) -> list[str]:
+        """The command with every name filled in; `places` are the values of PLACES.
+
+        With a checkpoint, a match of `resume.when`, the arguments that go on from it are added.
+        """
         values = {**self.values, **places}
         texts = [*self.trainer.command]
-        if resuming and self.trainer.resume:
+        if checkpoint is not None and self.trainer.resume:
             texts += self.trainer.resume.arguments
+            values |= {"checkpoint": str(checkpoint), "checkpoint_folder": str(checkpoint.parent)}
         return [fill(text, values) for text in texts]
 
     def environment(self, places: Mapping[str, Any]) -> dict[str, str]:

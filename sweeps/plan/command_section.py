@@ -23,6 +23,8 @@ PLACES = (
     *("run_dir", "run_id", "python", "gpus", "threads", "nodes", "node_rank", "processes", "rank"),
     *("master_addr", "master_port"),
 )
+# Values that only `resume.arguments` may use: the newest match of `resume.when`, and the folder it is in.
+RESUME_PLACES = ("checkpoint", "checkpoint_folder")
 OTHER_COLUMNS = ("lr", "seed", "flops", "steps", "parameters")  # columns of every table, beside the sizes
 DIVERGED = re.compile(r"loss is not finite(?:, or above (?P<above>\d+\.?\d*(?:e[+-]?\d+)?))?")
 
@@ -115,7 +117,10 @@ class Progress(Strict):
 
 
 class Resume(Strict):
-    """Arguments that are added once a file matches the glob `when`."""
+    """Arguments that are added once a file or folder matches the glob `when`.
+
+    In them {checkpoint} is the newest match, and {checkpoint_folder} the folder that it is in.
+    """
 
     when: str
     arguments: list[Argument] = Field(min_length=1)
@@ -189,8 +194,9 @@ class CommandSection(Strict):
             raise ValueError(f"result must have loss, got {', '.join(self.result) or 'nothing'}")
         for section in ("values", "derive", "result"):
             for name in getattr(self, section):
-                if not name.isidentifier() or name in PLACES:
-                    raise ValueError(f"{section}.{name} must be a plain name other than {', '.join(PLACES)}")
+                if not name.isidentifier() or name in (*PLACES, *RESUME_PLACES):
+                    others = ", ".join((*PLACES, *RESUME_PLACES))
+                    raise ValueError(f"{section}.{name} must be a plain name other than {others}")
         for name in self.values.keys() & self.derive.keys():
             raise ValueError(f"derive.{name} is in values too; a name may be in one of them")
         return self

@@ -150,12 +150,14 @@ def make_places(run_dir: Path, run: CommandRun) -> dict[str, Any]:
     }
 
 
-def _start(run: CommandRun, run_dir: Path, resuming: bool, held: IO[str] | None) -> "subprocess.Popen[bytes]":
+def _start(
+    run: CommandRun, run_dir: Path, checkpoint: Path | None, held: IO[str] | None
+) -> "subprocess.Popen[bytes]":
     """Start the command under its guard, with this process's output, which goes to the run's log."""
     places = make_places(run_dir, run)
     environment = os.environ | {"HYPERP_RUN_DIR": str(run_dir)} | run.environment(places)
     asked = run.trainer.stop
-    command = run.arguments(places, resuming)
+    command = run.arguments(places, checkpoint)
     guarded = [sys.executable, "-I", guard.__file__, asked.signal, f"{asked.grace:g}", run.folder, *command]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -170,26 +172,28 @@ def _ignore_warning() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def _has_checkpoint(run: CommandRun, run_dir: Path) -> bool:
+def _newest_checkpoint(run: CommandRun, run_dir: Path) -> Path | None:
+    """What matches `resume.when` and was changed last; None without a match."""
     resume = run.trainer.resume
     if resume is None:
-        return False
-    return bool(glob.glob(fill(resume.when, {**run.values, **make_places(run_dir, run)})))  # noqa: PTH207
+        return None
+    found = glob.glob(fill(resume.when, {**run.values, **make_places(run_dir, run)}))  # noqa: PTH207
+    return max(map(Path, found), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _attempt(
     run: CommandRun, run_dir: Path, held: IO[str], report: Report | None, stop: Callable[[], bool]
 ) -> Record:
     """Run the command once, and make the record of how it ended."""
-    facts, resuming = facts_of(run), _has_checkpoint(run, run_dir)
+    facts, checkpoint = facts_of(run), _newest_checkpoint(run, run_dir)
     output = OutputFollower(run_dir / "output.log", run.trainer.progress, facts.steps, facts.tokens)
-    attempts, began = Attempts.load(run_dir).begin(run_dir, resuming), time.monotonic()
-    output.step = attempts.step if resuming else 0
+    attempts, began = Attempts.load(run_dir).begin(run_dir, checkpoint is not None), time.monotonic()
+    output.step = attempts.step if checkpoint else 0
 
     def progress() -> dict[str, Any]:
         return {"step": output.step, "steps": output.steps, "tokens_per_second": output.speed()}
 
-    process, warned = _start(run, run_dir, resuming, held), False
+    process, warned = _start(run, run_dir, checkpoint, held), False
     try:
         with HeartbeatWriter(run_dir, progress) as beat:
             while process.poll() is None:
@@ -250,7 +254,7 @@ def _execute_beside(
     """
     log = run_dir / f"output.{ranks.rank}.log"
     output = OutputFollower(log, None, None, None)
-    process, warned = _start(run, run_dir, _has_checkpoint(run, run_dir), None), False
+    process, warned = _start(run, run_dir, _newest_checkpoint(run, run_dir), None), False
     try:
         while process.poll() is None:
             if stop() and not warned:
