@@ -20,6 +20,7 @@ class OutputFollower:
         self.path = path
         self.pattern = re.compile(progress.pattern) if progress else None
         self.step, self.steps, self.tokens = 0, steps or 0, tokens
+        self.highest = 0  # step in the output of this attempt, which may begin before the last one's end
         self.reported_speed: float | None = None
         self.wandb: str | None = None
         self.position = path.stat().st_size if path.exists() else 0
@@ -50,9 +51,9 @@ class OutputFollower:
             return
         groups = match.groupdict()
         step = _number(groups.get("step"))
-        if step is None:
+        if step is None or step < self.highest:  # a lower one is of another bar, as an evaluation has
             return
-        self.step = int(step)
+        self.step = self.highest = int(step)
         self.first = self.first or (self.step, time.monotonic())
         if steps := _number(groups.get("steps")):
             self.steps = int(steps)

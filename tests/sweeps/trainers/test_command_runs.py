@@ -101,6 +101,33 @@ def test_a_killed_sweep_leaves_no_trainer_behind_and_goes_on_from_the_checkpoint
     assert not started[1].startswith("from step 0 ")
 
 
+def test_arguments_for_resuming_name_the_newest_checkpoint_and_its_folder(tmp_path):
+    program = "import sys; print('went on from', *sys.argv[3:]); print('loss 2.5')"
+    words = write_experiment(
+        tmp_path,
+        command=[sys.executable, "-c", program, "{lr}", "{seed}"],
+        values={"lr": 0.1, "seed": 0},
+        derive={},
+        result={"loss": {"output": r"loss (?P<value>\S+)"}},
+        resume={
+            "when": "{run_dir}/step-*/state",
+            "arguments": ["{checkpoint}", "--folder={checkpoint_folder}"],
+        },
+    )
+    plan = make_plan(words)
+    run_dir = plan.points[0].run_dir.resolve()
+    for seconds, step in ((1000, 20), (3000, 100), (2000, 30)):
+        state = run_dir / f"step-{step}" / "state"
+        state.parent.mkdir(parents=True)
+        state.touch()
+        os.utime(state, (seconds, seconds))
+    (run_dir / "step-200").mkdir()  # a checkpoint that was cut off has no state
+    assert [one.status for one in run(plan)] == ["finished"]
+    folder = run_dir / "step-100"
+    assert f"went on from {folder / 'state'} --folder={folder}\n" in (run_dir / "output.log").read_text()
+    assert record_of(plan).resumed == 1
+
+
 def test_a_run_that_was_killed_is_tried_again_as_often_as_retries_say(tmp_path):
     program = (
         "import os, pathlib, signal, sys; out = pathlib.Path(sys.argv[1]); n = len(list(out.glob('try*')));"
