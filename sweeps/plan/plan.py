@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from hyperp.config import compose
+from hyperp.config import Config, compose
 from hyperp.suggestions import Compose, closest_key, compose_with_hint, did_you_mean, parse_overrides
 from hyperp.sweeps.plan.command_run import git_state
 from hyperp.sweeps.plan.overrides import expand_choices, format_override
@@ -44,6 +44,12 @@ class Point:
     config: RunConfig
     lr: float
     flops: float
+
+    @property
+    def own(self) -> Config:
+        """The configuration of a run of hyperp's own trainer."""
+        assert isinstance(self.config, Config)
+        return self.config
 
     @cached_property
     def facts(self) -> RunFacts:

@@ -45,9 +45,9 @@ class EnvironmentRanks:
         """Whether this process writes the record."""
         return self.rank == 0
 
-    def largest(self, value: Any) -> Any:
-        """This process's value: commands of several processes agree among themselves."""
-        return value
+    def largest(self, number: int) -> int:
+        """This process's number: commands of several processes agree among themselves."""
+        return number
 
 
 def environment_ranks() -> EnvironmentRanks:

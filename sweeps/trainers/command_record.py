@@ -98,7 +98,9 @@ def make_record(
         "environment": _environment(run, attempts) | dict(where or {}),
         "version": __version__,
     }
-    return Record(**(fields | standard | dict(ended)))
+    fields |= standard
+    fields |= ended
+    return Record(**fields)
 
 
 def _environment(run: CommandRun, attempts: Attempts) -> dict[str, str]:

@@ -20,8 +20,8 @@ class Ranks(Protocol):
         """Whether this is the process that writes the record."""
         ...
 
-    def largest(self, value: Any) -> Any:
-        """The largest value over all processes that must agree."""
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers, where they must agree."""
         ...
 
 

@@ -129,7 +129,9 @@ def _from_output(pattern: str, output: Path) -> list[float]:
 
 def _from_tensorboard(folder: Path, tag: str) -> list[float]:
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
+            EventAccumulator,
+        )
     except ImportError:
         raise NoResultError("reading event files needs the package tensorboard") from None
     if not folder.is_dir():

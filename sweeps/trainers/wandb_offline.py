@@ -24,7 +24,7 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     for message in _messages(path.read_bytes()):
-        found = wandb_internal_pb2.Record()
+        found = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         found.ParseFromString(message)
         if found.WhichOneof("record_type") == "history":
             yield {item.key or ".".join(item.nested_key): _value(item) for item in found.history.item}

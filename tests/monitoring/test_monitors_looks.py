@@ -75,7 +75,7 @@ def test_looks_are_at_equal_shares_of_the_run_whatever_its_length(steps, looks, 
 def test_every_run_of_the_small_experiments_is_looked_at_as_often():
     conf = Path(str(hyperp.conf.__path__[0]), "experiment")
     for name in sorted(path.stem for path in conf.glob("*.yaml")):
-        configs = [point.config for point in make_plan([f"+experiment={name}"]).points]
+        configs = [point.own for point in make_plan([f"+experiment={name}"]).points]
         made = {(c.scale.steps, c.runtime.monitor_every, c.runtime.monitor_looks) for c in configs}
         for steps, every, looks in made - {(8, 50, 0)}:  # the coordinate check has a measure of its own
             assert looks == 8 <= steps or (looks == 0 and steps // every >= 8), (name, steps)

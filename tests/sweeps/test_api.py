@@ -53,7 +53,7 @@ def test_a_failed_run_is_a_status_and_bad_input_an_error(tmp_path):
 
 def test_one_override_may_be_given_alone():
     (point,) = make_plan("seed=3").points
-    assert point.config.seed == 3
+    assert point.own.seed == 3
 
 
 def test_the_package_lists_its_functions_and_imports_nothing():

@@ -123,16 +123,16 @@ def test_planned_rates_are_the_fewest_that_bracket_the_interval():
 def test_a_slice_is_run_at_all_rates_while_the_basin_is_not_known(tmp_path):
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
     one = law_slices(plan, "tokens")[3]
-    rates = sorted({point.config.base_lr for point in one})
-    law = [point for point in one if point.config.base_lr in rates[1:4]]
+    rates = sorted({point.own.base_lr for point in one})
+    law = [point for point in one if point.own.base_lr in rates[1:4]]
     choice = {"rates": rates[1:4], "low": rates[2] * 0.9, "high": rates[2] * 1.1, "basin_known": True}
     assert nearest_rates(one, choice, law) == law
     assert nearest_rates(one, {**choice, "basin_known": False}, law) == one
     assert nearest_rates(one, choice, []) == one
     done = {point.run_id for point in law}
-    edge = [point for point in one if point.config.base_lr == rates[4]]
+    edge = [point for point in one if point.own.base_lr == rates[4]]
     assert further_rates(one, done, edge) == edge
-    beyond = [point for point in one if point.config.base_lr == rates[2]]
+    beyond = [point for point in one if point.own.base_lr == rates[2]]
     assert further_rates(law, done, beyond) == beyond  # no planned rate is left
 
 
@@ -165,9 +165,9 @@ def test_runs_that_failed_in_an_earlier_call_are_done_again(tmp_path):
     goal = AutoGoal("tokens", 0.5, 2097152)
     searched(tmp_path, goal)
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
-    some = [point for point in plan.points if point.config.scale.tokens == 131072][:2]
+    some = [point for point in plan.points if point.own.scale.tokens == 131072][:2]
     for point in some:
-        failed = base_record(point.config, status="failed", reason="no memory", cause="out_of_memory")
+        failed = base_record(point.own, status="failed", reason="no memory", cause="out_of_memory")
         record.save(failed, point.run_dir)
     _, last, _, rounds = searched(tmp_path, goal)
     assert {point.run_id for point in some} <= {point.run_id for one in rounds for point in one.points}
@@ -192,7 +192,7 @@ def test_it_stops_where_the_budget_does(tmp_path):
 
 def test_slices_go_from_cheap_to_dear(tmp_path):
     plan = make_plan([*WORDS, f"runtime.root={tmp_path}"])
-    tokens = [{point.config.scale.tokens for point in one} for one in law_slices(plan, "tokens")]
+    tokens = [{point.own.scale.tokens for point in one} for one in law_slices(plan, "tokens")]
     assert tokens == [{2**k} for k in range(14, 21)]
 
 

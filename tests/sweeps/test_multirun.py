@@ -65,15 +65,15 @@ def test_the_same_runs_with_the_same_ids_losses_and_plan(tmp_path):
 def test_only_what_is_missing_is_run_and_comma_choices_multiply(tmp_path):
     words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0,1]}", "base_lr=0.0155,0.03"]
     points = make_plan(words).points
-    assert [(p.config.base_lr, p.config.seed) for p in points] == [
+    assert [(p.own.base_lr, p.own.seed) for p in points] == [
         (0.0155, 0),
         (0.0155, 1),
         (0.03, 0),
         (0.03, 1),
     ]
-    record.save(base_record(points[0].config, status="finished", loss=1.0), points[0].run_dir)
-    record.save(base_record(points[1].config, status="diverged", reason="why"), points[1].run_dir)
-    record.save(base_record(points[2].config, status="failed", reason="why"), points[2].run_dir)
+    record.save(base_record(points[0].own, status="finished", loss=1.0), points[0].run_dir)
+    record.save(base_record(points[1].own, status="diverged", reason="why"), points[1].run_dir)
+    record.save(base_record(points[2].own, status="failed", reason="why"), points[2].run_dir)
     done = run_command("hyperp-train", "-m", *words)
     assert done.returncode == 0, done.stderr
     found = losses(tmp_path)
@@ -101,7 +101,7 @@ def test_failed_runs_are_named_and_fail_the_command(tmp_path):
 def test_another_runs_record_is_set_aside_and_the_run_done(tmp_path):
     words = [*TINY, f"runtime.root={tmp_path}", "+sweep.blocks.a.grid={seed:[0]}"]
     point, other = make_plan(words).points[0], make_plan([*TINY, "seed=7"]).points[0]
-    record.save(base_record(other.config, status="finished", loss=1.0), point.run_dir)
+    record.save(base_record(other.own, status="finished", loss=1.0), point.run_dir)
     done = run_command("hyperp-train", "-m", *words)
     assert done.returncode == 0, done.stderr
     assert f"run_id must be {point.run_id}, got '{other.run_id}'; set aside as record.damaged" in done.stderr
@@ -141,7 +141,7 @@ def test_a_held_root_is_refused_by_its_lock_and_nothing_written(tmp_path):
     done_root, new_root = tmp_path / "done", tmp_path / "new"
     words = [*TINY, "+sweep.blocks.a.grid={seed:[0]}"]
     point = make_plan([*words, f"runtime.root={done_root}"]).points[0]
-    record.save(base_record(point.config, status="finished", loss=1.0), point.run_dir)
+    record.save(base_record(point.own, status="finished", loss=1.0), point.run_dir)
     for root in (done_root, new_root):  # without runs to do, and with
         with planfile.lock_sweep(root):
             done = run_command("hyperp-train", "-m", *words, f"runtime.root={root}")

@@ -174,18 +174,18 @@ def test_steps_that_no_run_has_are_refused(word, text):
 def test_the_experiment_has_every_parametrization_at_one_rate_each():
     plan = make_plan(["+experiment=coord_check"])
     shipped = {path.stem for path in Path(str(hyperp.conf.__path__[0]), "parametrization").glob("*.yaml")}
-    assert {point.config.parametrization.name for point in plan.points} == shipped
+    assert {point.own.parametrization.name for point in plan.points} == shipped
     for block in {point.blocks for point in plan.points}:
         members = [point for point in plan.points if point.blocks == block]
-        assert len({point.config.base_lr for point in members}) == 1
-        assert len({point.config.scale.width for point in members}) >= 4
-        exponent = members[0].config.parametrization.width_exponent
+        assert len({point.own.base_lr for point in members}) == 1
+        assert len({point.own.scale.width for point in members}) >= 4
+        exponent = members[0].own.parametrization.width_exponent
         assert exponent is not None
-        narrow = min(members, key=lambda point: point.config.scale.width)
+        narrow = min(members, key=lambda point: point.own.scale.width)
         for point in members:
-            expected = narrow.lr * (point.config.scale.width / narrow.config.scale.width) ** exponent
+            expected = narrow.lr * (point.own.scale.width / narrow.own.scale.width) ** exponent
             np.testing.assert_allclose(point.lr, expected, rtol=1e-12, atol=0)
-        if narrow.config.optim.name == "adamw":  # one rate for all of them at the smallest width
+        if narrow.own.optim.name == "adamw":  # one rate for all of them at the smallest width
             np.testing.assert_allclose(narrow.lr, 2**-7, rtol=1e-12, atol=0)
 
 

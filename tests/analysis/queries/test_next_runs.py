@@ -299,8 +299,8 @@ def test_the_printed_command_runs_the_points_with_the_overrides_of_the_sweep(tmp
     assert "# OVERRIDES: " in path.read_text()
     own = _own_sweep(tmp_path / "own")
     plan = _plan_of(path, [own, "sweep=own", "runtime.root=runs/own"])
-    assert [p.config.base_lr for p in plan.points] == [0.01, 0.02]
-    assert {p.config.scale.tokens for p in plan.points} == {131072}
+    assert [p.own.base_lr for p in plan.points] == [0.01, 0.02]
+    assert {p.own.scale.tokens for p in plan.points} == {131072}
     assert str(plan.root) == "runs/own"  # beside the sweep's own runs
 
 
@@ -312,7 +312,7 @@ def test_searchpaths_joined_as_the_note_says_find_the_users_own_experiment(tmp_p
     search, *rest = shlex.split(run_command(path))[2:]
     rest = [w for w in rest if w != "OVERRIDES"]
     plan = make_plan([f"{search.removesuffix(']')},{own}]", "+experiment=own", *rest])
-    assert {p.config.model.context for p in plan.points} == {64}
+    assert {p.own.model.context for p in plan.points} == {64}
     assert len(plan.points) == 2
 
 

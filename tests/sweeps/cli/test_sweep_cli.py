@@ -94,7 +94,7 @@ def test_status_counts_by_block_and_lists_what_is_of_note(finished, tmp_path):
     root, _ = finished
     assert sweep("status", root).stdout.endswith("\n12 runs: 12 finished\n")
     point = make_plan(words(root)).points[0]
-    other = base_record(point.config, status="diverged", reason="training loss not finite by step 4", steps=4)
+    other = base_record(point.own, status="diverged", reason="training loss not finite by step 4", steps=4)
     copied = tmp_path / "copied"
     (copied / point.run_id).mkdir(parents=True)
     (copied / "plan.json").write_text((root / "plan.json").read_text())

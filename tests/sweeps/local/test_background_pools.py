@@ -85,7 +85,7 @@ def root(tmp_path):
 def test_a_submitted_sweep_goes_on_by_itself_and_only_what_failed_is_submitted_again(root):
     """From the submission to the table, with the submitting process gone and one run that fails."""
     mine = words(root, [16384, 2048], [0, 1])
-    blocked = next(point for point in make_plan(mine).points if point.config.scale.tokens == 2048)
+    blocked = next(point for point in make_plan(mine).points if point.own.scale.tokens == 2048)
     blocked.run_dir.write_text("a file where the run's folder should be")
     first = sweep("submit", *mine)
     pool = background_pools.read_pools(root)[-1]
@@ -215,8 +215,8 @@ def test_what_an_earlier_try_left_is_queued_and_a_new_failure_is_not(root):
     planfile.write_plan(mine)
     again, failed, done = mine.points
     for point in (again, failed):
-        record.save(base_record(point.config, status="failed", reason="x", cause="killed"), point.run_dir)
-    record.save(base_record(done.config, status="diverged", reason="y"), done.run_dir)
+        record.save(base_record(point.own, status="failed", reason="x", cause="killed"), point.run_dir)
+    record.save(base_record(done.own, status="diverged", reason="y"), done.run_dir)
     (root / background_pools.FOLDER).mkdir()
     ids = [point.run_id for point in mine.points]
     launcher = LocalLauncher(name="local", workers=1, threads=1)

@@ -56,7 +56,7 @@ def test_every_run_ends_with_a_record_longest_first(tmp_path):
         seen = list(events)
     ended = {event.run_id: event.status for event in seen if isinstance(event, RunEnded)}
     assert ended == {point.run_id: "finished" for point in plan.points}
-    sizes = {point.run_id: point.config.scale.tokens for point in plan.points}
+    sizes = {point.run_id: point.own.scale.tokens for point in plan.points}
     started = [sizes[event.run_id] for event in seen if isinstance(event, RunStarted)]
     assert started == sorted(started, reverse=True)
     # Which of them does how much depends on how fast each gets going.

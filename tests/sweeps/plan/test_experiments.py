@@ -59,7 +59,7 @@ def planned(study: str, size: str, corpus: Path) -> Plan:
 
 
 def slice_of(point: Point) -> tuple:
-    return setting_hash(asdict(point.config)), point.config.scale
+    return setting_hash(asdict(point.config)), point.own.scale
 
 
 @pytest.mark.parametrize(("study", "size"), ALL)
@@ -72,7 +72,7 @@ def test_plan(study, size, corpus):
         last = plan.points[-1]
         assert resolve(compose(last.overrides)).run_id() == last.run_id
     assert plan.root == Path("runs", word(study, size).replace("/", "_"))
-    configs = [point.config for point in plan.points]
+    configs = [point.own for point in plan.points]
     assert {config.precision for config in configs} == {"auto"}
     assert {config.data.source for config in configs} == {"stdlib" if size == "tiny" else "tokens"}
 
@@ -81,7 +81,7 @@ def test_plan(study, size, corpus):
 def test_every_slice_has_rates_enough_and_every_seed(study, size, corpus):
     runs: dict[tuple, set] = {}
     for point in planned(study, size, corpus).points:
-        runs.setdefault(slice_of(point), set()).add((point.config.base_lr, point.config.seed))
+        runs.setdefault(slice_of(point), set()).add((point.own.base_lr, point.own.seed))
     for found in runs.values():
         rates, seeds = {rate for rate, _ in found}, {seed for _, seed in found}
         assert len(rates) >= LEAST_RATES
@@ -105,7 +105,7 @@ def test_what_is_studied_varies_and_blocks_can_be_told_apart(study, size, corpus
         blocks.setdefault(point.blocks[0], []).append(point)
     contexts = []
     for points in blocks.values():
-        scales = [asdict(point.config.scale) for point in points]
+        scales = [asdict(point.own.scale) for point in points]
         values = {name: {scale[name] for scale in scales} for name in scales[0]}
         assert {name for name, found in values.items() if len(found) > 1} == axes[study]
         assert all(len(values[name]) >= 3 for name in axes[study])
@@ -127,19 +127,19 @@ def test_a_missing_corpus_is_named(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_ladder_has_fifty_tokens_a_parameter(size, corpus):
     for point in planned("flops_scaling", size, corpus).points:
-        scale = point.config.scale
+        scale = point.own.scale
         vocab = 256 if size == "tiny" else 32_000
-        counted = count_parameters(scale, point.config.shape(vocab), embeddings=size != "small")
+        counted = count_parameters(scale, point.own.shape(vocab), embeddings=size != "small")
         assert abs(scale.tokens - 50 * counted) <= scale.batch_tokens / 2
         assert scale.tokens == scale.tokens_trained
 
 
 def test_the_depth_rule_is_on_in_one_block_and_off_in_the_other(corpus):
     for size in SIZES:
-        deep = [p for p in planned("depth_transfer", size, corpus).points if p.config.scale.depth > 8]
+        deep = [p for p in planned("depth_transfer", size, corpus).points if p.own.scale.depth > 8]
         for point in deep:
-            rule, depth = point.config.parametrization, point.config.scale.depth
-            factor = point.lr / point.config.base_lr
+            rule, depth = point.own.parametrization, point.own.scale.depth
+            factor = point.lr / point.own.base_lr
             if point.blocks == ("rule",):
                 reference = rule.reference_depth
                 assert reference is not None
@@ -195,7 +195,7 @@ def test_the_table_has_the_figures_of_the_plans(corpus):
         blocks = plan_summary(plan, set())
         assert runs == str(sum(block["runs"] for block in blocks)), name
         assert flops == short(sum(block["flops"] for block in blocks)), name
-        tokens = max(point.config.scale.tokens for point in plan.points)
+        tokens = max(point.own.scale.tokens for point in plan.points)
         assert longest == (None if size == "tiny" else short(tokens)), name
 
 

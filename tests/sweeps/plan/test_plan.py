@@ -99,7 +99,7 @@ def test_points_of_different_keys_do_not_leak_into_each_other():
         ["+sweep.blocks.a.points=[{seed:5,base_lr:0.5},{base_lr:0.25},{seed:7},{base_lr:0.125}]"]
     )
     default = resolve(compose())
-    assert [(p.config.seed, p.config.base_lr) for p in plan.points] == [
+    assert [(p.own.seed, p.own.base_lr) for p in plan.points] == [
         (5, 0.5),
         (default.seed, 0.25),
         (7, default.base_lr),
@@ -115,7 +115,7 @@ def test_a_sweep_without_blocks_is_the_one_run():
 
 def test_a_run_of_two_blocks_is_planned_once_under_the_first():
     plan = make_plan(["+sweep.blocks.a.grid={seed:[0,1]}", "+sweep.blocks.b.grid={seed:[1,2]}"])
-    assert [(p.config.seed, p.blocks) for p in plan.points] == [(0, ("a",)), (1, ("a", "b")), (2, ("b",))]
+    assert [(p.own.seed, p.blocks) for p in plan.points] == [(0, ("a",)), (1, ("a", "b")), (2, ("b",))]
 
 
 def test_comma_choices_multiply_the_plan():
@@ -212,13 +212,13 @@ def test_a_sweep_that_was_chosen_must_have_blocks(tmp_path, text):
 
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
     (point,) = make_plan(["scale.width=65536", "scale.depth=100000", "model.head_size=64"]).points
-    shape = model_shape(point.config)
+    shape = model_shape(point.own)
     with pytest.raises(ValueError, match=r"scale must .*depth=100000.* GiB"):
-        check_memory(point.config.scale, shape)
+        check_memory(point.own.scale, shape)
     with pytest.raises(ValueError, match=r"scale must .*depth=100000"):
-        Trainer(point.config)
+        Trainer(point.own)
     (small,) = make_plan([]).points
-    check_memory(small.config.scale, model_shape(small.config))
+    check_memory(small.own.scale, model_shape(small.own))
 
 
 def test_gpu_hours_are_flops_over_what_a_gpu_is_assumed_to_do():
@@ -295,7 +295,7 @@ def test_a_damaged_configuration_in_a_plan_is_named(tmp_path, key, value):
 
 def test_a_rate_may_come_from_base_lr_and_then_a_word_may_set_it():
     plan = make_plan(["+experiment=demo_check", "base_lr=0.1"])
-    assert {point.config.base_lr for point in plan.points} == {0.05, 0.1, 0.2}
+    assert {point.own.base_lr for point in plan.points} == {0.05, 0.1, 0.2}
 
 
 def test_one_sweep_at_a_time_holds_a_root(tmp_path):

@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
         ("unseen", ("runtime.monitor_every=0", "seed=1")),
     ):
         (point,) = make_plan([*TINY, *words, f"runtime.root={root}"]).points
-        records[name] = train(point.config, point.run_dir)
+        records[name] = train(point.own, point.run_dir)
     collect(root, root / "runs.parquet", refuse)
     return root, records
 

@@ -81,18 +81,12 @@ def sweep(tmp_path):
         "flops": 1e12,
     }
     record.save(
-        base_record(
-            done.config, status="finished", parameters=9, seconds=0.5, tokens_per_second=1e5, **numbers
-        ),
+        base_record(done.own, status="finished", parameters=9, seconds=0.5, tokens_per_second=1e5, **numbers),
         done.run_dir,
     )
+    record.save(base_record(diverged.own, status="diverged", reason="loss, then nothing"), diverged.run_dir)
     record.save(
-        base_record(diverged.config, status="diverged", reason="loss, then nothing"), diverged.run_dir
-    )
-    record.save(
-        base_record(
-            failed.config, status="failed", reason="worker killed by signal 9", cause="out_of_memory"
-        ),
+        base_record(failed.own, status="failed", reason="worker killed by signal 9", cause="out_of_memory"),
         failed.run_dir,
     )
     return root, plan
@@ -168,7 +162,7 @@ def test_the_csv_holds_the_same_table(sweep):
 def test_runs_that_no_plan_names_are_rows_too(sweep):
     root, _ = sweep
     other = make_plan([f"runtime.root={root}", "scale.depth=3"]).points[0]
-    record.save(base_record(other.config, status="diverged", reason="why"), other.run_dir)
+    record.save(base_record(other.own, status="diverged", reason="why"), other.run_dir)
     runs = collect(root, root / "runs.parquet", refuse).runs
     line = read(root / "runs.parquet").loc[other.run_id]
     assert len(runs) == 5

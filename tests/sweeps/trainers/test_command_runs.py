@@ -176,15 +176,11 @@ def test_a_loss_above_the_limit_has_diverged(tmp_path, above, expected):
 
 
 def test_a_program_or_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
-    for changes, field in (
-        ({"cwd": str(tmp_path / "nowhere")}, "trainer.cwd must be a folder"),
-        (
-            {"command": ["no-such-program", "{lr}{seed}{width}{steps}{pause}{fault}"]},
-            "trainer.command must begin",
-        ),
-    ):
-        with pytest.raises(ValueError, match=field):
-            run(make_plan(write_experiment(tmp_path, **changes)))
+    with pytest.raises(ValueError, match=r"trainer\.cwd must be a folder"):
+        run(make_plan(write_experiment(tmp_path, cwd=str(tmp_path / "nowhere"))))
+    command = ["no-such-program", "{lr}{seed}{width}{steps}{pause}{fault}"]
+    with pytest.raises(ValueError, match=r"trainer\.command must begin"):
+        run(make_plan(write_experiment(tmp_path, command=command)))
     assert not (tmp_path / "runs").exists()
 
 
