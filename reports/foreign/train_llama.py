@@ -2,9 +2,8 @@
 
 python train_llama.py --width 32 --steps 64 --lr 0.01 --seed 0 --out /tmp/llama
 
-A step is 512 tokens. The learning rate rises during the first tenth of the steps and then falls linearly to zero. Nothing
-here knows of a sweep: the folder --out gets what Trainer writes there, among it eval_results.json with the loss on text
-that was held out.
+A step is 512 tokens. The learning rate rises during the first tenth of the steps and then falls linearly to
+zero. The folder --out gets what Trainer writes, among it eval_results.json with the loss on held-out text.
 """
 
 import argparse
@@ -34,37 +33,34 @@ class ByteSequences(torch.utils.data.Dataset):
 
 
 def read_texts() -> tuple[bytes, bytes]:
-    """The modules of the standard library for training, and one in sixteen, by a hash of its name, to be held out."""
+    """The standard library's modules for training; one in sixteen, by a hash of its name, is held out."""
     train, held_out = [], []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         bucket = hashlib.sha256(path.name.encode()).digest()[0] % 16
         (held_out if bucket == 0 else train).append(path.read_bytes())
-    return b"".join(train), b"".join(held_out)
+    return b"".join(train), b"".join(held_out)[: HELD_OUT_SEQUENCES * CONTEXT]
 
 
 def make_model(width: int) -> LlamaForCausalLM:
-    heads = width // HEAD_SIZE
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=256,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=CONTEXT,
-        )
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=width // HEAD_SIZE,
+        max_position_embeddings=CONTEXT,
     )
+    return LlamaForCausalLM(config)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Train a tiny Llama with the Trainer of transformers.")
     parser.add_argument("--width", type=int, required=True, help=f"a multiple of {HEAD_SIZE}")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="folder for checkpoints and eval_results.json")
-    parser.add_argument("--resume", metavar="CHECKPOINT", help="a folder checkpoint-STEP, to go on from there")
+    parser.add_argument("--resume", metavar="CHECKPOINT", help="a folder checkpoint-STEP to go on from")
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_seed(options.seed)
@@ -83,9 +79,8 @@ def main() -> None:
         save_total_limit=1,
         use_cpu=True,
     )
-    text, held_out = read_texts()
-    held_out_sequences = ByteSequences(held_out[: HELD_OUT_SEQUENCES * CONTEXT])
-    trainer = Trainer(make_model(options.width), arguments, None, ByteSequences(text), held_out_sequences)
+    text, held_out = map(ByteSequences, read_texts())
+    trainer = Trainer(make_model(options.width), arguments, None, text, held_out)
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_metrics("eval", trainer.evaluate())
 
