@@ -1,6 +1,7 @@
 """The study of reports/foreign in small: the Trainer of transformers under the sweep, up to a law."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +19,8 @@ RATES = [2**-8, 2**-6, 2**-4]
 TOKENS = [4096, 8192, 16384]
 
 
-def small_study(root: Path, **grid: list[float]) -> list[str]:
-    blocks = {"small": {"grid": {f"values.{name}": values for name, values in grid.items()}}}
+def small_study(root: Path, **grid: Sequence[float]) -> list[str]:
+    blocks = {"small": {"grid": {f"values.{name}": list(values) for name, values in grid.items()}}}
     return [
         f"hydra.searchpath=[file://{STUDY / 'conf'}]",
         "+experiment=llama",
