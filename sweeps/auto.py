@@ -102,7 +102,7 @@ def law_slices(plan: Plan, by: str) -> list[list[Point]]:
         raise ValueError(f"--by must be one of {', '.join(names)}, got {by!r}")
     ladders: dict[str, dict[float, list[Point]]] = {}
     for point in plan.points:
-        rest = {name: size for name, size in _sizes_of(point).items() if name != by}
+        rest = {name: size for name, size in {**point.facts.others, **_sizes_of(point)}.items() if name != by}
         key = json.dumps([setting_hash(values_of(point.config)), rest])
         ladders.setdefault(key, {}).setdefault(_sizes_of(point)[by], []).append(point)
     most = max(map(len, ladders.values()), default=0)
@@ -331,7 +331,9 @@ def _is_among(members: Sequence[Point], points: Sequence[Mapping[str, Any]]) -> 
 
 
 def _sizes_of(point: Point) -> dict[str, float]:
-    own = {name: value for name, value in point.facts.others.items() if isinstance(value, int | float)}
+    own = {
+        n: v for n, v in point.facts.others.items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
     return {**point.facts.sizes, **own}
 
 

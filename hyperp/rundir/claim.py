@@ -14,11 +14,15 @@ LOCK = ".lock"
 
 
 class Stopped(BaseException):
-    """The run was asked to stop and has saved `step` to resume from. Not an Exception: nothing has failed."""
+    """The run was asked to stop and has saved `step` to resume from. Not an Exception: nothing has failed.
 
-    def __init__(self, step: int):
+    `saved` tells one saved state from another: a run that stops again and again with the same one gets
+    nowhere.
+    """
+
+    def __init__(self, step: int, saved: int | None = None):
         super().__init__(f"stopped at step {step}, which is saved")
-        self.step = step
+        self.step, self.saved = step, step if saved is None else saved
 
 
 def completed_record(run_id: str, run_dir: Path) -> Record | None:

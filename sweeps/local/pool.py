@@ -23,7 +23,13 @@ from pydantic import Field, ValidationError
 from hyperp.sweeps.local.resources import core_shares, usable_cores
 from hyperp.sweeps.plan.plan import Plan, Point
 from hyperp.sweeps.plan.run_config import values_of
-from hyperp.sweeps.runs.run import execute_run, record_dead_run, redirect_output, remove_heartbeat
+from hyperp.sweeps.runs.run import (
+    execute_run,
+    forget_rank,
+    record_dead_run,
+    redirect_output,
+    remove_heartbeat,
+)
 from hyperp.sweeps.trainers import trainer_of
 from hyperp.validation import Strict, invalid_field
 
@@ -247,6 +253,7 @@ def run_worker(pipe: Connection, share: WorkerShare, prepare: Callable[[], None]
     if share.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
     threading.Thread(target=_follow_parent, daemon=True).start()
+    forget_rank()
     prepare()
     pipe.send(("ready",))
     while True:

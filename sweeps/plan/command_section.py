@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from hyperp.run_table import COVARIATES
+from hyperp.run_table import CONTEXT, COVARIATES, RESULTS
 from hyperp.sweeps.plan.placeholders import Value
 from hyperp.validation import Finite, Strict, positive_int
 
@@ -26,6 +26,8 @@ PLACES = (
 # Values that only `resume.arguments` may use: the newest match of `resume.when`, and the folder it is in.
 RESUME_PLACES = ("checkpoint", "checkpoint_folder")
 OTHER_COLUMNS = ("lr", "seed", "flops", "steps", "parameters")  # columns of every table, beside the sizes
+STANDARD_RESULTS = ("train_loss", "bits_per_byte", "tokens_per_second")  # beside the loss
+TAKEN = ("run_id", "status", "reason", "cause", "block", "base_lr", "version", "trainer", *CONTEXT, *RESULTS)
 DIVERGED = re.compile(r"loss is not finite(?:, or above (?P<above>\d+\.?\d*(?:e[+-]?\d+)?))?")
 
 
@@ -123,7 +125,7 @@ class Resume(Strict):
     """
 
     when: str
-    arguments: list[Argument] = Field(min_length=1)
+    arguments: list[Argument]
 
 
 class Stop(Strict):
@@ -197,6 +199,11 @@ class CommandSection(Strict):
                 if not name.isidentifier() or name in (*PLACES, *RESUME_PLACES):
                     others = ", ".join((*PLACES, *RESUME_PLACES))
                     raise ValueError(f"{section}.{name} must be a plain name other than {others}")
+        own = set(TAKEN) | set(COVARIATES) | set(OTHER_COLUMNS) | self.values.keys() | self.derive.keys()
+        for name in (self.values.keys() | self.derive.keys()) & set(TAKEN):
+            raise ValueError(f"values.{name} must not be a column that every table has, such as {name}")
+        for name in self.result.keys() & (own - {"loss", *STANDARD_RESULTS}):
+            raise ValueError(f"result.{name} must not be a column that the table has already, such as {name}")
         for name in self.values.keys() & self.derive.keys():
             raise ValueError(f"derive.{name} is in values too; a name may be in one of them")
         return self

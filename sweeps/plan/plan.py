@@ -27,6 +27,7 @@ from hyperp.terminal import one_line
 from hyperp.validation import invalid_field
 
 VALUES = "values."  # in a sweep of a command, short for trainer.values.
+VALUE_OVERRIDE = re.compile(r"[+~]*values\.")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def make_plan(overrides: str | Sequence[str], compose: Compose = compose) -> Pla
     Raises:
         ValueError: an override, a block or a run is wrong; one line that names the field and its value.
     """
-    overrides = full_overrides([overrides] if isinstance(overrides, str) else overrides)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     found: dict[str, Point] = {}
     roots: set[str] = set()
     launcher: dict[str, Any] | None = None
     for variant in expand_choices(overrides):
-        cfg = compose_with_hint(variant, compose)
+        cfg, variant = _compose_for_trainer(variant, compose)
         launcher = launcher or _section_values(cfg, "launcher")
         for point in _expand_variant(cfg, variant, compose):
             roots.add(point.config.runtime.root)
@@ -96,6 +97,16 @@ def make_plan(overrides: str | Sequence[str], compose: Compose = compose) -> Pla
             f"runtime.root must be the same for every run of a plan, got {', '.join(sorted(roots))}"
         )
     return Plan(tuple(overrides), Path(roots.pop()), launcher or {}, tuple(found.values()))
+
+
+def _compose_for_trainer(overrides: list[str], compose: Compose) -> tuple[DictConfig, list[str]]:
+    """The configuration, and the overrides with the keys of a command in full where one is the trainer."""
+    values = [one for one in overrides if VALUE_OVERRIDE.match(one)]
+    cfg = compose_with_hint([one for one in overrides if one not in values], compose)
+    if trainer_name(cfg) != "command":
+        return (compose_with_hint(overrides, compose) if values else cfg), overrides
+    full = full_overrides(overrides)
+    return compose_with_hint(full, compose), full
 
 
 def _section_values(cfg: DictConfig, section: str) -> dict[str, Any]:
@@ -146,8 +157,10 @@ def full_key(key: str, trainer: str) -> str:
 
 
 def full_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides with `full_key` in place of every key."""
-    return [re.sub(r"^([+~]*)(?=values\.)", r"\1trainer.", one) for one in overrides]
+    """Overrides of a command, with values.tokens, scale.tokens, base_lr and seed as keys of its values."""
+    short = re.compile(r"^([+~]*)(?:values\.|scale\.|(?=(?:base_lr|seed)=))")
+    full = [short.sub(r"\1trainer.values.", one) for one in overrides]
+    return [re.sub(r"^([+~]*trainer\.values\.)base_lr=", r"\1lr=", one) for one in full]
 
 
 def _note_commit(cfg: DictConfig) -> None:
@@ -164,9 +177,9 @@ def _rate_is_reference(cfg: DictConfig, name: str) -> bool:
 
 
 def _expand_block(name: str, block: Block, overrides: list[str], compose: Compose) -> Iterator[Point]:
-    overrides = [*overrides, *full_overrides(block.overrides)]
+    overrides = [*overrides, *block.overrides]
     try:
-        base = compose_with_hint(overrides, compose)
+        base, overrides = _compose_for_trainer(overrides, compose)
         OmegaConf.set_struct(base, False)
         base.pop("sweep")  # it may be long, and a run does not read it
         OmegaConf.set_struct(base, True)

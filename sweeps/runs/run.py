@@ -11,6 +11,8 @@ from hyperp.rundir.record import Record
 from hyperp.sweeps.trainers import trainer_of
 from hyperp.sweeps.trainers.protocol import Report
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 def execute_run(
     config: dict[str, Any],
@@ -18,8 +20,18 @@ def execute_run(
     report: Report | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Do a run, or what is left of it, with its trainer, and return its record as plain values."""
-    return asdict(trainer_of(config).execute(config, Path(run_dir), report, stop))
+    """Do a run, or what is left of it, with its trainer, and return its record as plain values.
+
+    A process of several that writes no record returns how its part ended.
+    """
+    ended = trainer_of(config).execute(config, Path(run_dir), report, stop)
+    return asdict(ended) if ended else {"status": "finished", "reason": None, "cause": None}
+
+
+def forget_rank() -> None:
+    """Remove the variables that would make this process one of several, as torchrun sets them."""
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def load_record(run_dir: Path) -> Record | None:

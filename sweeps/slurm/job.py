@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 from hyperp.files import HeldError, write_json
 from hyperp.rundir import allocation
 from hyperp.rundir.claim import Stopped
-from hyperp.sweeps.runs.run import execute_run, output_file_name, record_dead_run, redirect_output
+from hyperp.sweeps.runs.run import (
+    execute_run,
+    forget_rank,
+    output_file_name,
+    record_dead_run,
+    redirect_output,
+)
 from hyperp.sweeps.slurm import commands
 from hyperp.sweeps.trainers import trainer_of
 from hyperp.sweeps.trainers.protocol import Ranks
@@ -31,7 +37,6 @@ STOPS = "stops.json"
 MOST_STOPS = 5  # in a row at the same step
 WAIT_SECONDS = 60.0  # for rank 0 of a run to requeue the job, which ends this process
 HELD_SECONDS = 60.0  # to wait for another process that holds the run, before the job is requeued
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RunArguments = tuple[dict[str, Any], str]  # configuration and folder of a run
 
 
@@ -89,8 +94,7 @@ class Task:
 
 def export_rank(several: bool) -> None:
     """Set the variables that tell torch its rank, if Slurm started `several` processes for the run."""
-    for name in RANK_VARIABLES:  # Slurm hands on those of the shell that submitted the job
-        os.environ.pop(name, None)
+    forget_rank()  # Slurm hands on the variables of the shell that submitted the job
     if several:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -131,7 +135,7 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
         except Stopped as stopped:
             if not ranks.is_main:
                 return "waits"
-            if count_stops(Path(run_dir), stopped.step) <= MOST_STOPS:
+            if count_stops(Path(run_dir), stopped.saved) <= MOST_STOPS:
                 return "stopped"
             reason = f"stopped {MOST_STOPS} times in a row at step {stopped.step}: launcher.time is too short"
             return record_dead_run(config, run_dir, reason, cause="timed_out")["status"]
@@ -142,15 +146,15 @@ def _train_when_free(config: dict[str, Any], run_dir: str, stop: StopSignal, ran
             time.sleep(1)
 
 
-def count_stops(run_dir: Path, step: int) -> int:
-    """How many times in a row the run was stopped at `step`, including this time; updates stops.json."""
+def count_stops(run_dir: Path, saved: int) -> int:
+    """How many times in a row the run was stopped with the same `saved`, now included; updates stops.json."""
     path = run_dir / STOPS
     try:
         before = json.loads(path.read_text())
-        times = before["times"] + 1 if before["step"] == step else 1
+        times = before["times"] + 1 if before["step"] == saved else 1
     except (OSError, ValueError, KeyError, TypeError):
         times = 1
-    write_json(path, {"step": step, "times": times})
+    write_json(path, {"step": saved, "times": times})
     return times
 
 

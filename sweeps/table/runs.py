@@ -95,6 +95,8 @@ def collect(
     rows.sort(key=lambda values: [(values.get(name) is not None, values.get(name)) for name in ORDER])
     output.parent.mkdir(parents=True, exist_ok=True)
     schema = schema_of(rows)
+    texts = [column.name for column in schema if column.type == pa.string()]
+    rows = [{**row, **{n: str(row[n]) for n in texts if row.get(n) is not None}} for row in rows]
     with replacing(output, "wb") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
     with replacing(output.with_suffix(".csv")) as file:

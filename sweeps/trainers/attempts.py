@@ -16,7 +16,8 @@ FILE = "attempts.json"
 class Attempts:
     """How often a run was started, how often of these from a checkpoint, its seconds, and its last step.
 
-    `began` is when the attempt that has not ended began, in seconds of the epoch.
+    `began` is when the attempt that has not ended began, in seconds of the epoch. `output_from` is where in
+    the output the last attempt that began from nothing begins.
     """
 
     started: int = 0
@@ -24,6 +25,7 @@ class Attempts:
     seconds: float = 0.0
     step: int = 0
     began: float | None = None
+    output_from: int = 0
 
     @classmethod
     def load(cls, run_dir: Path) -> "Attempts":
@@ -32,10 +34,11 @@ class Attempts:
             return cls(**json.loads((run_dir / FILE).read_text()))
         return cls()
 
-    def begin(self, run_dir: Path, resuming: bool) -> "Attempts":
-        """Note one more start."""
+    def begin(self, run_dir: Path, resuming: bool, output_from: int = 0) -> "Attempts":
+        """Note one more start, whose output begins at `output_from`."""
         before = self._with_killed(run_dir)
         now = replace(before, started=self.started + 1, resumed=self.resumed + resuming, began=time.time())
+        now = now if resuming else replace(now, output_from=output_from)
         write_json(run_dir / FILE, asdict(now))
         return now
 

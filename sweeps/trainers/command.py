@@ -19,7 +19,7 @@ from hyperp.rundir import allocation, failure, heartbeat, record
 from hyperp.rundir.claim import LOCK, Stopped, claim_run, completed_record
 from hyperp.rundir.heartbeat import HeartbeatWriter
 from hyperp.rundir.record import Record
-from hyperp.sweeps.plan.command_run import CommandRun
+from hyperp.sweeps.plan.command_run import CommandRun, git_state
 from hyperp.sweeps.plan.placeholders import fill
 from hyperp.sweeps.plan.plan import Point
 from hyperp.sweeps.plan.run_config import facts_of, run_of, values_of
@@ -30,6 +30,7 @@ from hyperp.sweeps.trainers.output import OutputFollower
 from hyperp.sweeps.trainers.protocol import Ranks, Report
 
 TICK_SECONDS = 0.2
+CLAIM_SECONDS = heartbeat.SILENCE_SECONDS + 10  # after which rank 0 has claimed the run, or never will
 MENDABLE = ("killed", "out_of_memory")  # causes that another attempt may not meet
 
 
@@ -88,13 +89,14 @@ class CommandTrainer:
 
     def execute(
         self, values: Mapping[str, Any], run_dir: Path, report: Report | None, stop: Callable[[], bool]
-    ) -> Record:
+    ) -> Record | None:
         """Run the command; see `Trainer`."""
         run, ranks = run_of(values), environment_ranks()
         assert isinstance(run, CommandRun)
         run_dir = run_dir.resolve()  # the command has another working directory
         if not ranks.is_main:
-            return _execute_beside(run, run_dir, ranks, stop)
+            _execute_beside(run, run_dir, ranks, stop)
+            return None
         done = completed_record(run.run_id(), run_dir)
         if done is not None:
             return done
@@ -102,6 +104,8 @@ class CommandTrainer:
             claimed = claim_run(run.run_id(), values_of(run), run_dir, held)
             if isinstance(claimed, Record):
                 return claimed
+            if other_code := _other_code(run):
+                return self.record_failure(values, run_dir, other_code, None, "raised")
             ended, again = _attempt(run, run_dir, claimed, report, stop), run.trainer.retries
             while ended.cause in MENDABLE and again:
                 print(f"failed: {ended.reason}; trying again", file=sys.stderr, flush=True)
@@ -131,6 +135,14 @@ class CommandTrainer:
         return failed
 
 
+def _other_code(run: CommandRun) -> str | None:
+    """Why a run cannot be done: its code is at another commit than when it was planned; None if it is not."""
+    planned, now = run.trainer.commit, git_state(Path(run.folder))[0]
+    if planned is None or now == planned:
+        return None
+    return f"{run.folder} must be at commit {planned[:12]}, as planned, got {str(now)[:12]}: plan again"
+
+
 def make_places(run_dir: Path, run: CommandRun) -> dict[str, Any]:
     """The values of PLACES in this process."""
     env = os.environ
@@ -158,7 +170,8 @@ def _start(
     environment = os.environ | {"HYPERP_RUN_DIR": str(run_dir)} | run.environment(places)
     asked = run.trainer.stop
     command = run.arguments(places, checkpoint)
-    guarded = [sys.executable, "-I", guard.__file__, asked.signal, f"{asked.grace:g}", run.folder, *command]
+    guarding = [str(os.getpid()), asked.signal, f"{asked.grace:g}", run.folder]
+    guarded = [sys.executable, "-I", guard.__file__, *guarding, *command]
     sys.stdout.flush()
     sys.stderr.flush()
     pass_fds = [] if held is None else [held.fileno()]
@@ -186,8 +199,13 @@ def _attempt(
 ) -> Record:
     """Run the command once, and make the record of how it ended."""
     facts, checkpoint = facts_of(run), _newest_checkpoint(run, run_dir)
+    if checkpoint is None:
+        _set_results_aside(run, run_dir)
     output = OutputFollower(run_dir / "output.log", run.trainer.progress, facts.steps, facts.tokens)
-    attempts, began = Attempts.load(run_dir).begin(run_dir, checkpoint is not None), time.monotonic()
+    attempts, began = (
+        Attempts.load(run_dir).begin(run_dir, checkpoint is not None, output.position),
+        time.monotonic(),
+    )
     output.step = attempts.step if checkpoint else 0
 
     def progress() -> dict[str, Any]:
@@ -216,7 +234,7 @@ def _attempt(
     if elsewhere is not None:
         return make_record(run, attempts, {"status": "failed", **elsewhere})
     if warned:
-        return _record_of_stopped(run, attempts, output, process.returncode)
+        return _record_of_stopped(run, run_dir, attempts, output, process.returncode)
     if process.returncode == -signal.SIGTERM:  # by somebody who stops everything here, such as Slurm
         ended = {
             "status": "failed",
@@ -227,13 +245,29 @@ def _attempt(
     return record_of_exit(run, make_places(run_dir, run), attempts, output, process.returncode)
 
 
-def _record_of_stopped(run: CommandRun, attempts: Attempts, output: OutputFollower, code: int) -> Record:
-    """Raise Stopped for a command that ended as it was asked; one that had to be killed has failed."""
+def _set_results_aside(run: CommandRun, run_dir: Path) -> None:
+    """Rename results in the run's folder that an earlier attempt has left: this one begins from nothing."""
+    number = Attempts.load(run_dir).started
+    places = {**run.values, **make_places(run_dir, run)}
+    for source in run.trainer.result.values():
+        for found in map(Path, glob.glob(fill(source.place, places)) if source.place else []):  # noqa: PTH207
+            if run_dir in found.resolve().parents:
+                found.replace(found.with_name(f"{found.name}.{number}.old"))
+
+
+def _record_of_stopped(
+    run: CommandRun, run_dir: Path, attempts: Attempts, output: OutputFollower, code: int
+) -> Record:
+    """Raise Stopped for a command that ended as it was asked; one that had to be killed has failed.
+
+    What it has saved is known by the time of its newest checkpoint; without one, each stop is at the start.
+    """
     asked = run.trainer.stop
     if code == -signal.SIGKILL:
         reason = f"ignored {asked.signal} for {asked.grace:g} s and was killed"
         return make_record(run, attempts, {"status": "failed", "reason": reason, "cause": "timed_out"})
-    raise Stopped(output.step)
+    checkpoint = _newest_checkpoint(run, run_dir)
+    raise Stopped(output.step, saved=checkpoint.stat().st_mtime_ns if checkpoint else 0)
 
 
 def _first_failed_rank(run_dir: Path) -> dict[str, str] | None:
@@ -247,7 +281,7 @@ def _first_failed_rank(run_dir: Path) -> dict[str, str] | None:
 
 def _execute_beside(
     run: CommandRun, run_dir: Path, ranks: EnvironmentRanks, stop: Callable[[], bool]
-) -> Record:
+) -> None:
     """Run the command as one of several processes that is not the first; a failure is left for rank 0.
 
     Raises Stopped if it was asked to stop, and RuntimeError if the command failed.
@@ -270,8 +304,19 @@ def _execute_beside(
     if process.returncode:
         how = failed_exit(process.returncode, output)
         found = failure.Failure(ranks.rank, ranks.size, how["reason"], how["cause"], "", time.time())
-        with suppress(OSError):
-            write_json(run_dir / failure.ERROR_FILE.format(rank=ranks.rank), vars(found))
+        _leave_failure(run_dir, found)
         raise RuntimeError(how["reason"])
-    ended = {"status": "failed", "reason": "rank 0 writes the record", "cause": "rank_lost"}
-    return make_record(run, Attempts(), ended)
+
+
+def _leave_failure(run_dir: Path, found: failure.Failure) -> None:
+    """Write why this process failed, also once rank 0 has claimed the run, which clears older failures."""
+    path = run_dir / failure.ERROR_FILE.format(rank=found.rank)
+    deadline = time.monotonic() + CLAIM_SECONDS
+    while True:
+        claimed = (run_dir / heartbeat.FILE).exists() or time.monotonic() > deadline
+        with suppress(OSError):
+            if not path.exists():
+                write_json(path, vars(found))
+        if claimed:
+            return
+        time.sleep(TICK_SECONDS)

@@ -10,13 +10,12 @@ from hyperp import __version__
 from hyperp.rundir import allocation
 from hyperp.rundir.record import Record
 from hyperp.sweeps.plan.command_run import CommandRun
+from hyperp.sweeps.plan.command_section import STANDARD_RESULTS
 from hyperp.sweeps.plan.placeholders import fill
 from hyperp.sweeps.plan.run_config import facts_of, values_of
 from hyperp.sweeps.trainers.attempts import Attempts
 from hyperp.sweeps.trainers.output import OutputFollower
 from hyperp.sweeps.trainers.results import NoResultError, read_result
-
-STANDARD_RESULTS = ("train_loss", "bits_per_byte", "tokens_per_second")  # fields of a record beside the loss
 
 
 def record_of_exit(
@@ -24,22 +23,26 @@ def record_of_exit(
 ) -> Record:
     """The record of a command that ended by itself, with an exit code, or a signal as a negative number.
 
-    A loss that is there and not finite, or above the limit, has diverged, whatever the exit code.
+    A loss that is not finite has diverged whatever the exit code; one above the limit only if the command
+    ended well, since a log may begin with losses as high.
     """
     found: dict[str, float] = {}
     missing = None
     for name, source in run.trainer.result.items():
         try:
-            found[name] = read_result(source, fill(source.place, {**run.values, **places}), output.path)
+            place = fill(source.place, {**run.values, **places})
+            found[name] = read_result(source, place, output.path, attempts.output_from)
         except NoResultError as error:
             missing = missing or f"result.{name}: {error}"
     loss, limit = found.pop("loss", None), run.trainer.diverged.limit
     where = {"wandb_run_id": output.wandb} if output.wandb else {}
-    if loss is not None and not loss <= limit:  # NaN too
-        above = f", above {limit:g}" if math.isfinite(loss) else ""
-        return make_record(run, attempts, {"status": "diverged", "reason": f"loss {loss:g}{above}"}, where)
+    if loss is not None and code >= 0 and not math.isfinite(loss):
+        return make_record(run, attempts, {"status": "diverged", "reason": f"loss {loss:g}"}, where)
     if code:
         return make_record(run, attempts, {"status": "failed", **failed_exit(code, output)}, where)
+    if loss is not None and loss > limit:
+        reason = f"loss {loss:g}, above {limit:g}"
+        return make_record(run, attempts, {"status": "diverged", "reason": reason}, where)
     if missing is not None:
         reason = f"it ended with exit code 0, but {missing}"
         ended = {"status": "failed", "reason": reason, "cause": "no_result"}
@@ -49,12 +52,14 @@ def record_of_exit(
 
 def failed_exit(code: int, output: OutputFollower) -> dict[str, str]:
     """Reason and cause for an exit code, or a signal as a negative number."""
-    last = output.last_line()
+    last = output.last_words()
     said = f": {last}" if last else ""
     if code < 0:
         return {"reason": f"killed by signal {-code}{said}", "cause": "killed"}
-    memory = "out of memory" in last.lower() or "OutOfMemoryError" in last
-    return {"reason": f"exit code {code}{said}", "cause": "out_of_memory" if memory else "exited"}
+    return {
+        "reason": f"exit code {code}{said}",
+        "cause": "out_of_memory" if output.lacked_memory() else "exited",
+    }
 
 
 def make_record(

@@ -10,7 +10,12 @@ from hyperp.sweeps.plan.command_section import Progress
 # The line that wandb prints when a run begins: https://wandb.ai/ENTITY/PROJECT/runs/ID, or its local folder.
 WANDB_RUN = re.compile(r"wandb:.*?(?:/runs/|(?:offline-)?run-\d{8}_\d{6}-)(?P<id>[a-z0-9]{6,})")
 LONGEST = 4096  # bytes that are kept of a line without an end
-TAIL = 2000  # bytes at the end of the output that an error may quote
+TAIL = 2**16  # bytes at the end of the output in which to look for what went wrong
+LONGEST_QUOTE = 300  # characters
+# How Python's tracebacks end, also behind the prefix of a rank; and what torchrun raises about its workers.
+ERROR = re.compile(r"(?:\[\S+\]:?\s*)?(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
+NOT_THE_CAUSE = ("torch.distributed.elastic", "subprocess.CalledProcessError")
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory", re.IGNORECASE)
 
 
 class OutputFollower:
@@ -68,15 +73,23 @@ class OutputFollower:
         steps, seconds = self.step - self.first[0], time.monotonic() - self.first[1]
         return steps * self.tokens / self.steps / seconds if seconds > 0 else 0.0
 
-    def last_line(self) -> str:
-        """The last line that this attempt has printed that is not blank; empty without one."""
+    def last_words(self) -> str:
+        """The last line of this attempt that names an error, or else the last with words; may be empty."""
+        lines = [line.strip() for line in self._tail().split("\n") if re.search(r"\w", line)]
+        errors = [line for line in lines if ERROR.match(line) and not line.startswith(NOT_THE_CAUSE)]
+        return (errors or lines or [""])[-1][:LONGEST_QUOTE]
+
+    def lacked_memory(self) -> bool:
+        """Whether the end of this attempt's output says that memory was not enough."""
+        return bool(OUT_OF_MEMORY.search(self._tail()))
+
+    def _tail(self) -> str:
         try:
             with self.path.open("rb") as file:
                 file.seek(max(self.start_position, self.path.stat().st_size - TAIL))
-                lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+                return file.read().decode(errors="replace").replace("\r", "\n")
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _number(text: str | None) -> float | None:

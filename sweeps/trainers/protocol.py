@@ -46,8 +46,10 @@ class Trainer(Protocol):
 
     def execute(
         self, values: Mapping[str, Any], run_dir: Path, report: Report | None, stop: Callable[[], bool]
-    ) -> Record:
+    ) -> Record | None:
         """Do the run, or what is left of it, and return its record, which a failure leaves too.
+
+        Returns None in a process of several that has done its part and writes no record.
 
         Raises:
             HeldError: another process is doing the run.

@@ -25,19 +25,20 @@ class NoResultError(Exception):
     """The number is not there; the text says what was missing, and what was there instead."""
 
 
-def read_result(source: ResultSource, place: str, output: Path) -> float:
+def read_result(source: ResultSource, place: str, output: Path, output_from: int = 0) -> float:
     """The number that `source` describes; NaN if any of several is not finite and one must be chosen by size.
 
     Args:
         source: how to read it.
         place: `source.place` with its names filled in.
-        output: the file with what the command printed.
+        output: the file with what the command printed; other processes of the run have files beside it.
+        output_from: where in that file to begin.
 
     Raises:
         NoResultError: there is no such file, key or number.
     """
     if source.output is not None:
-        values = _from_output(source.output, output)
+        values = _from_output(source.output, output, output_from)
     elif source.tensorboard is not None:
         values = _from_tensorboard(Path(place), str(source.tag))
     elif source.wandb is not None:
@@ -117,14 +118,16 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _from_output(pattern: str, output: Path) -> list[float]:
-    text = output.read_text(errors="replace") if output.exists() else ""
-    found = [_number(match["value"]) for match in re.finditer(pattern, text, re.MULTILINE)]
-    values = [value for value in found if value is not None]
-    if not values:
-        last = text.strip().splitlines()[-1:] or ["nothing"]
-        raise NoResultError(f"nothing that it printed matches {pattern!r}; the last line is {last[0]!r}")
-    return values
+def _from_output(pattern: str, output: Path, output_from: int) -> list[float]:
+    """Matches in the output, or in that of another process of the run: Megatron's last one prints."""
+    text = output.read_bytes()[output_from:].decode(errors="replace") if output.exists() else ""
+    others = sorted(output.parent.glob(f"{output.stem}.*{output.suffix}"))
+    for printed in (text, *(path.read_text(errors="replace") for path in others)):
+        found = [_number(match["value"]) for match in re.finditer(pattern, printed, re.MULTILINE)]
+        if values := [value for value in found if value is not None]:
+            return values
+    last = text.strip().splitlines()[-1:] or ["nothing"]
+    raise NoResultError(f"nothing that it printed matches {pattern!r}; the last line is {last[0]!r}")
 
 
 def _from_tensorboard(folder: Path, tag: str) -> list[float]:

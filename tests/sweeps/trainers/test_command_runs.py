@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from hyperp.rundir import record
+from hyperp.rundir.claim import Stopped
 from hyperp.sweeps import collect, make_plan, run, status
 from hyperp.sweeps.plan.plan import Plan
 from hyperp.sweeps.plan.run_config import values_of
@@ -150,6 +151,162 @@ def test_a_run_that_was_killed_is_tried_again_as_often_as_retries_say(tmp_path):
     assert twice.reason == "killed by signal 9"
 
 
+def quick(tmp_path, program: str, **changes):
+    """The only point of an experiment whose command is this Python program."""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    fields = {
+        "command": [sys.executable, str(script), "{run_dir}", "{lr}"],
+        "values": {"lr": 0.1},
+        "derive": {},
+        "resume": None,
+        "progress": None,
+        "result": {"loss": {"output": r"loss (?P<value>\S+)"}},
+    }
+    (point,) = make_plan(write_experiment(tmp_path, **(fields | changes))).points
+    return point
+
+
+def execute(point, **options) -> dict:
+    """Do a run in this process, with what it prints in the run's log, as a worker does."""
+    point.run_dir.mkdir(parents=True, exist_ok=True)
+    log = os.open(point.run_dir / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    saved = os.dup(1), os.dup(2)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        return execute_run(values_of(point.config), str(point.run_dir), **options)
+    finally:
+        for number, kept in zip((1, 2), saved, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+        os.close(log)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (
+            "print('loss 11.9'); raise ValueError('no data')",
+            ("failed", "exited", "exit code 1: ValueError: no data"),
+        ),
+        (
+            "import os; print('loss 11.9', flush=True); os.kill(os.getpid(), 9)",
+            ("failed", "killed", "killed by signal 9: loss 11.9"),
+        ),
+        ("print('loss 11.9')", ("diverged", None, "loss 11.9, above 11")),
+        ("print('loss nan'); raise SystemExit(3)", ("diverged", None, "loss nan")),
+        ("print('loss 1'); raise MemoryError", ("failed", "out_of_memory", "exit code 1: MemoryError")),
+    ],
+)
+def test_a_crash_is_no_divergence(tmp_path, program, expected):
+    point = quick(tmp_path, program, diverged={"when": "loss is not finite, or above 11"})
+    ended = execute(point)
+    assert (ended["status"], ended["cause"], ended["reason"]) == expected
+
+
+@pytest.mark.parametrize(
+    "result", [{"output": r"loss (?P<value>\S+)"}, {"file": "{run_dir}/a.jsonl", "key": "loss"}]
+)
+def test_the_result_of_an_earlier_attempt_is_not_taken(tmp_path, result):
+    program = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[1])
+if not (out / "first").exists():
+    (out / "first").touch()
+    print("loss 7.5")
+    (out / "a.jsonl").write_text('{"loss": 7.5}')
+    sys.exit(3)
+"""
+    point = quick(tmp_path, program, result={"loss": result})
+    assert execute(point)["status"] == "failed"
+    ended = execute(point)
+    assert (ended["status"], ended["cause"]) == ("failed", "no_result")
+
+
+def test_a_run_is_not_done_with_other_code_than_was_planned(tmp_path):
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    point = quick(tmp_path, "print('loss 1')", cwd=str(tmp_path))
+    git("commit", "--allow-empty", "-m", "second")
+    ended = execute(point)
+    assert ended["status"] == "failed"
+    assert "must be at commit" in ended["reason"]
+
+
+def test_a_command_behind_a_shell_has_its_grace_to_save(tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1.5); pathlib.Path(sys.argv[1], 'saved').write_text('whole'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save); print('step 1', flush=True); time.sleep(600)\n"
+    )
+    shell = tmp_path / "run.sh"
+    shell.write_text(f"{sys.executable} {slow} $1\necho after\n")
+    point = quick(
+        tmp_path,
+        "",
+        command=["bash", str(shell), "{run_dir}", "{lr}"],
+        stop={"signal": "SIGTERM", "grace": 20},
+    )
+    log = point.run_dir / "output.log"
+    with pytest.raises(Stopped) as stopped:
+        execute(point, stop=lambda: log.exists() and "step 1" in log.read_text())
+    assert (point.run_dir / "saved").read_text() == "whole"
+    assert stopped.value.saved == 0  # no checkpoint is known, so that it cannot stop for ever
+
+
+def test_a_command_dies_with_its_guard(tmp_path):
+    program = "import os, sys, time; print('pid', os.getpid(), os.getppid(), flush=True); time.sleep(600)"
+    point = quick(tmp_path, program)
+    log = point.run_dir / "output.log"
+
+    def kill_guard() -> bool:
+        words = log.read_text().split() if log.exists() else []
+        if len(words) >= 3:
+            os.kill(int(words[2]), signal.SIGKILL)
+        return False
+
+    ended = execute(point, stop=kill_guard)
+    assert (ended["status"], ended["cause"]) == ("failed", "killed")
+    child = int(log.read_text().split()[1])
+    wait_for(
+        lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()
+    )
+
+
+def test_a_process_that_is_not_the_first_writes_no_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    point = quick(tmp_path, "print('loss 1')")
+    assert execute(point)["status"] == "finished"
+    assert not (point.run_dir / "record.json").exists()
+
+
+def test_values_of_several_types_and_further_results_are_columns(tmp_path):
+    program = "print('loss 1.5 gap 0.25')"
+    changes = {
+        "command": [sys.executable, "-c", program, "{lr}{window}"],
+        "values": {"lr": 0.1, "window": 128},
+        "derive": {},
+        "resume": None,
+        "result": {
+            "loss": {"output": r"loss (?P<value>\S+)"},
+            "gap": {"output": r"gap (?P<value>\S+)"},
+        },
+    }
+    plan = make_plan(write_experiment(tmp_path, {"a": {"grid": {"values.window": [128, "full"]}}}, **changes))
+    run(plan)
+    table = pd.read_parquet(collect(plan.root).table)
+    assert sorted(table["window"]) == ["128", "full"]
+    assert table["gap"].tolist() == [0.25, 0.25]
+
+
 @pytest.mark.parametrize(("above", "expected"), [("9", "finished"), ("2", "diverged")])
 def test_a_loss_above_the_limit_has_diverged(tmp_path, above, expected):
     changes = {
@@ -161,16 +318,7 @@ def test_a_loss_above_the_limit_has_diverged(tmp_path, above, expected):
         "diverged": {"when": f"loss is not finite, or above {above}"},
     }
     (point,) = make_plan(write_experiment(tmp_path, **changes)).points
-    point.run_dir.mkdir(parents=True)
-    log = os.open(point.run_dir / "output.log", os.O_WRONLY | os.O_CREAT)
-    saved = os.dup(1)
-    try:
-        os.dup2(log, 1)
-        ended = execute_run(values_of(point.config), str(point.run_dir))
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(log)
+    ended = execute(point)
     assert ended["status"] == expected
     assert ended["reason"] == (None if expected == "finished" else "loss 2.5, above 2")
 

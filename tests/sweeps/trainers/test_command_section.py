@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hyperp.sweeps.auto import law_slices
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
 from hyperp.sweeps.plan.run_config import run_of, values_of
@@ -42,6 +43,26 @@ def test_points_as_the_law_writes_them_set_values(tmp_path):
     words = ["values.tokens=2560", "values.width=16", "values.lr=0.25", "values.seed=1"]
     (same,) = make_plan([*write_experiment(tmp_path), *words]).points
     assert (made.lr, made.facts.sizes["width"], made.run_id) == (0.25, 16, same.run_id)
+
+
+def test_short_keys_on_the_command_line_mean_a_commands_values(tmp_path):
+    words = [*write_experiment(tmp_path), "seed=0,1", "base_lr=0.5", "scale.width=16", "values.tokens=2560"]
+    plan = make_plan(words)
+    assert [(p.facts.seed, p.lr, p.facts.sizes["width"], p.facts.tokens) for p in plan.points] == [
+        (0, 0.5, 16, 2560),
+        (1, 0.5, 16, 2560),
+    ]
+    blocks = {"a": {"overrides": ["seed=3", "scale.width=32"]}}
+    (point,) = make_plan(write_experiment(tmp_path, blocks)).points
+    assert (point.facts.seed, point.facts.sizes["width"]) == (3, 32)
+
+
+def test_slices_that_differ_in_a_text_are_different_slices(tmp_path):
+    values = section()["values"] | {"fault": "relu"}
+    grid = {"values.tokens": [1280, 2560, 5120], "values.fault": ["relu", "gelu"]}
+    plan = make_plan(write_experiment(tmp_path, {"a": {"grid": grid}}, values=values))
+    with pytest.raises(ValueError, match="one law over tokens, got 2 with 3 sizes each"):
+        law_slices(plan, "tokens")
 
 
 def test_values_reach_the_command_as_single_arguments_without_a_shell(tmp_path):
@@ -81,6 +102,8 @@ def test_values_reach_the_command_as_single_arguments_without_a_shell(tmp_path):
         ({"diverged": {"when": "loss > 3"}}, ("trainer.diverged.when", "'loss > 3'")),
         ({"context": {"optimizer": "sgd"}}, ("trainer.context.schedule must be given",)),
         ({"retries": -1}, ("trainer.retries", "got -1")),
+        ({"values": {**section()["values"], "block": 3}}, ("values.block must not be a column", "block")),
+        ({"result": {"loss": {"output": "(?P<value>.)"}, "lr": {"output": "(?P<value>.)"}}}, ("result.lr",)),
         ({"shell": True}, ("trainer.shell is not a known field",)),
     ],
 )  # fmt: skip
