@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -168,11 +168,23 @@ def recommend_rate(
         context=law.context,
         factors=_factors(law, scale),
         extrapolation=extrapolation,
-        warnings=[*outside, *_wide_intervals((low, high), also)],
+        warnings=[*outside, *_clear_bends(law, extrapolation), *_wide_intervals((low, high), also)],
         rate_factor=law.rate_factor,
         base_lr=None if law.rate_factor is None else lr / law.rate_factor,
         groups=group_rates(law, scale, lr),
     )
+
+
+def _clear_bends(law: Law, extrapolation: Sequence[Extrapolation]) -> list[str]:
+    """A warning for each bend that the data show, where the target is outside the range in its covariate."""
+    outside = {one.covariate for one in extrapolation if one.factor > 1}
+    return [
+        f"the optima bend in {bend.name}, {bend.data_value:+.3f} +- {bend.data_se:.3f} by the data alone "
+        f"where +- {bend.prior_sd:.2g} is expected, so the interval may be too narrow here: "
+        f"{argument('bend_sd', f'{abs(bend.data_value or 0.0):.2g}')} lets the law bend as far"
+        for bend in law.bends.values()
+        if bend.is_clear and outside & set(bend.covariates)
+    ]
 
 
 def refuse_wide_interval(law: Law, found: Recommendation) -> None:

@@ -21,7 +21,6 @@ from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.table.slices import Slice, varying_columns
 from hyperp.analysis.vocabulary import LN2
 
-CLEAR_BEND = 2.0  # standard errors from zero at which the data's own bend is told
 FREE_BEND_SD = 1.0  # of a bend that the data alone decide
 FAR = 4.0  # standard deviations from the law of the other slices at which a slice is named
 SUSPECT = 2.0  # standard deviations, with the slice's own part in the scatter, from which one is looked at
@@ -337,9 +336,7 @@ def _bend_warnings(
     """A warning for each bend that the data by themselves put away from zero, with what it would change."""
     lines = []
     for (i, j), bend in zip(found.terms.bends, record.bends.values(), strict=True):
-        if free is None or bend.data_value is None or bend.data_se is None:
-            continue
-        if abs(bend.data_value) < CLEAR_BEND * bend.data_se:
+        if free is None or not bend.is_clear:
             continue
         fix = request.fix if name == "lr" else {}
         logs = np.log([[float(one.covariates[n]) for n in found.by] for one in used])

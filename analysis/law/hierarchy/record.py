@@ -17,6 +17,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+CLEAR_BEND = 2.0  # standard errors from zero at which the data's own bend is told
+
+
 class BendRecord(Strict):
     """The coefficient of a quadratic term of the law, per natural log squared, with its interval.
 
@@ -32,6 +35,12 @@ class BendRecord(Strict):
     high: float
     data_value: float | None
     data_se: NotNegative | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the data by themselves put it away from zero."""
+        known = self.data_value is not None and self.data_se is not None
+        return known and abs(self.data_value or 0.0) >= CLEAR_BEND * (self.data_se or 0.0)
 
     @property
     def name(self) -> str:

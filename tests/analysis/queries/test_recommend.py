@@ -42,6 +42,18 @@ def test_the_rate_is_the_product_of_its_factors(law):
     assert tokens.published == ["-0.32 (10B to 166B tokens, 208M parameters, linear decay; arXiv 2603.28743)"]
 
 
+def test_a_bend_that_the_data_show_is_told_outside_the_range_alone(make_ladder):
+    runs = make_ladder(seed_shift=0.02, noise=0.001, tokens=tuple(2**k for k in range(15, 22)))
+    bent = runs.assign(lr=runs["lr"] * np.exp(0.12 * np.log(runs["tokens"] / 2**18) ** 2))
+    law = fit_law(_runs(bent), ["tokens"])
+    (bend,) = law.bends.values()
+    assert bend.is_clear
+    told = [line for line in recommend_rate(law, {"tokens": 2**24}).warnings if "bend in tokens^2" in line]
+    assert len(told) == 1
+    assert "bend-sd" in told[0] or "bend_sd" in told[0]
+    assert not any("bend" in line for line in recommend_rate(law, {"tokens": 2**20}).warnings)
+
+
 def _shares(law: Law, tokens: float) -> dict[str, float]:
     shares = recommend_rate(law, {"tokens": tokens}, extrapolate=True).shares
     assert shares is not None
