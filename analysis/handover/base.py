@@ -4,12 +4,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from hyperp.parametrization import MATRIX_ROLES, OTHER_ROLES
+from hyperp.analysis.vocabulary import trains_with_hyperp, unknown_options
+from hyperp.parametrization import MATRIX_ROLES, OTHER_ROLES, TABLES
 from hyperp.schedule import Schedule
+
+if TYPE_CHECKING:
+    from hyperp.parametrization import RuleName
 
 SPHERES = ("sso", "muonsphere", "muonh", "adamh")  # optimizers that keep every matrix at its norm
 INSIDE = ("vector", "router", "expert")  # groups that most trainers give the rate of hidden matrices
@@ -17,10 +21,11 @@ INSIDE = ("vector", "router", "expert")  # groups that most trainers give the ra
 
 @dataclass(frozen=True)
 class Sourced:
-    """A number, and where it comes from in one line."""
+    """A number, and where it comes from in one line; not `known` if a factor of it is not."""
 
     value: float
     source: str
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,14 +146,39 @@ class Handover:
         values = _options("optim", self.optimizer)
         return None if values is None else values["optim"]
 
+    @property
+    def of_hyperp_model(self) -> bool:
+        """Whether the law is of runs of hyperp-train, whose model has an unembedding of its own."""
+        return trains_with_hyperp(self.context) and not unknown_options(self.context)
+
+    def factor(self, option: str, role: str) -> float:
+        """What the parametrization multiplies an option (weight_decay, eps) by, for a role."""
+        return self.factors.get(option, {}).get(role, 1.0)
+
     def adam(self) -> tuple[Sourced, Sourced, Sourced] | None:
-        """Both betas and epsilon of AdamW, the defaults of hyperp-train; None for an optimizer it lacks."""
+        """Both betas and epsilon of AdamW for a trainer with one of each; None if hyperp-train has none.
+
+        They are the defaults of hyperp-train, with epsilon as it is for the hidden matrices, or for
+        embeddings where the hidden matrices do not follow AdamW.
+        """
         found = self.optimizer_options
         if found is None or "adamw" not in found["options"]:
             return None
         values = found["options"]["adamw"]
-        first, second, eps = (Sourced(value, self._default) for value in (*values["betas"], values["eps"]))
-        return first, second, eps
+        numbers = (*values["betas"], values["eps"])
+        first, second, eps = (Sourced(value, self._default) for value in numbers)
+        role = "hidden" if found["algorithms"]["hidden"] == "adamw" else "embedding"
+        return first, second, self._for_role(eps, "eps", role)
+
+    def base_epsilon(self) -> float:
+        """AdamW's epsilon before the factor of a group; for optimizers of hyperp-train."""
+        assert self.optimizer_options is not None
+        return self.optimizer_options["options"]["adamw"]["eps"]
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The quantities whose values the law or the target has."""
+        return frozenset((*self.sizes, *self.tuned))
 
     def clip(self) -> Sourced | None:
         """The largest norm of the gradient, the default of hyperp-train; None for an optimizer it lacks."""
@@ -156,7 +186,12 @@ class Handover:
         return None if found is None else Sourced(found["clip"], self._default)
 
     def weight_decay(self) -> Sourced | None:
-        """The weight decay of the hidden matrices."""
+        """The weight decay of the hidden matrices, after the factor of the parametrization."""
+        base = self.base_weight_decay()
+        return None if base is None else self._for_role(base, "weight_decay", "hidden")
+
+    def base_weight_decay(self) -> Sourced | None:
+        """The weight decay that the parametrization multiplies by a factor of each group."""
         if "weight_decay" in self.tuned:
             return self.tuned["weight_decay"]
         if "weight_decay" in self.sizes:
@@ -165,6 +200,25 @@ class Handover:
             return Sourced(0.0, f"{self.optimizer} keeps every matrix at its norm, so a decay does nothing")
         options = (self.optimizer_options or {"options": {}})["options"].get(self.optimizer, {})
         return Sourced(options["weight_decay"], self._default) if "weight_decay" in options else None
+
+    def factor_known(self, option: str) -> bool:
+        """Whether `factor` says what the parametrization multiplies this option by."""
+        table = TABLES.get(cast("RuleName", self.context.get("parametrization", "")), {})
+        prefix = {"weight_decay": "weight_decay_", "eps": "epsilon_"}[option]
+        scaled = any(name.startswith(prefix) and exponent for name, exponent in table.items())
+        return option in self.factors or self.unknown_rates is None or not scaled
+
+    def _for_role(self, base: Sourced, option: str, role: str) -> Sourced:
+        rule = f"the factor of parametrization={self.context.get('parametrization', '')}"
+        if base.value and not self.factor_known(option):
+            return Sourced(
+                base.value, f"{base.source}; still without {rule}, which is not known", known=False
+            )
+        factor = self.factor(option, role)
+        if factor == 1.0 or base.value == 0:
+            return base
+        group = "hidden matrices" if role == "hidden" else f"{role}s"
+        return Sourced(base.value * factor, f"{base.source}; times {factor:.6g}, {rule} for {group}")
 
     @property
     def _default(self) -> str:
@@ -209,7 +263,8 @@ class Handover:
         for option, factors in self.factors.items():
             parts = ", ".join(f"{role} {factor:.6g}" for role, factor in factors.items())
             name = self.context.get("parametrization", "")
-            lines.append(f"{option}: parametrization {name} multiplies it, by group: {parts}")
+            line = f"{option}: parametrization {name} multiplies it, by group: {parts}"
+            lines.append(f"{line}; one value for all groups is that of the group which its comment names")
         rest = {**self.sizes, **{name: one.value for name, one in self.tuned.items()}}
         usual = ("width", "depth", "tokens", "batch_tokens", "weight_decay", "granularity", "sparsity")
         lines += [

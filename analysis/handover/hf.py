@@ -5,7 +5,8 @@ TrainingArguments has one rate and no optimizer of hyperp; a model of any kind c
 the rates of groups differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hyperp.analysis.handover.base import Handover, Setting, Translation
 from hyperp.analysis.handover.facts import trainer_facts
@@ -26,7 +27,13 @@ def translate(handover: Handover) -> Translation:
     for name in ("width", "depth"):
         if name in handover.sizes:
             untranslated.append(f"{name} {handover.sizes[name]}: part of the model's configuration")
-    differing = len({one.value for one in handover.rates.values()}) > 1
+    if handover.of_hyperp_model:
+        untranslated.append(
+            "embeddings and unembedding: two matrices in the model of the fitted runs, so set "
+            "tie_word_embeddings to false in the model's configuration"
+        )
+    groups = ({role: one.value for role, one in handover.rates.items()}, *handover.factors.values())
+    differing = any(len(set(values.values())) > 1 for values in groups)
     lines = (*untranslated, *handover.leftovers())
     if handover.optimizer in CLASSES and (not known or differing):
         lines = (*lines, *optimizer_code(handover))
@@ -34,16 +41,56 @@ def translate(handover: Handover) -> Translation:
 
 
 def optimizer_code(handover: Handover) -> list[str]:
-    """Python that builds the law's optimizer for a model, with a rate for each group."""
+    """Python that builds the law's optimizer for a model, with rate, decay and epsilon for each group."""
     name = CLASSES[handover.optimizer]
-    rates = ", ".join(f'"{role}": {one.value:.6g}' for role, one in handover.rates.items())
-    return [
-        "the optimizer and the rates of its groups, which TrainingArguments lacks, in Python:",
+    arguments = [f"lr={_by_role({role: one.value for role, one in handover.rates.items()})}"]
+    options = adam_options(handover)
+    arguments += [f"{key}={value}" for key, value in options.pop(handover.optimizer, {}).items()]
+    arguments += [f"options={options}"] if options else []
+    lines = [
+        "the optimizer and the rates of its groups, which TrainingArguments lacks, in Python; an optimizer "
+        "that is handed over has its own rate, weight decay, betas and epsilon, not those of the arguments:",
         f"  from hyperp.optim import {name}",
-        f"  optimizer = {name}(model, lr={{{rates}}}, unembedding=[model.lm_head])",
+        f"  optimizer = {name}(",
+        "      model,",
+        *(f"      {one}," for one in arguments),
+        "      unembedding=[model.lm_head],",
+        "  )",
+    ]
+    if handover.factors:
+        lines.append("  for group in optimizer.param_groups:  # the factors of the parametrization")
+        for option, factors in handover.factors.items():
+            lines.append(f'      if "{option}" in group:')
+            lines.append(f'          group["{option}"] *= {_by_role(factors)}[group["role"]]')
+    return [
+        *lines,
         "  optimizer.project_()  # moves matrices to their spheres, where the optimizer has some",
         "  trainer = Trainer(model, arguments, optimizers=(optimizer, None), ...)",
     ]
+
+
+def adam_options(handover: Handover) -> dict[str, dict[str, Any]]:
+    """Betas, epsilon and weight decay of each algorithm of the law's optimizer, before factors of groups.
+
+    A known weight decay is that of the optimizer's own matrices, or of AdamW beside it where these have none.
+    """
+    assert handover.optimizer_options is not None
+    named = ("betas", "eps", "weight_decay")
+    found = {
+        algorithm: {
+            key: tuple(value) if key == "betas" else value for key, value in of.items() if key in named
+        }
+        for algorithm, of in handover.optimizer_options["options"].items()
+    }
+    decay = handover.base_weight_decay()
+    decaying = handover.optimizer if "weight_decay" in found[handover.optimizer] else "adamw"
+    if decay is not None and (decaying == handover.optimizer or "weight_decay" in handover.given):
+        found[decaying]["weight_decay"] = decay.value
+    return {algorithm: options for algorithm, options in found.items() if options}
+
+
+def _by_role(values: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f'"{role}": {value:.6g}' for role, value in values.items()) + "}"
 
 
 def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iterator[Setting]:
@@ -61,12 +108,12 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
     if decay is None:
         untranslated.append("weight decay: the law does not hold it; the default of TrainingArguments is 0")
     else:
-        yield Setting("weight_decay", decay.value, decay.source, known)
+        yield Setting("weight_decay", decay.value, decay.source, known and decay.known)
     if adam is None or clip is None:
         untranslated.append("betas, epsilon and clipping: the law does not hold them")
         return
     for name, one in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), adam, strict=True):
-        yield Setting(name, one.value, one.source, known)
+        yield Setting(name, one.value, one.source, known and one.known)
     yield Setting("max_grad_norm", clip.value, clip.source)
 
 

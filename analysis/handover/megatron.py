@@ -18,8 +18,9 @@ def translate(handover: Handover) -> Translation:
     untranslated = handover.missing_optimizer(FACTS.title, FACTS.optimizers)
     untranslated += [f"{line}: no rate of its own" for line in handover.other_rates(*INSIDE)]
     known = handover.optimizer in FACTS.optimizers
-    settings = [*_sizes(handover, untranslated), *_rates(handover, known, untranslated)]
-    settings += [*_schedule(handover, untranslated), *_optimizer(handover, known, untranslated)]
+    settings = [*_sizes(handover, untranslated), *_embeddings(handover, untranslated)]
+    settings += [*_rates(handover, known, untranslated), *_schedule(handover, untranslated)]
+    settings += [*_optimizer(handover, known, untranslated)]
     return Translation(tuple(settings), (*untranslated, *handover.leftovers()))
 
 
@@ -40,6 +41,18 @@ def _sizes(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         )
     if handover.steps is not None:
         yield Setting("--train-iters", int(handover.steps.value), handover.steps.source)
+
+
+def _embeddings(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
+    """Megatron ties embeddings and unembedding unless told otherwise."""
+    if handover.of_hyperp_model:
+        source = "the model of the fitted runs has an unembedding of its own"
+        yield Setting("--untie-embeddings-and-output-weights", True, source)
+    else:
+        untranslated.append(
+            "embeddings and unembedding: the law does not say whether they are one matrix; in Megatron they "
+            "are, unless --untie-embeddings-and-output-weights is set"
+        )
 
 
 def _rates(handover: Handover, known: bool, untranslated: list[str]) -> Iterator[Setting]:
@@ -81,7 +94,7 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
     if decay is None:
         untranslated.append("weight decay: the law does not hold it; Megatron's default is 0.01")
     else:
-        yield Setting("--weight-decay", decay.value, decay.source)
+        yield Setting("--weight-decay", decay.value, decay.source, decay.known)
     if known and handover.optimizer == "muon":
         yield from _muon(handover)
     adam, clip = handover.adam(), handover.clip()
@@ -89,7 +102,7 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
         untranslated.append("betas, epsilon and clipping: the law does not hold them")
         return
     for name, one in zip(("--adam-beta1", "--adam-beta2", "--adam-eps"), adam, strict=True):
-        yield Setting(name, one.value, one.source)
+        yield Setting(name, one.value, one.source, one.known)
     yield Setting("--clip-grad", clip.value, clip.source)
 
 

@@ -37,21 +37,29 @@ def translate(handover: Handover) -> Translation:
 
 def parameter_groups(handover: Handover, known: bool) -> list[str]:
     """The same for torchtitan 0.3: one group a rate, as Python; empty for an optimizer that it lacks."""
-    adam, decay = handover.adam(), handover.weight_decay()
-    if not known or adam is None or decay is None:
+    adam, decay = handover.adam(), handover.base_weight_decay()
+    factors_known = all(handover.factor_known(option) for option in ("weight_decay", "eps"))
+    if not known or adam is None or decay is None or not factors_known:
         return []
-    first, second, eps = (one.value for one in adam)
+    first, second, eps = adam[0].value, adam[1].value, handover.base_epsilon()
     lines = ["torchtitan 0.3 is configured in Python; the same there, for parameters named as in its Llama:"]
     lines += ["  optimizer=OptimizersContainer.Config(param_groups=["]
     for role, pattern in PATTERNS.items():
         if role in handover.rates:
-            values = {"lr": float(f"{handover.rates[role].value:.6g}"), "betas": (first, second)}
-            values |= {"eps": eps, "weight_decay": decay.value}
+            values = {"lr": _rounded(handover.rates[role].value), "betas": (first, second)}
+            values |= {
+                "eps": _rounded(eps * handover.factor("eps", role)),
+                "weight_decay": _rounded(decay.value * handover.factor("weight_decay", role)),
+            }
             lines += [
                 f'    ParamGroupConfig(pattern=r"{pattern}", optimizer_name="AdamW",',
                 f"      optimizer_kwargs={values}),",
             ]
     return [*lines, "  ])"]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iterator[Setting]:
@@ -64,12 +72,12 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
     if decay is None:
         untranslated.append("weight decay: the law does not hold it; torchtitan's default is 0.1")
     else:
-        yield Setting("optimizer.weight_decay", decay.value, decay.source, known)
+        yield Setting("optimizer.weight_decay", decay.value, decay.source, known and decay.known)
     if adam is None:
         untranslated.append("betas and epsilon: the law does not hold them")
         return
     for name, one in zip(("beta1", "beta2", "eps"), adam, strict=True):
-        yield Setting(f"optimizer.{name}", one.value, one.source, known)
+        yield Setting(f"optimizer.{name}", one.value, one.source, known and one.known)
 
 
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:

@@ -18,29 +18,19 @@ from pydantic import ValidationError
 
 from hyperp.analysis.registry.own_map import flatten, read_own
 from hyperp.analysis.registry.run_config import Reading, RunConfig, present
+from hyperp.analysis.registry.schedules import (
+    hf_floor,
+    hf_schedule,
+    megatron_schedule,
+    nanochat_schedule,
+    torchtitan_schedule,
+)
 from hyperp.analysis.registry.target import Target, require_known
 from hyperp.validation import invalid_field
 
 Reader = Callable[[Reading, Target], RunConfig]
 NANOCHAT_BATCH = 2**19  # tokens a step at which nanochat's rates are meant
 NANOCHAT_WIDTH = 768  # likewise the width, for what AdamW trains
-MEGATRON_SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant",
-    "wsd": "wsd",
-    "inverse-square-root": "inverse-square-root",
-}
-HF_SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "cosine_with_min_lr": "cosine",
-    "cosine_warmup_with_min_lr": "cosine",
-    "constant": "constant",
-    "constant_with_warmup": "constant",
-    "warmup_stable_decay": "wsd",
-    "inverse_sqrt": "inverse-square-root",
-}
 HF_ADAMW = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -92,7 +82,7 @@ def read_nanochat(found: Reading, given: Target) -> RunConfig:
         steps=steps,
         optimizer="muon",
         embedding_optimizer="adamw",
-        schedule="wsd",
+        schedule=nanochat_schedule(found, steps),
         rates=rates,
         weight_decay={"hidden": found.number("weight-decay", default=0.28) or 0.0},
         warmup_steps=found.number("warmup-steps", default=40),
@@ -112,7 +102,6 @@ def read_torchtitan(found: Reading, given: Target) -> RunConfig:
         found.missing("width and depth", "they follow from the flavor in the code; give --width and --depth")
     batch = sequences * sequence if sequences and sequence else given.batch_tokens
     rate = found.positive("optimizer.lr", default=8e-4)
-    decay_type = found.word("lr_scheduler.decay_type", {"linear": "linear", "cosine": "cosine"}, "linear")
     optimizer = found.word("optimizer.name", {"adam": "adamw", "adamw": "adamw"}, "AdamW")
     return RunConfig(
         trainer="torchtitan",
@@ -122,7 +111,7 @@ def read_torchtitan(found: Reading, given: Target) -> RunConfig:
         steps=steps,
         optimizer=optimizer,
         embedding_optimizer=optimizer,
-        schedule="wsd" if found.number("lr_scheduler.decay_ratio") is not None else decay_type,
+        schedule=torchtitan_schedule(found, steps),
         rates=present(hidden=rate, embedding=rate, unembedding=rate),
         weight_decay=present(hidden=found.number("optimizer.weight_decay", default=0.1)),
         warmup_steps=found.number("lr_scheduler.warmup_steps", default=200),
@@ -149,6 +138,7 @@ def read_megatron(found: Reading, given: Target) -> RunConfig:
     decay = found.positive("lr-decay-iters") or _per_batch(found.positive("lr-decay-samples"), sequences)
     muons = dict.fromkeys(("muon", "dist_muon", "adaptive_muon"), "muon")
     optimizer = found.word("optimizer", {"adam": "adamw", **muons}, "adam")
+    warmup = _megatron_warmup(found, sequences, decay or steps)
     mup = found.flag("use-mup")
     width, base = found.positive("hidden-size"), found.positive("mup-base-hidden-size")
     tied = not found.flag("untie-embeddings-and-output-weights")
@@ -165,13 +155,13 @@ def read_megatron(found: Reading, given: Target) -> RunConfig:
         steps=steps,
         optimizer=optimizer,
         embedding_optimizer="adamw" if optimizer else None,
-        schedule=found.word("lr-decay-style", MEGATRON_SCHEDULES, "linear"),
+        schedule=megatron_schedule(found, decay or steps, warmup),
         parametrization="mup" if mup else None,
         base_width=base if mup else None,
         rates=_megatron_groups(found, "lr", by_width, tied),
         floors=_megatron_groups(found, "min-lr", by_width, tied),
         weight_decay=present(hidden=found.number("weight-decay")),
-        warmup_steps=_megatron_warmup(found, sequences, decay or steps),
+        warmup_steps=warmup,
         decay_steps=decay,
         tied_embeddings=tied,
         unread=found.unread,
@@ -217,7 +207,7 @@ def read_hf(found: Reading, given: Target) -> RunConfig:
     optimizer = found.word("optim", dict.fromkeys(HF_ADAMW, "adamw"), "adamw_torch")
     known_steps = steps or (given.tokens / batch if given.tokens and batch else None)
     tied = found.values.get("tie_word_embeddings")
-    floor = found.number("lr_scheduler_kwargs.min_lr")
+    warmup, floor = _hf_warmup(found, known_steps), hf_floor(found, rate)
     return RunConfig(
         trainer="hf",
         target=Target(
@@ -230,11 +220,11 @@ def read_hf(found: Reading, given: Target) -> RunConfig:
         steps=steps,
         optimizer=optimizer,
         embedding_optimizer=optimizer,
-        schedule=found.word("lr_scheduler_type", HF_SCHEDULES, "linear"),
+        schedule=hf_schedule(found, known_steps, warmup),
         rates=present(hidden=rate, embedding=rate, unembedding=rate),
         floors=present(hidden=floor, embedding=floor, unembedding=floor),
         weight_decay=present(hidden=found.number("weight_decay", default=0.0)),
-        warmup_steps=_hf_warmup(found, known_steps),
+        warmup_steps=warmup,
         tied_embeddings=tied if isinstance(tied, bool) else None,
         unread=found.unread,
     )

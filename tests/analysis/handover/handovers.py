@@ -1,5 +1,6 @@
 """Recommendations for the tests of what is handed to trainers."""
 
+import textwrap
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,12 @@ def untranslated(trainer: str, handover: Handover) -> str:
 def python_lines(trainer: str, handover: Handover) -> list[str]:
     """The lines of Python among what a trainer has no setting for."""
     return [line.strip() for line in TRANSLATORS[trainer](handover).untranslated if line.startswith("  ")]
+
+
+def python_code(trainer: str, handover: Handover) -> list[str]:
+    """The same lines with their indentation, as a file would have them."""
+    lines = [line for line in TRANSLATORS[trainer](handover).untranslated if line.startswith("  ")]
+    return textwrap.dedent("\n".join(lines)).splitlines()
 
 
 def assert_read(got: Any, value: Any, name: str) -> None:

@@ -21,6 +21,7 @@ from tests.analysis.handover.handovers import (
     active,
     assert_read,
     context,
+    python_code,
     python_lines,
 )
 
@@ -62,7 +63,7 @@ def test_a_trainer_of_transformers_trains_a_llama_at_the_rates_and_on_the_schedu
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(vocab_size=64, tie_word_embeddings=False, **shape)
     )
-    lines = python_lines("hf", handover)
+    lines = python_code("hf", handover)
     names: dict[str, Any] = {"model": model}
     exec("\n".join(lines[:-1]), names)
     path = tmp_path / "arguments.yaml"

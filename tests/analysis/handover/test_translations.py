@@ -29,6 +29,7 @@ from tests.analysis.handover.handovers import (
     active,
     assert_read,
     context,
+    python_code,
     python_lines,
     untranslated,
 )
@@ -211,12 +212,95 @@ class Tiny(nn.Module):
 
 @pytest.mark.parametrize("handover", [MUONH, ADAMW, replace(MUON, context=context("sso"))])
 def test_the_python_for_transformers_builds_the_optimizer_with_a_rate_for_each_group(handover):
-    lines = python_lines("hf", handover)
+    lines = python_code("hf", handover)
     assert lines[-1].startswith("trainer = Trainer(")
     names: dict[str, Any] = {"model": Tiny()}
     exec("\n".join(lines[:-1]), names)
     groups = {group["role"]: group["lr"] for group in names["optimizer"].param_groups}
     assert groups == {role: one.value for role, one in handover.rates.items()}
+
+
+FACTORS = {
+    "weight_decay": {"hidden": 4.0, "embedding": 1.0, "unembedding": 1.0, "vector": 1.0},
+    "eps": {"hidden": 0.125, "embedding": 0.25, "unembedding": 0.25, "vector": 0.125},
+}
+TUNED = {"weight_decay": Sourced(0.1, "tuned")}
+OPTIMIZERS = ("adamw", "muon", "muonh", "adamh", "sso", "muonsphere")
+
+
+@pytest.mark.parametrize("tuned", [{}, TUNED])
+@pytest.mark.parametrize("factors", [{}, FACTORS])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_python_for_transformers_has_the_options_of_the_fitted_runs(optimizer, factors, tuned):
+    """Those of conf/optim, with the weight decay that was tuned, times the factors of each group."""
+    handover = replace(ADAMW, context=context(optimizer, "completep"), factors=factors, tuned=tuned)
+    names: dict[str, Any] = {"model": Tiny()}
+    exec("\n".join(python_code("hf", handover)[:-1]), names)
+    known = handover.optimizer_options
+    assert known is not None
+    decaying = optimizer if "weight_decay" in known["options"][optimizer] else "adamw"
+    for group in names["optimizer"].param_groups:
+        algorithm, role = known["algorithms"][group["role"]], group["role"]
+        expected = dict(known["options"][algorithm])
+        if tuned and algorithm == decaying:
+            expected["weight_decay"] = 0.1
+        for option in expected.keys() & factors.keys():
+            expected[option] *= factors[option][role]
+        for option, value in expected.items():
+            got = list(group[option]) if option == "betas" else group[option]
+            assert got == (pytest.approx(value) if isinstance(value, float) else value), (role, option)
+
+
+def test_python_is_written_where_only_decay_or_epsilon_differ_between_groups():
+    same = replace(ADAMW, rates=dict.fromkeys(ADAMW.rates, HIDDEN))
+    assert not python_lines("hf", same)
+    assert python_lines("hf", replace(same, factors=FACTORS))
+
+
+def test_one_value_for_all_groups_is_that_of_the_hidden_matrices():
+    handover = replace(ADAMW, context=context("adamw", "completep"), factors=FACTORS, tuned=TUNED)
+    names = {"megatron": "--weight-decay", "torchtitan": "optimizer.weight_decay", "hf": "weight_decay"}
+    epsilons = {"megatron": "--adam-eps", "torchtitan": "optimizer.eps", "hf": "adam_epsilon"}
+    for trainer, name in names.items():
+        found = settings(trainer, handover)
+        assert found[name].value == pytest.approx(0.4)
+        assert found[name].comment == (
+            "tuned; times 4, the factor of parametrization=completep for hidden matrices"
+        )
+        assert found[epsilons[trainer]].value == pytest.approx(0.125e-8)
+    assert "weight decay 0.4 (tuned; times 4" in untranslated(
+        "nanochat", replace(handover, context=context("muon", "completep"))
+    )
+
+
+def test_a_factor_that_is_not_known_leaves_no_decay_to_train_with():
+    unknown = replace(
+        ADAMW,
+        context=context("adamw", "completep"),
+        rates={"hidden": HIDDEN},
+        unknown_rates="rates of embedding: not known",
+        tuned=TUNED,
+    )
+    for trainer, name in (("megatron", "--weight-decay"), ("torchtitan", "optimizer.weight_decay")):
+        assert name not in active(trainer, unknown)
+        assert "which is not known" in settings(trainer, unknown)[name].comment
+    assert not {"weight_decay", "adam_epsilon"} & active("hf", unknown).keys()
+    assert not python_lines("torchtitan", unknown)
+    raw = replace(unknown, context=context("adamw", "raw"))
+    assert active("hf", raw)["weight_decay"] == 0.1
+
+
+def test_groups_of_torchtitan_have_a_decay_and_an_epsilon_each():
+    made: list[dict[str, Any]] = []
+
+    class Container:
+        Config = staticmethod(lambda param_groups: made.extend(param_groups))
+
+    handover = replace(ADAMW, factors=FACTORS, tuned=TUNED)
+    code = "".join(python_lines("torchtitan", handover)).removeprefix("optimizer=")
+    eval(code, {"OptimizersContainer": Container, "ParamGroupConfig": dict})
+    found = [(one["optimizer_kwargs"]["weight_decay"], one["optimizer_kwargs"]["eps"]) for one in made]
+    assert found == [(0.1, 2.5e-9), (0.1, 2.5e-9), (0.1, 1.25e-9), (0.4, 1.25e-9)]
 
 
 def test_torchtitan_of_three_tenths_gets_a_group_for_each_rate():

@@ -172,6 +172,45 @@ def test_a_file_that_transformers_wrote(tmp_path):
     assert (config.rates["hidden"], config.warmup_steps, config.target.tokens) == (3e-4, 50, 1e9)
 
 
+STABLE = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 100, "warmup_steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "values", "schedule"),
+    [
+        ("hf", STABLE | {"lr_scheduler_kwargs": {"num_decay_steps": 90}}, "cosine"),
+        ("hf", STABLE | {"lr_scheduler_kwargs": {"num_decay_steps": 90, "decay_type": "linear"}}, "linear"),
+        ("hf", STABLE | {"lr_scheduler_kwargs": {"num_decay_steps": 89}}, "wsd"),
+        ("hf", STABLE | {"lr_scheduler_kwargs": {"num_decay_steps": 90, "decay_type": "1-sqrt"}}, None),
+        ("nanochat", {"num-iterations": 100, "warmup-steps": 0, "warmdown-ratio": 1.0}, "linear"),
+        ("nanochat", {"num-iterations": 100, "warmup-steps": 40, "warmdown-ratio": 0.6}, "linear"),
+        ("nanochat", {"num-iterations": 100, "warmup-steps": 39, "warmdown-ratio": 0.6}, "wsd"),
+        ("nanochat", {"warmdown-ratio": 0.0}, "constant"),
+        ("nanochat", {"warmdown-ratio": 1.0}, "linear"),
+        ("nanochat", {}, "wsd"),
+        ("torchtitan", {"warmup_steps": 20, "decay_ratio": 0.8, "decay_type": "cosine"}, "cosine"),
+        ("torchtitan", {"warmup_steps": 20, "decay_ratio": 0.7, "decay_type": "sqrt"}, "wsd"),
+        ("torchtitan", {"decay_ratio": 0.0}, "constant"),
+        ("megatron", {"lr-decay-style": "WSD", "lr-wsd-decay-iters": 10}, "wsd"),
+        ("megatron", {"lr-decay-style": "WSD"}, "wsd"),
+        (
+            "megatron",
+            {"lr-decay-style": "WSD", "lr-wsd-decay-iters": 100, "lr-wsd-decay-style": "linear"},
+            "linear",
+        ),
+    ],
+)
+def test_a_schedule_without_a_stable_part_has_the_shape_of_its_decay(tmp_path, trainer, values, schedule):
+    if trainer == "torchtitan":
+        values = {"training": {"steps": 100}, "lr_scheduler": values}
+    if trainer == "megatron":
+        values = {"train-iters": 100} | values
+    path = write(tmp_path, "run.json", json.dumps(values))
+    config = read_configuration(path, trainer=trainer, given=Target(batch_tokens=1e6))
+    assert config.schedule == schedule
+    assert any("1-sqrt" in line for line in config.unread) == (schedule is None)
+
+
 def test_an_optimizer_that_is_not_known_is_noted_and_not_guessed(tmp_path):
     path = write(tmp_path, "args.json", json.dumps(HF | {"optim": "adafactor"}))
     config = read_configuration(path)
