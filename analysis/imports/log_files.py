@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.analysis.imports.configurations import configuration_beside, read_configuration
+from hyperp.analysis.imports.endings import with_early_ends
 from hyperp.analysis.imports.logged import LoggedRun, Logs, history_of, number_or_none, step_key
 from hyperp.analysis.table.comma_separated import read_csv
 from hyperp.analysis.table.json_lines import flattened, parse_object
@@ -16,7 +17,7 @@ from hyperp.analysis.table.stored import Stored, decoded, load_stored
 
 NO_CONFIGURATION = "logs without a configuration beside"
 EMPTY = "logs without a line"
-STATUS = "the logs keep no status: a run whose log is whole counts as finished"
+STATUS = "the logs keep no status: a run whose log is whole, as far as can be told, counts as finished"
 CUT = "such a run was cut and counts as not finished"
 
 
@@ -38,7 +39,7 @@ def read_log_files(paths: Sequence[Path], config: str | None = None) -> Logs:
     Raises:
         ValueError: a malformed line, except a last one that was cut.
     """
-    runs, beside, steps = [], Counter[str](), Counter[str]()
+    runs, courses, beside, steps = [], [], Counter[str](), Counter[str]()
     left_out, cut = Counter[str](), 0
     for path in paths:
         found, log = configuration_beside(path, config), read_log(path)
@@ -49,11 +50,20 @@ def read_log_files(paths: Sequence[Path], config: str | None = None) -> Logs:
         cut += log.cut
         run = run_of_rows(str(path), read_configuration(found), log.rows, UNKNOWN if log.cut else None)
         steps[step_key(log.rows[0]) or "the number of the line"] += 1
+        courses.append(steps_of(log.rows))
         runs.append(run)
     remarks = [f"configurations from {name} (logs: {count})" for name, count in sorted(beside.items())]
     remarks += [f"steps from {name} (logs: {count})" for name, count in sorted(steps.items())]
     remarks += [STATUS, *([f"logs that end within a line: {cut}; {CUT}"] if cut else [])]
-    return Logs(runs, remarks=tuple(remarks), left_out=left_out)
+    ended, early = with_early_ends(runs, courses)
+    return Logs(ended, remarks=(*remarks, *early), left_out=left_out)
+
+
+def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The steps at which a run logged something; none where its log has no steps."""
+    step = step_key(key for row in rows for key in row)
+    found = [] if step is None else [number_or_none(row.get(step)) for row in rows]
+    return [one for one in found if one is not None]
 
 
 def run_of_rows(

@@ -64,6 +64,7 @@ class LoggedRun:
         history: the course of a metric in the order of steps.
         status: the state in the words of the source; None where it keeps none.
         last: the last values, where the source keeps them apart, which spares reading the course.
+        ended_early: whether it stopped before its time, though the source keeps no state that says so.
     """
 
     name: str
@@ -72,6 +73,7 @@ class LoggedRun:
     history: Callable[[str], History]
     status: str | None = None
     last: Mapping[str, float] = field(default_factory=dict)
+    ended_early: bool = False
 
     def value(self, metric: str, at: At) -> float | None:
         """The value of a metric; None if there is none at this place."""

@@ -11,7 +11,7 @@ import pandas as pd
 from hyperp.analysis.errors import argument
 from hyperp.analysis.imports.logged import At, LoggedRun, Logs
 from hyperp.analysis.table.spellings import is_spelling
-from hyperp.analysis.table.statuses import own_words
+from hyperp.analysis.table.statuses import UNKNOWN, own_words
 from hyperp.near_names import close_names, listed_names
 
 OWN = ("run_id", "status", "loss")
@@ -66,6 +66,8 @@ def _row(run: LoggedRun, metric: str, at: At, keys: Collection[str]) -> dict[str
     status = "finished" if run.status is None else own_words(pd.Series([run.status])).iloc[0]
     if status == "finished" and (run.blew_up(metric) or (value is not None and not math.isfinite(value))):
         status = "diverged"
+    elif status == "finished" and run.ended_early:
+        status = UNKNOWN
     kept = {name: v for name, v in run.settings.items() if not keys or name in keys}
     settings = {f"config.{name}" if name in OWN else name: v for name, v in kept.items()}
     return {"run_id": run.name, **settings, "status": status, "loss": value}

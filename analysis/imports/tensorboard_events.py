@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from hyperp.analysis.imports.configurations import configuration_beside, read_configuration
+from hyperp.analysis.imports.endings import with_early_ends
 from hyperp.analysis.imports.logged import History, LoggedRun, Logs, Point
 from hyperp.analysis.imports.packages import required
 
 EVENTS = "*events.out.tfevents*"
 NO_SETTINGS = "folders of events without settings (HParams, or a configuration beside)"
 NO_SCALARS = "folders of events without a scalar"
-STATUS = "the events keep no status of some runs: they count as finished"
+STATUS = (
+    "the events keep no status of some runs: those that are whole, as far as can be told, count as finished"
+)
 SESSION_STATES = {1: "finished", 2: "failed", 3: "running"}  # of the HParams plugin
 
 
@@ -54,7 +57,9 @@ def read_tensorboard(folder: Path, config: str | None = None) -> Logs:
             continue
         runs.append(LoggedRun(str(path), settings, list(courses), courses.__getitem__, state))
     remarks = (STATUS,) if any(run.status is None for run in runs) else ()
-    return Logs(runs, remarks=remarks, left_out=left_out)
+    courses = [[p.step for name in run.metrics for p in run.history(name)] for run in runs]
+    ended, early = with_early_ends(runs, courses)
+    return Logs(ended, remarks=(*remarks, *early), left_out=left_out)
 
 
 def _settings(path: Path, parts: list[Any], config: str | None) -> tuple[dict[str, Any], str | None]:
