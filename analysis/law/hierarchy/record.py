@@ -1,6 +1,7 @@
 """The posterior of a law as law.json holds it."""
 
 import functools
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -38,9 +39,10 @@ class BendRecord(Strict):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the data by themselves put it away from zero."""
-        known = self.data_value is not None and self.data_se is not None
-        return known and abs(self.data_value or 0.0) >= CLEAR_BEND * (self.data_se or 0.0)
+        """Whether the data by themselves put it farther from zero than they and the prior allow."""
+        if self.data_value is None or self.data_se is None:
+            return False
+        return abs(self.data_value) >= CLEAR_BEND * math.hypot(self.data_se, self.prior_sd)
 
     @property
     def name(self) -> str:
