@@ -69,12 +69,14 @@ def opinion(
     filled = {} if only is None else _held_sizes(only, known)
     target = read_target(known | filled)
     start = None if reference is None else read_reference(reference)
+    reference_law = None
     if start is None and only is not None:
         middle = read_target(_held_sizes(only) | only.middle, strict=False)
         start = Reference(lr=only.interval_at(only.middle)[0], target=middle)
+        reference_law = next(iter(fitted))
     own, refused = _own_rates(fitted, optimizer, target)
     assumed = [f"{name} = {size:g}, as in every slice of your law" for name, size in filled.items()]
-    return form_opinion(target, plan, start, own, [*declined, *refused], assumed)
+    return form_opinion(target, plan, start, own, [*declined, *refused], assumed, reference_law)
 
 
 def _loaded(law: Law | Path | str) -> Law:

@@ -66,6 +66,7 @@ class Handover:
         tuned: what was tuned beside the rate, at its predicted optimum.
         factors: by option (weight_decay, eps) what the parametrization multiplies it by, for each role;
             empty where every factor is 1.
+        trainer: of the fitted runs, as of `Law.trainer`; None where the law does not say.
         sequence_length: tokens in a sequence, if the user gave it.
         warnings: what the recommendation warns of.
     """
@@ -77,6 +78,7 @@ class Handover:
     unknown_rates: str | None = None
     tuned: Mapping[str, Sourced] = field(default_factory=dict)
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    trainer: str | None = None
     sequence_length: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -149,7 +151,23 @@ class Handover:
     @property
     def of_hyperp_model(self) -> bool:
         """Whether the law is of runs of hyperp-train, whose model has an unembedding of its own."""
-        return trains_with_hyperp(self.context) and not unknown_options(self.context)
+        return self.defaults_known and trains_with_hyperp(self.context) and not unknown_options(self.context)
+
+    @property
+    def defaults_known(self) -> bool:
+        """Whether the runs were of hyperp-train, so that its defaults stand in for what the law lacks."""
+        return self.trainer == "hyperp"
+
+    def foreign_defaults(self) -> list[str]:
+        """A line if the defaults of hyperp-train are written as comments, else none."""
+        if self.defaults_known or (self.schedule is None and self.optimizer_options is None):
+            return []
+        whose = (
+            "the law does not say which trainer its runs were of"
+            if self.trainer is None
+            else f"the law's runs were of trainer={self.trainer}"
+        )
+        return [f"{whose}, so what is a default of hyperp-train is a comment: set what your runs had"]
 
     def factor(self, option: str, role: str) -> float:
         """What the parametrization multiplies an option (weight_decay, eps) by, for a role."""
@@ -166,7 +184,7 @@ class Handover:
             return None
         values = found["options"]["adamw"]
         numbers = (*values["betas"], values["eps"])
-        first, second, eps = (Sourced(value, self._default) for value in numbers)
+        first, second, eps = (self._by_default(value) for value in numbers)
         role = "hidden" if found["algorithms"]["hidden"] == "adamw" else "embedding"
         return first, second, self._for_role(eps, "eps", role)
 
@@ -183,7 +201,7 @@ class Handover:
     def clip(self) -> Sourced | None:
         """The largest norm of the gradient, the default of hyperp-train; None for an optimizer it lacks."""
         found = self.optimizer_options
-        return None if found is None else Sourced(found["clip"], self._default)
+        return None if found is None else self._by_default(found["clip"])
 
     def weight_decay(self) -> Sourced | None:
         """The weight decay of the hidden matrices, after the factor of the parametrization."""
@@ -199,7 +217,7 @@ class Handover:
         if self.optimizer in SPHERES:
             return Sourced(0.0, f"{self.optimizer} keeps every matrix at its norm, so a decay does nothing")
         options = (self.optimizer_options or {"options": {}})["options"].get(self.optimizer, {})
-        return Sourced(options["weight_decay"], self._default) if "weight_decay" in options else None
+        return self._by_default(options["weight_decay"]) if "weight_decay" in options else None
 
     def factor_known(self, option: str) -> bool:
         """Whether `factor` says what the parametrization multiplies this option by."""
@@ -218,11 +236,12 @@ class Handover:
         if factor == 1.0 or base.value == 0:
             return base
         group = "hidden matrices" if role == "hidden" else f"{role}s"
-        return Sourced(base.value * factor, f"{base.source}; times {factor:.6g}, {rule} for {group}")
+        source = f"{base.source}; times {factor:.6g}, {rule} for {group}"
+        return Sourced(base.value * factor, source, base.known)
 
-    @property
-    def _default(self) -> str:
-        return f"the default of optim={self.optimizer}; the law does not say what your runs had"
+    def _by_default(self, value: float) -> Sourced:
+        source = f"the default of optim={self.optimizer}; the law does not say what your runs had"
+        return Sourced(value, source, self.defaults_known)
 
     def lr_comment(self) -> str:
         """Where the rate of the hidden matrices comes from, and which groups have the same."""
@@ -259,7 +278,7 @@ class Handover:
 
     def leftovers(self, *handled: str) -> list[str]:
         """What no trainer here has a setting for: unknown groups, factors, and sizes apart from `handled`."""
-        lines = [] if self.unknown_rates is None else [self.unknown_rates]
+        lines = self.foreign_defaults() + ([] if self.unknown_rates is None else [self.unknown_rates])
         for option, factors in self.factors.items():
             parts = ", ".join(f"{role} {factor:.6g}" for role, factor in factors.items())
             name = self.context.get("parametrization", "")

@@ -114,7 +114,7 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
         return
     for name, one in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), adam, strict=True):
         yield Setting(name, one.value, one.source, known and one.known)
-    yield Setting("max_grad_norm", clip.value, clip.source)
+    yield Setting("max_grad_norm", clip.value, clip.source, clip.known)
 
 
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
@@ -124,8 +124,8 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
         untranslated.append(f"schedule {name}: set lr_scheduler_type yourself")
         return
-    source = handover.schedule_source
-    yield Setting("warmup_steps", schedule.warmup_steps, source)
+    source, known = handover.schedule_source, handover.defaults_known
+    yield Setting("warmup_steps", schedule.warmup_steps, source, known)
     if schedule.shape == "constant":
         yield Setting("lr_scheduler_type", "constant_with_warmup", source)
         return
@@ -135,9 +135,10 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         )
         return
     decay = int(handover.steps.value) - schedule.warmup_steps
-    yield Setting("lr_scheduler_type", "warmup_stable_decay", f"{source}; `linear` would end at 0")
+    comment = f"{source}; `{schedule.shape}` would end at 0"  # the type needs the arguments below
+    yield Setting("lr_scheduler_type", "warmup_stable_decay", comment, known)
     values = {"num_decay_steps": decay, "decay_type": schedule.shape, "min_lr_ratio": schedule.final}
-    yield Setting("lr_scheduler_kwargs", values, "a decay over the whole run, without a stable part")
+    yield Setting("lr_scheduler_kwargs", values, "a decay over the whole run, without a stable part", known)
 
 
 def _batch(handover: Handover) -> list[str]:

@@ -56,12 +56,13 @@ def _embeddings(handover: Handover, untranslated: list[str]) -> Iterator[Setting
 
 
 def _rates(handover: Handover, known: bool, untranslated: list[str]) -> Iterator[Setting]:
+    ends_known = known and handover.defaults_known
     final = 1.0 if handover.schedule is None else handover.schedule.final
     hidden = handover.rates["hidden"]
     yield Setting("--lr", hidden.value, handover.lr_comment(), known)
     if handover.schedule is not None and handover.schedule.shape != "constant":
         yield Setting(
-            "--min-lr", final * hidden.value, f"{final:g} of --lr, {handover.schedule_source}", known
+            "--min-lr", final * hidden.value, f"{final:g} of --lr, {handover.schedule_source}", ends_known
         )
     ends = [handover.rates[role] for role in ("embedding", "unembedding") if role in handover.rates]
     if len({one.value for one in ends}) > 1:
@@ -71,7 +72,8 @@ def _rates(handover: Handover, known: bool, untranslated: list[str]) -> Iterator
         source = f"embeddings and unembedding: {ends[0].source}"
         yield Setting("--decoupled-lr", ends[0].value, source, known)
         if handover.schedule is not None and handover.schedule.shape != "constant":
-            yield Setting("--decoupled-min-lr", final * ends[0].value, f"{final:g} of --decoupled-lr", known)
+            comment = f"{final:g} of --decoupled-lr"
+            yield Setting("--decoupled-min-lr", final * ends[0].value, comment, ends_known)
 
 
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
@@ -81,7 +83,8 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         untranslated.append(f"schedule {name}: set --lr-decay-style, --lr-warmup-iters and --min-lr yourself")
         return
     yield Setting("--lr-decay-style", schedule.shape, handover.schedule_source)
-    yield Setting("--lr-warmup-iters", schedule.warmup_steps, handover.schedule_source)
+    source, known = handover.schedule_source, handover.defaults_known
+    yield Setting("--lr-warmup-iters", schedule.warmup_steps, source, known)
     if handover.steps is not None:
         yield Setting("--lr-decay-iters", int(handover.steps.value), "the whole run")
 
@@ -103,18 +106,20 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
         return
     for name, one in zip(("--adam-beta1", "--adam-beta2", "--adam-eps"), adam, strict=True):
         yield Setting(name, one.value, one.source, one.known)
-    yield Setting("--clip-grad", clip.value, clip.source)
+    yield Setting("--clip-grad", clip.value, clip.source, clip.known)
 
 
 def _muon(handover: Handover) -> Iterator[Setting]:
     assert handover.optimizer_options is not None
     options = handover.optimizer_options["options"]["muon"]
     source = "the default of optim=muon"
-    yield Setting("--muon-momentum", options["momentum"], source)
+    known = handover.defaults_known
+    yield Setting("--muon-momentum", options["momentum"], source, known)
     if options["nesterov"]:
-        yield Setting("--muon-nesterov", True, source)
+        yield Setting("--muon-nesterov", True, source, known)
     yield Setting(
         "--muon-scale-mode",
         MUON_SCALES[options["scale_mode"]],
         f"scale_mode={options['scale_mode']} of optim=muon by Megatron's name, sqrt(max(1, d_out/d_in))",
+        known,
     )

@@ -83,11 +83,11 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
         untranslated.append(f"schedule {name}: nanochat warms up, stays and decays linearly")
         return
-    source = handover.schedule_source
-    yield Setting("--warmup-steps", schedule.warmup_steps, source)
+    source, known = handover.schedule_source, handover.defaults_known
+    yield Setting("--warmup-steps", schedule.warmup_steps, source, known)
     yield Setting("--warmdown-ratio", 1.0 if schedule.shape == "linear" else 0.0, source)
     if schedule.shape == "linear":
-        yield Setting("--final-lr-frac", schedule.final, source)
+        yield Setting("--final-lr-frac", schedule.final, source, known)
 
 
 def _weight_decay(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
@@ -95,7 +95,7 @@ def _weight_decay(handover: Handover, untranslated: list[str]) -> Iterator[Setti
     if decay is None:
         untranslated.append("weight decay: the law does not hold it; nanochat's default is 0.28")
     elif decay.value == 0:
-        yield Setting("--weight-decay", 0.0, decay.source)
+        yield Setting("--weight-decay", 0.0, decay.source, decay.known)
     else:
         untranslated.append(
             f"weight decay {decay.value:.6g} ({decay.source}): nanochat multiplies --weight-decay by factors "

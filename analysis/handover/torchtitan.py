@@ -86,13 +86,13 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
         untranslated.append(f"schedule {name}: set lr_scheduler yourself")
         return
-    source = handover.schedule_source
-    yield Setting("lr_scheduler.warmup_steps", schedule.warmup_steps, source)
+    source, known = handover.schedule_source, handover.defaults_known
+    yield Setting("lr_scheduler.warmup_steps", schedule.warmup_steps, source, known)
     if schedule.shape == "constant":
         yield Setting("lr_scheduler.decay_ratio", 0.0, source)
         return
     yield Setting("lr_scheduler.decay_type", schedule.shape, f"{source}; it begins after the warm-up")
-    yield Setting("lr_scheduler.min_lr_factor", schedule.final, source)
+    yield Setting("lr_scheduler.min_lr_factor", schedule.final, source, known)
 
 
 def _training(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
@@ -110,4 +110,4 @@ def _training(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
         )
     clip = handover.clip()
     if clip is not None:
-        yield Setting("training.max_norm", clip.value, clip.source)
+        yield Setting("training.max_norm", clip.value, clip.source, clip.known)

@@ -27,6 +27,7 @@ from hyperp.analysis.optima.methods import estimate_optima
 from hyperp.analysis.optima.optimum import Optimum
 from hyperp.analysis.random_effects import t_quantile
 from hyperp.analysis.table.slices import Number, Slice, cut_slices, strata
+from hyperp.analysis.table.trainer import trainer_of
 from hyperp.analysis.table.validate import Runs, filter_runs
 from hyperp.analysis.vocabulary import METHODS
 from hyperp.run_table import COVARIATES
@@ -87,6 +88,7 @@ def fit_request(runs: Runs, request: FitRequest, command: str = "") -> Law:
         method="given" if request.given else request.method,
         over=list(request.over),
         context=used[0].context,
+        trainer=trainer_of(inside),
         covariates=list(by),
         also=dict(parts.also),
         fixed=dict(request.fix),

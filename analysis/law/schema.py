@@ -75,6 +75,7 @@ class Law(Coefficients):
     `ranges` at which a rate is recommended. `beside` has the laws of the other methods. `priors` are those on
     exponents, `tau_sd` (octaves) and `bend_sd` (per natural log squared) those of the scatter and of the
     bends; None where the method has none. `without_priors` is the posterior without those on exponents.
+    `trainer` is what the runs were of: hyperp, command or another, None where the table does not say.
     """
 
     schema_version: Literal[4] = SCHEMA_VERSION
@@ -83,6 +84,7 @@ class Law(Coefficients):
     method: str
     over: list[str]
     context: dict[str, str]
+    trainer: str | None = None
     covariates: list[str]
     also: dict[str, Coefficients]
     fixed: dict[str, float]

@@ -73,6 +73,7 @@ class Recommendation(Answer, Strict):
     also: dict[str, TunedWithLr]
     target: dict[str, int | float]
     context: dict[str, str]
+    trainer: str | None = None
     factors: list[Factor]
     extrapolation: list[Extrapolation]
     warnings: list[str]
@@ -166,6 +167,7 @@ def recommend_rate(
         also=also,
         target=scale,
         context=law.context,
+        trainer=law.trainer,
         factors=_factors(law, scale),
         extrapolation=extrapolation,
         warnings=[*outside, *_clear_bends(law, extrapolation), *_wide_intervals((low, high), also)],

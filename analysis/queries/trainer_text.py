@@ -62,6 +62,7 @@ def as_handover(found: "Recommendation", sequence_length: int | None = None) -> 
             for name, one in found.also.items()
         },
         factors={name: of for name, of in by_option.items() if set(of.values()) != {1.0}},
+        trainer=found.trainer,
         sequence_length=sequence_length,
         warnings=tuple(found.warnings),
     )

@@ -80,6 +80,8 @@ class Row(Strict):
         to_plan: its rate over the one that is planned; None of another optimizer, whose step is another one.
         to_own: its rate over that of each of the user's own laws, if the optimizer is the same.
         within_own: whether it lies in the interval of each of them.
+        starts_from: the own law whose middle this rule scales, left out of `to_own` and `within_own`,
+            since that law would confirm itself; None of any other row.
     """
 
     law: PublishedLaw
@@ -91,6 +93,7 @@ class Row(Strict):
     to_plan: float | None
     to_own: dict[str, float]
     within_own: dict[str, bool]
+    starts_from: str | None = None
 
     @property
     def farthest(self) -> float | None:
@@ -112,6 +115,7 @@ class Opinion(Answer, Strict):
     """What the published laws say of a target.
 
     Attributes:
+        reference_law: the own law whose middle is the reference; None of a reference that was given.
         assumed: what was filled in about the target.
         declined: laws of the user's own that could not say, with the reason.
         words: the spread, and what the laws agree on.
@@ -120,6 +124,7 @@ class Opinion(Answer, Strict):
     target: Target
     plan: Plan
     reference: Reference | None
+    reference_law: str | None = None
     own: list[OwnRate]
     rows: list[Row]
     decay: list[Decay]
@@ -135,6 +140,18 @@ class Opinion(Answer, Strict):
         """What the laws agree on."""
         return self.words[1:]
 
+    def reference_words(self) -> str | None:
+        """Where the reference of the rules comes from, in one line; None without one."""
+        if self.reference is None:
+            return None
+        sizes = self.reference.target.model_dump(exclude_none=True)
+        values = ", ".join(f"{name}={value:.6g}" for name, value in sizes.items())
+        law = self.reference_law
+        origin = "as given" if law is None else f"middle of {law}"
+        line = f"reference: {origin}, {values}, lr={self.reference.lr:.4g}"
+        silent = law is not None and all(one.name != law for one in self.own)
+        return f"{line}; {law} itself says nothing at the target" if silent else line
+
     def to_frame(self) -> "pd.DataFrame":
         """A row for each law that could be evaluated."""
         import pandas as pd
@@ -147,11 +164,13 @@ class Opinion(Answer, Strict):
                 "farthest": row.farthest,
                 "to_plan": row.to_plan,
                 "mismatch": "; ".join(row.mismatch),
+                "starts_from": row.starts_from,
             }
             for row in self.rows
             if row.lr is not None
         ]
-        return pd.DataFrame(rows, columns=["law", "optimizer", "lr", "farthest", "to_plan", "mismatch"])
+        columns = ["law", "optimizer", "lr", "farthest", "to_plan", "mismatch", "starts_from"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def form_opinion(
@@ -161,6 +180,7 @@ def form_opinion(
     own: Sequence[OwnRate] = (),
     declined: Sequence[str] = (),
     assumed: Sequence[str] = (),
+    reference_law: str | None = None,
 ) -> Opinion:
     """Evaluate every published law at the target.
 
@@ -171,6 +191,7 @@ def form_opinion(
         own: what the user's own laws say of the target.
         declined: why others of them say nothing.
         assumed: what was filled in about the target already.
+        reference_law: the name of the own law whose middle is the reference.
 
     Raises:
         ValueError: an unknown word or a number out of range in the plan, or nothing known of the target.
@@ -179,12 +200,13 @@ def form_opinion(
     if not target.model_dump(exclude_none=True):
         raise ValueError("tokens, batch_tokens, width, depth or params must be given, got none of them")
     laws = [law for law in published_laws() if law.kind != "timescale"]
-    rows = [_row(law, target, plan, reference, own) for law in laws]
+    rows = [_row(law, target, plan, reference, own, reference_law) for law in laws]
     rows.sort(key=lambda row: (not row.same_optimizer, row.lr is None, row.lr or 0.0, row.law.id))
     return Opinion(
         target=target,
         plan=plan,
         reference=reference,
+        reference_law=reference_law,
         own=list(own),
         rows=rows,
         decay=_decays(target, plan),
@@ -195,7 +217,12 @@ def form_opinion(
 
 
 def _row(
-    law: PublishedLaw, target: Target, plan: Plan, reference: Reference | None, own: Sequence[OwnRate]
+    law: PublishedLaw,
+    target: Target,
+    plan: Plan,
+    reference: Reference | None,
+    own: Sequence[OwnRate],
+    reference_law: str | None,
 ) -> Row:
     needs = law.missing(target)
     same = law.optimizer == plan.optimizer
@@ -203,6 +230,8 @@ def _row(
         needs += _reference_needs(law, reference if same else None)
     lr = None if needs else law.evaluate(target, reference)
     comparable = lr if same else None
+    starts_from = reference_law if law.kind == "rule" and comparable is not None else None
+    others = [] if comparable is None else [one for one in own if one.name != starts_from]
     measured = {name: target.measure(name) for name in law.quantities}
     return Row(
         law=law,
@@ -216,8 +245,9 @@ def _row(
         },
         mismatch=[*_mismatch(law, target, plan, reference), *_capped(law, lr)],
         to_plan=None if comparable is None or plan.lr is None else comparable / plan.lr,
-        to_own={} if comparable is None else {one.name: comparable / one.lr for one in own},
-        within_own={} if comparable is None else {one.name: one.low <= comparable <= one.high for one in own},
+        to_own={one.name: (comparable or 0.0) / one.lr for one in others},
+        within_own={one.name: one.low <= (comparable or 0.0) <= one.high for one in others},
+        starts_from=starts_from,
     )
 
 

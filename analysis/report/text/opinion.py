@@ -27,6 +27,8 @@ def show_opinion(opinion: Opinion) -> None:
     out = open_console()
     silent = [row for row in opinion.rows if row.lr is None]
     lines = [*opinion.words, *_decay_lines(opinion)]
+    reference = opinion.reference_words()
+    lines += [] if reference is None else [reference]
     lines += [f"assumed: {line}" for line in opinion.assumed]
     lines += opinion.declined
     lines += [f"{row.law.id} needs {', '.join(row.needs)}" for row in silent]
@@ -37,6 +39,7 @@ def show_opinion(opinion: Opinion) -> None:
 def _cells(row: Row) -> list[str]:
     """The cells of COLUMNS, and of a law of another optimizer its name."""
     mismatch = [one for one in row.mismatch if not one.startswith("optimizer ")]
+    mismatch += [] if row.starts_from is None else [f"not independent: scales {row.starts_from}"]
     whose = [] if row.same_optimizer else [row.law.optimizer]
     return [row.law.id, *whose, format_number(row.lr), _reach(row), "; ".join(mismatch) or "-"]
 
@@ -44,6 +47,9 @@ def _cells(row: Row) -> list[str]:
 def _ratios(row: Row, opinion: Opinion) -> list[str]:
     cells = []
     for one in opinion.own:
+        if one.name == row.starts_from:
+            cells.append("starts from it")
+            continue
         inside = "inside" if row.within_own[one.name] else "outside"
         cells.append(f"{row.to_own[one.name]:.3g}, {inside} its interval")
     return cells if row.to_plan is None else [*cells, f"{row.to_plan:.3g}"]

@@ -163,3 +163,15 @@ def test_for_names_what_is_wrong(demo):
         assert result.exit_code == 2
         assert says(result.stderr.splitlines()[-1], text), result.stderr
         assert result.stdout == ""
+
+
+def test_a_law_of_another_trainer_hands_over_no_defaults_of_ours(make_ladder, tmp_path):
+    runs = make_ladder(tokens=(32768, 65536, 131072), noise=0.001).assign(trainer="command")
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    law = tmp_path / "law.json"
+    assert run("fit", tmp_path / "runs.csv", "--by", "tokens", "-o", law).exit_code == 0
+    assert json.loads(law.read_text())["trainer"] == "command"
+    found = run("recommend", law, "--tokens", "131072", "--for", "megatron").stdout
+    lines = {line.strip() for line in found.splitlines()}
+    assert {"#--adam-beta2 0.95", "#--clip-grad 1.0", "--train-iters 256"} <= lines
+    assert "runs were of trainer=command" in found

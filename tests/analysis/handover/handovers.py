@@ -23,6 +23,7 @@ ADAMW = Handover(
     context=context("adamw", "mup", "cosine"),
     sizes=SIZES,
     rates={"hidden": HIDDEN, **OTHERS},
+    trainer="hyperp",
     sequence_length=4096,
 )
 MUON = replace(ADAMW, context=context("muon"), rates={"hidden": HIDDEN, **dict.fromkeys(OTHERS, HIDDEN)})
@@ -32,6 +33,7 @@ FOREIGN = replace(
     context={"optimizer": "lion", "schedule": "wsd"},
     rates={"hidden": HIDDEN},
     unknown_rates="no groups",
+    trainer=None,
 )
 HANDOVERS = {"adamw": ADAMW, "muon": MUON, "muonh": MUONH, "foreign": FOREIGN}
 

@@ -323,3 +323,38 @@ def test_torchtitan_of_three_tenths_gets_a_group_for_each_rate():
         group = next(one for one in made if re.search(one["pattern"], name))
         assert group["optimizer_kwargs"]["lr"] == rate, name
         torch.optim.AdamW([nn.Parameter(torch.zeros(1))], **group["optimizer_kwargs"])
+
+
+DEFAULTS = {
+    "megatron": {"--min-lr", "--decoupled-min-lr", "--lr-warmup-iters", "--weight-decay", "--clip-grad"}
+    | {"--adam-beta1", "--adam-beta2", "--adam-eps"},
+    "torchtitan": {"lr_scheduler.warmup_steps", "lr_scheduler.min_lr_factor", "training.max_norm"}
+    | {"optimizer.weight_decay", "optimizer.beta1", "optimizer.beta2", "optimizer.eps"},
+    "hf": {"warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm"}
+    | {"weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"},
+}
+
+
+@pytest.mark.parametrize("named", [None, "command"])
+@pytest.mark.parametrize("trainer", DEFAULTS)
+def test_defaults_of_hyperp_are_comments_for_runs_of_another_or_an_unknown_trainer(trainer, named):
+    foreign = replace(ADAMW, trainer=named)
+    assert DEFAULTS[trainer] <= active(trainer, ADAMW).keys()
+    assert active(trainer, ADAMW).keys() - active(trainer, foreign).keys() - DEFAULTS[trainer] <= {
+        "--untie-embeddings-and-output-weights"
+    }
+    assert not DEFAULTS[trainer] & active(trainer, foreign).keys()
+    assert DEFAULTS[trainer] <= settings(trainer, foreign).keys()
+    whose = "does not say which trainer" if named is None else "runs were of trainer=command"
+    assert whose in untranslated(trainer, foreign)
+    assert "a default of hyperp-train" not in untranslated(trainer, ADAMW)
+    tuned = replace(foreign, tuned=TUNED)
+    name = next(one for one in DEFAULTS[trainer] if one.endswith(("weight-decay", "weight_decay")))
+    assert active(trainer, tuned)[name] == 0.1
+
+
+def test_defaults_for_nanochat_and_for_muon_are_comments_too():
+    foreign = replace(MUON, trainer="command")
+    assert not {"--warmup-steps", "--final-lr-frac"} & active("nanochat", foreign).keys()
+    assert active("nanochat", foreign)["--warmdown-ratio"] == active("nanochat", MUON)["--warmdown-ratio"]
+    assert "--muon-momentum" not in active("megatron", foreign)

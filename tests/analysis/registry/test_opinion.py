@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hyperp.analysis import opinion
+from hyperp.analysis import fit_law, opinion
 
 RUN = {"tokens": 1e13, "batch_tokens": 33.6e6, "width": 2560, "depth": 26}
 
@@ -122,6 +122,61 @@ def test_sizes_that_your_law_holds_fixed_may_be_left_out(demo):
     assert len(found.own) == 1
     without = opinion("muonh", laws=[demo / "law.json"], width=32)
     assert without.declined == [f"{demo / 'law.json'} needs tokens"]
+
+
+@pytest.fixture(scope="module")
+def adamw_law(make_ladder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "law.json"
+    context = {
+        "optimizer": "adamw",
+        "schedule": "linear",
+        "data": "d",
+        "metric": "m",
+        "parametrization": "raw",
+    }
+    fit_law(make_ladder(context=context, tokens=(32768, 65536, 131072)), by="tokens").save(path)
+    return path
+
+
+def test_a_law_is_not_confirmed_by_rules_that_scale_its_own_rate(adamw_law):
+    name, sizes = str(adamw_law), {"tokens": 65536, "width": 32}
+    found = opinion("adamw", laws=[adamw_law], lr=1e-3, **sizes)
+    scaled = [row for row in found.rows if row.starts_from is not None]
+    assert {"mup", "completep"} <= {row.law.id for row in scaled}
+    assert all(row.starts_from == name and not row.to_own and not row.within_own for row in scaled)
+    assert all(row.law.kind == "rule" for row in scaled)
+    line = found.reference_words()
+    assert line is not None
+    assert line.startswith(f"reference: middle of {name}, tokens=65536, batch_tokens=512, width=32")
+    words = "\n".join(found.words)
+    assert f"Not counted, since they start from {name} itself: " in words
+    assert found.headline().startswith("2 laws of adamw say ")
+    inside = [row.within_own[name] for row in found.rows if row.within_own]
+    assert len(inside) == 2
+    assert f"{sum(inside)} of 2 lie in the interval of {name}" in words
+
+
+def test_a_law_that_is_refused_is_said_to_be_the_reference_all_the_same(adamw_law):
+    found = opinion("adamw", laws=[adamw_law], width=512, tokens=65536)
+    assert found.own == []
+    line = found.reference_words()
+    assert line is not None
+    assert line.endswith(f"; {adamw_law} itself says nothing at the target")
+
+
+def test_rules_of_one_reference_count_as_one(adamw_law):
+    reference = {"width": 64, "depth": 2, "lr": 0.02}
+    found = opinion("adamw", laws=[adamw_law], reference=reference, width=32, depth=2, tokens=65536)
+    rows = [row for row in found.rows if row.same_optimizer and row.lr is not None]
+    rules = [row for row in rows if row.law.kind == "rule"]
+    assert len(rules) > 1
+    assert all(row.starts_from is None and row.within_own for row in rules)
+    laws = len(rows) - len(rules)
+    assert found.headline().startswith(f"{laws} laws of adamw and {len(rules)} rules about one reference, ")
+    assert f" of {laws + 1} lie in the interval of " in "\n".join(found.words)
+    line = found.reference_words()
+    assert line is not None
+    assert line.startswith("reference: as given, ")
 
 
 @pytest.mark.parametrize(
