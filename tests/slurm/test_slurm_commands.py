@@ -105,6 +105,7 @@ def test_a_warning_stops_the_command_and_the_job_goes_on_from_its_checkpoint(
     assert (first, second >= seen.step) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_command_that_ignores_its_warning_is_ended_and_has_failed(cluster, sweep, tmp_path):
     values = LONG | {"fault": "deaf", "tokens": 64 * 10 * STEPS}
     (point,) = submit(sweep, tmp_path, values=values)
@@ -116,6 +117,7 @@ def test_a_command_that_ignores_its_warning_is_ended_and_has_failed(cluster, swe
     assert not alive(point.run_dir)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_requeue_without_warning_cost_the_steps_since_the_checkpoint(
     cluster, sweep, tmp_path, undisturbed
 ):
@@ -135,6 +137,7 @@ def test_a_killed_worker_and_a_requeue_without_warning_cost_the_steps_since_the_
     assert all(step >= 50 for step in starts(point.run_dir)[1:])
 
 
+@pytest.mark.slow
 def test_several_nodes_get_a_rendezvous_and_the_failure_of_one_ends_the_run(cluster, sweep, tmp_path):
     script = tmp_path / "node.py"
     script.write_text(
@@ -165,6 +168,7 @@ def test_several_nodes_get_a_rendezvous_and_the_failure_of_one_ends_the_run(clus
     assert str(failed.reason).startswith("rank 1: exit code 3")
 
 
+@pytest.mark.slow
 def test_several_commands_in_one_job_side_by_side(cluster, sweep, tmp_path):
     points = submit(
         sweep,
