@@ -103,11 +103,13 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
     """Slices without the runs whose loss is far above that of the other seeds at their rate, and how many.
 
     Far is SPIKE_SCALES robust standard deviations of all runs about their rate and seed means. Two seeds that
-    disagree say that one of them is off, and a spike is a loss that is too high.
+    disagree say that one of them is off, and a spike is a loss that is too high. Only the farthest run of a
+    slice goes at a time: it has lifted the means of its rate and seed, and with them what is left of all
+    other runs.
     """
     found, total = list(slices), 0
     parts = [_seed_residuals(one) for one in found]
-    for _ in range(2):
+    for _ in range(max((len(one.lr) for one in found), default=0)):
         df = sum(own for _, own in parts)
         if df < LEAST_SEED_DF:
             break
@@ -115,7 +117,7 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
         scale = np.median(np.abs(left)) / 0.6745 * np.sqrt(len(left) / df)
         dropped = 0
         for i, (residual, own) in enumerate(parts):
-            far = residual > SPIKE_SCALES * scale
+            far = (residual > SPIKE_SCALES * scale) & (residual >= residual.max())
             if not (own and far.any()):
                 continue
             one = found[i]
@@ -131,7 +133,7 @@ def drop_spikes(slices: Sequence[Slice]) -> tuple[list[Slice], int]:
 
 
 def drop_blown_up(
-    slices: Sequence[Slice], centre: np.ndarray, expected: Sequence[np.ndarray]
+    slices: Sequence[Slice], centre: np.ndarray, expected: Sequence[np.ndarray], far_up: float
 ) -> tuple[list[Slice], int]:
     """Slices in which finished runs that blew up count as diverged, and how many such runs there are.
 
@@ -139,11 +141,15 @@ def drop_blown_up(
         slices: the slices.
         centre: (K,) natural logs of the fitted optima.
         expected: for each slice the relative excess loss of every run by the fitted basin.
+        far_up: relative excess loss above which no run says how noisy runs are, since it may have blown up.
     """
+    excesses = [one.loss / one.loss.min() - 1 for one in slices]
+    left = np.concatenate([(e - model)[e <= far_up] for e, model in zip(excesses, expected, strict=True)])
+    # The lowest loss of a slice is low by luck, so that all others are high by about as much.
+    noise = float(np.median(np.abs(left - np.median(left)))) / 0.6745
     found, total = [], 0
-    for one, m, model in zip(slices, centre, expected, strict=True):
-        excess = one.loss / one.loss.min() - 1
-        blown = (np.log(one.lr) > m) & (excess > BLOWN_UP + BLOWN_UP_TIMES * model)
+    for one, m, model, excess in zip(slices, centre, expected, excesses, strict=True):
+        blown = (np.log(one.lr) > m) & (excess > BLOWN_UP + BLOWN_UP_TIMES * model + SPIKE_SCALES * noise)
         if not blown.any():
             found.append(one)
             continue

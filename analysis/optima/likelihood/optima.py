@@ -122,7 +122,7 @@ def _fit_context(
         mode = find_mode(curves, Z, scatter, np.inf if dropped else FAR_UP)
         if not dropped:
             dropped = True
-            part, count = drop_blown_up(part, mode.optimum, _expected(part, mode, Z))
+            part, count = drop_blown_up(part, mode.optimum, _expected(part, mode, Z), FAR_UP)
             if count:
                 notes.append(
                     f"{count} run{'s' * (count > 1)} marked finished blew up (more loss than any basin has "

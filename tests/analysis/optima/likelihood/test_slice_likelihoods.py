@@ -130,6 +130,19 @@ def test_runs_that_are_left_out_are_counted_where_the_other_rows_are():
     assert fit_law(frame, "tokens").dropped == {}
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_that_blew_up_takes_no_noisy_run_with_it(seeds):
+    """Its loss lifts the means of its rate and seed; at 6% of noise, 15% above the best is nothing."""
+    frame = sweep(rates=7, seeds=seeds)
+    rng = np.random.default_rng(0)
+    frame["loss"] *= np.exp(0.06 * rng.normal(size=len(frame)))
+    hot = frame[frame["tokens"] == frame["tokens"].min()]["lr"].idxmax()
+    frame.loc[hot, "loss"] *= 8
+    law = fit_law(frame.assign(status="finished"), "tokens")
+    assert sum(law.dropped.values()) == 1, law.dropped
+    assert sum(law.slices[0].dropped.values()) == 1
+
+
 def test_a_size_may_have_the_name_of_a_part_of_the_basin():
     frame = sweep(rates=5).rename(columns={"tokens": "noise"})
     law, same = fit_law(frame, "noise"), fit_law(sweep(rates=5), "tokens")
