@@ -1,5 +1,6 @@
 """Tables that `hyperp-sweep` prints: a plan's cost, and the status of its runs."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,11 +43,14 @@ def plan_summary(plan: Plan, done: set[str], assumed: AssumedGpu = DEFAULT_GPU) 
         row["runs"] += 1
         row["done"] += point.run_id in done
         row["tokens"] += point.facts.tokens or 0
-        row["flops"] += point.flops
+        row["flops"] += point.facts.flops or math.nan
         row["rates"].add(point.lr)
     for row in blocks.values():
         rates = row.pop("rates")
-        row |= {"gpu_hours": assumed.hours(row["flops"]), "lowest_lr": min(rates), "highest_lr": max(rates)}
+        if not math.isfinite(row["flops"]):  # a command that tells none
+            row["flops"] = None
+        hours = None if row["flops"] is None else assumed.hours(row["flops"])
+        row |= {"gpu_hours": hours, "lowest_lr": min(rates), "highest_lr": max(rates)}
     return list(blocks.values())
 
 
@@ -58,14 +62,17 @@ def print_plan(summary: list[dict[str, Any]]) -> None:
         table.add_row(row["block"], str(row["runs"]), str(row["done"]), rates, *_cost_cells(row))
     if len(summary) > 1:
         keys = ("runs", "done", "tokens", "flops", "gpu_hours")
-        total = {key: sum(row[key] for row in summary) for key in keys}
+        known = all(row["flops"] is not None for row in summary)
+        total = {key: sum(row[key] for row in summary) for key in keys if known or key in keys[:3]}
         table.add_section()
         table.add_row("all", str(total["runs"]), str(total["done"]), "", *_cost_cells(total))
     print_table(table)
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{row['tokens']:,}", f"{row['flops']:.3g}", f"{row['gpu_hours']:.2g}"
+    flops, hours = row.get("flops"), row.get("gpu_hours")
+    known = ("-", "-") if flops is None or hours is None else (f"{flops:.3g}", f"{hours:.2g}")
+    return f"{row['tokens']:,}" if row["tokens"] else "-", *known
 
 
 def group_by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:

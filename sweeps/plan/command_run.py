@@ -89,10 +89,13 @@ class CommandRun:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result of the run, as plain values.
 
-        The trainer's code counts by its git commit, or without one by the name of its folder.
+        The trainer's code counts by its git commit, or without one by the name of its folder; what is derived
+        counts where the command learns it.
         """
         section = self.trainer.model_dump(mode="json")
         kept = {key: value for key, value in section.items() if key not in NOT_IDENTITY}
+        told = {n for text in (*self.trainer.command, *self.trainer.env.values()) for n in names_in(text, "")}
+        kept["derive"] = {name: self.values[name] for name in self.trainer.derive if name in told}
         code = {"commit": self.trainer.commit} if self.trainer.commit else {"cwd": self.trainer.cwd}
         return kept | code
 

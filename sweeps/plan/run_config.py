@@ -160,7 +160,7 @@ def setting_hash(values: Mapping[str, Any]) -> str:
     except (ValueError, TypeError, KeyError):  # of a version with other keys
         identity = {key: value for key, value in values.items() if key != "runtime"}
     if trainer_name(values) == "command":
-        kept = {key: value for key, value in identity.items() if key != "values"}
+        kept = {key: value for key, value in identity.items() if key not in ("values", "derive")}
     else:
         kept = {key: value for key, value in identity.items() if key not in SWEPT}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

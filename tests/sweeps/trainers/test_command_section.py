@@ -136,12 +136,14 @@ def test_what_cannot_change_the_result_is_not_part_of_the_identity(tmp_path):
         {"resume": None},
         {"stop": {"signal": "SIGUSR1", "grace": 9.0}},
         {"retries": 3},
+        {"derive": section()["derive"] | {"flops": "12 * tokens"}},
     ):
         assert run_id(**changes) == same, changes
     others = [
         run_id(values=section()["values"] | {"lr": 0.2}),
         run_id(values=section()["values"] | {"tokens": 2560}),
         run_id(env={"A": "1"}),
+        run_id(derive={"steps": "tokens / 32", "flops": "tokens * batch_tokens"}),
         run_id(command=[*section()["command"], "--pause=0"]),
         run_id(diverged={"when": "loss is not finite, or above 9"}),
         run_id(context=section()["context"] | {"data": "other"}),
