@@ -239,6 +239,7 @@ def test_a_node_that_only_looks_dead_does_no_run_twice(cluster, sweep, tmp_path,
     ended(cluster, tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_cancelled_commands_are_planned_again_and_their_checkpoints_used(
     cluster, sweep, tmp_path, undisturbed
 ):
