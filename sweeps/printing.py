@@ -71,8 +71,11 @@ def print_plan(summary: list[dict[str, Any]]) -> None:
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
     flops, hours = row.get("flops"), row.get("gpu_hours")
-    known = ("-", "-") if flops is None or hours is None else (f"{flops:.3g}", f"{hours:.2g}")
-    return f"{row['tokens']:,}" if row["tokens"] else "-", *known
+    return (
+        f"{row['tokens']:,}" if row["tokens"] else "-",
+        "-" if flops is None else f"{flops:.3g}",
+        "-" if hours is None else f"{hours:.2g}",
+    )
 
 
 def group_by_block(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -139,8 +139,8 @@ def adamw_law(make_ladder, tmp_path_factory):
 
 
 def test_a_law_is_not_confirmed_by_rules_that_scale_its_own_rate(adamw_law):
-    name, sizes = str(adamw_law), {"tokens": 65536, "width": 32}
-    found = opinion("adamw", laws=[adamw_law], lr=1e-3, **sizes)
+    name = str(adamw_law)
+    found = opinion("adamw", laws=[adamw_law], lr=1e-3, tokens=65536, width=32)
     scaled = [row for row in found.rows if row.starts_from is not None]
     assert {"mup", "completep"} <= {row.law.id for row in scaled}
     assert all(row.starts_from == name and not row.to_own and not row.within_own for row in scaled)

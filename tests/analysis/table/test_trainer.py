@@ -14,7 +14,7 @@ SWEEP = pd.DataFrame({name: [1, 1] for name in OF_SWEEPS})
         (SWEEP, "hyperp"),
         (SWEEP.assign(trainer=None), "hyperp"),
         (SWEEP.assign(trainer="command"), "command"),
-        (SWEEP.assign(trainer=["command", None]), None),
+        (SWEEP.assign(trainer=pd.Series(["command", None])), None),
         (SWEEP.drop(columns="monitor_looks"), None),
         (pd.DataFrame({"lr": [0.1], "loss": [3.0]}), None),
         (pd.DataFrame({"lr": [0.1], "trainer": ["ours"]}), "ours"),
