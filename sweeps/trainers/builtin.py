@@ -31,7 +31,7 @@ class BuiltinTrainer:
         from hyperp.training.memory import check_memory
         from hyperp.training.trainer import resolve_device
 
-        configs = [point.config for point in points if isinstance(point.config, Config)]
+        configs = [point.own for point in points]
         for config in configs:
             check_memory(config.scale, model_shape(config))
         check_buildable(points)

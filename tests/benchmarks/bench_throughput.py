@@ -81,7 +81,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(trainer: Trainer) -> dict[str, float]:
-    """Median seconds of a whole step (`step`) and of the optimizer's part of it (`optimizer`)."""
+    """Seconds of a whole step, median, least and largest, and the median of the optimizer's part of it."""
     steps, updates = [], []
     inner = trainer.optimizer.step
 
@@ -91,7 +91,13 @@ def measure(trainer: Trainer) -> dict[str, float]:
     trainer.optimizer.step = timed
     for _ in range(WARM_UP + ROUNDS):
         steps.append(seconds(trainer.train_step, trainer.device))
-    return {"step": float(np.median(steps[WARM_UP:])), "optimizer": float(np.median(updates[WARM_UP:]))}
+    timed_steps = steps[WARM_UP:]
+    return {
+        "step": float(np.median(timed_steps)),
+        "least": min(timed_steps),
+        "largest": max(timed_steps),
+        "optimizer": float(np.median(updates[WARM_UP:])),
+    }
 
 
 def name_and_peak(device: torch.device) -> tuple[str, float | None]:
@@ -121,6 +127,8 @@ def report_row(trainer: Trainer, optimizer: str) -> dict[str, Any]:
         "batch_tokens": scale.batch_tokens,
         "tokens_per_second": scale.batch_tokens / found["step"],
         "seconds_per_step": found["step"],
+        "least_seconds_per_step": found["least"],
+        "largest_seconds_per_step": found["largest"],
         "optimizer_share": found["optimizer"] / found["step"],
         "model_flops_per_second": flops / model,
         "model_share_of_peak": flops / model / peak if peak else None,
