@@ -197,6 +197,11 @@ def execute(point, **options) -> dict:
         ("print('loss 11.9')", ("diverged", None, "loss 11.9, above 11")),
         ("print('loss nan'); raise SystemExit(3)", ("diverged", None, "loss nan")),
         ("print('loss 1'); raise MemoryError", ("failed", "out_of_memory", "exit code 1: MemoryError")),
+        (
+            "import os; print('loss nan', flush=True); os.kill(os.getpid(), 9)",
+            ("failed", "killed", "killed by signal 9: loss nan"),
+        ),
+        ("print('loss 11')", ("finished", None, None)),  # at the limit is not above it
     ],
 )
 def test_a_crash_is_no_divergence(tmp_path, program, expected):
@@ -259,6 +264,51 @@ def test_a_command_behind_a_shell_has_its_grace_to_save(tmp_path):
         execute(point, stop=lambda: log.exists() and "step 1" in log.read_text())
     assert (point.run_dir / "saved").read_text() == "whole"
     assert stopped.value.saved == 0  # no checkpoint is known, so that it cannot stop for ever
+
+
+SAVING = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path(sys.argv[1], "ckpt").write_text("whole")
+    print("loss 1", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("step 7/9", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("resume", [None, {"when": "{run_dir}/ckpt", "arguments": []}])
+def test_what_a_stopped_command_saved_is_known_by_its_checkpoint_and_not_by_its_step(tmp_path, resume):
+    point = quick(tmp_path, SAVING, resume=resume, progress={"pattern": r"step (?P<step>\d+)"})
+    log = point.run_dir / "output.log"
+    with pytest.raises(Stopped) as stopped:
+        execute(point, stop=lambda: log.exists() and "step 7" in log.read_text())
+    saved = (point.run_dir / "ckpt").stat().st_mtime_ns if resume else 0
+    assert (stopped.value.step, stopped.value.saved) == (7, saved)
+
+
+def test_a_command_that_somebody_else_ended_has_no_result(tmp_path):
+    """It saves and exits with 0, as after a cancelled job, and must not pass for finished."""
+    point = quick(tmp_path, SAVING.replace('print("step 7/9"', 'import os; print("guard", os.getppid()'))
+    log = point.run_dir / "output.log"
+
+    def end_guard() -> bool:
+        words = log.read_text().split() if log.exists() else []
+        if len(words) == 2:
+            os.kill(int(words[1]), signal.SIGTERM)
+        return False
+
+    ended = execute(point, stop=end_guard)
+    assert (ended["status"], ended["cause"]) == ("failed", "cancelled")
+
+
+def test_workers_forget_the_rank_of_the_shell_that_started_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    point = quick(tmp_path, "print('loss 1')")
+    assert [one.status for one in run(make_plan(list(point.overrides)))] == ["finished"]
+    assert (point.run_dir / "record.json").exists()
 
 
 def test_a_command_dies_with_its_guard(tmp_path):
