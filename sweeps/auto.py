@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
+from hyperp.run_table import CONTEXT
 from hyperp.suggestions import parse_overrides
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import Plan, Point, full_key, make_plan
@@ -244,7 +246,8 @@ def ask_law(
     points.unlink(missing_ok=True)  # left by an earlier call
     unfinished = [one for one in slices if any(point.run_id not in done for point in one)]
     fresh = [one for one in unfinished if not any(point.run_id in done for point in one)]
-    fit = _run_law_command("fit", str(table), "--by", goal.by, "-o", str(law), "--points", str(points))
+    fitting = ("fit", str(table), "--by", goal.by, *select_setting(table, slices[0][0]))
+    fit = _run_law_command(*fitting, "-o", str(law), "--points", str(points))
     if fit.returncode == REFUSED:
         asked = unfinished[0] if unfinished else read_points(plan, points)
         return Advice(None, _first_line(fit), asked, unfinished)
@@ -266,6 +269,17 @@ def ask_law(
         planned = [_sizes_of(one[0]) for one in (*open_ended, *fresh)]
         asked = [*(p for p in theirs if _sizes_of(p) not in planned), *asked]
     return Advice(math.sqrt(found["width"]) - 1, None, asked, [*open_ended, *fresh])
+
+
+def select_setting(table: Path, point: Point) -> list[str]:
+    """The option that keeps runs of other settings out of a law, where the table has any.
+
+    Such runs lie in the same root after a change of the experiment, or a commit of a trainer. hyperp-law
+    knows the column `setting` only where it tells runs apart that are alike in everything else.
+    """
+    rest = [name for name in CONTEXT if name != "setting"]
+    settings = pd.read_parquet(table, columns=list(CONTEXT)).groupby(rest, dropna=False)["setting"].nunique()
+    return [f"--where=setting={setting_hash(values_of(point.config))}"] if settings.max() > 1 else []
 
 
 def nearest_rates(

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 
@@ -19,6 +20,7 @@ from hyperp.sweeps.auto import (
 )
 from hyperp.sweeps.plan import planfile
 from hyperp.sweeps.plan.plan import make_plan
+from hyperp.sweeps.plan.run_config import setting_hash
 from hyperp.training.train import base_record
 
 WORDS = [
@@ -54,6 +56,17 @@ def searched(root, goal, scatter=0.02, words=WORDS, away=None):
         trained(some, scatter, away)
 
     return plan, search_rate(plan, goal, do, steps.append), steps, rounds
+
+
+def test_the_law_is_of_the_plans_own_setting_whatever_else_lies_in_the_root(tmp_path):
+    other = [*WORDS, "model.mlp_ratio=2", f"runtime.root={tmp_path}"]
+    trained(make_plan(other), 0.0, dict.fromkeys((2**k for k in range(14, 21)), 3.0))
+    plan, last, _, _ = searched(tmp_path, AutoGoal("tokens", 0.15, 2097152))
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert last.half_width is not None
+    assert law["where"] == {"setting": setting_hash(asdict(plan.points[0].own))}
+    at_131072 = math.exp(law["a"]["value"]) * 131072 ** law["exponents"]["tokens"]["value"]
+    assert at_131072 == pytest.approx(0.04, rel=0.15)
 
 
 def test_it_stops_at_the_asked_interval_before_the_whole_grid_is_run(tmp_path):
