@@ -22,9 +22,9 @@ from hyperp.analysis.cli.options import (
     Where,
     Window,
     load_runs,
+    named_numbers,
     option_arguments,
     output_option,
-    parse_fixed,
     parse_priors,
     split_names,
 )
@@ -132,7 +132,8 @@ def fit(
     from hyperp.analysis.report.text.law import show_law
 
     command = _fit_command(locals())
-    sizes, fixed, tuned = split_names(",".join(by)), parse_fixed(fix), split_names(over)
+    sizes, tuned = split_names(",".join(by)), split_names(over)
+    fixed = named_numbers(fix or [], "--fix", "depth=-0.5")
     columns = [*sizes, *fixed, *(slice_by or []), *tuned[1:]]
     table, rows = load_runs(runs, mapping, where, columns, loss=not optima)
     law = api.fit_law(

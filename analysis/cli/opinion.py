@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperp.analysis.cli.options import TARGET, AsJson, Size, parse_sizes
+from hyperp.analysis.cli.options import TARGET, AsJson, Size, named_numbers, parse_sizes
 
 CONFIG = "A trainer's configuration"
 
@@ -127,7 +127,9 @@ def opinion(
         "laws": law or [],
         "lr": lr,
     }
-    given |= {"weight_decay": weight_decay, "reference": parse_reference(reference)}
+    words = None if reference is None else reference.replace(",", " ").split()
+    scaled = None if words is None else named_numbers(words, "--reference", "'width=1024 lr=0.01'")
+    given |= {"weight_decay": weight_decay, "reference": scaled}
     if config is None:
         for option, value in {"--trainer": trainer, "--keys": keys, "--strict": strict or None}.items():
             if value is not None:
@@ -141,23 +143,3 @@ def opinion(
     typer.echo(seen.model_dump_json(indent=2)) if as_json else show_diagnosis(seen)
     if strict and seen.findings:
         raise typer.Exit(1)
-
-
-def parse_reference(text: str | None) -> dict[str, float] | None:
-    """The sizes and the rate in a text such as "width=1024 lr=0.01".
-
-    Raises:
-        ValueError: a word that is no NAME=VALUE, or a name given twice.
-    """
-    if text is None:
-        return None
-    found: dict[str, float] = {}
-    for word in text.replace(",", " ").split():
-        name, _, value = word.partition("=")
-        if name in found:
-            raise ValueError(f"--reference {name} must be given once, got {text!r}")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--reference must be such as 'width=1024 lr=0.01', got {word!r}") from None
-    return found

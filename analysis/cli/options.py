@@ -300,22 +300,22 @@ def option_arguments(options: Mapping[str, str | Sequence[str] | bool | None]) -
     return arguments
 
 
-def parse_fixed(conditions: Sequence[str] | None) -> dict[str, float]:
-    """Exponents by covariate from texts such as "depth=-0.5".
+def named_numbers(words: Sequence[str], option: str, example: str) -> dict[str, float]:
+    """Numbers by name from texts such as "depth=-0.5", which were given to `option`.
 
     Raises:
-        ValueError: another text, or a covariate given twice.
+        ValueError: a text that is no NAME=NUMBER, with the example, or a name given twice.
     """
-    fixed: dict[str, float] = {}
-    for condition in conditions or []:
-        name, _, value = condition.partition("=")
-        if name in fixed:
-            raise ValueError(f"--fix {name} must be given once, got {fixed[name]:g} and {value}")
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in found:
+            raise ValueError(f"{option} {name} must be given once, got {found[name]:g} and {value}")
         try:
-            fixed[name] = float(value)
+            found[name] = float(value)
         except ValueError:
-            raise ValueError(f"--fix must be such as depth=-0.5, got {condition!r}") from None
-    return fixed
+            raise ValueError(f"{option} must be such as {example}, got {word!r}") from None
+    return found
 
 
 def parse_priors(conditions: Sequence[str] | None) -> dict[str, tuple[float, float]]:

@@ -128,6 +128,11 @@ class Handover:
         text = f"{self.batch_tokens.value:.10g} tokens a step / {self.sequence_length} a sequence"
         return Sourced(int(self.batch_tokens.value // self.sequence_length), text)
 
+    @property
+    def schedule_name(self) -> str:
+        """The schedule of the fitted runs as text, also where nobody named it."""
+        return self.context.get("schedule") or "of the fitted runs, which the law does not name"
+
     @cached_property
     def schedule(self) -> Schedule | None:
         """The schedule with the defaults of its name in hyperp-train; None for one that it does not have."""

@@ -121,8 +121,7 @@ def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
     """Linear and cosine decay to a share of the peak are both warmup_stable_decay without a stable part."""
     schedule = handover.schedule
     if schedule is None:
-        name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
-        untranslated.append(f"schedule {name}: set lr_scheduler_type yourself")
+        untranslated.append(f"schedule {handover.schedule_name}: set lr_scheduler_type yourself")
         return
     source, known = handover.schedule_source, handover.defaults_known
     yield Setting("warmup_steps", schedule.warmup_steps, source, known)

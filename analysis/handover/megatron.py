@@ -79,8 +79,8 @@ def _rates(handover: Handover, known: bool, untranslated: list[str]) -> Iterator
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
     schedule = handover.schedule
     if schedule is None:
-        name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
-        untranslated.append(f"schedule {name}: set --lr-decay-style, --lr-warmup-iters and --min-lr yourself")
+        how = "set --lr-decay-style, --lr-warmup-iters and --min-lr yourself"
+        untranslated.append(f"schedule {handover.schedule_name}: {how}")
         return
     yield Setting("--lr-decay-style", schedule.shape, handover.schedule_source)
     source, known = handover.schedule_source, handover.defaults_known

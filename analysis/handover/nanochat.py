@@ -80,8 +80,9 @@ def _rates(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
     schedule = handover.schedule
     if schedule is None or schedule.shape == "cosine":
-        name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
-        untranslated.append(f"schedule {name}: nanochat warms up, stays and decays linearly")
+        untranslated.append(
+            f"schedule {handover.schedule_name}: nanochat warms up, stays and decays linearly"
+        )
         return
     source, known = handover.schedule_source, handover.defaults_known
     yield Setting("--warmup-steps", schedule.warmup_steps, source, known)

@@ -83,8 +83,7 @@ def _optimizer(handover: Handover, known: bool, untranslated: list[str]) -> Iter
 def _schedule(handover: Handover, untranslated: list[str]) -> Iterator[Setting]:
     schedule = handover.schedule
     if schedule is None:
-        name = handover.context.get("schedule") or "of the fitted runs, which the law does not name"
-        untranslated.append(f"schedule {name}: set lr_scheduler yourself")
+        untranslated.append(f"schedule {handover.schedule_name}: set lr_scheduler yourself")
         return
     source, known = handover.schedule_source, handover.defaults_known
     yield Setting("lr_scheduler.warmup_steps", schedule.warmup_steps, source, known)
